@@ -1,0 +1,24 @@
+"""Adapters: one file per model family; importing this package registers them all."""
+
+from oseg_video.adapters import ltx, mochi
+from oseg_video.adapters.base import (
+    AttentionSite,
+    ModelAdapter,
+    UnsupportedPipelineError,
+    VideoTokens,
+    adapter_for,
+    adapter_for_class,
+    all_adapters,
+)
+
+__all__ = [
+    "AttentionSite",
+    "ModelAdapter",
+    "UnsupportedPipelineError",
+    "VideoTokens",
+    "adapter_for",
+    "adapter_for_class",
+    "all_adapters",
+    "ltx",
+    "mochi",
+]

@@ -1,0 +1,65 @@
+"""LTX-Video: self-attention of video tokens, then cross-attention to text (Lightricks/LTX-Video)."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from oseg_video.adapters.base import AttentionSite, ModelAdapter, VideoTokens, register_adapter
+from oseg_video.types import TokenGrid
+
+
+@register_adapter
+class LTXAdapter(ModelAdapter):
+    """`LTXVideoTransformer3DModel`: queries are normalised over all heads at once."""
+
+    family = "ltx"
+    text_to_video = "LTXPipeline"
+    image_to_video = "LTXImageToVideoPipeline"
+    other_pipelines = ("LTXConditionPipeline",)
+    hub_repository = "Lightricks/LTX-Video"
+    size_multiple = 32
+    frame_multiple = 8
+    batched_arguments = (
+        "hidden_states",
+        "encoder_hidden_states",
+        "timestep",
+        "encoder_attention_mask",
+        "video_coords",
+    )
+
+    def video_tokens(self, denoiser: nn.Module, arguments: Mapping[str, Any]) -> VideoTokens:
+        coordinates = arguments.get("video_coords")
+        if coordinates is None:
+            grid = TokenGrid(arguments["num_frames"], arguments["height"], arguments["width"])
+            return VideoTokens(grid)
+        return _tokens_from_coordinates(coordinates)
+
+    def site(self, block: nn.Module, name: str) -> AttentionSite:
+        attention = block.attn1
+        return AttentionSite(
+            name=f"{name}.attn1",
+            to_k=attention.to_k,
+            norm_q=attention.norm_q,
+            norm_k=attention.norm_k,
+            heads=attention.heads,
+            norm_layout="BSC",
+        )
+
+    def skip_block(self, hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
+        return hidden_states
+
+
+def _tokens_from_coordinates(coordinates: Tensor) -> VideoTokens:
+    """The clip's tokens from [B, 3, S] coordinates (seconds, rows, columns), as the condition pipeline has them.
+
+    That pipeline puts the tokens of conditioning frames other than the first before the clip's own. The
+    clip starts at second 0 and its frames follow in time, so it begins where time last fails to increase.
+    """
+    seconds, rows, columns = coordinates[0]
+    height, width = rows.unique().numel(), columns.unique().numel()
+    frame_seconds = seconds[:: height * width]
+    restarts = (frame_seconds[1:] <= frame_seconds[:-1]).nonzero().flatten()
+    first = int(restarts[-1]) + 1 if restarts.numel() else 0
+    grid = TokenGrid(frame_seconds.numel() - first, height, width)
+    return VideoTokens(grid, start=first * height * width)

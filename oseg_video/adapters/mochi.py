@@ -1,0 +1,42 @@
+"""Mochi: joint attention of video and text (genmo/mochi-1-preview)."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from oseg_video.adapters.base import AttentionSite, ModelAdapter, VideoTokens, register_adapter
+from oseg_video.types import TokenGrid
+
+
+@register_adapter
+class MochiAdapter(ModelAdapter):
+    """`MochiTransformer3DModel`: video tokens have projections of their own, text ones are separate."""
+
+    family = "mochi"
+    text_to_video = "MochiPipeline"
+    hub_repository = "genmo/mochi-1-preview"
+    size_multiple = 16
+    frame_multiple = 6
+    batched_arguments = ("hidden_states", "encoder_hidden_states", "timestep", "encoder_attention_mask")
+
+    def video_tokens(self, denoiser: nn.Module, arguments: Mapping[str, Any]) -> VideoTokens:
+        frames, height, width = arguments["hidden_states"].shape[2:]
+        patch = denoiser.config.patch_size
+        return VideoTokens(TokenGrid(frames, height // patch, width // patch))
+
+    def site(self, block: nn.Module, name: str) -> AttentionSite:
+        attention = block.attn1
+        return AttentionSite(
+            name=f"{name}.attn1",
+            to_k=attention.to_k,
+            norm_q=attention.norm_q,
+            norm_k=attention.norm_k,
+            heads=attention.heads,
+            norm_layout="BSND",
+        )
+
+    def skip_block(
+        self, hidden_states: Tensor, encoder_hidden_states: Tensor, *_: Any, **__: Any
+    ) -> tuple[Tensor, Tensor]:
+        return hidden_states, encoder_hidden_states

@@ -1,0 +1,71 @@
+"""What really ran: the passes of every guided step, for tests, manifests and doubters."""
+
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class PassRecord:
+    """One forward pass of the denoiser."""
+
+    branches: tuple[str, ...]
+    """The branches that shared the pass, in the order of its rows."""
+    rows: int
+    """Batch size of the pass."""
+    start_block: int
+    """First block that ran; blocks before it were reused from an earlier pass of the step."""
+    fired: tuple[str, ...]
+    """Names of the sites and blocks at which the perturbation took place."""
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """One denoising step."""
+
+    index: int
+    """Step index, from 0."""
+    noise_level: float
+    """1 is pure noise, 0 is clean."""
+    passes: tuple[PassRecord, ...]
+
+
+@dataclass
+class GuidanceReport:
+    """The record of a guided run; grows while the pipeline runs."""
+
+    method: str
+    """Name of the guidance method."""
+    block_count: int
+    """Blocks of the denoiser."""
+    steps: list[StepRecord] = field(default_factory=list)
+
+    @property
+    def block_passes(self) -> float:
+        """Passes through the whole denoiser for one clip, counted in blocks: CFG costs 2 a step.
+
+        A pass of two branches counts twice; one that starts at block l counts (L - l) / L.
+        """
+        return sum(
+            len(p.branches) * (self.block_count - p.start_block) / self.block_count
+            for step in self.steps
+            for p in step.passes
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Totals and the distinct kinds of step, as plain JSON types."""
+        kinds = Counter(step.passes for step in self.steps)
+        return {
+            "method": self.method,
+            "blocks": self.block_count,
+            "steps": len(self.steps),
+            "block_passes": round(self.block_passes, 4),
+            "step_kinds": [
+                {"steps": count, "passes": [_plain(record) for record in passes]}
+                for passes, count in kinds.items()
+            ],
+        }
+
+
+def _plain(record: PassRecord) -> dict[str, Any]:
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(record).items()}
