@@ -1,0 +1,269 @@
+"""Adapters on real denoisers: the right queries change, and the guided prediction is the formula's."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.testing import assert_close
+
+from oseg_video import CFG, OSEG, SEG, STG, guided
+from oseg_video.adapters import adapter_for, adapter_for_class, all_adapters, base
+from oseg_video.types import TokenGrid
+from tests.integration.families import CASES, LTX, MOCHI, SCALE, Case
+from tests.tiny import BLOCKS
+
+GRIDS = {"mochi": TokenGrid(3, 3, 2), "ltx": TokenGrid(5, 4, 8)}
+BLOCK = 2
+
+
+@pytest.fixture(params=(MOCHI, LTX), ids=lambda case: case.name)
+def case(request: pytest.FixtureRequest) -> Case:
+    return request.param
+
+
+@pytest.fixture
+def pipe(case: Case) -> Any:
+    pipe = case.build()
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+# -- the registry
+
+
+def test_every_pipeline_class_has_one_adapter_and_exists_in_diffusers() -> None:
+    import diffusers
+
+    for adapter in all_adapters():
+        for name in adapter.pipelines:
+            assert adapter_for_class(name) is adapter and hasattr(diffusers, name)
+
+
+def test_a_pipeline_class_cannot_be_registered_twice() -> None:
+    class Second(type(adapter_for_class("LTXPipeline"))):
+        pass
+
+    with pytest.raises(ValueError, match="LTXPipeline is already served by LTXAdapter"):
+        base.register_adapter(Second)
+
+
+# -- the token grid
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_video_tokens_come_from_the_call(
+    case: Case, pipe: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapter = adapter_for(pipe)
+    seen = []
+    original = type(adapter).video_tokens
+
+    def record(self: Any, denoiser: nn.Module, arguments: dict) -> Any:
+        seen.append(original(self, denoiser, arguments))
+        return seen[-1]
+
+    monkeypatch.setattr(type(adapter), "video_tokens", record)
+    with guided(pipe, SEG(guidance_scale=SCALE, blocks=(BLOCK,))):
+        case.run(pipe)
+    grid = GRIDS[adapter.family]
+    # One keyframe stands before the clip in the condition pipeline.
+    start = grid.height * grid.width if case.name == "ltx-condition" else 0
+    assert {(tokens.grid, tokens.start) for tokens in seen} == {(grid, start)}
+
+
+# -- what attention sees
+
+
+@contextmanager
+def captured_attention(case: Case, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[Tensor, ...]]]:
+    """(query, key, value) as [B, N, S, D] of every call of scaled dot-product attention over the clip."""
+    calls: list[tuple[Tensor, ...]] = []
+    real = nn.functional.scaled_dot_product_attention
+
+    def record(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if query.shape[2] >= GRIDS[case.name].tokens and key.shape == query.shape:
+            calls.append((query, key, value))
+        return real(query, key, value, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(nn.functional, "scaled_dot_product_attention", record)
+        yield calls
+
+
+def test_only_the_video_queries_change_and_they_are_orthogonal_to_their_keys(
+    case: Case, pipe: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without blur the query that attention sees, rotated, is the part of the plain one off its own key."""
+    pipe.transformer.double()
+    guidance = OSEG(guidance_scale=1.0, blocks=(BLOCK,), blur_sigma=0.0)
+    embeds = {"prompt_embeds": torch.randn(1, 24, 32, generator=torch.Generator().manual_seed(0)).double()}
+    mask = torch.arange(24)[None] < 9
+    with captured_attention(case, monkeypatch) as calls, guided(pipe, guidance):
+        case.run(
+            pipe,
+            prompt=None,
+            guidance_scale=1.0,
+            num_inference_steps=2,
+            prompt_attention_mask=mask,
+            **embeds,
+        )
+    grid = GRIDS[case.name].tokens
+    step = len(calls) // 2
+    plain, perturbed = calls[BLOCK], calls[BLOCKS]  # the perturbed pass starts at BLOCK
+    assert step == BLOCKS + BLOCKS - BLOCK
+    for before, after in zip(plain[1:], perturbed[1:], strict=True):
+        assert torch.equal(before, after)
+    query, key = plain[0][:, :, :grid], plain[1][:, :, :grid]
+    off_key = query - (query * key).sum(-1, keepdim=True) / (key * key).sum(-1, keepdim=True) * key
+    assert_close(perturbed[0][:, :, :grid], off_key, rtol=1e-5, atol=1e-5)
+    alignment = (perturbed[0][:, :, :grid] * key).sum(-1).abs().max()
+    # Rotary embedding is computed in float32 by the model itself.
+    assert alignment < 1e-5 < (query * key).sum(-1).abs().max()
+    assert torch.equal(plain[0][:, :, grid:], perturbed[0][:, :, grid:])
+    assert (plain[0].shape[2] > grid) == (case is MOCHI)
+
+
+# -- against a slow reference
+
+
+class SlowAttention:
+    """Self-attention of Mochi and of LTX written out with einsum, its video queries changed by a function."""
+
+    def __init__(self, case: Case, change: Callable[[Tensor, Tensor], Tensor]) -> None:
+        self.case = case
+        self.change = change
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        image_rotary_emb: Any = None,
+    ) -> Any:
+        heads = attn.heads
+        query, key = attn.to_q(hidden_states), attn.to_k(hidden_states)
+        value = attn.to_v(hidden_states).unflatten(2, (heads, -1))
+        if self.case is LTX:
+            query, key = (x.unflatten(2, (heads, -1)) for x in (attn.norm_q(query), attn.norm_k(key)))
+            angles = [part.unflatten(2, (heads, -1))[..., ::2] for part in image_rotary_emb]
+        else:
+            query = attn.norm_q(query.unflatten(2, (heads, -1)))
+            key = attn.norm_k(key.unflatten(2, (heads, -1)))
+            angles = image_rotary_emb
+        query = self.change(query, key)
+        query, key = rotated(query, *angles), rotated(key, *angles)
+        if self.case is LTX:
+            out = softmax_attention(query, key, value).flatten(2)
+            return attn.to_out[0](out)
+        text = encoder_hidden_states
+        extra = [
+            attn.norm_added_q(attn.add_q_proj(text).unflatten(2, (heads, -1))),
+            attn.norm_added_k(attn.add_k_proj(text).unflatten(2, (heads, -1))),
+            attn.add_v_proj(text).unflatten(2, (heads, -1)),
+        ]
+        joint = [torch.cat([a, b], dim=1) for a, b in zip((query, key, value), extra, strict=True)]
+        valid = torch.cat([torch.ones(hidden_states.shape[:2], dtype=torch.bool), attention_mask], dim=1)
+        out = softmax_attention(*joint, valid).flatten(2)
+        # diffusers packs valid tokens first, so the outputs of padded text are zero
+        out = torch.where(valid[..., None], out, 0.0)
+        video, context = out.split([hidden_states.shape[1], text.shape[1]], dim=1)
+        context = attn.to_add_out(context) if hasattr(attn, "to_add_out") else context
+        return attn.to_out[0](video), context
+
+
+def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Pairs of neighbouring channels turned by the given angles."""
+    turned = torch.view_as_complex(x.unflatten(-1, (-1, 2)).contiguous()) * torch.complex(cos, sin).to(
+        torch.complex128
+    )
+    return torch.view_as_real(turned).flatten(-2)
+
+
+def softmax_attention(query: Tensor, key: Tensor, value: Tensor, valid: Tensor | None = None) -> Tensor:
+    logits = torch.einsum("bind,bjnd->bnij", query, key) / math.sqrt(query.shape[-1])
+    if valid is not None:
+        logits = logits.masked_fill(~valid[:, None, None, :], -math.inf)
+    return torch.einsum("bnij,bjnd->bind", logits.softmax(-1), value)
+
+
+def mean_everywhere(query: Tensor, key: Tensor) -> Tensor:
+    return query.mean(dim=1, keepdim=True).expand_as(query)
+
+
+def off_key_mean_per_frame(grid: TokenGrid) -> Callable[[Tensor, Tensor], Tensor]:
+    def change(query: Tensor, key: Tensor) -> Tensor:
+        unit = key / key.norm(dim=-1, keepdim=True)
+        off_key = query - (query * unit).sum(-1, keepdim=True) * unit
+        frames = off_key.unflatten(1, (grid.frames, -1))
+        smooth = frames.mean(dim=2, keepdim=True).expand_as(frames).flatten(1, 2)
+        return 0.25 * query + 0.75 * smooth
+
+    return change
+
+
+def reference_transformer(case: Case, transformer: nn.Module, change: Any) -> nn.Module:
+    """A float64 copy whose block BLOCK is perturbed by other means than hooks."""
+    model = copy.deepcopy(transformer).double()
+    if change == "skip":
+        del model.transformer_blocks[BLOCK]
+    else:
+        model.transformer_blocks[BLOCK].attn1.processor = SlowAttention(case, change)
+    return model
+
+
+@pytest.mark.parametrize("method", ("cfg", "stg", "seg", "oseg", "oseg-plain-uncond"))
+def test_the_guided_prediction_is_that_of_a_slow_float64_reference(
+    case: Case, pipe: Any, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scale, weight = 3.0, 1.5
+    oseg = {"blur_sigma": (0.0, math.inf), "mix": 0.75}
+    guidance, change = {
+        "cfg": (CFG(guidance_scale=scale), None),
+        "stg": (STG(guidance_scale=scale, stg_scale=weight, blocks=(BLOCK,)), "skip"),
+        "seg": (SEG(guidance_scale=scale, seg_scale=weight, blocks=(BLOCK,)), mean_everywhere),
+        "oseg": (
+            OSEG(guidance_scale=scale, oseg_scale=weight, blocks=(BLOCK,), **oseg),
+            off_key_mean_per_frame(GRIDS[case.name]),
+        ),
+        "oseg-plain-uncond": (
+            OSEG(
+                guidance_scale=scale, oseg_scale=weight, blocks=(BLOCK,), perturb_unconditional=False, **oseg
+            ),
+            off_key_mean_per_frame(GRIDS[case.name]),
+        ),
+    }[method]
+
+    inputs: list[dict] = []
+    handle = pipe.transformer.register_forward_pre_hook(
+        lambda _, __, kwargs: inputs.append(kwargs), with_kwargs=True
+    )
+    case.run(pipe, num_inference_steps=2)
+    handle.remove()
+    outputs: list[Tensor] = []
+    real_step = pipe.scheduler.step
+    monkeypatch.setattr(
+        pipe.scheduler, "step", lambda output, *a, **k: outputs.append(output) or real_step(output, *a, **k)
+    )
+    with guided(pipe, guidance):
+        case.run(pipe, num_inference_steps=2)
+
+    first = {k: v.double() if isinstance(v, Tensor) and v.is_floating_point() else v for k, v in inputs[0].items()}
+    with torch.no_grad():
+        uncond, cond = copy.deepcopy(pipe.transformer).double()(**first)[0].chunk(2)
+        if change is not None:
+            weak_uncond, weak_cond = reference_transformer(case, pipe.transformer, change)(**first)[0].chunk(2)
+    if method == "cfg":
+        expected = uncond + scale * (cond - uncond)
+    elif method == "oseg":
+        expected = cond + (scale - 1) * (cond - weak_uncond) + weight * (cond - weak_cond)
+    else:
+        expected = uncond + scale * (cond - uncond) + weight * (cond - weak_cond)
+    assert_close(outputs[0].double(), expected, rtol=1e-4, atol=1e-4)

@@ -1,0 +1,316 @@
+"""`guided` on the real diffusers pipelines: exact where it must be, restored, and never silent."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from tests.integration.families import CASES, LTX, MOCHI, SCALE, STEPS, Case
+from torch.testing import assert_close
+from torch.utils.flop_counter import FlopCounterMode
+
+import oseg_video
+from oseg_video import CFG, OSEG, SEG, STG, GuidanceError, SilentGuidanceError, guided
+from oseg_video.adapters import UnsupportedPipelineError
+from tests.tiny import BLOCKS
+
+METHODS = (
+    STG(guidance_scale=SCALE, blocks=(2,)),
+    SEG(guidance_scale=SCALE, blocks=(2, 3), blur_sigma=1.0),
+    OSEG(guidance_scale=SCALE, blocks=(2,)),
+    OSEG(guidance_scale=SCALE, blocks=(2,), perturb_unconditional=False, reference="principal:2"),
+    OSEG(guidance_scale=SCALE, blocks=(1, 3), keep_parallel=0.5, mix=0.7, rescale=0.7, reference="frame"),
+)
+
+# Batches of different sizes take other summation orders; over a few steps float32 rounding grows to this.
+ACROSS_BATCHES = {"rtol": 1e-4, "atol": 1e-4}
+
+
+@pytest.fixture(params=CASES, ids=lambda case: case.name)
+def case(request: pytest.FixtureRequest) -> Case:
+    return request.param
+
+
+@pytest.fixture(params=(MOCHI, LTX), ids=lambda case: case.name)
+def family(request: pytest.FixtureRequest) -> Case:
+    return request.param
+
+
+@pytest.fixture
+def pipe(request: pytest.FixtureRequest) -> Any:
+    name = "case" if "case" in request.fixturenames else "family"
+    pipe = request.getfixturevalue(name).build()
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def state_of(pipe: Any) -> list[tuple]:
+    """Everything that guiding might leave behind on the denoiser's modules."""
+    hooks = ("_forward_hooks", "_forward_pre_hooks")
+    return [
+        (name, id(module), type(module), sorted(vars(module)), [len(getattr(module, hook)) for hook in hooks])
+        for name, module in pipe.transformer.named_modules()
+    ]
+
+
+# -- exactness
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
+def test_plain_cfg_is_bit_equal_to_the_stock_pipeline(case: Case, pipe: Any, dtype: torch.dtype) -> None:
+    pipe.to(dtype)
+    stock = case.run(pipe)
+    with guided(pipe, CFG(guidance_scale=SCALE)):
+        assert torch.equal(case.run(pipe), stock)
+    with guided(pipe, CFG()):
+        assert torch.equal(case.run(pipe), stock)
+
+
+def test_the_guidance_scale_of_the_guidance_counts(family: Case, pipe: Any) -> None:
+    stock = family.run(pipe, guidance_scale=6.0)
+    with guided(pipe, CFG(guidance_scale=6.0)):
+        assert torch.equal(family.run(pipe, guidance_scale=2.0), stock)
+
+
+def test_no_text_guidance_is_the_stock_pipeline_without_it(family: Case, pipe: Any) -> None:
+    stock = family.run(pipe, guidance_scale=1.0)
+    with guided(pipe, CFG(guidance_scale=1.0)) as report:
+        assert torch.equal(family.run(pipe, guidance_scale=1.0), stock)
+        assert_close(family.run(pipe, guidance_scale=SCALE), stock, **ACROSS_BATCHES)
+    assert [step.passes[0].branches for step in report.steps] == [("cond",)] * 2 * STEPS
+
+
+@pytest.mark.parametrize(
+    "guidance",
+    (
+        OSEG(guidance_scale=SCALE, blocks=(2,), mix=0.0),
+        OSEG(guidance_scale=SCALE, blocks=(2,), oseg_scale=0.0, perturb_unconditional=False),
+        OSEG(guidance_scale=SCALE, blocks=(2,), blur_sigma=0.0, keep_parallel=1.0),
+        SEG(guidance_scale=SCALE, blocks=(2,), blur_sigma=0.0),
+        STG(guidance_scale=SCALE, blocks=(2,), stg_scale=0.0),
+    ),
+    ids=lambda guidance: f"{guidance.name}",
+)
+def test_a_method_that_is_switched_off_is_cfg(family: Case, pipe: Any, guidance: Any) -> None:
+    stock = family.run(pipe)
+    with guided(pipe, guidance) as report:
+        assert torch.equal(family.run(pipe), stock)
+    assert report.block_passes == 2 * STEPS
+
+
+@pytest.mark.parametrize("guidance", METHODS, ids=lambda guidance: guidance.name)
+def test_prefix_reuse_changes_nothing(case: Case, pipe: Any, guidance: Any) -> None:
+    with guided(pipe, guidance, reuse_prefix=False):
+        whole = case.run(pipe)
+    with guided(pipe, guidance) as report:
+        assert_close(case.run(pipe), whole, **ACROSS_BATCHES)
+    first = min(guidance.blocks)
+    assert all(step.passes[-1].start_block == first for step in report.steps)
+    assert not torch.equal(whole, case.run(pipe))
+
+
+@pytest.mark.parametrize("perturb_unconditional", (True, False))
+def test_prefix_reuse_shows_in_counted_flops(family: Case, pipe: Any, perturb_unconditional: bool) -> None:
+    guidance = OSEG(guidance_scale=SCALE, blocks=(3,), perturb_unconditional=perturb_unconditional)
+
+    def flops(reuse_prefix: bool) -> int:
+        with guided(pipe, guidance, reuse_prefix=reuse_prefix), FlopCounterMode(display=False) as counter:
+            family.run(pipe, num_inference_steps=2)
+        return sum(n for name, n in counter.get_flop_counts()["Global"].items() if "conv" not in str(name))
+
+    # Three branches cost 1 + 1 + (L - l) / L passes; embeddings and text encoder are paid in each pass.
+    expected = (2 + (BLOCKS - 3) / BLOCKS) / 3
+    assert expected <= flops(True) / flops(False) < expected + 0.06
+
+
+@pytest.mark.parametrize("guidance", METHODS[1:4:2], ids=lambda guidance: guidance.name)
+def test_a_clip_does_not_depend_on_its_batch(family: Case, pipe: Any, guidance: Any) -> None:
+    prompts = ["a red circle", "a much longer prompt, x"]
+    with guided(pipe, guidance):
+        together = family.run(pipe, prompts, seed=5)
+        alone = torch.cat([family.run(pipe, prompt, seed=5 + i) for i, prompt in enumerate(prompts)])
+        videos = family.run(pipe, prompts[0], seed=5, num_videos_per_prompt=2)
+    assert_close(together, alone, **ACROSS_BATCHES)
+    assert_close(videos[:1], alone[:1], **ACROSS_BATCHES)
+
+
+def test_without_text_guidance_the_perturbed_branch_is_all_there_is(family: Case, pipe: Any) -> None:
+    with guided(pipe, OSEG(guidance_scale=1.0, blocks=(1,))) as report:
+        family.run(pipe, guidance_scale=1.0)
+    assert [p.branches for p in report.steps[0].passes] == [("cond",), ("cond_perturbed",)]
+
+
+def test_outside_the_interval_the_extra_branches_are_not_run(family: Case, pipe: Any) -> None:
+    with guided(pipe, OSEG(guidance_scale=SCALE, blocks=(1,), interval=(0.3, 0.6))) as report:
+        family.run(pipe, num_inference_steps=10)
+    kinds = [[p.branches for p in step.passes] for step in report.steps]
+    plain, oseg = [("uncond", "cond")], [("cond",), ("uncond_perturbed",), ("cond_perturbed",)]
+    assert kinds == [plain] * 3 + [oseg] * 3 + [plain] * 4
+    levels = [step.noise_level for step in report.steps]
+    assert levels == sorted(levels, reverse=True) and levels[0] == pytest.approx(1, abs=0.02)
+
+
+def test_the_published_rule_runs(family: Case) -> None:
+    # 2 heads of 32: the published transform views the channels as 64 x (C / 64)
+    pipe = family.build(attention_head_dim=32, **({"cross_attention_dim": 64} if family is LTX else {}))
+    pipe.set_progress_bar_config(disable=True)
+    stock = family.run(pipe)
+    for skip in (False, True):
+        guidance = OSEG(
+            guidance_scale=SCALE, oseg_scale=0.62, mix=0.67, blocks=(2,), rule="published", published_skip=skip
+        )
+        with guided(pipe, guidance) as report:
+            assert not torch.equal(family.run(pipe), stock)
+        assert [p.branches for p in report.steps[0].passes] == [("cond",)]
+        last = [name for p in report.steps[1].passes for name in p.branches]
+        assert last == ["cond", "uncond_perturbed"] + ["cond_perturbed"] * skip
+
+
+# -- what else may wrap the pipeline
+
+
+def test_model_offload_keeps_the_guidance_over_several_calls(family: Case, pipe: Any) -> None:
+    guidance = OSEG(guidance_scale=SCALE, blocks=(2,))
+    with guided(pipe, guidance):
+        expected = family.run(pipe)
+    pipe.enable_model_cpu_offload(device="cpu")
+    with guided(pipe, guidance) as report:
+        # The pipeline takes its offload hooks off and on again at the end of each call.
+        assert torch.equal(family.run(pipe), expected)
+        assert torch.equal(family.run(pipe), expected)
+    assert len(report.steps) == 2 * STEPS
+
+
+def test_compiled_blocks_are_perturbed_all_the_same(family: Case, pipe: Any) -> None:
+    guidance = OSEG(guidance_scale=SCALE, blocks=(2,))
+    with guided(pipe, guidance):
+        expected = family.run(pipe)
+    adapter = oseg_video.adapters.adapter_for(pipe)
+    adapter.compile_blocks(pipe.transformer, backend="eager")
+    stock = family.run(pipe)  # compiled before the hooks of the guided run exist
+    with guided(pipe, guidance):
+        assert_close(family.run(pipe), expected, **ACROSS_BATCHES)
+    assert torch.equal(family.run(pipe), stock)
+
+
+def test_a_denoiser_compiled_as_a_whole_is_refused(pipe: Any, family: Case) -> None:
+    pipe.transformer.compile(backend="eager")
+    with pytest.raises(GuidanceError, match="compile the repeated blocks"), guided(pipe, METHODS[0]):
+        pass
+
+
+def test_a_step_cache_is_refused(pipe: Any, family: Case) -> None:
+    from diffusers import FirstBlockCacheConfig
+
+    pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=0.1))
+    with pytest.raises(GuidanceError, match="step cache"), guided(pipe, METHODS[0]):
+        pass
+
+
+# -- restoring
+
+
+@pytest.mark.parametrize("error", (None, RuntimeError, KeyboardInterrupt))
+def test_the_pipeline_is_as_it_was_afterwards(case: Case, pipe: Any, error: type | None) -> None:
+    stock = case.run(pipe)  # before the look at the state: diffusers itself notes things in a first run
+    before = state_of(pipe)
+
+    def interrupt(_: Any, step: int, __: Any, values: dict) -> dict:
+        if error is not None and step == 1:
+            raise error("in the middle")
+        return values
+
+    def run() -> None:
+        with guided(pipe, METHODS[2]):
+            case.run(pipe, callback_on_step_end=interrupt)
+
+    if error is None:
+        run()
+    else:
+        with pytest.raises(error):
+            run()
+    assert state_of(pipe) == before
+    assert torch.equal(case.run(pipe), stock)
+
+
+def test_an_error_inside_a_perturbed_block_leaves_no_hook(
+    family: Case, pipe: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    family.run(pipe)
+    before = state_of(pipe)
+    monkeypatch.setattr("oseg_video.guidance.methods.oseg_queries", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError), guided(pipe, METHODS[2]):
+        family.run(pipe)
+    assert state_of(pipe) == before
+
+
+def test_nesting_is_refused_and_the_outer_guidance_goes_on(family: Case, pipe: Any) -> None:
+    with guided(pipe, METHODS[0]):
+        expected = family.run(pipe)
+    with guided(pipe, METHODS[0]):
+        with pytest.raises(GuidanceError, match="guided already"), guided(pipe, CFG()):
+            pass
+        assert torch.equal(family.run(pipe), expected)
+
+
+# -- refusing, and never silent
+
+
+def test_an_unknown_block_is_refused_before_any_work(family: Case, pipe: Any) -> None:
+    with pytest.raises(GuidanceError, match=f"no block {BLOCKS}.*has {BLOCKS} blocks"):
+        with guided(pipe, STG(blocks=(BLOCKS,))):
+            pytest.fail("the body must not run")
+
+
+def test_another_pipeline_class_is_refused_by_name() -> None:
+    with pytest.raises(UnsupportedPipelineError, match=r"no adapter for 'str'.*LTXPipeline.*MochiPipeline"):
+        with guided("no pipeline", CFG()):
+            pass
+
+
+def test_a_missing_unconditional_branch_is_refused(family: Case, pipe: Any) -> None:
+    with pytest.raises(GuidanceError, match="needs the unconditional branch"), guided(pipe, METHODS[0]):
+        family.run(pipe, guidance_scale=1.0)
+
+
+def test_the_pipelines_own_rescale_is_refused() -> None:
+    pipe = LTX.build()
+    with pytest.raises(GuidanceError, match=r"rescale=0\.5"), guided(pipe, METHODS[0]):
+        LTX.run(pipe, guidance_rescale=0.5)
+
+
+def test_a_perturbation_without_effect_raises(
+    family: Case, pipe: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("oseg_video.guidance.methods.seg_queries", lambda query, *_, **__: query)
+    # Whole passes over equal batches are bit-equal when nothing is perturbed.
+    guidance = SEG(guidance_scale=1.0, blocks=(2,))
+    with pytest.raises(SilentGuidanceError, match="did not change"), guided(pipe, guidance):
+        family.run(pipe, guidance_scale=1.0)
+
+
+def test_a_site_that_never_fires_raises(family: Case, pipe: Any) -> None:
+    attention = pipe.transformer.transformer_blocks[2].attn1
+
+    class Bypass:
+        """An attention processor that never asks for the query."""
+
+        def __call__(self, attn: Any, hidden_states: Any, encoder_hidden_states: Any = None, *_: Any, **__: Any):
+            return hidden_states if encoder_hidden_states is None or family is LTX else (
+                hidden_states,
+                encoder_hidden_states,
+            )
+
+    attention.processor = Bypass()
+    with pytest.raises(SilentGuidanceError, match=r"block 2 \(transformer_blocks\.2\).*never fired"):
+        with guided(pipe, METHODS[2]):
+            family.run(pipe)
+
+
+def test_a_guided_run_without_a_step_is_said(
+    family: Case, pipe: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    with guided(pipe, METHODS[0]):
+        pass
+    assert "no step" in caplog.text
