@@ -1,0 +1,143 @@
+"""Guidance methods as data: the branches of a step, the rule's formula, and what is refused."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from oseg_video.guidance.methods import CFG, METHODS, OSEG, SEG, STG, Branch, Guidance, Step
+from oseg_video.guidance.schedule import Breakpoints
+from oseg_video.types import OsegVideoError
+
+
+def step(index: int = 1, noise_level: float = 0.5, pipeline_scale: float = 4.0) -> Step:
+    return Step(index=index, count=10, noise_level=noise_level, pipeline_scale=pipeline_scale)
+
+
+def predictions(names: Any, seed: int = 0) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {name: torch.randn(2, 3, 4, generator=generator) for name in names}
+
+
+def branches_of(guidance: Guidance, at: Step) -> dict[str, tuple[str, bool]]:
+    plan = guidance.plan(at)
+    return {name: (b.condition, b.perturbation is not None) for name, b in plan.branches.items()}
+
+
+def test_every_method_is_known_by_its_name() -> None:
+    assert {name: method.name for name, method in METHODS.items()} == {n: n for n in METHODS}
+    assert set(METHODS) >= {"cfg", "seg", "stg", "oseg"}
+
+
+def test_cfg_leaves_the_pipeline_its_own_rule_only_where_that_is_the_same() -> None:
+    assert CFG(guidance_scale=4.0).plan(step()).rule is None
+    assert CFG().plan(step()).rule is None
+    assert CFG(guidance_scale=5.0).plan(step()).rule is not None
+    assert CFG(guidance_scale=4.0, rescale=0.5).plan(step()).rule is not None
+
+
+def test_cfg_outside_its_interval_is_the_conditional_prediction() -> None:
+    plan = CFG(guidance_scale=4.0, interval=(0.5, 1.0)).plan(step(index=4))
+    assert plan.branches == {"cond": Branch("cond")}
+    given = predictions(["cond"])
+    assert plan.rule is not None and torch.equal(plan.rule(**given), given["cond"])
+    assert CFG(guidance_scale=4.0, interval=(0.5, 1.0)).plan(step(index=5)).rule is None
+
+
+@pytest.mark.parametrize("method", (STG, SEG))
+def test_stg_and_seg_push_away_from_the_perturbed_conditional_branch(method: type) -> None:
+    guidance = method(guidance_scale=3.0, blocks=(5,), **{method.scale_name: 0.5})
+    assert branches_of(guidance, step()) == {
+        "uncond": ("uncond", False),
+        "cond": ("cond", False),
+        "perturbed": ("cond", True),
+    }
+    p = predictions(["uncond", "cond", "perturbed"])
+    expected = p["uncond"] + 3 * (p["cond"] - p["uncond"]) + 0.5 * (p["cond"] - p["perturbed"])
+    assert_close(guidance.plan(step()).rule(**p), expected)
+
+
+def test_oseg_as_on_the_slides_perturbs_both_branches() -> None:
+    guidance = OSEG(guidance_scale=3.0, oseg_scale=0.5, blocks=(5,))
+    assert branches_of(guidance, step()) == {
+        "cond": ("cond", False),
+        "uncond_perturbed": ("uncond", True),
+        "cond_perturbed": ("cond", True),
+    }
+    p = predictions(["cond", "uncond_perturbed", "cond_perturbed"])
+    expected = (
+        p["cond"] + 2 * (p["cond"] - p["uncond_perturbed"]) + 0.5 * (p["cond"] - p["cond_perturbed"])
+    )
+    assert_close(guidance.plan(step()).rule(**p), expected)
+
+
+def test_oseg_without_text_guidance_or_without_its_own_term_leaves_that_branch_out() -> None:
+    only_own = OSEG(guidance_scale=1.0, oseg_scale=0.5, blocks=(5,))
+    assert set(branches_of(only_own, step())) == {"cond", "cond_perturbed"}
+    only_text = OSEG(guidance_scale=3.0, oseg_scale=0.0, blocks=(5,))
+    assert set(branches_of(only_text, step())) == {"cond", "uncond_perturbed"}
+    p = predictions(["cond", "uncond_perturbed"])
+    expected = p["cond"] + 2 * (p["cond"] - p["uncond_perturbed"])
+    assert_close(only_text.plan(step()).rule(**p), expected)
+
+
+def test_the_published_rule_is_that_of_the_released_code() -> None:
+    guidance = OSEG(guidance_scale=3.0, oseg_scale=0.62, mix=0.67, blocks=(5,), rule="published")
+    first = guidance.plan(step(index=0))
+    given = predictions(["cond"])
+    assert_close(first.rule(**given), 0.1 * given["cond"])
+    assert branches_of(guidance, step()) == {"cond": ("cond", False), "uncond_perturbed": ("uncond", True)}
+    p = predictions(["cond", "uncond_perturbed"])
+    scale = (p["cond"] * p["uncond_perturbed"]).sum((1, 2)) / p["uncond_perturbed"].square().sum((1, 2))
+    weak = 0.98 * scale[:, None, None] * p["uncond_perturbed"]
+    expected = p["cond"] + 2 * (p["cond"] - weak) + 0.62 * (p["cond"] - 0.98 * p["cond"])
+    assert_close(guidance.plan(step()).rule(**p), expected)
+
+
+def test_rescale_pulls_the_standard_deviation_to_that_of_cond() -> None:
+    guidance = STG(guidance_scale=6.0, blocks=(1,), rescale=1.0)
+    p = predictions(["uncond", "cond", "perturbed"])
+    guided = guidance.plan(step()).rule(**p)
+    assert_close(guided.std((1, 2)), p["cond"].std((1, 2)))
+
+
+def test_scales_may_follow_the_noise_level() -> None:
+    schedule = Breakpoints(((1.0, 1.0), (0.6, 0.0)))
+    guidance = STG(guidance_scale=4.0, stg_scale=schedule, blocks=(1,))
+    assert "perturbed" in guidance.plan(step(noise_level=0.9)).branches
+    assert guidance.plan(step(noise_level=0.5)).rule is None  # the pipeline's own CFG is all that is left
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "message"),
+    (
+        (CFG, {"guidance_scale": -1.0}, "guidance_scale must be a finite number >= 0, got -1.0"),
+        (CFG, {"guidance_scale": math.nan}, "guidance_scale must be a finite number"),
+        (CFG, {"guidance_scale": True}, "guidance_scale must be a finite number"),
+        (CFG, {"rescale": 1.5}, "rescale must be a number from 0 to 1, got 1.5"),
+        (CFG, {"interval": (0.7, 0.2)}, "interval must satisfy 0 <= start < stop <= 1"),
+        (CFG, {"interval": (0.0, 1.2)}, "interval must satisfy"),
+        (STG, {"blocks": ()}, "blocks must name at least one block for STG"),
+        (STG, {"blocks": (-1,)}, "blocks must be block indices"),
+        (STG, {"blocks": (2, 2)}, "blocks must name each block once"),
+        (SEG, {"blocks": (1,), "blur_sigma": -1.0}, "blur sigma must be a number >= 0"),
+        (SEG, {"blocks": (1,), "blur_sigma": math.nan}, "blur sigma must be a number >= 0"),
+        (SEG, {"blocks": (1,), "boundary": "zero"}, "boundary must be one of"),
+        (OSEG, {"blocks": ()}, "blocks must name at least one block for OSEG"),
+        (OSEG, {"blocks": (1,), "oseg_scale": math.inf}, "oseg_scale must be a finite number"),
+        (OSEG, {"blocks": (1,), "mix": 1.1}, r"mix must be a number in \[0, 1\], got 1.1"),
+        (OSEG, {"blocks": (1,), "keep_parallel": -0.1}, "keep_parallel must be a number"),
+        (OSEG, {"blocks": (1,), "reference": "text"}, "reference"),
+        (OSEG, {"blocks": (1,), "rule": "mine"}, "rule must be 'slides' or 'published'"),
+        (OSEG, {"blocks": (1,), "rule": "published", "blur_sigma": 2.0}, "has no meaning with rule='published'"),
+        (OSEG, {"blocks": (1,), "published_skip": True}, "has no meaning with rule='slides'"),
+    ),
+)
+def test_bad_settings_are_refused_by_one_line(method: type, settings: dict, message: str) -> None:
+    with pytest.raises(OsegVideoError, match=message) as caught:
+        method(**settings)
+    assert "\n" not in str(caught.value)
