@@ -1,0 +1,128 @@
+"""Parallel and orthogonal component of each query against a reference direction or subspace made of the keys.
+
+`parallel + orthogonal = query`, and a query orthogonal to its reference has no parallel part. All of it is
+per head, over the last dimension. A rotation that is the same for query and key of one token (RoPE) keeps the
+split against `token`; the other references mix tokens and hold only where the split is made, before RoPE.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from oseg_video.guidance.numerics import upcast, without_autocast
+from oseg_video.guidance.validation import check_same_shape, check_tokens
+from oseg_video.types import SettingError, ShapeError, TokenGrid
+
+# B batch, N heads, S video tokens = F*H*W, D head dim, R rank; X any leading dimensions
+
+_REFERENCE_KINDS = ("token", "frame", "clip", "principal")
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """A parsed reference: its kind, and the rank of its subspace (1 but for "principal")."""
+
+    kind: str
+    rank: int = 1
+
+
+def parse_reference(reference: str) -> Reference:
+    """Parses "token", "frame", "clip" or "principal:r", r = 1, 2, ... Raises SettingError for all else."""
+    kind, colon, rank = reference.partition(":") if isinstance(reference, str) else ("", "", "")
+    if kind == "principal" and rank.isascii() and rank.isdecimal() and int(rank) >= 1:
+        return Reference(kind, int(rank))
+    if kind not in _REFERENCE_KINDS or kind == "principal" or colon:
+        raise SettingError(
+            f"reference must be token, frame, clip or principal:r with r >= 1, got {reference!r}"
+        )
+    return Reference(kind)
+
+
+def split_by_key(query_XD: Tensor, key_XD: Tensor) -> tuple[Tensor, Tensor]:
+    """Splits each query along the last dimension against its own key (OSEG, WACV 2026).
+
+    `parallel = (q . k^) k^` with `k^ = k / ||k||`, `orthogonal = q - parallel`; a zero key gives parallel 0.
+    Both in the query's shape and dtype. Raises ShapeError unless query and key have the same shape.
+    """
+    check_same_shape(query=query_XD, key=key_XD)
+    return _cast(_split_by_direction(upcast(query_XD), upcast(key_XD)), query_XD.dtype)
+
+
+def split_by_reference(
+    query_BNSD: Tensor, key_BNSD: Tensor, grid: TokenGrid, reference: str = "token"
+) -> tuple[Tensor, Tensor]:
+    """Splits each query against a reference made of the keys of its batch row and head.
+
+    Args:
+        query_BNSD, key_BNSD: [B, N, S, D], video tokens only.
+        reference: "token", the token's own key; "frame", the mean key of its latent frame; "clip", the mean
+            key of all video tokens; "principal:r", the span of the top-r right singular vectors of the
+            centred keys (directions that carry no more than rounding noise are left out).
+
+    Returns:
+        (parallel, orthogonal), each [B, N, S, D] in the query's dtype.
+
+    Raises:
+        ShapeError: query and key differ, do not fit the grid, or have fewer dimensions than the rank.
+        SettingError: unknown reference.
+    """
+    kind = parse_reference(reference)
+    check_tokens("query", query_BNSD, grid)
+    check_same_shape(query=query_BNSD, key=key_BNSD)
+    if kind.rank > key_BNSD.shape[-1]:
+        raise ShapeError(
+            f"reference {reference} needs a head dim of at least {kind.rank}, got {key_BNSD.shape[-1]}"
+        )
+    query, key = upcast(query_BNSD), upcast(key_BNSD)
+    if kind.kind == "principal":
+        split = _split_by_subspace(query, _principal_directions(key, kind.rank))
+    else:
+        split = _split_by_direction(query, _reference_key(key, grid, kind.kind))
+    return _cast(split, query_BNSD.dtype)
+
+
+def _reference_key(key_BNSD: Tensor, grid: TokenGrid, kind: str) -> Tensor:
+    """The direction of each token, [B, N, S or 1, D]."""
+    if kind == "frame":
+        mean_BNFD = key_BNSD.unflatten(2, (grid.frames, -1)).mean(dim=3)
+        return mean_BNFD.repeat_interleave(grid.height * grid.width, dim=2)
+    if kind == "clip":
+        return key_BNSD.mean(dim=2, keepdim=True)
+    return key_BNSD
+
+
+def _split_by_direction(query_XD: Tensor, key_XD: Tensor) -> tuple[Tensor, Tensor]:
+    # Largest entry first: the square of a very small or large key would leave the range of float32.
+    largest = key_XD.abs().amax(dim=-1, keepdim=True)
+    unit_XD = key_XD / largest.where(largest > 0, 1.0)
+    norm = torch.linalg.vector_norm(unit_XD, dim=-1, keepdim=True)
+    unit_XD = unit_XD / norm.where(norm > 0, 1.0)
+    parallel_XD = (query_XD * unit_XD).sum(dim=-1, keepdim=True) * unit_XD
+    return parallel_XD, query_XD - parallel_XD
+
+
+def _split_by_subspace(query_BNSD: Tensor, basis_BNDR: Tensor) -> tuple[Tensor, Tensor]:
+    with without_autocast(query_BNSD):
+        parallel_BNSD = (query_BNSD @ basis_BNDR) @ basis_BNDR.mT
+    return parallel_BNSD, query_BNSD - parallel_BNSD
+
+
+def _principal_directions(key_BNSD: Tensor, rank: int) -> Tensor:
+    """Top right singular vectors of the centred keys, [B, N, D, R], via the D x D scatter matrix."""
+    centred_BNSD = key_BNSD - key_BNSD.mean(dim=2, keepdim=True)
+    with without_autocast(key_BNSD):
+        scatter_BNDD = centred_BNSD.mT @ centred_BNSD
+    scatter_BND, basis_BNDD = torch.linalg.eigh(scatter_BNDD)  # ascending
+    # Rounding leaves noise of eps * largest in the scatter matrix, and of (eps * key)^2 from centring.
+    eps, dim = torch.finfo(key_BNSD.dtype).eps, key_BNSD.shape[-1]
+    noise_BN1 = dim * eps * scatter_BND[..., -1:]
+    noise_BN1 = noise_BN1 + dim * eps**2 * key_BNSD.square().sum(dim=(-2, -1)).unsqueeze(-1)
+    kept_BN1R = (scatter_BND[..., -rank:] > noise_BN1).unsqueeze(-2)
+    return basis_BNDD[..., -rank:].where(kept_BN1R, 0.0)
+
+
+def _cast(split: tuple[Tensor, Tensor], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    return split[0].to(dtype), split[1].to(dtype)

@@ -1,0 +1,217 @@
+"""Combination rules against scalar loops in Python floats."""
+
+import math
+import statistics
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.testing import assert_close
+
+from oseg_video.guidance.combine import (
+    cfg,
+    oseg_published,
+    oseg_slides,
+    perturbed_guidance,
+    projection_scale,
+    rescale,
+)
+from oseg_video.types import OsegVideoError
+
+SEEDS = st.integers(0, 2**31 - 1)
+SCALES = st.floats(-3, 12)
+FRACTIONS = st.floats(0, 1)
+
+
+def random_predictions(count, seed=0, dtype=torch.float64, shape=(2, 3, 2, 4)):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(count, *shape, generator=generator, dtype=torch.float64).to(dtype).unbind()
+
+
+def elementwise(formula, *predictions):
+    """The formula applied to Python floats, one element at a time."""
+    rows = zip(*(p.flatten().tolist() for p in predictions), strict=True)
+    return torch.tensor([formula(*row) for row in rows], dtype=torch.float64).view(predictions[0].shape)
+
+
+def projection_by_loops(cond, other):
+    scales = []
+    for c, x in zip(cond.flatten(1).tolist(), other.flatten(1).tolist(), strict=True):
+        inner, norm = sum(a * b for a, b in zip(c, x, strict=True)), sum(b * b for b in x)
+        scales.append(inner / norm if norm else 0.0)
+    return torch.tensor(scales, dtype=torch.float64).view(-1, *[1] * (cond.ndim - 1))
+
+
+@given(SEEDS, SCALES)
+def test_cfg(seed, w):
+    c, u = random_predictions(2, seed)
+    assert_close(cfg(c, u, w), elementwise(lambda c, u: u + w * (c - u), c, u))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_cfg_is_bit_equal_to_the_pipelines_expression_in_float32(dtype):
+    cond, uncond = random_predictions(2, dtype=dtype, shape=(2, 1000))
+    noise_pred_uncond, noise_pred_text = torch.cat([uncond, cond]).to(torch.float32).chunk(2)
+    for guidance_scale in (1.0, 3.5, 4.5, 7.25):
+        expected = noise_pred_uncond + guidance_scale * (noise_pred_text - noise_pred_uncond)
+        assert torch.equal(cfg(cond, uncond, guidance_scale), expected)
+
+
+@given(SEEDS, SCALES, SCALES)
+def test_perturbed_guidance(seed, w, weight):
+    c, u, p = random_predictions(3, seed)
+    result = perturbed_guidance(cond=c, uncond=u, perturbed=p, guidance_scale=w, perturbed_scale=weight)
+    assert_close(result, elementwise(lambda c, u, p: u + w * (c - u) + weight * (c - p), c, u, p))
+    alone = perturbed_guidance(cond=c, perturbed=p, perturbed_scale=weight)
+    assert_close(alone, elementwise(lambda c, p: c + weight * (c - p), c, p))
+
+
+@given(SEEDS, SCALES, SCALES)
+def test_perturbed_guidance_that_changes_nothing_is_exactly_cfg(seed, w, weight):
+    c, u, p = random_predictions(3, seed, torch.float32)
+    off = perturbed_guidance(cond=c, uncond=u, perturbed=p, guidance_scale=w, perturbed_scale=0.0)
+    unperturbed = perturbed_guidance(cond=c, uncond=u, perturbed=c, guidance_scale=w, perturbed_scale=weight)
+    assert torch.equal(off, cfg(c, u, w)) and torch.equal(unperturbed, cfg(c, u, w))
+
+
+@given(SEEDS, SCALES, SCALES)
+def test_oseg_slides(seed, w, weight):
+    c, u, p = random_predictions(3, seed)
+    result = oseg_slides(cond=c, uncond_perturbed=u, cond_perturbed=p, guidance_scale=w, oseg_scale=weight)
+    expected = elementwise(lambda c, u, p: c + (w - 1) * (c - u) + weight * (c - p), c, u, p)
+    assert_close(result, expected)
+    text_only = oseg_slides(cond=c, uncond_perturbed=u, guidance_scale=w, oseg_scale=0)
+    assert_close(text_only, elementwise(lambda c, u: c + (w - 1) * (c - u), c, u))
+    without_text = oseg_slides(cond=c, cond_perturbed=p, oseg_scale=weight)
+    assert_close(without_text, elementwise(lambda c, p: c + weight * (c - p), c, p))
+
+
+@given(SEEDS, SCALES)
+def test_oseg_slides_with_unperturbed_branches_is_cfg(seed, w):
+    c, u = random_predictions(2, seed)
+    result = oseg_slides(cond=c, uncond_perturbed=u, cond_perturbed=c, guidance_scale=w, oseg_scale=2.0)
+    assert_close(result, cfg(c, u, w))
+
+
+@given(SEEDS, SCALES, SCALES, FRACTIONS)
+def test_oseg_published(seed, w, weight, s):
+    c, u, p = random_predictions(3, seed)
+    a_u, a_p = projection_by_loops(c, u).expand_as(c), projection_by_loops(c, p).expand_as(c)
+    expected = elementwise(
+        lambda c, u, p, a_u, a_p: c + (w - 1) * (c - s * a_u * u) + weight * (c - s * a_p * p),
+        c,
+        u,
+        p,
+        a_u,
+        a_p,
+    )
+    branches = {"cond": c, "uncond_perturbed": u, "cond_perturbed": p}
+    assert_close(oseg_published(**branches, guidance_scale=w, oseg_scale=weight, shrink=s), expected)
+
+
+def test_oseg_published_without_a_perturbed_cond_shrinks_cond_by_itself():
+    c, u = random_predictions(2)
+    result = oseg_published(cond=c, uncond_perturbed=u, guidance_scale=1.0, oseg_scale=0.62)
+    assert_close(result, c * (1 + 0.62 * 0.02))
+
+
+@given(SEEDS)
+def test_projection_scale_leaves_an_orthogonal_rest_per_sample(seed):
+    c, x = random_predictions(2, seed)
+    scale = projection_scale(c, x)
+    assert scale.shape == (2, 1, 1, 1)
+    assert_close(scale, projection_by_loops(c, x))
+    assert_close(((c - scale * x) * x).flatten(1).sum(dim=1), torch.zeros(2).double(), rtol=0, atol=1e-12)
+    assert torch.equal(projection_scale(c, torch.zeros_like(c)), torch.zeros(2, 1, 1, 1).double())
+
+
+@given(SEEDS, FRACTIONS)
+def test_rescale(seed, factor):
+    pred, c = random_predictions(2, seed)
+    pred = 3 * pred + 1
+    expected = torch.empty_like(pred)
+    for b in range(len(pred)):
+        ratio = statistics.stdev(c[b].flatten().tolist()) / statistics.stdev(pred[b].flatten().tolist())
+        expected[b] = torch.from_numpy(pred[b].numpy() * (factor * ratio + 1 - factor))
+    assert_close(rescale(pred, c, factor), expected)
+
+
+def test_rescale_factor_one_has_the_contrast_of_cond_and_zero_is_exact():
+    pred, c = random_predictions(2)
+    assert_close(rescale(pred, c, 1).flatten(1).std(dim=1), c.flatten(1).std(dim=1))
+    assert torch.equal(rescale(pred, c, 0.0), pred)
+    half = pred.bfloat16()
+    assert torch.equal(rescale(half, c, 0), half.float())
+    constant = torch.full_like(pred, 0.3)
+    assert torch.equal(rescale(constant, c, 0.5), constant)
+
+
+@pytest.mark.parametrize("factor", [-0.1, 1.01, math.nan, "0.7"])
+def test_rescale_factor_outside_the_unit_interval_is_refused(factor):
+    pred, c = random_predictions(2)
+    with pytest.raises(OsegVideoError, match=r"^rescale must be a number in \[0, 1\], got "):
+        rescale(pred, c, factor)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_every_rule_computes_and_returns_the_working_precision(dtype):
+    working = torch.float64 if dtype == torch.float64 else torch.float32
+    c, u, p = random_predictions(3, dtype=dtype)
+    copies = [x.clone() for x in (c, u, p)]
+
+    def rules(c, u, p):
+        perturbed = {"cond": c, "uncond_perturbed": u, "cond_perturbed": p}
+        return (
+            cfg(c, u, 6.0),
+            perturbed_guidance(cond=c, uncond=u, perturbed=p, guidance_scale=6.0, perturbed_scale=1.5),
+            perturbed_guidance(cond=c, perturbed=p, perturbed_scale=1.5),
+            oseg_slides(**perturbed, guidance_scale=6.0, oseg_scale=1.5),
+            oseg_published(**perturbed, guidance_scale=6.0, oseg_scale=1.5),
+            projection_scale(c, u),
+            rescale(c, u, 0.7),
+        )
+
+    for result, expected in zip(rules(c, u, p), rules(*(x.to(working) for x in (c, u, p))), strict=True):
+        assert result.dtype == working
+        assert torch.equal(result, expected)
+    assert all(torch.equal(x, copy) for x, copy in zip((c, u, p), copies, strict=True))
+
+
+def test_a_scale_per_frame_broadcasts():
+    c, u, p = random_predictions(3, shape=(2, 5, 3))
+    per_frame = torch.linspace(1, 3, 5, dtype=torch.float64).view(1, 5, 1)
+    branches = {"cond": c, "uncond_perturbed": u, "cond_perturbed": p}
+    whole = oseg_slides(**branches, guidance_scale=per_frame, oseg_scale=per_frame)
+    for frame, scale in enumerate(per_frame.flatten().tolist()):
+        one = oseg_slides(**branches, guidance_scale=scale, oseg_scale=scale)
+        assert_close(whole[:, frame], one[:, frame])
+        assert_close(cfg(c, u, per_frame)[:, frame], cfg(c, u, scale)[:, frame])
+
+
+def test_a_weight_without_its_prediction_is_refused():
+    c, p = random_predictions(2)
+    with pytest.raises(OsegVideoError, match="guidance_scale must be 1 without a prediction `uncond`, got 3"):
+        perturbed_guidance(cond=c, perturbed=p, guidance_scale=3.0, perturbed_scale=1.0)
+    with pytest.raises(OsegVideoError, match=r"guidance_scale must be 1 without .*`uncond_perturbed`, got 3"):
+        oseg_slides(cond=c, cond_perturbed=p, guidance_scale=3.0, oseg_scale=1.0)
+    with pytest.raises(OsegVideoError, match=r"oseg_scale must be 0 without .*`cond_perturbed`, got 1"):
+        oseg_slides(cond=c, uncond_perturbed=p, guidance_scale=3.0, oseg_scale=1.0)
+
+
+def test_predictions_of_unequal_shape_are_refused():
+    c, other = torch.zeros(2, 3), torch.zeros(1, 3)
+    message = r"\(1, 3\) must have the shape of cond \(2, 3\)"
+    calls = [
+        lambda: cfg(c, other, 2.0),
+        lambda: perturbed_guidance(cond=c, perturbed=other, perturbed_scale=1.0),
+        lambda: perturbed_guidance(cond=c, perturbed=c, uncond=other, perturbed_scale=1.0),
+        lambda: oseg_slides(cond=c, cond_perturbed=other, oseg_scale=1.0),
+        lambda: oseg_slides(cond=c, uncond_perturbed=other, cond_perturbed=c, oseg_scale=1.0),
+        lambda: oseg_published(cond=c, uncond_perturbed=other, guidance_scale=2.0, oseg_scale=1.0),
+        lambda: projection_scale(c, other),
+        lambda: rescale(other, c, 0.5),
+    ]
+    for call in calls:
+        with pytest.raises(OsegVideoError, match=message):
+            call()
