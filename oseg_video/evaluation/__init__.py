@@ -1,0 +1,1 @@
+"""Figures about generated clips, each with its protocol and its uncertainty."""
