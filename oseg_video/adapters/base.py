@@ -85,6 +85,8 @@ class ModelAdapter(ABC):
     """Height and width must be multiples of this many pixels."""
     frame_multiple: ClassVar[int]
     """The frame count must be a multiple of this, plus 1."""
+    minimum_steps: ClassVar[int] = 1
+    """Fewest sampling steps that the pipelines take."""
     denoiser_attribute: ClassVar[str] = "transformer"
     """Attribute of the pipeline that holds the denoiser."""
     stacks: ClassVar[tuple[str, ...]] = ("transformer_blocks",)

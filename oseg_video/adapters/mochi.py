@@ -18,6 +18,8 @@ class MochiAdapter(ModelAdapter):
     hub_repository = "genmo/mochi-1-preview"
     size_multiple = 16
     frame_multiple = 6
+    # The pipeline's linear-quadratic schedule divides by half the number of steps.
+    minimum_steps = 2
     batched_arguments = ("hidden_states", "encoder_hidden_states", "timestep", "encoder_attention_mask")
 
     def video_tokens(self, denoiser: nn.Module, arguments: Mapping[str, Any]) -> VideoTokens:
