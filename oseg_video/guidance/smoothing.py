@@ -106,7 +106,7 @@ def validate_boundary(boundary: str) -> str:
 
 
 def _axis_matrix(length: int, sigma: float, boundary: str, x: Tensor) -> Tensor:
-    # Dynamo traces past a cache: inside a compiled graph the (tiny) matrix is part of the graph.
+    # Dynamo traces past a cache: a compiled graph builds the (tiny) matrix on its device, without a copy.
     if torch.compiler.is_compiling():
         return smoothing_matrix(length, sigma, boundary, x.device).to(x.dtype)
     return _cached_axis_matrix(length, sigma, boundary, x.device, x.dtype)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TypeGuard
+
 from torch import Tensor
 
 from oseg_video.types import SettingError, ShapeError, TokenGrid
@@ -9,7 +11,7 @@ from oseg_video.types import SettingError, ShapeError, TokenGrid
 # B batch, N heads, S video tokens = F*H*W, D head dim
 
 
-def is_number(value: object) -> bool:
+def is_number(value: object) -> TypeGuard[float]:
     """True for int and float, also infinite; False for bool and NaN."""
     return isinstance(value, int | float) and not isinstance(value, bool) and value == value
 

@@ -142,7 +142,7 @@ def test_three_axis_products_are_the_dense_kronecker_matrix(grid, frame_sigma, s
 )
 def test_reflect_equals_the_seg_reference_on_square_frames(frames, side, sigma, seed):
     grid = TokenGrid(frames, side, side)
-    query = random_queries(grid, seed)
+    query = random_queries(grid, seed, batch=1, heads=2, dim=2)
     smoothed = smooth_queries(query, grid, (0, sigma), boundary="reflect")
     assert_close(smoothed, seg_reference(query, grid, sigma))
 
