@@ -1,0 +1,125 @@
+"""Kinds of setting: how a value is read from YAML or from a flag, and written back.
+
+Every reader raises `SettingError` with the end of a sentence, such as "an integer, got 'ten'"; whoever calls
+it knows the name of the setting and puts "steps must be" in front.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from oseg_video.types import SettingError
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of setting."""
+
+    what: str
+    """What a value must be, after "must be"."""
+    metavar: str
+    """Placeholder in the command line's help."""
+    from_plain: Callable[[Any], Any]
+    """Reads what YAML or JSON gave; strict: no silent conversion between types."""
+    from_text: Callable[[str], Any]
+    """Reads the text of a flag."""
+    to_plain: Callable[[Any], Any] = lambda value: value
+    """Writes a value as plain JSON types; `from_plain` reads it back."""
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        hint = "; put it in quotes" if isinstance(value, bool | int | float) else ""
+        raise SettingError(f"text, got {value!r}{hint}")
+    if "\0" in value or any("\ud800" <= letter <= "\udfff" for letter in value):
+        raise SettingError(f"text that can be written as UTF-8 and has no NUL character, got {value!r}")
+    return value
+
+
+def _integer(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise SettingError(f"an integer, got {value!r}")
+    return value
+
+
+def _integer_text(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise SettingError(f"an integer, got {text!r}") from None
+
+
+def _number(value: Any) -> float:
+    # JSON has no infinity: the plain form of it is the text "inf".
+    if value in ("inf", ".inf"):
+        return math.inf
+    if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
+        # YAML 1.1 reads 1e3 as text; a decimal point makes it a number.
+        raise SettingError(f"a number, got {value!r}")
+    return float(value)
+
+
+def _number_text(text: str) -> float:
+    try:
+        return _number(float(text))
+    except ValueError:
+        raise SettingError(f"a number, got {text!r}") from None
+
+
+def _plain_number(value: float) -> float | str:
+    return "inf" if value == math.inf else value
+
+
+def _switch(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise SettingError(f"true or false, got {value!r}")
+    return value
+
+
+def _switch_text(text: str) -> bool:
+    if text not in ("true", "false"):
+        raise SettingError(f"true or false, got {text!r}")
+    return text == "true"
+
+
+def _several(read: Callable[[Any], Any]) -> Callable[[Any], tuple[Any, ...]]:
+    return lambda value: tuple(map(read, value)) if isinstance(value, list | tuple) else (read(value),)
+
+
+def _comma_separated(read: Callable[[str], Any]) -> Callable[[str], tuple[Any, ...]]:
+    return lambda text: tuple(read(part.strip()) for part in text.split(","))
+
+
+def _pair(value: Any) -> tuple[float, float]:
+    if not isinstance(value, list | tuple) or len(value) != 2:
+        raise SettingError(f"two numbers, got {value!r}")
+    return _number(value[0]), _number(value[1])
+
+
+def _pair_text(text: str) -> tuple[float, float]:
+    return _pair(_comma_separated(_number_text)(text))
+
+
+def _sigma(value: Any) -> float | tuple[float, float]:
+    return _pair(value) if isinstance(value, list | tuple) else _number(value)
+
+
+def _sigma_text(text: str) -> float | tuple[float, float]:
+    return _pair_text(text) if "," in text else _number_text(text)
+
+
+def _plain_sigma(value: float | tuple[float, float]) -> Any:
+    return [_plain_number(v) for v in value] if isinstance(value, tuple) else _plain_number(value)
+
+
+TEXT = Kind("text", "TEXT", _text, _text)
+INTEGER = Kind("an integer", "N", _integer, _integer_text)
+NUMBER = Kind("a number", "X", _number, _number_text, _plain_number)
+SWITCH = Kind("true or false", "", _switch, _switch_text)
+TEXTS = Kind("one or several texts", "TEXT", _several(_text), lambda text: (_text(text),), list)
+INTEGERS = Kind("integers", "N,N", _several(_integer), _comma_separated(_integer_text), list)
+PAIR = Kind("two numbers", "X,Y", _pair, _pair_text, lambda pair: [_plain_number(v) for v in pair])
+SIGMA = Kind("a number or a pair (frames, space)", "X[,Y]", _sigma, _sigma_text, _plain_sigma)

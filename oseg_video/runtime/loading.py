@@ -1,0 +1,266 @@
+"""From the name of a model to a pipeline that is ready to run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from oseg_video.adapters import ModelAdapter, adapter_for_class, all_adapters
+from oseg_video.config import GenerateJob, known_or_nearest
+from oseg_video.runtime import hub
+from oseg_video.runtime.memory import check_memory
+from oseg_video.runtime.progress import Progress
+from oseg_video.types import OsegVideoError
+
+EMBEDDED = "embedded"
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+# Files up to this many bytes count for a model's fingerprint in full, larger ones by size and both ends.
+_FINGERPRINT_BYTES = 1 << 20
+
+
+class LoadError(OsegVideoError):
+    """A model that cannot be found or loaded as asked; the message says why."""
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A model that was found, before any of its weights are read."""
+
+    name: str
+    """What the user asked for."""
+    pipeline: str
+    """diffusers class named by the model's index."""
+    adapter: ModelAdapter
+    recipe: str
+    """Name of its recipe: the family, or `embedded`."""
+    directory: Path | None
+    """Folder of a local pipeline; None if it is on the hub."""
+    repository: str | None = None
+    """Hub repository."""
+    commit: str | None = None
+    """Commit of the hub repository."""
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """A JSON file of the model, fetched from the hub if it is there. Raises LoadError or HubError."""
+        if self.directory is not None:
+            return _read_json(self.directory / name)
+        return _read_json(hub.fetch_file(str(self.repository), str(self.commit), name))
+
+    def pipeline_for(self, *, image: bool) -> str:
+        """The class that makes a clip from text, or from a picture and text. Raises LoadError."""
+        if image and self.adapter.image_to_video is None:
+            families = [a.family for a in all_adapters() if a.image_to_video]
+            raise LoadError(
+                f"{self.adapter.family} has no image-to-video pipeline; --image works with {', '.join(families)}"
+            )
+        if image and self.pipeline == self.adapter.text_to_video:
+            return str(self.adapter.image_to_video)
+        if not image and self.pipeline == self.adapter.image_to_video:
+            return self.adapter.text_to_video
+        return self.pipeline
+
+
+def find_model(name: str, revision: str | None = None) -> ModelSource:
+    """What `--model NAME` stands for: `embedded`, a family, a pipeline directory or a hub repository.
+
+    Reads the model's index only. Raises LoadError, HubError, or UnsupportedPipelineError naming the
+    supported pipelines.
+    """
+    families = {adapter.family: adapter for adapter in all_adapters()}
+    if name == EMBEDDED:
+        return _find_directory(name, embedded_directory(), recipe=EMBEDDED)
+    if name in families:
+        return _find_repository(name, families[name].hub_repository, revision)
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return _find_directory(name, path)
+    if path.exists():
+        raise LoadError(f"{name} is a file; --model takes the folder of a diffusers pipeline")
+    if _HUB_ID.fullmatch(name) and not name.startswith((".", "~")):
+        return _find_repository(name, name, revision)
+    known = [EMBEDDED, *families]
+    raise LoadError(
+        f"no model {name!r}: no such folder, and not a hub repository (owner/name); "
+        f"{known_or_nearest(name, known)}"
+    )
+
+
+def embedded_directory() -> Path:
+    """Folder of the pipeline that ships with the package."""
+    import oseg_video.embedded
+
+    return Path(str(oseg_video.embedded.__file__)).parent / "model"
+
+
+def load_pipeline(source: ModelSource, job: GenerateJob, progress: Progress) -> Any:
+    """The pipeline with its weights, placed as the job says. Raises LoadError or HubError.
+
+    The memory that the weights need is estimated and compared with what is free before they are read.
+    """
+    import diffusers
+
+    device = resolve_device(job.device)
+    dtype = resolve_dtype(job.dtype, device)
+    if job.offload != "none" and device.type == "cpu":
+        raise LoadError(f"--offload {job.offload} needs a GPU: on the CPU there is nothing to offload to")
+    directory = source.directory or hub.fetch_pipeline(
+        str(source.repository), str(source.commit), job.variant
+    )
+    variant = job.variant if _has_variant(directory, job.variant) else None
+    components = dict(weight_files(directory, variant))
+    _check_weights(directory, components)
+    check_memory(components, dtype, device, job.offload)
+    pipeline_class = getattr(diffusers, source.pipeline_for(image=job.image is not None))
+    try:
+        with progress.loading():
+            pipe = pipeline_class.from_pretrained(
+                directory, torch_dtype=dtype, variant=variant, use_safetensors=True, local_files_only=True
+            )
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # diffusers, transformers and safetensors raise a dozen types here
+        raise LoadError(f"cannot load {source.name}: {_first_line(error)}") from error
+    _place(pipe, device, job.offload)
+    pipe.set_progress_bar_config(disable=True)
+    if job.vae_tiling:
+        if not hasattr(pipe.vae, "enable_tiling"):
+            raise LoadError(f"--vae-tiling: the VAE of {source.name} cannot decode in tiles")
+        pipe.vae.enable_tiling()
+    if job.compile:
+        source.adapter.compile_blocks(source.adapter.denoiser(pipe))
+    return pipe
+
+
+def count_blocks(source: ModelSource) -> int:
+    """Number of transformer blocks, from the model's configuration alone. Raises LoadError or HubError."""
+    import diffusers
+
+    attribute = source.adapter.denoiser_attribute
+    index, config = (source.read_json(name) for name in ("model_index.json", f"{attribute}/config.json"))
+    try:
+        denoiser_class = getattr(diffusers, index[attribute][1])
+        with torch.device("meta"):
+            denoiser = denoiser_class.from_config(config)
+    except (KeyError, IndexError, TypeError, AttributeError) as error:
+        raise LoadError(
+            f"{source.name}: {attribute} is not described as a diffusers model ({error})"
+        ) from error
+    return source.adapter.count_blocks(denoiser)
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device; `auto` is the first GPU, else the CPU. Raises LoadError if it is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise LoadError(f"--device {name}: no such device; use auto, cpu, cuda or cuda:N") from None
+    available = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    count = available.get(device.type, 0)
+    if (device.index or 0) >= count:
+        present = ", ".join(kind for kind, number in available.items() if number)
+        raise LoadError(f"--device {name}: not available; this machine has {present}")
+    return device
+
+
+def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The number type of the weights; `auto` is bfloat16 on a GPU and float32 on the CPU."""
+    if name == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return getattr(torch, name)
+
+
+def fingerprint(directory: Path) -> str:
+    """SHA-256 over a pipeline's files: names, sizes, and contents (both ends only of files above 1 MiB)."""
+    digest = hashlib.sha256()
+    for path in sorted(p for p in directory.rglob("*") if p.suffix in (".json", ".safetensors", ".model")):
+        size = path.stat().st_size
+        digest.update(f"{path.relative_to(directory).as_posix()}:{size}:".encode())
+        with open(path, "rb") as file:
+            digest.update(file.read(_FINGERPRINT_BYTES))
+            if size > _FINGERPRINT_BYTES:
+                file.seek(max(size - _FINGERPRINT_BYTES, _FINGERPRINT_BYTES))
+                digest.update(file.read())
+    return digest.hexdigest()
+
+
+def weight_files(directory: Path, variant: str | None) -> Iterator[tuple[str, list[Path]]]:
+    """The weight files of every model component, preferring the variant's where the component has them."""
+    index = _read_json(directory / "model_index.json")
+    for name in index:
+        folder = directory / name
+        if name.startswith("_") or not (folder / "config.json").is_file():
+            continue
+        files = sorted(folder.glob("*.safetensors"))
+        special = [file for file in files if variant and f".{variant}" in file.name]
+        plain = [file for file in files if len(file.suffixes) == 1]
+        yield name, special or plain or files
+
+
+def _has_variant(directory: Path, variant: str | None) -> bool:
+    # A recipe names the variant of the hub repository; a local copy of the model may not have it.
+    return variant is not None and any(directory.glob(f"*/*.{variant}*.safetensors"))
+
+
+def _check_weights(directory: Path, components: dict[str, list[Path]]) -> None:
+    for name, files in components.items():
+        if not files:
+            raise LoadError(f"missing weights: {directory / name} has no .safetensors file")
+
+
+def _find_directory(name: str, directory: Path, recipe: str | None = None) -> ModelSource:
+    index = directory / "model_index.json"
+    if not index.is_file():
+        raise LoadError(f"{directory} is not a pipeline directory: it has no model_index.json")
+    adapter, pipeline = _read_index(index)
+    return ModelSource(name, pipeline, adapter, recipe or adapter.family, directory)
+
+
+def _find_repository(name: str, repository: str, revision: str | None) -> ModelSource:
+    commit = hub.find_commit(repository, revision)
+    adapter, pipeline = _read_index(hub.fetch_file(repository, commit, "model_index.json"))
+    return ModelSource(name, pipeline, adapter, adapter.family, None, repository, commit)
+
+
+def _read_index(path: Path) -> tuple[ModelAdapter, str]:
+    pipeline = _read_json(path).get("_class_name")
+    if not isinstance(pipeline, str):
+        raise LoadError(f"{path} does not name a pipeline class")
+    return adapter_for_class(pipeline), pipeline
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise LoadError(f"cannot read {path}: {error.strerror}") from None
+    except ValueError:
+        raise LoadError(f"{path} is not valid JSON") from None
+    if not isinstance(content, dict):
+        raise LoadError(f"{path} is not a JSON object")
+    return content
+
+
+def _place(pipe: Any, device: torch.device, offload: str) -> None:
+    if offload == "model":
+        pipe.enable_model_cpu_offload(device=device)
+    elif offload == "sequential":
+        pipe.enable_sequential_cpu_offload(device=device)
+    elif offload == "group":
+        pipe.enable_group_offload(
+            onload_device=device, offload_type="leaf_level", use_stream=device.type == "cuda"
+        )
+    else:
+        pipe.to(device)
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
