@@ -91,6 +91,10 @@ class ModelAdapter(ABC):
     """Attribute of the pipeline that holds the denoiser."""
     stacks: ClassVar[tuple[str, ...]] = ("transformer_blocks",)
     """Block stacks in order of execution; named, never guessed."""
+    attention_attribute: ClassVar[str] = "attn1"
+    """Attribute of a block that holds its spatio-temporal self-attention."""
+    norm_layout: ClassVar[Literal["BSC", "BSND"]]
+    """Layout of what the query and key norms take and return."""
     batched_arguments: ClassVar[tuple[str, ...]]
     """Arguments of the denoiser's forward whose first dimension is the batch."""
 
@@ -129,12 +133,20 @@ class ModelAdapter(ABC):
         }
 
     @abstractmethod
-    def video_tokens(self, denoiser: nn.Module, arguments: Mapping[str, Any]) -> VideoTokens:
+    def video_tokens(self, denoiser: Any, arguments: Mapping[str, Any]) -> VideoTokens:
         """The clip's tokens, from the arguments of a denoiser call."""
 
-    @abstractmethod
-    def site(self, block: nn.Module, name: str) -> AttentionSite:
+    def site(self, block: Any, name: str) -> AttentionSite:
         """The spatio-temporal self-attention of a block whose full name is `name`."""
+        attention = getattr(block, self.attention_attribute)
+        return AttentionSite(
+            name=f"{name}.{self.attention_attribute}",
+            to_k=attention.to_k,
+            norm_q=attention.norm_q,
+            norm_k=attention.norm_k,
+            heads=attention.heads,
+            norm_layout=self.norm_layout,
+        )
 
     @abstractmethod
     def skip_block(self, *args: Any, **kwargs: Any) -> Any:

@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from oseg_video.adapters.base import AttentionSite, ModelAdapter, VideoTokens, register_adapter
+from oseg_video.adapters.base import ModelAdapter, VideoTokens, register_adapter
 from oseg_video.types import TokenGrid
 
 
@@ -20,6 +20,7 @@ class LTXAdapter(ModelAdapter):
     hub_repository = "Lightricks/LTX-Video"
     size_multiple = 32
     frame_multiple = 8
+    norm_layout = "BSC"
     batched_arguments = (
         "hidden_states",
         "encoder_hidden_states",
@@ -28,30 +29,19 @@ class LTXAdapter(ModelAdapter):
         "video_coords",
     )
 
-    def video_tokens(self, denoiser: nn.Module, arguments: Mapping[str, Any]) -> VideoTokens:
+    def video_tokens(self, denoiser: Any, arguments: Mapping[str, Any]) -> VideoTokens:
         coordinates = arguments.get("video_coords")
         if coordinates is None:
             grid = TokenGrid(arguments["num_frames"], arguments["height"], arguments["width"])
             return VideoTokens(grid)
         return _tokens_from_coordinates(coordinates)
 
-    def site(self, block: nn.Module, name: str) -> AttentionSite:
-        attention = block.attn1
-        return AttentionSite(
-            name=f"{name}.attn1",
-            to_k=attention.to_k,
-            norm_q=attention.norm_q,
-            norm_k=attention.norm_k,
-            heads=attention.heads,
-            norm_layout="BSC",
-        )
-
     def skip_block(self, hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
         return hidden_states
 
 
 def _tokens_from_coordinates(coordinates: Tensor) -> VideoTokens:
-    """The clip's tokens from [B, 3, S] coordinates (seconds, rows, columns), as the condition pipeline has them.
+    """The clip's tokens from coordinates [B, 3, S] (seconds, rows, columns) of the condition pipeline.
 
     That pipeline puts the tokens of conditioning frames other than the first before the clip's own. The
     clip starts at second 0 and its frames follow in time, so it begins where time last fails to increase.

@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from oseg_video.adapters.base import AttentionSite, ModelAdapter, VideoTokens, register_adapter
+from oseg_video.adapters.base import ModelAdapter, VideoTokens, register_adapter
 from oseg_video.types import TokenGrid
 
 
@@ -20,23 +20,13 @@ class MochiAdapter(ModelAdapter):
     frame_multiple = 6
     # The pipeline's linear-quadratic schedule divides by half the number of steps.
     minimum_steps = 2
+    norm_layout = "BSND"
     batched_arguments = ("hidden_states", "encoder_hidden_states", "timestep", "encoder_attention_mask")
 
-    def video_tokens(self, denoiser: nn.Module, arguments: Mapping[str, Any]) -> VideoTokens:
+    def video_tokens(self, denoiser: Any, arguments: Mapping[str, Any]) -> VideoTokens:
         frames, height, width = arguments["hidden_states"].shape[2:]
         patch = denoiser.config.patch_size
         return VideoTokens(TokenGrid(frames, height // patch, width // patch))
-
-    def site(self, block: nn.Module, name: str) -> AttentionSite:
-        attention = block.attn1
-        return AttentionSite(
-            name=f"{name}.attn1",
-            to_k=attention.to_k,
-            norm_q=attention.norm_q,
-            norm_k=attention.norm_k,
-            heads=attention.heads,
-            norm_layout="BSND",
-        )
 
     def skip_block(
         self, hidden_states: Tensor, encoder_hidden_states: Tensor, *_: Any, **__: Any

@@ -34,7 +34,7 @@ class QueryTransform(Protocol):
     laid out [B, S, C]. The result has the query's shape and dtype.
     """
 
-    site: Literal["normalised", "projected"]
+    site: ClassVar[Literal["normalised", "projected"]]
 
     def __call__(self, query: Tensor, key: Tensor, grid: TokenGrid) -> Tensor: ...
 
@@ -45,7 +45,7 @@ class BlurQueries:
 
     blur_sigma: float | tuple[float, float]
     boundary: str
-    site: ClassVar[Literal["normalised"]] = "normalised"
+    site: ClassVar[Literal["normalised", "projected"]] = "normalised"
 
     def __call__(self, query: Tensor, key: Tensor, grid: TokenGrid) -> Tensor:
         return seg_queries(query, grid, self.blur_sigma, boundary=self.boundary)
@@ -60,7 +60,7 @@ class BlurOrthogonalQueries:
     keep_parallel: float
     reference: str
     boundary: str
-    site: ClassVar[Literal["normalised"]] = "normalised"
+    site: ClassVar[Literal["normalised", "projected"]] = "normalised"
 
     def __call__(self, query: Tensor, key: Tensor, grid: TokenGrid) -> Tensor:
         return oseg_queries(
@@ -80,7 +80,7 @@ class PublishedQueries:
     """The query transform of OSEG's released code, kept for reproduction only."""
 
     mix: float
-    site: ClassVar[Literal["projected"]] = "projected"
+    site: ClassVar[Literal["normalised", "projected"]] = "projected"
 
     def __call__(self, query: Tensor, key: Tensor, grid: TokenGrid) -> Tensor:
         return published_queries(query, key, mix=self.mix)

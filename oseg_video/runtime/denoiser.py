@@ -1,4 +1,4 @@
-"""Guide a stock diffusers pipeline: run the branches that a method asks for in place of each denoiser call."""
+"""Guide a stock diffusers pipeline: run a method's branches in place of each denoiser call."""
 
 import inspect
 import logging
@@ -117,7 +117,8 @@ class _GuidedDenoiser:
         passes = _group(branches, conditions, self._reuse_prefix)
         predictions: dict[str, Tensor] = {}
         records = []
-        prefix, prefix_conditions = None, ()
+        prefix: Any = None
+        prefix_conditions: tuple[str, ...] = ()
         for current in passes:
             plan = BlockPlan(actions=self._actions(current.perturbation, arguments))
             if current.reuses_prefix:
@@ -200,13 +201,13 @@ class _GuidedDenoiser:
             raise GuidanceError(
                 f"{self._guidance.name} with guidance_scale={self._guidance.guidance_scale} needs the "
                 f"unconditional branch, but the pipeline was called with guidance_scale="
-                f"{self._pipe.guidance_scale}, which turns it off; pass a guidance_scale above 1 to the pipeline"
+                f"{self._pipe.guidance_scale}, which turns it off; give the pipeline one above 1"
             )
         pipeline_rescale = getattr(self._pipe, "guidance_rescale", 0.0)
         if plan.rule is not None and pipeline_rescale:
             raise GuidanceError(
-                f"the pipeline was called with guidance_rescale={pipeline_rescale}, which it would apply to the "
-                f"guided prediction; use {type(self._guidance).__name__}(rescale={pipeline_rescale}) instead"
+                f"the pipeline was called with guidance_rescale={pipeline_rescale}, which it would apply to "
+                f"the guided prediction; give {type(self._guidance).__name__} a rescale instead"
             )
 
     def _require_fired(self, perturbation: Perturbation, plan: BlockPlan) -> None:
@@ -226,9 +227,7 @@ def _apply(transform: QueryTransform, grid: TokenGrid, query: Tensor, key: Tenso
     return transform(query, key, grid)
 
 
-def _group(
-    branches: Mapping[str, Branch], conditions: tuple[str, ...], reuse_prefix: bool
-) -> list[_Pass]:
+def _group(branches: Mapping[str, Branch], conditions: tuple[str, ...], reuse_prefix: bool) -> list[_Pass]:
     """The fewest passes that run all branches, unperturbed ones first, rows in the order of `conditions`."""
     plain = {branch.condition for branch in branches.values() if branch.perturbation is None}
     groups: dict[tuple[Perturbation | None, bool], list[str]] = {}
@@ -277,7 +276,7 @@ def _check_denoiser(denoiser: nn.Module, guidance: Guidance) -> None:
         )
     if getattr(denoiser, "is_cache_enabled", False):
         raise GuidanceError(
-            "a step cache is enabled on the denoiser, which would mix branches; call disable_cache() on it first"
+            "a step cache is enabled on the denoiser and would mix branches; call its disable_cache() first"
         )
 
 
@@ -300,7 +299,8 @@ def _intercepted_calls(module: nn.Module, predict: Callable[..., Any]) -> Iterat
         return predict(partial(original.__call__, self), dict(bound))
 
     namespace = {"__call__": __call__, "__module__": original.__module__, "_guided": True}
-    module.__class__ = type(original)(original.__name__, (original,), namespace)
+    metaclass: Any = type(original)
+    module.__class__ = metaclass(original.__name__, (original,), namespace)
     try:
         yield
     finally:

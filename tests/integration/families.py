@@ -66,4 +66,3 @@ CASES = (
     Case("ltx-image", partial(tiny_ltx, LTXImageToVideoPipeline), LTX_SIZE, lambda: {"image": _image()}),
     Case("ltx-condition", partial(tiny_ltx, LTXConditionPipeline), LTX_SIZE, _keyframe),
 )
-

@@ -58,9 +58,7 @@ def test_a_pipeline_class_cannot_be_registered_twice() -> None:
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_video_tokens_come_from_the_call(
-    case: Case, pipe: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_video_tokens_come_from_the_call(case: Case, pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     adapter = adapter_for(pipe)
     seen = []
     original = type(adapter).video_tokens
@@ -255,11 +253,15 @@ def test_the_guided_prediction_is_that_of_a_slow_float64_reference(
     with guided(pipe, guidance):
         case.run(pipe, num_inference_steps=2)
 
-    first = {k: v.double() if isinstance(v, Tensor) and v.is_floating_point() else v for k, v in inputs[0].items()}
+    first = {
+        k: v.double() if isinstance(v, Tensor) and v.is_floating_point() else v for k, v in inputs[0].items()
+    }
     with torch.no_grad():
         uncond, cond = copy.deepcopy(pipe.transformer).double()(**first)[0].chunk(2)
         if change is not None:
-            weak_uncond, weak_cond = reference_transformer(case, pipe.transformer, change)(**first)[0].chunk(2)
+            weak_uncond, weak_cond = reference_transformer(case, pipe.transformer, change)(**first)[0].chunk(
+                2
+            )
     if method == "cfg":
         expected = uncond + scale * (cond - uncond)
     elif method == "oseg":

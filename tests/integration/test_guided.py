@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from tests.integration.families import CASES, LTX, MOCHI, SCALE, STEPS, Case
 from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
 import oseg_video
 from oseg_video import CFG, OSEG, SEG, STG, GuidanceError, SilentGuidanceError, guided
 from oseg_video.adapters import UnsupportedPipelineError
+from tests.integration.families import CASES, LTX, MOCHI, SCALE, STEPS, Case
 from tests.tiny import BLOCKS
 
 METHODS = (
@@ -158,7 +158,12 @@ def test_the_published_rule_runs(family: Case) -> None:
     stock = family.run(pipe)
     for skip in (False, True):
         guidance = OSEG(
-            guidance_scale=SCALE, oseg_scale=0.62, mix=0.67, blocks=(2,), rule="published", published_skip=skip
+            guidance_scale=SCALE,
+            oseg_scale=0.62,
+            mix=0.67,
+            blocks=(2,),
+            rule="published",
+            published_skip=skip,
         )
         with guided(pipe, guidance) as report:
             assert not torch.equal(family.run(pipe), stock)
@@ -276,7 +281,7 @@ def test_a_missing_unconditional_branch_is_refused(family: Case, pipe: Any) -> N
 
 def test_the_pipelines_own_rescale_is_refused() -> None:
     pipe = LTX.build()
-    with pytest.raises(GuidanceError, match=r"rescale=0\.5"), guided(pipe, METHODS[0]):
+    with pytest.raises(GuidanceError, match=r"guidance_rescale=0\.5"), guided(pipe, METHODS[0]):
         LTX.run(pipe, guidance_rescale=0.5)
 
 
@@ -296,10 +301,16 @@ def test_a_site_that_never_fires_raises(family: Case, pipe: Any) -> None:
     class Bypass:
         """An attention processor that never asks for the query."""
 
-        def __call__(self, attn: Any, hidden_states: Any, encoder_hidden_states: Any = None, *_: Any, **__: Any):
-            return hidden_states if encoder_hidden_states is None or family is LTX else (
-                hidden_states,
-                encoder_hidden_states,
+        def __call__(
+            self, attn: Any, hidden_states: Any, encoder_hidden_states: Any = None, *_: Any, **__: Any
+        ):
+            return (
+                hidden_states
+                if encoder_hidden_states is None or family is LTX
+                else (
+                    hidden_states,
+                    encoder_hidden_states,
+                )
             )
 
     attention.processor = Bypass()

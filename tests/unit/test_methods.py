@@ -69,9 +69,7 @@ def test_oseg_as_on_the_slides_perturbs_both_branches() -> None:
         "cond_perturbed": ("cond", True),
     }
     p = predictions(["cond", "uncond_perturbed", "cond_perturbed"])
-    expected = (
-        p["cond"] + 2 * (p["cond"] - p["uncond_perturbed"]) + 0.5 * (p["cond"] - p["cond_perturbed"])
-    )
+    expected = p["cond"] + 2 * (p["cond"] - p["uncond_perturbed"]) + 0.5 * (p["cond"] - p["cond_perturbed"])
     assert_close(guidance.plan(step()).rule(**p), expected)
 
 
@@ -133,7 +131,11 @@ def test_scales_may_follow_the_noise_level() -> None:
         (OSEG, {"blocks": (1,), "keep_parallel": -0.1}, "keep_parallel must be a number"),
         (OSEG, {"blocks": (1,), "reference": "text"}, "reference"),
         (OSEG, {"blocks": (1,), "rule": "mine"}, "rule must be 'slides' or 'published'"),
-        (OSEG, {"blocks": (1,), "rule": "published", "blur_sigma": 2.0}, "has no meaning with rule='published'"),
+        (
+            OSEG,
+            {"blocks": (1,), "rule": "published", "blur_sigma": 2.0},
+            "has no meaning with rule='published'",
+        ),
         (OSEG, {"blocks": (1,), "published_skip": True}, "has no meaning with rule='slides'"),
     ),
 )
