@@ -1,0 +1,1 @@
+"""Running a job: guided denoising, loading, generating, manifests."""
