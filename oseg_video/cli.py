@@ -151,7 +151,7 @@ def _add_setting_flags(parser: argparse.ArgumentParser) -> None:
             options["action"] = argparse.BooleanOptionalAction
         else:
             options["metavar"] = (
-                "{%s}" % ",".join(meta["choices"]) if meta["choices"] else meta["kind"].metavar
+                f"{{{','.join(meta['choices'])}}}" if meta["choices"] else meta["kind"].metavar
             )
             if meta["kind"] is TEXTS:
                 options["action"] = "append"

@@ -183,7 +183,8 @@ def _write_mp4(path: Path, frames: torch.Tensor, fps: float, comment: str) -> No
         "scale=in_range=pc:out_range=tv:out_color_matrix=bt709:flags=accurate_rnd+full_chroma_int,"
         "setparams=range=tv:colorspace=bt709:color_primaries=bt709:color_trc=bt709"
     )
-    with imageio.get_writer(
+    get_writer: Any = imageio.get_writer  # typed as a reader or a writer of any kind
+    with get_writer(
         bare,
         format="FFMPEG",
         mode="I",

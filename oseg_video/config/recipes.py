@@ -69,7 +69,6 @@ def resolve_job(
     SettingError.
     """
     mine = {**(read_recipe(config) if config else {}), **flags}
-    mine = {name: value for name, value in mine.items()}
     for name, value in mine.items():
         read_setting(name, value)
     family = family_of(mine.get("model", FIELDS["model"].default), mine.get("revision"))
@@ -140,7 +139,7 @@ def _load_yaml(path: Path) -> dict[Any, Any]:
             return super().construct_mapping(node, deep)
 
     try:
-        content = yaml.load(path.read_text(encoding="utf-8-sig"), Loader=StrictLoader)  # noqa: S506
+        content = yaml.load(path.read_text(encoding="utf-8-sig"), Loader=StrictLoader)
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from None
     except UnicodeDecodeError:

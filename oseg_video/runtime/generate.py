@@ -118,6 +118,10 @@ def check_size(job: GenerateJob, adapter: ModelAdapter) -> None:
                 f"{name} {value}: {adapter.family} needs a multiple of {adapter.size_multiple} pixels; "
                 f"nearest: {' or '.join(map(str, allowed))}"
             )
+    # Mochi's schedule divides by half the steps.
+    fewest = getattr(adapter, "minimum_steps", 1)
+    if job.steps < fewest:
+        raise SettingError(f"steps {job.steps}: {adapter.family} needs at least {fewest}")
     allowed = nearest_frames(job.frames, adapter.frame_multiple)
     if allowed != [job.frames]:
         raise SettingError(
@@ -130,7 +134,7 @@ def _check_text_guidance(job: GenerateJob, guidance: Guidance) -> None:
     scale = guidance.guidance_scale
     if job.negative_prompt is not None and isinstance(scale, int | float) and scale <= 1:
         raise SettingError(
-            f"negative_prompt has no effect without text guidance; raise guidance_scale above 1, it is {scale:g}"
+            f"negative_prompt has no effect without text guidance; guidance_scale is {scale:g}, not above 1"
         )
 
 

@@ -1,4 +1,4 @@
-"""The model hub: what a repository is, and its files on this machine. The only module that needs a network."""
+"""The model hub: what a repository is, and its files on this machine. Nothing else needs a network."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ class ModelSource:
         if image and self.adapter.image_to_video is None:
             families = [a.family for a in all_adapters() if a.image_to_video]
             raise LoadError(
-                f"{self.adapter.family} has no image-to-video pipeline; --image works with {', '.join(families)}"
+                f"{self.adapter.family} makes clips from text only; --image works with {', '.join(families)}"
             )
         if image and self.pipeline == self.adapter.text_to_video:
             return str(self.adapter.image_to_video)

@@ -81,7 +81,7 @@ def plan_clips(job: GenerateJob) -> list[ClipPlan]:
     clips = [(prompt, seed) for prompt in job.prompts for seed in job.seeds]
     out = Path(job.out).expanduser()
     suffix = out.suffix.lower()
-    names_folder = job.out.endswith(("/", os.sep)) or out.is_dir()
+    names_folder = job.out.endswith(("/", os.sep)) or os.path.isdir(out)
     if not names_folder and suffix in _FILE_FORMATS:
         if len(clips) > 1:
             raise OutputError(f"{len(clips)} clips do not fit into {job.out}; give --out a folder")

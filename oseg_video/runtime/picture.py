@@ -41,7 +41,9 @@ def load_picture(path: Path, height: int, width: int) -> Picture:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path) as opened:
                 if getattr(opened, "is_animated", False):
-                    raise PictureError(f"{path} is animated ({opened.n_frames} frames); give one picture")
+                    raise PictureError(
+                        f"{path} is animated ({getattr(opened, 'n_frames', '?')} frames); give one picture"
+                    )
                 upright = ImageOps.exif_transpose(opened)
                 upright.load()
     except UnidentifiedImageError:

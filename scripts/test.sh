@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# Install what is missing, then run linters, type checker, import contract and tests.
+# Further arguments go to pytest: scripts/test.sh tests/unit -k naming
+set -euo pipefail
+extras="[dev]"
+. "$(dirname "$0")/environment.sh"
+
+run() {
+  echo "== $*"
+  "$@"
+}
+run .venv/bin/ruff check .
+run .venv/bin/ruff format --check .
+run .venv/bin/mypy
+run .venv/bin/lint-imports
+# No test may reach for the hub.
+HF_HUB_OFFLINE=1 run .venv/bin/python -m pytest "$@"
