@@ -1,0 +1,1 @@
+"""Training of the embedded model from nothing; `scripts/train_tiny.py` runs it."""

@@ -1,0 +1,103 @@
+"""The classifier stage."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKLMochi
+from torch import Tensor
+
+from ..classifier import ClipClassifier
+from ..dataset import VOCABULARIES, ClipAttributes, sample_attributes, sample_clips
+from .autoencoder import TRAINING_SEED
+from .latents import SCALE, pooled_latents
+from .loop import LoopConfig, fit
+
+logger = logging.getLogger(__name__)
+
+BATCH = 32
+LOOP = LoopConfig(steps=1200, learning_rate=2e-3, ema_decay=0.99, seed=4, log_every=100)
+
+DECODED_CLIPS = 768
+"""Training clips that passed through the autoencoder, so that its traces are no surprise to the judge."""
+DECODED_PER_BATCH = 8
+LARGEST_NOISE = 0.4
+"""Upper end of the noise on their latents, of standard deviation 1: stands in for imperfect sampling."""
+FIRST_CLIP = 1_000_000
+"""The classifier draws training clips that the autoencoder and the transformer do not see."""
+
+
+def train_classifier(
+    autoencoder: AutoencoderKLMochi, run_dir: Path, device: torch.device
+) -> ClipClassifier:
+    """Train on augmented drawn clips and on decoded ones."""
+    torch.manual_seed(TRAINING_SEED)
+    classifier = ClipClassifier().to(device)
+    decoded_BFCHW = _decode_training_clips(autoencoder, device)
+    decoded_attributes = [sample_attributes(TRAINING_SEED, index) for index in range(DECODED_CLIPS)]
+
+    def compute_losses(step: int) -> dict[str, Tensor]:
+        drawn = BATCH - DECODED_PER_BATCH
+        first = FIRST_CLIP + drawn * step
+        clips_BFCHW, attributes = sample_clips(TRAINING_SEED, range(first, first + drawn))
+        rows = torch.randint(DECODED_CLIPS, (DECODED_PER_BATCH,))
+        clips_BFCHW = torch.cat([augment(clips_BFCHW.to(device).float() / 255), decoded_BFCHW[rows].float()])
+        attributes += [decoded_attributes[row] for row in rows.tolist()]
+        logits = classifier(clips_BFCHW)
+        targets = _targets(attributes, device)
+        losses = {
+            name: F.cross_entropy(logits[name], targets[name], label_smoothing=0.02) for name in VOCABULARIES
+        }
+        return {"loss": sum(losses.values()), **losses}
+
+    fit(classifier, compute_losses, LOOP, run_dir / "classifier.pt")
+    accuracy = measure_accuracy(classifier, clips=1024, device=device)
+    logger.info("classifier: accuracy on fresh drawn clips %s", accuracy)
+    return classifier
+
+
+@torch.no_grad()
+def measure_accuracy(classifier: ClipClassifier, *, clips: int, device: torch.device) -> dict[str, float]:
+    """Share of right answers per head on clips of a data set that no stage trains on."""
+    right = dict.fromkeys(VOCABULARIES, 0)
+    for first in range(0, clips, 64):
+        drawn_BFCHW, attributes = sample_clips(TRAINING_SEED + 1, range(first, min(first + 64, clips)))
+        judged = classifier.judge(drawn_BFCHW.to(device).float() / 255)
+        for a, b in zip(attributes, judged, strict=True):
+            for name in VOCABULARIES:
+                right[name] += getattr(a, name) == getattr(b, name)
+    return {name: count / clips for name, count in right.items()}
+
+
+def augment(clips_BFCHW: Tensor) -> Tensor:
+    """Per clip: a small shift and gain per colour channel, in half of the clips a blur, and noise."""
+    batch, device = len(clips_BFCHW), clips_BFCHW.device
+    gain = 1 + 0.08 * torch.randn(batch, 1, 3, 1, 1, device=device)
+    shift = 0.04 * torch.randn(batch, 1, 3, 1, 1, device=device)
+    clips_BFCHW = clips_BFCHW * gain + shift
+    blurred = F.avg_pool2d(clips_BFCHW.flatten(0, 1), 3, stride=1, padding=1, count_include_pad=False)
+    share = (torch.rand(batch, 1, 1, 1, 1, device=device) * 2 - 1).clamp(min=0)
+    clips_BFCHW = clips_BFCHW.lerp(blurred.view_as(clips_BFCHW), share)
+    level = 0.08 * torch.rand(batch, 1, 1, 1, 1, device=device)
+    return (clips_BFCHW + level * torch.randn_like(clips_BFCHW)).clamp(0, 1)
+
+
+@torch.no_grad()
+def _decode_training_clips(autoencoder: AutoencoderKLMochi, device: torch.device) -> Tensor:
+    """Decoded latents with noise of random level, float16 [B, F, C, H, W] in [0, 1]."""
+    decoded = []
+    for first in range(0, DECODED_CLIPS, 16):
+        clips_BFCHW, _ = sample_clips(TRAINING_SEED, range(first, first + 16))
+        latents = pooled_latents(clips_BFCHW.to(device))
+        level = LARGEST_NOISE / SCALE * torch.rand(len(latents), 1, 1, 1, 1, device=device)
+        noisy = latents + level * torch.randn_like(latents)
+        decoded.append((autoencoder.decode(noisy).sample.transpose(1, 2) / 2 + 0.5).clamp(0, 1).half())
+    return torch.cat(decoded)
+
+
+def _targets(attributes: list[ClipAttributes], device: torch.device) -> dict[str, Tensor]:
+    indices = torch.tensor([a.indices() for a in attributes], device=device)
+    return {name: indices[:, column] for column, name in enumerate(VOCABULARIES)}

@@ -1,0 +1,87 @@
+"""The stages of the training, by name."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from diffusers import AutoencoderKLMochi
+from torch import nn
+from transformers import PreTrainedTokenizerBase, T5Tokenizer
+
+from ..classifier import WEIGHTS, ClipClassifier
+from .autoencoder import new_autoencoder, train_autoencoder
+from .export import build_pipeline, measure_samples, save_classifier, save_model
+from .judge import train_classifier
+from .loop import load_average, save_contact_sheet
+from .text import train_tokenizer
+from .transformer import TextToVideo, train_transformer
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
+logger = logging.getLogger(__name__)
+
+MODEL_DIR = Path(__file__).parents[1] / "model"
+SAMPLE_STEPS = 50
+GUIDANCE_SCALE = 3.0
+
+
+def run(stage: str, run_dir: Path, device: torch.device) -> None:
+    """Run one stage; what it needs from earlier stages it reads from `run_dir`."""
+    _STAGES[stage](run_dir, device)
+
+
+def _vae(run_dir: Path, device: torch.device) -> None:
+    train_autoencoder(run_dir, device)
+
+
+def _transformer(run_dir: Path, device: torch.device) -> None:
+    tokenizer = train_tokenizer(run_dir / "tokenizer")
+    train_transformer(tokenizer, run_dir, device)
+
+
+def _classifier(run_dir: Path, device: torch.device) -> None:
+    train_classifier(_autoencoder(run_dir, device), run_dir, device)
+
+
+def _export(run_dir: Path, device: torch.device) -> None:
+    """Write the shipped model from the newest averaged weights, and sample from it."""
+    tokenizer = _tokenizer(run_dir)
+    model = _restored(TextToVideo(len(tokenizer)), run_dir / "transformer.pt")
+    classifier = _restored(ClipClassifier(), run_dir / "classifier.pt")
+    autoencoder = _autoencoder(run_dir, torch.device("cpu"))
+    pipeline = build_pipeline(autoencoder, tokenizer, model, torch.float16)
+    save_model(pipeline, run_dir / "tokenizer", MODEL_DIR)
+    save_classifier(classifier, WEIGHTS)
+    pipeline.to(dtype=torch.float32)
+    shares, clips_BFCHW = measure_samples(
+        pipeline, classifier, clips=32, guidance_scale=GUIDANCE_SCALE, steps=SAMPLE_STEPS
+    )
+    logger.info("export: guidance scale %s, %d steps, 32 clips: %s", GUIDANCE_SCALE, SAMPLE_STEPS, shares)
+    save_contact_sheet(clips_BFCHW[:16], run_dir / "samples.png")
+
+
+def _autoencoder(run_dir: Path, device: torch.device) -> AutoencoderKLMochi:
+    autoencoder = new_autoencoder()
+    _restored(autoencoder.decoder, run_dir / "decoder.pt")
+    _restored(autoencoder.encoder, run_dir / "encoder.pt")
+    return autoencoder.eval().to(device)
+
+
+def _tokenizer(run_dir: Path) -> PreTrainedTokenizerBase:
+    return T5Tokenizer.from_pretrained(run_dir / "tokenizer")
+
+
+def _restored(module: ModuleT, checkpoint: Path) -> ModuleT:
+    module.load_state_dict(load_average(checkpoint))
+    return module.eval()
+
+
+_STAGES: dict[str, Callable[[Path, torch.device], None]] = {
+    "vae": _vae,
+    "transformer": _transformer,
+    "classifier": _classifier,
+    "export": _export,
+}
