@@ -1,7 +1,7 @@
 """Train the embedded model from nothing: `python scripts/train_tiny.py`.
 
-Stages: vae, transformer, classifier, export. Every stage writes to --run-dir, can be stopped at any moment and
-goes on at its last checkpoint when started again.
+Stages: vae, transformer, classifier, export. Every stage writes to --run-dir, can be stopped at any moment
+and goes on at its last checkpoint when started again.
 """
 
 from __future__ import annotations
@@ -37,6 +37,8 @@ def main() -> int:
     import torch
 
     torch.set_num_threads(arguments.threads)
+    # Activations far below zero leave numbers so small that the processor handles them in microcode.
+    torch.set_flush_denormal(True)
     from oseg_video.embedded.training import stages
 
     for stage in STAGES if arguments.stage == "all" else (arguments.stage,):

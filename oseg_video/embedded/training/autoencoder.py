@@ -13,6 +13,7 @@ from torch import Tensor
 from ..dataset import sample_clips
 from .latents import CHANNELS, SCALE, pooled_latents
 from .loop import LoopConfig, fit, load_average, save_contact_sheet
+from .upsampling import start_from_upsampling
 
 logger = logging.getLogger(__name__)
 
@@ -20,7 +21,7 @@ TRAINING_SEED = 1
 """Seed of the data set from which all stages train; evaluations use others."""
 
 BATCH = 4
-DECODER_LOOP = LoopConfig(steps=2600, learning_rate=2e-3, ema_decay=0.995, seed=1)
+DECODER_LOOP = LoopConfig(steps=2400, learning_rate=2e-3, ema_decay=0.995, seed=1)
 ENCODER_LOOP = LoopConfig(steps=400, learning_rate=2e-3, ema_decay=0.98, seed=2)
 
 SHAPE_WEIGHT = 4.0
@@ -35,11 +36,11 @@ LOG_VARIANCE = -8.0
 def new_autoencoder() -> AutoencoderKLMochi:
     """4 x 4 patches are folded first, so nothing but maps of single pixels runs at full resolution.
 
-    The encoder ends in 128 channels because its last group norm has 32 groups: in a group of two channels a
+    The encoder ends in 96 channels because its last group norm has 32 groups: in a group of few channels a
     flat background of any colour normalises to plus and minus one, and its colour is lost.
     """
     return AutoencoderKLMochi(
-        encoder_block_out_channels=(16, 64, 128),
+        encoder_block_out_channels=(16, 32, 96),
         decoder_block_out_channels=(8, 64, 96),
         latent_channels=CHANNELS,
         layers_per_block=(0, 2, 2, 0),
@@ -55,7 +56,9 @@ def new_autoencoder() -> AutoencoderKLMochi:
 def train_autoencoder(run_dir: Path, device: torch.device) -> AutoencoderKLMochi:
     """Train decoder, then encoder; a contact sheet (drawn and decoded rows in turn) at every checkpoint."""
     torch.manual_seed(TRAINING_SEED)
-    autoencoder = new_autoencoder().to(device)
+    autoencoder = new_autoencoder()
+    start_from_upsampling(autoencoder.decoder)
+    autoencoder.to(device)
 
     def decoder_losses(step: int) -> dict[str, Tensor]:
         return _decoder_losses(autoencoder, _draw_batch(step, device))
@@ -102,8 +105,8 @@ def _decoder_losses(autoencoder: AutoencoderKLMochi, clips_BFCHW: Tensor) -> dic
     with torch.autocast(latents.device.type, torch.bfloat16):
         decoded = _decode(autoencoder.decoder, latents + level * torch.randn_like(latents)).float()
     error = decoded - target
-    # The corner always shows the background. The shape covers a tenth of a frame and carries all the rest; its
-    # surroundings weigh as much, or the notches of a cross fill up.
+    # The corner always shows the background. The shape covers a tenth of a frame and carries all the rest;
+    # its surroundings weigh as much, or the notches of a cross fill up.
     shape = (target != target[..., :1, :1]).any(dim=1).float()
     surroundings = F.interpolate(F.max_pool2d(shape, 12, stride=4, padding=4), scale_factor=4)
     weight = 1 + SHAPE_WEIGHT * surroundings[:, None]

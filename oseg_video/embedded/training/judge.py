@@ -10,18 +10,18 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKLMochi
 from torch import Tensor
 
-from ..classifier import ClipClassifier
-from ..dataset import VOCABULARIES, ClipAttributes, sample_attributes, sample_clips
+from ..classifier import ClipClassifier, seen_frames
+from ..dataset import FRAMES, VOCABULARIES, ClipAttributes, sample_attributes, sample_clips
 from .autoencoder import TRAINING_SEED
 from .latents import SCALE, pooled_latents
 from .loop import LoopConfig, fit
 
 logger = logging.getLogger(__name__)
 
-BATCH = 32
-LOOP = LoopConfig(steps=1200, learning_rate=2e-3, ema_decay=0.99, seed=4, log_every=100)
+BATCH = 40
+LOOP = LoopConfig(steps=800, learning_rate=2e-3, ema_decay=0.99, seed=4)
 
-DECODED_CLIPS = 768
+DECODED_CLIPS = 320
 """Training clips that passed through the autoencoder, so that its traces are no surprise to the judge."""
 DECODED_PER_BATCH = 8
 LARGEST_NOISE = 0.4
@@ -36,20 +36,23 @@ def train_classifier(
     """Train on augmented drawn clips and on decoded ones."""
     torch.manual_seed(TRAINING_SEED)
     classifier = ClipClassifier().to(device)
-    decoded_BFCHW = _decode_training_clips(autoencoder, device)
+    seen = seen_frames(FRAMES)
+    decoded_BFCHW = _decode_training_clips(autoencoder, device)[:, seen]
     decoded_attributes = [sample_attributes(TRAINING_SEED, index) for index in range(DECODED_CLIPS)]
 
     def compute_losses(step: int) -> dict[str, Tensor]:
         drawn = BATCH - DECODED_PER_BATCH
         first = FIRST_CLIP + drawn * step
-        clips_BFCHW, attributes = sample_clips(TRAINING_SEED, range(first, first + drawn))
+        frames_BFCHW, attributes = sample_clips(TRAINING_SEED, range(first, first + drawn), seen)
         rows = torch.randint(DECODED_CLIPS, (DECODED_PER_BATCH,))
-        clips_BFCHW = torch.cat([augment(clips_BFCHW.to(device).float() / 255), decoded_BFCHW[rows].float()])
+        frames_BFCHW = augment(frames_BFCHW.to(device).float() / 255)
+        frames_BFCHW = torch.cat([frames_BFCHW, decoded_BFCHW[rows].float()])
         attributes += [decoded_attributes[row] for row in rows.tolist()]
-        logits = classifier(clips_BFCHW)
+        logits = classifier.read(classifier.frame_features(frames_BFCHW))
         targets = _targets(attributes, device)
         losses = {
-            name: F.cross_entropy(logits[name], targets[name], label_smoothing=0.02) for name in VOCABULARIES
+            name: F.cross_entropy(logits[name], targets[name], label_smoothing=0.02)
+            for name in VOCABULARIES
         }
         return {"loss": sum(losses.values()), **losses}
 
@@ -73,16 +76,17 @@ def measure_accuracy(classifier: ClipClassifier, *, clips: int, device: torch.de
 
 
 def augment(clips_BFCHW: Tensor) -> Tensor:
-    """Per clip: a small shift and gain per colour channel, in half of the clips a blur, and noise."""
+    """A small gain and shift per colour channel; a third of the clips is blurred, a third gets noise."""
     batch, device = len(clips_BFCHW), clips_BFCHW.device
     gain = 1 + 0.08 * torch.randn(batch, 1, 3, 1, 1, device=device)
     shift = 0.04 * torch.randn(batch, 1, 3, 1, 1, device=device)
     clips_BFCHW = clips_BFCHW * gain + shift
-    blurred = F.avg_pool2d(clips_BFCHW.flatten(0, 1), 3, stride=1, padding=1, count_include_pad=False)
-    share = (torch.rand(batch, 1, 1, 1, 1, device=device) * 2 - 1).clamp(min=0)
-    clips_BFCHW = clips_BFCHW.lerp(blurred.view_as(clips_BFCHW), share)
-    level = 0.08 * torch.rand(batch, 1, 1, 1, 1, device=device)
-    return (clips_BFCHW + level * torch.randn_like(clips_BFCHW)).clamp(0, 1)
+    blurred, noisy, untouched = clips_BFCHW.tensor_split(3)
+    softer = F.avg_pool2d(blurred.flatten(0, 1), 3, stride=1, padding=1, count_include_pad=False)
+    blurred = blurred.lerp(softer.view_as(blurred), torch.rand(len(blurred), 1, 1, 1, 1, device=device))
+    level = 0.08 * torch.rand(len(noisy), 1, 1, 1, 1, device=device)
+    noisy = noisy + level * torch.randn_like(noisy)
+    return torch.cat([blurred, noisy, untouched]).clamp(0, 1)
 
 
 @torch.no_grad()

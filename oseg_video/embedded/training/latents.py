@@ -43,7 +43,7 @@ def pooled_key_frames(key_frames_BTCHW: Tensor) -> Tensor:
 
 
 def small_pictures(latents_BCTHW: Tensor) -> Tensor:
-    """RGB [B, T, 3, 2 H, 2 W] in [0, 1] that the (unscaled) latents hold, to look at them without a decoder."""
+    """RGB [B, T, 3, 2 H, 2 W] in [0, 1] held by the (unscaled) latents, to see them without a decoder."""
     frames = latents_BCTHW.transpose(1, 2)
     pictures = F.pixel_shuffle(frames.flatten(0, 1), FOLD).unflatten(0, frames.shape[:2])
     return (pictures / 2 + 0.5).clamp(0, 1)

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from diffusers import AutoencoderKLMochi
 from torch import nn
 from transformers import PreTrainedTokenizerBase, T5Tokenizer
 
+from .. import MODEL_PATH
 from ..classifier import WEIGHTS, ClipClassifier
-from .autoencoder import new_autoencoder, train_autoencoder
+from .autoencoder import load_autoencoder, train_autoencoder
 from .export import build_pipeline, measure_samples, save_classifier, save_model
 from .judge import train_classifier
 from .loop import load_average, save_contact_sheet
@@ -23,7 +23,6 @@ from .transformer import TextToVideo, train_transformer
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 logger = logging.getLogger(__name__)
 
-MODEL_DIR = Path(__file__).parents[1] / "model"
 SAMPLE_STEPS = 50
 GUIDANCE_SCALE = 3.0
 
@@ -43,7 +42,7 @@ def _transformer(run_dir: Path, device: torch.device) -> None:
 
 
 def _classifier(run_dir: Path, device: torch.device) -> None:
-    train_classifier(_autoencoder(run_dir, device), run_dir, device)
+    train_classifier(load_autoencoder(run_dir).to(device), run_dir, device)
 
 
 def _export(run_dir: Path, device: torch.device) -> None:
@@ -51,9 +50,8 @@ def _export(run_dir: Path, device: torch.device) -> None:
     tokenizer = _tokenizer(run_dir)
     model = _restored(TextToVideo(len(tokenizer)), run_dir / "transformer.pt")
     classifier = _restored(ClipClassifier(), run_dir / "classifier.pt")
-    autoencoder = _autoencoder(run_dir, torch.device("cpu"))
-    pipeline = build_pipeline(autoencoder, tokenizer, model, torch.float16)
-    save_model(pipeline, run_dir / "tokenizer", MODEL_DIR)
+    pipeline = build_pipeline(load_autoencoder(run_dir), tokenizer, model, torch.float16)
+    save_model(pipeline, run_dir / "tokenizer", MODEL_PATH)
     save_classifier(classifier, WEIGHTS)
     pipeline.to(dtype=torch.float32)
     shares, clips_BFCHW = measure_samples(
@@ -61,13 +59,6 @@ def _export(run_dir: Path, device: torch.device) -> None:
     )
     logger.info("export: guidance scale %s, %d steps, 32 clips: %s", GUIDANCE_SCALE, SAMPLE_STEPS, shares)
     save_contact_sheet(clips_BFCHW[:16], run_dir / "samples.png")
-
-
-def _autoencoder(run_dir: Path, device: torch.device) -> AutoencoderKLMochi:
-    autoencoder = new_autoencoder()
-    _restored(autoencoder.decoder, run_dir / "decoder.pt")
-    _restored(autoencoder.encoder, run_dir / "encoder.pt")
-    return autoencoder.eval().to(device)
 
 
 def _tokenizer(run_dir: Path) -> PreTrainedTokenizerBase:

@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 TRAINING_SEED = 1
 BATCH = 32
-LOOP = LoopConfig(steps=6000, learning_rate=1.5e-3, warmup_steps=300, ema_decay=0.999, seed=3)
+LOOP = LoopConfig(steps=5700, learning_rate=1.5e-3, warmup_steps=300, ema_decay=0.999, seed=3)
 
 TEXT_TOKENS = 20
 """Padded caption length in training; the longest caption takes fewer."""
@@ -179,7 +179,8 @@ def sample_latents(
     for step in range(steps):
         timestep = torch.full((2 * len(captions),), 1000 * step / steps, device=device)
         with torch.autocast(device.type, torch.bfloat16):
-            velocity = model(torch.cat([latents] * 2), timestep, tokens.input_ids, tokens.attention_mask.bool())
+            both = torch.cat([latents] * 2)
+            velocity = model(both, timestep, tokens.input_ids, tokens.attention_mask.bool())
         uncond, cond = velocity.float().chunk(2)
         latents = latents + (uncond + guidance_scale * (cond - uncond)) / steps
     return latents
