@@ -94,6 +94,10 @@ def generate(
             "out of GPU memory; try --offload model (or group, sequential), --vae-tiling, fewer frames or a "
             "smaller size"
         ) from error
+    except RuntimeError as error:
+        if "can't allocate memory" not in str(error):  # torch's CPU allocator has no error class of its own
+            raise
+        raise GenerateError("out of memory; try --vae-tiling, fewer frames or a smaller size") from error
 
 
 def nearest_frames(frames: int, multiple: int) -> list[int]:

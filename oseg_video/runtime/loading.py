@@ -110,9 +110,10 @@ def load_pipeline(source: ModelSource, job: GenerateJob, progress: Progress) -> 
     dtype = resolve_dtype(job.dtype, device)
     if job.offload != "none" and device.type == "cpu":
         raise LoadError(f"--offload {job.offload} needs a GPU: on the CPU there is nothing to offload to")
-    directory = source.directory or hub.fetch_pipeline(
-        str(source.repository), str(source.commit), job.variant
-    )
+    directory = source.directory
+    if directory is None:
+        with progress.loading():
+            directory = hub.fetch_pipeline(str(source.repository), str(source.commit), job.variant)
     variant = job.variant if _has_variant(directory, job.variant) else None
     components = dict(weight_files(directory, variant))
     _check_weights(directory, components)

@@ -24,16 +24,21 @@ class Progress:
 
     @contextlib.contextmanager
     def loading(self) -> Iterator[None]:
-        """Let diffusers show its bar over the components, and keep the bars inside it away."""
+        """Show the hub's bars over downloads and diffusers' bar over components, not the bars inside it."""
         import diffusers.utils.logging as diffusers_logging
         import transformers.utils.logging as transformers_logging
+        from huggingface_hub.utils import enable_progress_bars
 
-        transformers_logging.disable_progress_bar()
+        transformers_logging.disable_progress_bar()  # and the hub's with it
         if self.quiet:
             diffusers_logging.disable_progress_bar()
         else:
+            enable_progress_bars()
+        try:
+            yield
+        finally:
+            transformers_logging.enable_progress_bar()
             diffusers_logging.enable_progress_bar()
-        yield
 
     @contextlib.contextmanager
     def sampling(self, steps: int, title: str) -> Iterator[StepClock]:
