@@ -6,7 +6,8 @@ from typing import Any
 
 from oseg_video.adapters import all_adapters
 from oseg_video.config import read_notes, recipe_names, recipe_path
-from oseg_video.runtime.loading import EMBEDDED, embedded_directory, find_model
+from oseg_video.embedded import MODEL_PATH
+from oseg_video.runtime.loading import EMBEDDED, find_model
 from oseg_video.types import OsegVideoError
 
 
@@ -28,7 +29,7 @@ def describe(entry: dict[str, Any]) -> str:
 def _embedded() -> dict[str, Any]:
     try:
         source = find_model(EMBEDDED)
-        pipeline, weights = source.pipeline, f"in the package ({embedded_directory()})"
+        pipeline, weights = source.pipeline, f"in the package ({MODEL_PATH})"
     except OsegVideoError as error:
         pipeline, weights = None, f"missing from this installation: {error}"
     return {"name": EMBEDDED, "weights": weights, "text to video": pipeline, **_notes(EMBEDDED)}

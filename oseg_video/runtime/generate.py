@@ -122,10 +122,8 @@ def check_size(job: GenerateJob, adapter: ModelAdapter) -> None:
                 f"{name} {value}: {adapter.family} needs a multiple of {adapter.size_multiple} pixels; "
                 f"nearest: {' or '.join(map(str, allowed))}"
             )
-    # Mochi's schedule divides by half the steps.
-    fewest = getattr(adapter, "minimum_steps", 1)
-    if job.steps < fewest:
-        raise SettingError(f"steps {job.steps}: {adapter.family} needs at least {fewest}")
+    if job.steps < adapter.minimum_steps:
+        raise SettingError(f"steps {job.steps}: {adapter.family} needs at least {adapter.minimum_steps}")
     allowed = nearest_frames(job.frames, adapter.frame_multiple)
     if allowed != [job.frames]:
         raise SettingError(

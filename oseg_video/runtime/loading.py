@@ -14,6 +14,7 @@ import torch
 
 from oseg_video.adapters import ModelAdapter, adapter_for_class, all_adapters
 from oseg_video.config import GenerateJob, known_or_nearest
+from oseg_video.embedded import MODEL_PATH
 from oseg_video.runtime import hub
 from oseg_video.runtime.memory import check_memory
 from oseg_video.runtime.progress import Progress
@@ -75,7 +76,7 @@ def find_model(name: str, revision: str | None = None) -> ModelSource:
     """
     families = {adapter.family: adapter for adapter in all_adapters()}
     if name == EMBEDDED:
-        return _find_directory(name, embedded_directory(), recipe=EMBEDDED)
+        return _find_directory(name, MODEL_PATH, recipe=EMBEDDED)
     if name in families:
         return _find_repository(name, families[name].hub_repository, revision)
     path = Path(name).expanduser()
@@ -90,13 +91,6 @@ def find_model(name: str, revision: str | None = None) -> ModelSource:
         f"no model {name!r}: no such folder, and not a hub repository (owner/name); "
         f"{known_or_nearest(name, known)}"
     )
-
-
-def embedded_directory() -> Path:
-    """Folder of the pipeline that ships with the package."""
-    import oseg_video.embedded
-
-    return Path(str(oseg_video.embedded.__file__)).parent / "model"
 
 
 def load_pipeline(source: ModelSource, job: GenerateJob, progress: Progress) -> Any:
