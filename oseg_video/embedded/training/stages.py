@@ -51,6 +51,8 @@ def _export(run_dir: Path, device: torch.device) -> None:
     model = _restored(TextToVideo(len(tokenizer)), run_dir / "transformer.pt")
     classifier = _restored(ClipClassifier(), run_dir / "classifier.pt")
     pipeline = build_pipeline(load_autoencoder(run_dir), tokenizer, model, torch.float16)
+    # transformers loads weights in the type they are stored in, diffusers in float32: together, by default.
+    pipeline.text_encoder.float()
     save_model(pipeline, run_dir / "tokenizer", MODEL_PATH)
     save_classifier(classifier, WEIGHTS)
     pipeline.to(dtype=torch.float32)
