@@ -82,7 +82,7 @@ class ClipAttributes:
             if getattr(self, name) not in vocabulary:
                 raise ValueError(f"{name} must be one of {vocabulary}, got {getattr(self, name)!r}")
 
-    def indices(self) -> tuple[int, int, int, int]:
+    def indices(self) -> tuple[int, ...]:
         """Position of every word in its vocabulary, in the order of `VOCABULARIES`."""
         return tuple(words.index(getattr(self, name)) for name, words in VOCABULARIES.items())
 
@@ -126,9 +126,7 @@ def caption(attributes: ClipAttributes, phrasing: int = 0) -> str:
 def all_captions() -> tuple[str, ...]:
     """Every attribute combination in every phrasing."""
     return tuple(
-        caption(attributes, phrasing)
-        for attributes in all_attributes()
-        for phrasing in range(len(PHRASINGS))
+        caption(attributes, phrasing) for attributes in all_attributes() for phrasing in range(len(PHRASINGS))
     )
 
 

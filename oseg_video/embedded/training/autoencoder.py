@@ -21,7 +21,7 @@ TRAINING_SEED = 1
 """Seed of the data set from which all stages train; evaluations use others."""
 
 BATCH = 4
-DECODER_LOOP = LoopConfig(steps=2400, learning_rate=2e-3, ema_decay=0.995, seed=1)
+DECODER_LOOP = LoopConfig(steps=6200, learning_rate=2e-3, ema_decay=0.998, seed=1)
 ENCODER_LOOP = LoopConfig(steps=400, learning_rate=2e-3, ema_decay=0.98, seed=2)
 
 SHAPE_WEIGHT = 4.0

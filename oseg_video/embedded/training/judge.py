@@ -30,9 +30,7 @@ FIRST_CLIP = 1_000_000
 """The classifier draws training clips that the autoencoder and the transformer do not see."""
 
 
-def train_classifier(
-    autoencoder: AutoencoderKLMochi, run_dir: Path, device: torch.device
-) -> ClipClassifier:
+def train_classifier(autoencoder: AutoencoderKLMochi, run_dir: Path, device: torch.device) -> ClipClassifier:
     """Train on augmented drawn clips and on decoded ones."""
     torch.manual_seed(TRAINING_SEED)
     classifier = ClipClassifier().to(device)
@@ -51,10 +49,9 @@ def train_classifier(
         logits = classifier.read(classifier.frame_features(frames_BFCHW))
         targets = _targets(attributes, device)
         losses = {
-            name: F.cross_entropy(logits[name], targets[name], label_smoothing=0.02)
-            for name in VOCABULARIES
+            name: F.cross_entropy(logits[name], targets[name], label_smoothing=0.02) for name in VOCABULARIES
         }
-        return {"loss": sum(losses.values()), **losses}
+        return {"loss": torch.stack(list(losses.values())).sum(), **losses}
 
     fit(classifier, compute_losses, LOOP, run_dir / "classifier.pt")
     accuracy = measure_accuracy(classifier, clips=1024, device=device)

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -18,6 +18,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 logger = logging.getLogger(__name__)
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,13 +49,13 @@ def learning_rate(config: LoopConfig, step: int) -> float:
 
 
 def fit(
-    module: nn.Module,
+    module: ModuleT,
     compute_losses: Callable[[int], dict[str, Tensor]],
     config: LoopConfig,
     checkpoint: Path,
     *,
-    on_save: Callable[[nn.Module], None] | None = None,
-) -> nn.Module:
+    on_save: Callable[[ModuleT], None] | None = None,
+) -> ModuleT:
     """Train `module` in place and return it with its averaged (EMA) weights.
 
     `compute_losses(step)` returns named scalars, of which "loss" is minimised. Every step reseeds torch's
@@ -150,7 +152,7 @@ def _update_average(average: dict[str, Tensor], module: nn.Module, decay: float)
             average[name].copy_(value)
 
 
-def _averaged(module: nn.Module, average: dict[str, Tensor]) -> nn.Module:
+def _averaged(module: ModuleT, average: dict[str, Tensor]) -> ModuleT:
     clone = copy.deepcopy(module)
     clone.load_state_dict(average)
     return clone.eval()

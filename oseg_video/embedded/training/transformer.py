@@ -141,9 +141,7 @@ def new_transformer() -> MochiTransformer3DModel:
     return transformer
 
 
-def train_transformer(
-    tokenizer: PreTrainedTokenizerBase, run_dir: Path, device: torch.device
-) -> TextToVideo:
+def train_transformer(tokenizer: PreTrainedTokenizerBase, run_dir: Path, device: torch.device) -> TextToVideo:
     """Train on clips drawn on the fly, no clip twice; every checkpoint leaves a contact sheet of samples."""
     torch.manual_seed(TRAINING_SEED)
     model = TextToVideo(len(tokenizer)).to(device)
