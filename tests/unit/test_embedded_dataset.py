@@ -95,6 +95,26 @@ def test_the_shape_moves_as_the_caption_says(attributes, index):
     np.testing.assert_allclose(steps, expected, atol=1.0)
 
 
+@pytest.mark.parametrize(
+    ("motion", "sign_x", "sign_y"),
+    [
+        ("left", -1, 0),
+        ("right", 1, 0),
+        ("up", 0, -1),
+        ("down", 0, 1),
+        ("diagonally up and to the left", -1, -1),
+        ("diagonally down and to the right", 1, 1),
+    ],
+)
+def test_words_of_motion_mean_what_they_say_on_the_screen(motion, sign_x, sign_y):
+    """Against literals, not the vocabulary's own table; row 0 is at the top."""
+    attributes = ClipAttributes(colour="blue", shape="square", motion=motion, background="white")
+    clip_FCHW, _ = draw(attributes, index=1)
+    moved_x, moved_y = np.diff(centroids(shape_mask(clip_FCHW, attributes))[[0, -1]], axis=0)[0]
+    assert np.sign(np.round(moved_x)) == sign_x
+    assert np.sign(np.round(moved_y)) == sign_y
+
+
 def centroids(mask_FHW: torch.Tensor) -> np.ndarray:
     """Mean position (x, y) of the set pixels of every frame, by a plain loop."""
     return np.array([np.argwhere(mask.numpy())[:, ::-1].mean(axis=0) for mask in mask_FHW])
