@@ -29,7 +29,7 @@ from oseg_video.adapters import adapter_for
 from oseg_video.embedded import MODEL_PATH
 from oseg_video.embedded.classifier import ClipClassifier, load_classifier
 from oseg_video.embedded.dataset import VOCABULARIES, caption, sample_attributes, sample_clips
-from oseg_video.evaluation.bootstrap import bootstrap
+from oseg_video.evaluation.bootstrap import bootstrap, share
 from oseg_video.evaluation.frechet import Moments, frechet_distance
 from oseg_video.guidance.methods import METHODS, Guidance
 from oseg_video.runtime.denoiser import guided
@@ -80,7 +80,7 @@ def main() -> None:
         "clips": arguments.clips,
         "seed": arguments.seed,
         "steps": arguments.steps,
-        "fast": arguments.fast,
+        "fast (bfloat16 autocast, compiled blocks)": arguments.fast,
         "reference": f"{REFERENCE_CLIPS} drawn clips, seed {REFERENCE_SEED}",
         "torch": torch.__version__,
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
@@ -190,7 +190,7 @@ def summarise(
         count = len(result["features"])
         row: dict[str, Any] = {"setting": settings[label]}
         row |= {name: round(float(result[name].double().mean()), 4) for name in VOCABULARIES}
-        row["all"] = bootstrap(lambda rows, x=all_right[label]: float(x[rows].mean()), count)
+        row["all"] = share(int(all_right[label].sum()), count)
         row["frechet"] = bootstrap(distances[label], count, resamples=200)
         if base is not None and label != base:
             difference = all_right[label] - all_right[base]

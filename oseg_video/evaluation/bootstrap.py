@@ -1,4 +1,4 @@
-"""Uncertainty of figures over clips: percentile bootstrap, paired where methods are compared."""
+"""Uncertainty of figures over clips: bootstrap, paired where methods are compared, and shares."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from oseg_video.types import OsegVideoError
 
 
 class Interval95(NamedTuple):
-    """A figure with its 95 % bootstrap interval."""
+    """A figure with its 95 % interval."""
 
     value: float
     low: float
@@ -25,7 +25,10 @@ class Interval95(NamedTuple):
 def bootstrap(
     statistic: Callable[[Tensor], float], count: int, *, resamples: int = 1000, seed: int = 0
 ) -> Interval95:
-    """Percentile interval (Efron 1979) of `statistic(indices)` over resampled clips.
+    """Interval of `statistic(indices)` over resampled clips (Efron 1979), centred on the value.
+
+    Centred, because a resampled set repeats clips, which biases some statistics: it raises every Fréchet
+    distance by about the same amount.
 
     statistic: takes int64 clip indices [count], with repetitions, and returns a number. A statistic that
         indexes the results of two methods over the same prompts and seeds gives a paired interval.
@@ -38,5 +41,15 @@ def bootstrap(
         [statistic(torch.randint(count, (count,), generator=generator)) for _ in range(resamples)],
         dtype=torch.float64,
     )
-    low, high = values.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    return Interval95(statistic(torch.arange(count)), low, high)
+    spread = (values - values.mean()).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64))
+    value = statistic(torch.arange(count))
+    low, high = (value + spread).tolist()
+    return Interval95(value, low, high)
+
+
+def share(hits: int, count: int) -> Interval95:
+    """A share of clips with its Wilson score interval (1927), which does not shrink to nothing at 0 or 1."""
+    z, rate = 1.959964, hits / count
+    centre = (rate + z**2 / (2 * count)) / (1 + z**2 / count)
+    half = z / (1 + z**2 / count) * (rate * (1 - rate) / count + z**2 / (4 * count**2)) ** 0.5
+    return Interval95(rate, centre - half, min(centre + half, 1.0))

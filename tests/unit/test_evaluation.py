@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from oseg_video.evaluation.bootstrap import bootstrap
+from oseg_video.evaluation.bootstrap import bootstrap, share
 from oseg_video.evaluation.frechet import Moments, frechet_distance
 from oseg_video.types import OsegVideoError
 
@@ -63,3 +63,20 @@ def test_a_paired_interval_is_narrower_than_an_unpaired_one() -> None:
     one, other = easy + 0.1, easy + 0.05 * torch.randn(300, generator=generator)
     paired = bootstrap(lambda rows: float((one[rows] - other[rows]).mean()), 300)
     assert 0 < paired.low < 0.1 < paired.high
+
+
+def test_the_share_of_all_right_clips_keeps_its_uncertainty() -> None:
+    interval = share(100, 100)
+    assert interval.value == interval.high == 1
+    assert interval.low == pytest.approx(1 / (1 + 1.959964**2 / 100))  # closed form at a rate of 1
+    half = share(50, 100)
+    assert half.high - 0.5 == pytest.approx(0.5 - half.low) and half.low == pytest.approx(0.4038, abs=1e-4)
+
+
+def test_an_interval_of_a_biased_statistic_still_holds_its_value() -> None:
+    features = torch.randn(60, 8, generator=torch.Generator().manual_seed(4)).double()
+    reference = Moments.of(torch.randn(500, 8, generator=torch.Generator().manual_seed(5)))
+    interval = bootstrap(
+        lambda rows: frechet_distance(Moments.of(features[rows]), reference), 60, resamples=100
+    )
+    assert interval.low < interval.value < interval.high
