@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -368,7 +369,9 @@ def test_a_stop_while_writing_leaves_nothing(capsys, tmp_path, mochi, monkeypatc
 def test_a_signal_ends_the_run_with_130_and_no_file(tmp_path, mochi, number):
     command = [sys.executable, "-m", "oseg_video", "generate", *mochi, "--steps=1000"]
     command += ["--prompt", "x", "--out", str(tmp_path / "clips")]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+    # A test run in the background of a script inherits an ignored SIGINT; a terminal's foreground does not.
+    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=heed) as process:
         seen = ""
         deadline = time.monotonic() + 300
         while "/1000" not in seen and time.monotonic() < deadline:  # the bar of the steps

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -24,7 +25,7 @@ def test_the_python_sample_runs_and_shows_what_its_prompt_says(capsys: pytest.Ca
     torch.manual_seed(0)
     names: dict = {}
     exec(sample, names)
-    frames = torch.stack([torch.tensor(list(f.getdata())).view(64, 64, 3) for f in names["clip"]])
+    frames = torch.stack([torch.from_numpy(np.array(picture)) for picture in names["clip"]])
     (judged,) = load_classifier().judge(frames.permute(0, 3, 1, 2)[None] / 255)
     assert judged == parse_caption(names["prompt"])
     assert "'method': 'oseg'" in capsys.readouterr().out
