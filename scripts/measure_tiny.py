@@ -191,12 +191,12 @@ def summarise(
         row: dict[str, Any] = {"setting": settings[label]}
         row |= {name: round(float(result[name].double().mean()), 4) for name in VOCABULARIES}
         row["all"] = share(int(all_right[label].sum()), count)
-        row["frechet"] = bootstrap(distances[label], count, resamples=200)
+        row["frechet"] = bootstrap(distances[label], count, resamples=100)
         if base is not None and label != base:
             difference = all_right[label] - all_right[base]
             row["all_minus_baseline"] = bootstrap(lambda rows, d=difference: float(d[rows].mean()), count)
             row["frechet_minus_baseline"] = bootstrap(
-                lambda rows, a=distances[label], b=distances[base]: a(rows) - b(rows), count, resamples=200
+                lambda rows, a=distances[label], b=distances[base]: a(rows) - b(rows), count, resamples=100
             )
         rows[label] = row
     return {"baseline": base, "rows": rows}
