@@ -125,7 +125,7 @@ class _GuidedDenoiser:
                 rows = _rows(current.conditions, prefix_conditions, batch)
                 plan.start = self._first_perturbed
                 plan.replay = self._adapter.take_output_rows(prefix, rows)
-            elif any(later.reuses_prefix for later in passes):
+            elif current.perturbation is None and any(later.reuses_prefix for later in passes):
                 plan.capture_at = self._first_perturbed - 1
             inputs = self._adapter.take_rows(arguments, _rows(current.conditions, conditions, batch))
             prediction = self._run_pass(call, inputs, plan)
