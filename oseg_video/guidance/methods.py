@@ -6,128 +6,23 @@ runtime runs the branches; an adapter knows where a perturbation goes in a model
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar, Literal, Protocol
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
 from oseg_video.guidance import combine
+from oseg_video.guidance.perturbations import BlurOrthogonalQueries, BlurQueries, PublishedQueries, SkipBlock
+from oseg_video.guidance.plan import Branch, Perturbation, Rule, Step, StepPlan
 from oseg_video.guidance.projection import parse_reference
-from oseg_video.guidance.queries import oseg_queries, published_queries, seg_queries
 from oseg_video.guidance.schedule import Breakpoints, Interval, value_at
 from oseg_video.guidance.smoothing import validate_blur_sigma, validate_boundary
 from oseg_video.guidance.validation import is_number, validate_fraction
-from oseg_video.types import SettingError, TokenGrid
+from oseg_video.types import SettingError
 
-Condition = Literal["cond", "uncond"]
 Scale = float | Breakpoints[float]
-Rule = Callable[..., Tensor]
-
-
-class QueryTransform(Protocol):
-    """Changes the video queries of one self-attention site.
-
-    `site` says where: "normalised" is after QK-norm and before rotary embedding, per head, with query and
-    key laid out [B, N, S, D]; "projected" is directly after `to_q` / `to_k`, over the full channel vector,
-    laid out [B, S, C]. The result has the query's shape and dtype.
-    """
-
-    site: ClassVar[Literal["normalised", "projected"]]
-
-    def __call__(self, query: Tensor, key: Tensor, grid: TokenGrid) -> Tensor: ...
-
-
-@dataclass(frozen=True)
-class BlurQueries:
-    """SEG: Gaussian smoothing of the queries over the token grid (arXiv 2408.00760)."""
-
-    blur_sigma: float | tuple[float, float]
-    boundary: str
-    site: ClassVar[Literal["normalised", "projected"]] = "normalised"
-
-    def __call__(self, query: Tensor, key: Tensor, grid: TokenGrid) -> Tensor:
-        return seg_queries(query, grid, self.blur_sigma, boundary=self.boundary)
-
-
-@dataclass(frozen=True)
-class BlurOrthogonalQueries:
-    """OSEG: smoothing of the component of each query that is orthogonal to its reference key."""
-
-    blur_sigma: float | tuple[float, float]
-    mix: float
-    keep_parallel: float
-    reference: str
-    boundary: str
-    site: ClassVar[Literal["normalised", "projected"]] = "normalised"
-
-    def __call__(self, query: Tensor, key: Tensor, grid: TokenGrid) -> Tensor:
-        return oseg_queries(
-            query,
-            key,
-            grid,
-            blur_sigma=self.blur_sigma,
-            mix=self.mix,
-            keep_parallel=self.keep_parallel,
-            reference=self.reference,
-            boundary=self.boundary,
-        )
-
-
-@dataclass(frozen=True)
-class PublishedQueries:
-    """The query transform of OSEG's released code, kept for reproduction only."""
-
-    mix: float
-    site: ClassVar[Literal["normalised", "projected"]] = "projected"
-
-    def __call__(self, query: Tensor, key: Tensor, grid: TokenGrid) -> Tensor:
-        return published_queries(query, key, mix=self.mix)
-
-
-@dataclass(frozen=True)
-class Perturbation:
-    """What happens in the chosen blocks of a perturbed branch; `transform=None` skips the whole block."""
-
-    blocks: tuple[int, ...]
-    """Running block indices, in order of execution."""
-    transform: QueryTransform | None
-
-
-@dataclass(frozen=True)
-class Branch:
-    """One forward pass of one step: a condition, plain or perturbed."""
-
-    condition: Condition
-    perturbation: Perturbation | None = None
-
-
-@dataclass(frozen=True)
-class Step:
-    """Where sampling stands when a prediction is asked for."""
-
-    index: int
-    """Step index, 0 to count - 1."""
-    count: int
-    """Number of sampling steps."""
-    noise_level: float
-    """1 is pure noise, 0 is clean."""
-    pipeline_scale: float
-    """The guidance scale that the pipeline was called with; at most 1 means that it runs no `uncond`."""
-
-
-@dataclass(frozen=True)
-class StepPlan:
-    """The branches of one step by name, and the rule that combines their predictions.
-
-    The rule takes the predictions as keyword arguments, one per branch name, and returns the guided
-    prediction in float32.
-    `rule=None` means that the pipeline's own combination of its plain branches is already the answer.
-    """
-
-    branches: Mapping[str, Branch]
-    rule: Rule | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -256,7 +151,7 @@ class STG(PerturbedGuidance):
     scale_name: ClassVar[str] = "stg_scale"
 
     def _perturbation(self) -> Perturbation:
-        return Perturbation(self.blocks, transform=None)
+        return Perturbation(self.blocks, SkipBlock())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -379,7 +274,7 @@ class OSEG(PerturbedGuidance):
             return StepPlan({"cond": Branch("cond")}, _tenth_of_cond)
         branches = {"cond": Branch("cond"), "uncond_perturbed": Branch("uncond", self._perturbation())}
         if self.published_skip:
-            branches["cond_perturbed"] = Branch("cond", Perturbation(self.blocks, transform=None))
+            branches["cond_perturbed"] = Branch("cond", Perturbation(self.blocks, SkipBlock()))
         rule = partial(combine.oseg_published, guidance_scale=scale, oseg_scale=perturbed_scale)
         return self._with_rule(branches, rule, step)
 

@@ -13,7 +13,9 @@ from torch._dynamo.eval_frame import OptimizedModule
 
 from oseg_video.adapters.base import ModelAdapter, VideoTokens, adapter_for
 from oseg_video.adapters.intervention import BlockPlan, changed_queries, gated_blocks
-from oseg_video.guidance.methods import Branch, Guidance, Perturbation, QueryTransform, Step, StepPlan
+from oseg_video.guidance.methods import Guidance
+from oseg_video.guidance.perturbations import QueryTransform, SkipBlock
+from oseg_video.guidance.plan import Branch, Perturbation, Step, StepPlan
 from oseg_video.runtime.report import GuidanceReport, PassRecord, StepRecord
 from oseg_video.types import OsegVideoError, TokenGrid
 
@@ -151,10 +153,10 @@ class _GuidedDenoiser:
         """What the gates of the perturbed blocks do in place of the block."""
         if perturbation is None:
             return {}
-        if perturbation.transform is None:
+        if isinstance(perturbation.change, SkipBlock):
             return {index: partial(self._skip_block, index) for index in perturbation.blocks}
         tokens = self._adapter.video_tokens(self._denoiser, arguments)
-        transform_block = partial(self._transform_block, perturbation.transform, tokens)
+        transform_block = partial(self._transform_block, perturbation.change, tokens)
         return {index: partial(transform_block, index) for index in perturbation.blocks}
 
     def _skip_block(self, index: int, _: nn.Module, *args: Any, **kwargs: Any) -> Any:

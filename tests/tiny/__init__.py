@@ -20,7 +20,8 @@ from diffusers import (
     MochiPipeline,
     MochiTransformer3DModel,
 )
-from transformers import T5Config, T5EncoderModel, T5Tokenizer
+
+from tests.tiny.text import BLOCKS, TEXT_CHANNELS, TEXT_LENGTH, randomise, tiny_text_encoder, tiny_tokenizer
 
 # Tensors this small gain nothing from a second thread, and lose a factor of ten beside a busy process.
 torch.set_num_threads(1)
@@ -28,39 +29,6 @@ torch.set_num_threads(1)
 # Height differs from width, so that a mix-up of the two shows. Arguments of the pipeline call.
 MOCHI_SIZE = {"height": 48, "width": 32, "num_frames": 13}  # token grid 3 x 3 x 2
 LTX_SIZE = {"height": 32, "width": 64, "num_frames": 9}  # token grid 5 x 4 x 8
-BLOCKS = 5
-TEXT_LENGTH = 24
-
-_TEXT_CHANNELS = 32
-_LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.,-'"
-
-
-def tiny_tokenizer() -> T5Tokenizer:
-    """A unigram tokenizer of single letters; anything else is the unknown token."""
-    vocabulary = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0)]
-    vocabulary += [(letter, -3.0) for letter in _LETTERS]
-    return T5Tokenizer(vocab=vocabulary, extra_ids=0, model_max_length=TEXT_LENGTH)
-
-
-def tiny_text_encoder(tokenizer: T5Tokenizer) -> T5EncoderModel:
-    config = T5Config(
-        vocab_size=len(tokenizer),
-        d_model=_TEXT_CHANNELS,
-        d_kv=8,
-        d_ff=32,
-        num_layers=1,
-        num_heads=2,
-        dropout_rate=0.0,
-    )
-    return T5EncoderModel(config)
-
-
-def randomise(module: torch.nn.Module) -> None:
-    """Draw anew, in place, every parameter that its class starts at zero."""
-    with torch.no_grad():
-        for parameter in module.parameters():
-            if not parameter.any():
-                parameter.normal_(std=0.1 if parameter.ndim == 1 else 1.0)
 
 
 def tiny_mochi(*, seed: int = 0, **overrides: Any) -> MochiPipeline:
@@ -76,7 +44,7 @@ def tiny_mochi(*, seed: int = 0, **overrides: Any) -> MochiPipeline:
                 "num_layers": BLOCKS,
                 "pooled_projection_dim": 24,
                 "in_channels": 12,
-                "text_embed_dim": _TEXT_CHANNELS,
+                "text_embed_dim": TEXT_CHANNELS,
                 "time_embed_dim": 32,
                 "max_sequence_length": TEXT_LENGTH,
                 **overrides,
@@ -113,7 +81,7 @@ def tiny_ltx(cls: type = LTXPipeline, *, seed: int = 0, **overrides: Any) -> Any
                 "attention_head_dim": 16,
                 "cross_attention_dim": 32,
                 "num_layers": BLOCKS,
-                "caption_channels": _TEXT_CHANNELS,
+                "caption_channels": TEXT_CHANNELS,
                 **overrides,
             }
         )

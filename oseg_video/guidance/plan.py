@@ -1,0 +1,60 @@
+"""What one sampling step needs: named branches, what is perturbed in them, the rule that combines them."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from torch import Tensor
+
+from oseg_video.guidance.perturbations import Change
+
+Condition = Literal["cond", "uncond"]
+BlockSelector = int | str
+"""A block by its running index, or several by the adapter's names for them, such as "dual:2" or "mid"."""
+Rule = Callable[..., Tensor]
+
+
+@dataclass(frozen=True)
+class Perturbation:
+    """What happens in the chosen blocks of a perturbed branch."""
+
+    blocks: tuple[BlockSelector, ...]
+    change: Change
+
+
+@dataclass(frozen=True)
+class Branch:
+    """One forward pass of one step: a condition, plain or perturbed."""
+
+    condition: Condition
+    perturbation: Perturbation | None = None
+
+
+@dataclass(frozen=True)
+class Step:
+    """Where sampling stands when a prediction is asked for."""
+
+    index: int
+    """Step index, 0 to count - 1."""
+    count: int
+    """Number of sampling steps."""
+    noise_level: float
+    """1 is pure noise, 0 is clean."""
+    pipeline_scale: float | Tensor
+    """The guidance scale that the pipeline was called with, a tensor where it grows over the frames; at most
+    1 means that it runs no `uncond`."""
+    memory: dict[str, Tensor] = field(default_factory=dict, compare=False)
+    """What a rule keeps from step to step of one sampling run; empty at its start."""
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """The branches of one step by name, and the rule that combines their predictions.
+
+    The rule takes the predictions as keyword arguments, one per branch name, and returns the guided
+    prediction in float32.
+    `rule=None` means that the pipeline's own combination of its plain branches is already the answer.
+    """
+
+    branches: Mapping[str, Branch]
+    rule: Rule | None = None
