@@ -1,0 +1,202 @@
+"""Tiny Wan pipelines of the real classes: 2.1, 2.2 with two experts, and the 5B model's own time per token.
+
+What the pipelines do, read from diffusers 0.42.1:
+
+- Each step calls the denoiser once per condition, `cond` first, then `uncond` if `guidance_scale > 1`, in cache
+  contexts of these names. Everything but the scheduler step happens in these two calls.
+- The scale is the argument `guidance_scale`, also at `pipe._guidance_scale`. Wan 2.2 has two denoisers:
+  `transformer` while `timestep >= boundary_ratio * num_train_timesteps`, then `transformer_2` with
+  `guidance_scale_2` (`pipe._guidance_scale_2`; None takes the first). Whether there is an `uncond` follows from
+  the first scale alone. Either denoiser may be missing.
+- `hidden_states` is [B, C, F, H, W]; image-to-video concatenates a mask and the image's latents along C, except
+  for the 5B model, which puts the image's latents in place of the first frame. The token grid is its F, H, W over
+  `config.patch_size` (a triple).
+- `timestep` is [B], and [B, S] with S the number of video tokens for a model with `expand_timesteps`; in its
+  image-to-video the first frame's tokens are at time 0.
+- Blocks (`blocks`): self-attention of the video tokens alone (`attn1`), query and key norms over all heads at once
+  ([B, S, C]), then rotary embedding; cross-attention (`attn2`) to text, for 2.1 image-to-video to the image also.
+- Text is padded with zeros, without a mask. The cross-attention of 2.1 image-to-video splits its tokens at a
+  hard-coded 512 text tokens from the end: with fewer it takes the image's tokens for text, without an error.
+- Its image embeddings are repeated per prompt, not per video: `num_videos_per_prompt=2` raises in the stock
+  pipeline. A last image doubles the first dimension of `encoder_hidden_states_image` to 2 B.
+- `WanImageToVideoPipeline` cleans a prompt with `ftfy` and raises NameError where that is not installed
+  (`WanPipeline` does without); `wan_prompt_embeds` stands in for the prompt.
+- `WanPipeline` sets the scheduler's begin index, `WanImageToVideoPipeline` does not: there the scheduler has no
+  step index before its first step. With flow sigmas, a sigma is the noise level.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from diffusers import (
+    AutoencoderKLWan,
+    FlowMatchEulerDiscreteScheduler,
+    UniPCMultistepScheduler,
+    WanImageToVideoPipeline,
+    WanPipeline,
+    WanTransformer3DModel,
+)
+from transformers import (
+    CLIPImageProcessor,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    T5Tokenizer,
+    UMT5Config,
+    UMT5EncoderModel,
+)
+
+from tests.tiny.text import BLOCKS, TEXT_CHANNELS, randomise, tiny_tokenizer
+
+# Height differs from width, so that a mix-up of the two shows. Arguments of the pipeline call.
+WAN_SIZE = {"height": 48, "width": 64, "num_frames": 9}  # token grid 3 x 3 x 4
+WAN_5B_SIZE = {"height": 96, "width": 128, "num_frames": 9}  # its VAE halves once more: the same token grid
+WAN_IMAGE_TEXT_LENGTH = 512
+"""`max_sequence_length` that 2.1 image-to-video needs: diffusers hard-codes it in the cross-attention."""
+
+_LATENT_CHANNELS = 4
+_IMAGE_CHANNELS = 16
+
+
+def tiny_wan(cls: type = WanPipeline, *, seed: int = 0, **overrides: Any) -> Any:
+    """Wan 2.1: one transformer with 5 blocks of 2 heads; with `WanImageToVideoPipeline` it sees the image's
+    CLIP embedding as well as its latents. `overrides` go to the transformer's configuration."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        parts = _text_and_vae(_LATENT_CHANNELS)
+        image = {}
+        if cls is WanImageToVideoPipeline:
+            overrides = {"image_dim": _IMAGE_CHANNELS, **overrides}
+            image = {"image_encoder": _image_encoder(), "image_processor": _image_processor()}
+        transformer = _transformer(_LATENT_CHANNELS, with_image=bool(image), **overrides)
+    return cls(**parts, **image, transformer=transformer, scheduler=wan_scheduler(3.0))
+
+
+def tiny_wan_two_experts(cls: type = WanPipeline, *, seed: int = 0, **overrides: Any) -> Any:
+    """Wan 2.2 14B: `transformer` down to the boundary, then `transformer_2` with weights of its own.
+
+    Text to video spends 1 of 3 (2 of 4) steps above the boundary, image to video 2 of 3 (3 of 4).
+    """
+    with_image = cls is WanImageToVideoPipeline
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        parts = _text_and_vae(_LATENT_CHANNELS)
+        experts = [_transformer(_LATENT_CHANNELS, with_image, **overrides) for _ in range(2)]
+    return cls(
+        **parts,
+        transformer=experts[0],
+        transformer_2=experts[1],
+        boundary_ratio=0.9 if with_image else 0.875,
+        scheduler=wan_scheduler(5.0 if with_image else 3.0),
+    )
+
+
+def tiny_wan_5b(cls: type = WanPipeline, *, seed: int = 0, **overrides: Any) -> Any:
+    """Wan 2.2 5B: every token has a timestep of its own, and the VAE takes patches of 2 x 2 pixels."""
+    channels = 6
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        parts = _text_and_vae(
+            channels,
+            is_residual=True,
+            in_channels=12,
+            out_channels=12,
+            patch_size=2,
+            scale_factor_spatial=16,
+        )
+        transformer = _transformer(channels, with_image=False, **overrides)
+    return cls(**parts, transformer=transformer, expand_timesteps=True, scheduler=wan_scheduler(5.0))
+
+
+def wan_prompt_embeds(length: int, batch: int = 1, seed: int = 0) -> dict[str, Any]:
+    """Arguments of the pipeline call in place of a prompt: embeddings [batch, length, TEXT_CHANNELS]."""
+    generator = torch.Generator().manual_seed(seed)
+    cond, uncond = torch.randn(2, batch, length, TEXT_CHANNELS, generator=generator)
+    return {"prompt": None, "prompt_embeds": cond, "negative_prompt_embeds": uncond}
+
+
+def wan_scheduler(shift: float, kind: str = "unipc") -> Any:
+    """The scheduler of the released models ("unipc", flow sigmas) or the other that they are used with
+    ("euler"), its noise levels s moved to `shift * s / (1 + (shift - 1) * s)`."""
+    if kind == "euler":
+        return FlowMatchEulerDiscreteScheduler(shift=shift)
+    return UniPCMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift, num_train_timesteps=1000
+    )
+
+
+def _transformer(channels: int, with_image: bool, **overrides: Any) -> WanTransformer3DModel:
+    heads, head_dim = overrides.get("num_attention_heads", 2), overrides.get("attention_head_dim", 16)
+    image = {}
+    if with_image:
+        # latents, 4 channels of mask (one per pixel frame of a latent frame), latents of the image
+        image["in_channels"] = 2 * channels + 4
+    if overrides.get("image_dim") is not None:
+        image["added_kv_proj_dim"] = heads * head_dim
+    transformer = WanTransformer3DModel(
+        **{
+            "num_attention_heads": 2,
+            "attention_head_dim": 16,
+            "num_layers": BLOCKS,
+            "in_channels": channels,
+            "out_channels": channels,
+            "text_dim": TEXT_CHANNELS,
+            "freq_dim": 32,
+            "ffn_dim": 48,
+            "rope_max_seq_len": 32,
+            **image,
+            **overrides,
+        }
+    )
+    randomise(transformer)
+    with torch.no_grad():
+        for block in transformer.blocks:
+            # As drawn by the class, the gates let little of a block through.
+            block.scale_shift_table.normal_()
+    return transformer.eval()
+
+
+def _text_and_vae(channels: int, **vae_overrides: Any) -> dict[str, Any]:
+    tokenizer = tiny_tokenizer()
+    generator = torch.Generator().manual_seed(0)
+    vae = AutoencoderKLWan(
+        base_dim=8,
+        z_dim=channels,
+        dim_mult=[1, 1, 1, 1],
+        num_res_blocks=1,
+        latents_mean=torch.randn(channels, generator=generator).tolist(),
+        latents_std=(1 + torch.rand(channels, generator=generator)).tolist(),
+        **vae_overrides,
+    )
+    randomise(vae)
+    return {"tokenizer": tokenizer, "text_encoder": _text_encoder(tokenizer), "vae": vae.eval()}
+
+
+def _text_encoder(tokenizer: T5Tokenizer) -> UMT5EncoderModel:
+    config = UMT5Config(
+        vocab_size=len(tokenizer),
+        d_model=TEXT_CHANNELS,
+        d_kv=8,
+        d_ff=32,
+        num_layers=1,
+        num_heads=2,
+        dropout_rate=0.0,
+    )
+    return UMT5EncoderModel(config).eval()
+
+
+def _image_encoder() -> CLIPVisionModel:
+    config = CLIPVisionConfig(
+        hidden_size=_IMAGE_CHANNELS,
+        intermediate_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=32,
+        patch_size=16,
+    )
+    return CLIPVisionModel(config).eval()
+
+
+def _image_processor() -> CLIPImageProcessor:
+    return CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
