@@ -2,26 +2,29 @@
 
 What the pipelines do, read from diffusers 0.42.1:
 
-- Each step calls the denoiser once with the rows `[uncond, cond]` in the cache context "cond_uncond", or with
-  `cond` alone for `guidance_scale <= 1`. The pipelines have no `do_classifier_free_guidance`: the choice is a
-  local variable of the call, made from the argument.
-- The scale is read from `pipe.guidance_scale` *after* the denoiser has returned. With `use_dynamic_cfg` each
-  step writes a new one there just before, so during a denoiser call the attribute holds the scale of the step
-  before (at the first step the argument), and it may be above 1 in a call that has no `uncond`.
+- Each step calls the denoiser once with the rows `[uncond, cond]` in the cache context "cond_uncond", or
+  with `cond` alone for `guidance_scale <= 1`. The pipelines have no `do_classifier_free_guidance`: the
+  choice is a local variable of the call, made from the argument.
+- The scale is read from `pipe.guidance_scale` *after* the denoiser has returned. With `use_dynamic_cfg`
+  each step writes a new one there just before, so during a denoiser call the attribute holds the scale of
+  the step before (at the first step the argument), and it may be above 1 in a call that has no `uncond`.
 - The prediction is cast to float32 before the scale is applied.
-- `hidden_states` is [B, F, C, H, W], frames before channels; image-to-video concatenates the image's latents
-  (first frame, then zeros) along C. The token grid is F over `patch_size_t` (None is 1), H and W over `patch_size`.
-  With `patch_size_t` the pipeline pads the clip to a multiple of it: `output_type="latent"` returns the padding.
+- `hidden_states` is [B, F, C, H, W], frames before channels; image-to-video concatenates the image's
+  latents (first frame, then zeros) along C. The token grid is F over `patch_size_t` (None is 1), H and W
+  over `patch_size`. With `patch_size_t` the pipeline pads the clip to a multiple of it:
+  `output_type="latent"` returns the padding.
 - `timestep` is [B]. `ofs` (1.5 image-to-video) is [1] whatever the batch. `image_rotary_emb` is a pair of
-  [S, D] tensors over video tokens, None for the 2B model, which adds sine-cosine positions to the tokens instead.
-- Blocks (`transformer_blocks`, called by keyword, `hidden_states` first): one joint attention (`attn1`) whose
-  `to_q`, `to_k`, `to_v` see text, then video: [B, T + S, C]. The norms are LayerNorms over a head's channels, laid
-  out [B, N, T + S, D], text included; only the video part is rotated, in place. A block returns
-  `(hidden_states, encoder_hidden_states)`, the attention too, after it has put text and video through `to_out`
-  together.
-- Schedulers: `CogVideoXDDIMScheduler` and `CogVideoXDPMScheduler`, variance preserving, with `alphas_cumprod` by
-  training timestep and without `sigmas`, `step_index` or `begin_index`; the step is the place of the current
-  timestep among `scheduler.timesteps`. At the first timestep `alphas_cumprod` is 0: sigma is infinite.
+  [S, D] tensors over video tokens, None for the 2B model, which adds sine-cosine positions to the tokens
+  instead.
+- Blocks (`transformer_blocks`, called by keyword, `hidden_states` first): one joint attention (`attn1`)
+  whose `to_q`, `to_k`, `to_v` see text, then video: [B, T + S, C]. The norms are LayerNorms over a head's
+  channels, laid out [B, N, T + S, D], text included; only the video part is rotated, in place. A block
+  returns `(hidden_states, encoder_hidden_states)`, the attention too, after it has put text and video
+  through `to_out` together.
+- Schedulers: `CogVideoXDDIMScheduler` and `CogVideoXDPMScheduler`, variance preserving, with
+  `alphas_cumprod` by training timestep and without `sigmas`, `step_index` or `begin_index`; the step is the
+  place of the current timestep among `scheduler.timesteps`. At the first timestep `alphas_cumprod` is 0:
+  sigma is infinite.
 - `num_videos_per_prompt` is overwritten with 1 at the start of the call.
 """
 
@@ -69,7 +72,7 @@ def tiny_cogvideox_5b(cls: type = CogVideoXPipeline, *, seed: int = 0, **overrid
 
 
 def tiny_cogvideox_15(cls: type = CogVideoXPipeline, *, seed: int = 0, **overrides: Any) -> Any:
-    """CogVideoX 1.5: rotary positions, two latent frames per token; image to video has an offset embedding."""
+    """CogVideoX 1.5: rotary positions, two latent frames per token; image to video adds an offset."""
     options = {
         "use_rotary_positional_embeddings": True,
         "patch_size_t": 2,

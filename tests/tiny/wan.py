@@ -2,27 +2,29 @@
 
 What the pipelines do, read from diffusers 0.42.1:
 
-- Each step calls the denoiser once per condition, `cond` first, then `uncond` if `guidance_scale > 1`, in cache
-  contexts of these names. Everything but the scheduler step happens in these two calls.
+- Each step calls the denoiser once per condition, `cond` first, then `uncond` if `guidance_scale > 1`, in
+  cache contexts of these names. Everything but the scheduler step happens in these two calls.
 - The scale is the argument `guidance_scale`, also at `pipe._guidance_scale`. Wan 2.2 has two denoisers:
   `transformer` while `timestep >= boundary_ratio * num_train_timesteps`, then `transformer_2` with
-  `guidance_scale_2` (`pipe._guidance_scale_2`; None takes the first). Whether there is an `uncond` follows from
-  the first scale alone. Either denoiser may be missing.
-- `hidden_states` is [B, C, F, H, W]; image-to-video concatenates a mask and the image's latents along C, except
-  for the 5B model, which puts the image's latents in place of the first frame. The token grid is its F, H, W over
-  `config.patch_size` (a triple).
-- `timestep` is [B], and [B, S] with S the number of video tokens for a model with `expand_timesteps`; in its
-  image-to-video the first frame's tokens are at time 0.
-- Blocks (`blocks`): self-attention of the video tokens alone (`attn1`), query and key norms over all heads at once
-  ([B, S, C]), then rotary embedding; cross-attention (`attn2`) to text, for 2.1 image-to-video to the image also.
-- Text is padded with zeros, without a mask. The cross-attention of 2.1 image-to-video splits its tokens at a
-  hard-coded 512 text tokens from the end: with fewer it takes the image's tokens for text, without an error.
+  `guidance_scale_2` (`pipe._guidance_scale_2`; None takes the first). Whether there is an `uncond` follows
+  from the first scale alone. Either denoiser may be missing.
+- `hidden_states` is [B, C, F, H, W]; image-to-video concatenates a mask and the image's latents along C,
+  except for the 5B model, which puts the image's latents in place of the first frame. The token grid is its
+  F, H, W over `config.patch_size` (a triple).
+- `timestep` is [B], and [B, S] with S the number of video tokens for a model with `expand_timesteps`; in
+  its image-to-video the first frame's tokens are at time 0.
+- Blocks (`blocks`): self-attention of the video tokens alone (`attn1`), query and key norms over all heads
+  at once ([B, S, C]), then rotary embedding; cross-attention (`attn2`) to text, for 2.1 image-to-video to
+  the image also.
+- Text is padded with zeros, without a mask. The cross-attention of 2.1 image-to-video splits its tokens at
+  a hard-coded 512 text tokens from the end: with fewer it takes the image's tokens for text, without an
+  error.
 - Its image embeddings are repeated per prompt, not per video: `num_videos_per_prompt=2` raises in the stock
   pipeline. A last image doubles the first dimension of `encoder_hidden_states_image` to 2 B.
 - `WanImageToVideoPipeline` cleans a prompt with `ftfy` and raises NameError where that is not installed
   (`WanPipeline` does without); `wan_prompt_embeds` stands in for the prompt.
-- `WanPipeline` sets the scheduler's begin index, `WanImageToVideoPipeline` does not: there the scheduler has no
-  step index before its first step. With flow sigmas, a sigma is the noise level.
+- `WanPipeline` sets the scheduler's begin index, `WanImageToVideoPipeline` does not: there the scheduler
+  has no step index before its first step. With flow sigmas, a sigma is the noise level.
 """
 
 from __future__ import annotations
