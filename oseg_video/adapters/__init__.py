@@ -10,10 +10,13 @@ from oseg_video.adapters.base import (
     adapter_for_class,
     all_adapters,
 )
+from oseg_video.adapters.blocks import BlockAddress, UnknownBlockError
 
 __all__ = [
     "AttentionSite",
+    "BlockAddress",
     "ModelAdapter",
+    "UnknownBlockError",
     "UnsupportedPipelineError",
     "VideoTokens",
     "adapter_for",

@@ -1,26 +1,31 @@
 """What an adapter tells about its model family, and the registry of adapters.
 
-An adapter is the only place that knows a family's classes, block stacks, attention sites and token order.
+An adapter is the only place that knows a family's classes, blocks, attention sites and token order.
 It knows no guidance method. A new family is one file with one class under `@register_adapter`.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
+from oseg_video.adapters.blocks import BlockAddress, UnknownBlockError
 from oseg_video.types import OsegVideoError, TokenGrid
+
+Condition = Literal["uncond", "cond"]
+Layout = Literal["BSC", "BSND", "BNSD"]
 
 
 class UnsupportedPipelineError(OsegVideoError):
-    """No adapter serves this pipeline class."""
+    """No adapter serves this pipeline class, or not as it is configured."""
 
 
 @dataclass(frozen=True)
 class VideoTokens:
-    """Where the video tokens stand in the sequence that a denoiser's self-attention sees."""
+    """Where the video tokens stand in the sequence that one self-attention sees."""
 
     grid: TokenGrid
     """Token grid of the clip, frame-major."""
@@ -35,37 +40,31 @@ class VideoTokens:
 
 @dataclass(frozen=True)
 class AttentionSite:
-    """One self-attention whose video queries can be changed between QK-norm and rotary embedding."""
+    """One self-attention whose video tokens can be perturbed."""
 
     name: str
     """Full name of the attention module inside the denoiser."""
-    to_k: nn.Module
-    """Key projection; its output is [B, S, C]."""
-    norm_q: nn.Module
-    """Query normalisation: the last module that a query passes before it is rotated."""
-    norm_k: nn.Module
-    """Key normalisation."""
-    heads: int
-    """Number of attention heads N; C = N * D."""
-    norm_layout: Literal["BSC", "BSND"]
+    attention: Any
+    """The module: `to_q`, `to_k`, `to_v` take and return [B, S, C], C = heads * head dim; `norm_q` and
+    `norm_k` may be None; without `to_out` its result is the mixed values themselves, video first."""
+    norm_layout: Layout
     """Layout of what `norm_q` and `norm_k` take and return."""
 
-
-@dataclass(frozen=True)
-class BlockAddress:
-    """One transformer block by its place in the denoiser."""
-
-    index: int
-    """Running index over all stacks, in order of execution."""
-    stack: str
-    """Attribute of the denoiser that holds the block's `nn.ModuleList`."""
-    position: int
-    """Index inside the stack."""
+    @property
+    def norm_q(self) -> nn.Module | None:
+        """Query normalisation: the last module that a query passes before it is rotated, if there is one."""
+        return getattr(self.attention, "norm_q", None)
 
     @property
-    def name(self) -> str:
-        """Full name of the block inside the denoiser."""
-        return f"{self.stack}.{self.position}"
+    def norm_k(self) -> nn.Module | None:
+        """Key normalisation."""
+        return getattr(self.attention, "norm_k", None)
+
+    @property
+    def to_out(self) -> nn.Module | None:
+        """Output projection of the video tokens, if it is in the attention module."""
+        to_out = getattr(self.attention, "to_out", None)
+        return None if to_out is None else to_out[0]
 
 
 class ModelAdapter(ABC):
@@ -73,94 +72,192 @@ class ModelAdapter(ABC):
 
     family: ClassVar[str]
     """Name on the command line."""
-    text_to_video: ClassVar[str]
-    """diffusers pipeline class for text to video."""
+    text_to_video: ClassVar[str | None]
+    """diffusers pipeline class for text to video (or text to image)."""
     image_to_video: ClassVar[str | None] = None
     """diffusers pipeline class for image to video, if the family has one."""
     other_pipelines: ClassVar[tuple[str, ...]] = ()
     """Further pipeline classes of the family that `guided` accepts."""
     hub_repository: ClassVar[str]
     """Hub repository that the family name stands for."""
+    image_repository: ClassVar[str | None] = None
+    """Hub repository of the image-to-video weights, where they are others."""
     size_multiple: ClassVar[int]
     """Height and width must be multiples of this many pixels."""
     frame_multiple: ClassVar[int]
     """The frame count must be a multiple of this, plus 1."""
     minimum_steps: ClassVar[int] = 1
     """Fewest sampling steps that the pipelines take."""
-    denoiser_attribute: ClassVar[str] = "transformer"
-    """Attribute of the pipeline that holds the denoiser."""
-    stacks: ClassVar[tuple[str, ...]] = ("transformer_blocks",)
-    """Block stacks in order of execution; named, never guessed."""
+    denoiser_attributes: ClassVar[tuple[str, ...]] = ("transformer",)
+    """Attributes of the pipeline that hold the denoisers; one that is None is left out."""
+    stacks: ClassVar[Mapping[str, str]] = {"blocks": "transformer_blocks"}
+    """Block stacks in order of execution: stage name -> `nn.ModuleList`; named, never guessed."""
     attention_attribute: ClassVar[str] = "attn1"
     """Attribute of a block that holds its spatio-temporal self-attention."""
-    norm_layout: ClassVar[Literal["BSC", "BSND"]]
+    norm_layout: ClassVar[Layout]
     """Layout of what the query and key norms take and return."""
+    sample_argument: ClassVar[str] = "hidden_states"
+    """Argument of the denoiser's forward that holds the noisy latents, batch first."""
     batched_arguments: ClassVar[tuple[str, ...]]
-    """Arguments of the denoiser's forward whose first dimension is the batch."""
+    """Arguments of the denoiser's forward whose first dimension is the batch (tensors, or dicts of such)."""
+    unconditional_hint: ClassVar[str] = "give it a guidance_scale above 1"
+    """How to call the pipeline so that it runs an unconditional branch, for error messages."""
+    chained: ClassVar[bool] = True
+    """Whether the replay units are a chain, each one's output being all that the next one takes."""
 
     @property
     def pipelines(self) -> tuple[str, ...]:
         """All pipeline classes that the adapter serves."""
         return tuple(filter(None, (self.text_to_video, self.image_to_video, *self.other_pipelines)))
 
+    # -- the pipeline
+
+    def denoisers(self, pipe: Any) -> list[nn.Module]:
+        """The pipeline's denoisers, in order of use; all have the same blocks."""
+        found = (getattr(pipe, name, None) for name in self.denoiser_attributes)
+        return [denoiser for denoiser in found if denoiser is not None]
+
     def denoiser(self, pipe: Any) -> nn.Module:
-        """The pipeline's denoiser."""
-        return getattr(pipe, self.denoiser_attribute)
+        """The pipeline's first denoiser."""
+        return self.denoisers(pipe)[0]
+
+    def refusal(self, pipe: Any) -> str | None:
+        """Why a pipeline of a supported class cannot be guided as it is configured, if so."""
+        return None
+
+    def calls(self, pipe: Any, call: Mapping[str, Any]) -> tuple[tuple[Condition, ...], ...]:
+        """The denoiser calls of one step, each with the conditions in its rows, in equal shares of the batch.
+
+        `call` holds the arguments of the pipeline call in progress, defaults included.
+        """
+        return (("uncond", "cond"),) if pipe.do_classifier_free_guidance else (("cond",),)
+
+    def pipeline_scale(self, pipe: Any, call: Mapping[str, Any], denoiser: nn.Module) -> float | Tensor:
+        """The scale w of the pipeline's own `u + w (c - u)`; asked only when it runs an `uncond`."""
+        return pipe.guidance_scale
+
+    def pipeline_rescale(self, pipe: Any, call: Mapping[str, Any]) -> float:
+        """The pipeline's own rescaling of the guided prediction; 0 is off."""
+        return getattr(pipe, "guidance_rescale", 0.0)
+
+    # -- the denoiser's blocks
 
     def blocks(self, denoiser: nn.Module) -> list[BlockAddress]:
         """Every block of the denoiser, in order of execution."""
-        places = [(stack, i) for stack in self.stacks for i in range(len(getattr(denoiser, stack)))]
-        return [BlockAddress(index, stack, position) for index, (stack, position) in enumerate(places)]
+        places = [
+            (stage, stack, position)
+            for stage, stack in self.stacks.items()
+            for position in range(len(getattr(denoiser, stack)))
+        ]
+        return [
+            BlockAddress(index, f"{stack}.{position}", stage, position, unit=index)
+            for index, (stage, stack, position) in enumerate(places)
+        ]
 
-    def count_blocks(self, denoiser: nn.Module) -> int:
-        """Number of blocks of the denoiser, over all stacks."""
-        return len(self.blocks(denoiser))
+    def units(self, denoiser: nn.Module) -> list[str]:
+        """Names of the modules that a perturbed pass can replay instead of running, in order of execution."""
+        return [block.path for block in self.blocks(denoiser)]
+
+    def resolve_blocks(self, denoiser: nn.Module, selectors: Sequence[int | str]) -> list[BlockAddress]:
+        """The blocks that selectors name, in order of execution. Raises `UnknownBlockError`.
+
+        A selector is a running index, or parts joined by ":", all of which must hold: a stage ("dual",
+        "up.1"; "up" stands for every "up.N"), a kind ("spatial"), a position in its stage and kind ("2").
+        """
+        blocks = self.blocks(denoiser)
+        chosen: dict[int, BlockAddress] = {}
+        for selector in selectors:
+            matching = [block for block in blocks if block.matches(selector)]
+            if not matching:
+                raise UnknownBlockError(self._unknown_block(selector, blocks))
+            chosen |= {block.index: block for block in matching}
+        return [chosen[index] for index in sorted(chosen)]
+
+    def _unknown_block(self, selector: int | str, blocks: Sequence[BlockAddress]) -> str:
+        known = f"this {self.family} model has {len(blocks)} blocks, 0 to {len(blocks) - 1}"
+        groups = [(key, len(list(group))) for key, group in groupby(blocks, lambda block: block.group)]
+        if len(groups) > 1 or isinstance(selector, str):
+            counts: dict[str, int] = {}
+            for key, count in groups:
+                counts[key] = counts.get(key, 0) + count
+            known += " (" + ", ".join(f"{key}:0 to {count - 1}" for key, count in counts.items()) + ")"
+        return f"no block {selector}: {known}"
 
     def compile_blocks(self, denoiser: nn.Module, **options: Any) -> None:
         """Compile every block in place (`torch.compile`), as diffusers' regional compilation does."""
         for address in self.blocks(denoiser):
-            getattr(denoiser, address.stack)[address.position].compile(**options)
+            denoiser.get_submodule(address.path).compile(**options)
 
-    def conditions(self, pipe: Any) -> tuple[Literal["uncond", "cond"], ...]:
-        """The conditions in the rows of a denoiser call, in order, in equal shares of the batch."""
-        return ("uncond", "cond") if pipe.do_classifier_free_guidance else ("cond",)
-
-    def take_rows(self, arguments: Mapping[str, Any], rows: slice) -> dict[str, Any]:
-        """The arguments of a denoiser call for some rows of its batch."""
-        return {
-            name: value[rows] if name in self.batched_arguments and isinstance(value, Tensor) else value
-            for name, value in arguments.items()
-        }
-
-    @abstractmethod
-    def video_tokens(self, denoiser: Any, arguments: Mapping[str, Any]) -> VideoTokens:
-        """The clip's tokens, from the arguments of a denoiser call."""
-
-    def site(self, block: Any, name: str) -> AttentionSite:
-        """The spatio-temporal self-attention of a block whose full name is `name`."""
-        attention = getattr(block, self.attention_attribute)
-        return AttentionSite(
-            name=f"{name}.{self.attention_attribute}",
-            to_k=attention.to_k,
-            norm_q=attention.norm_q,
-            norm_k=attention.norm_k,
-            heads=attention.heads,
-            norm_layout=self.norm_layout,
-        )
+    def site(self, block: Any, address: BlockAddress) -> AttentionSite:
+        """The spatio-temporal self-attention of a block."""
+        name = f"{address.path}.{self.attention_attribute}"
+        return AttentionSite(name, getattr(block, self.attention_attribute), self.norm_layout)
 
     @abstractmethod
     def skip_block(self, *args: Any, **kwargs: Any) -> Any:
         """What a block returns when its hidden states pass through unchanged; takes the block's inputs."""
 
-    def take_output_rows(self, output: Any, rows: slice) -> Any:
-        """Some rows of a block's output."""
-        return output[rows] if isinstance(output, Tensor) else tuple(item[rows] for item in output)
+    # -- the denoiser's calls
+
+    @abstractmethod
+    def video_tokens(self, denoiser: Any, arguments: Mapping[str, Any], address: BlockAddress) -> VideoTokens:
+        """The clip's tokens at a block's attention, from the arguments of a denoiser call."""
+
+    def take_rows(self, arguments: Mapping[str, Any], rows: slice) -> dict[str, Any]:
+        """The arguments of a denoiser call for some rows of its batch."""
+        return {
+            name: _map_tensors(lambda x: x[rows], value) if name in self.batched_arguments else value
+            for name, value in arguments.items()
+        }
+
+    def trim_text(self, arguments: dict[str, Any]) -> tuple[dict[str, Any], bool]:
+        """The arguments without text tokens that are padding in every row, and whether no padding is left.
+
+        Exact: padding is masked out wherever tokens mix. Families without padded joint attention keep this.
+        """
+        return arguments, False
+
+    def without_mask(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        """A block's inputs with no attention mask; asked only when `trim_text` says that none is needed."""
+        return args, kwargs
+
+    def take_output_rows(self, output: Any, rows: slice, count: int) -> Any:
+        """Some rows of a unit's output in a pass over `count` rows.
+
+        A tensor may hold several entries per row (frames folded into the batch), row by row.
+        """
+
+        def take(x: Tensor) -> Tensor:
+            share = x.shape[0] // count
+            return x[rows.start * share : rows.stop * share]
+
+        return _map_tensors(take, output)
 
     def wrap_output(self, prediction: Tensor) -> Any:
         """The denoiser's output object (`return_dict=True`) around a prediction."""
         from diffusers.models.modeling_outputs import Transformer2DModelOutput
 
         return Transformer2DModelOutput(sample=prediction)
+
+
+def trim_padding(mask_BT: Tensor) -> tuple[int, bool]:
+    """Text length to keep so that no row loses a valid token, and whether no padding is left then.
+
+    mask_BT: nonzero at valid tokens, which come first in every row. Keeps at least one token.
+    """
+    lengths = mask_BT.ne(0).sum(dim=1)
+    longest = max(int(lengths.max()), 1)
+    return longest, bool((lengths == longest).all())
+
+
+def _map_tensors(change: Callable[[Tensor], Tensor], value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, dict):
+        return {name: _map_tensors(change, item) for name, item in value.items()}
+    if isinstance(value, tuple | list):
+        return type(value)(_map_tensors(change, item) for item in value)
+    return value
 
 
 _ADAPTERS: dict[str, ModelAdapter] = {}

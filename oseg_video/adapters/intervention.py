@@ -1,59 +1,65 @@
-"""Interventions on blocks: gates that capture, replay, skip or perturb, and hooks on video queries.
+"""Interventions on blocks: gates that capture, replay, skip or perturb, and hooks on video tokens.
 
-Gates take the place of blocks in their `nn.ModuleList` for as long as a pipeline is guided. They sit
-outside of everything that wraps a block itself (compiled code, offload hooks, LoRA), so these keep working.
+Gates take the place of modules for as long as a pipeline is guided. They sit outside of everything that wraps
+a block itself (compiled code, offload hooks, LoRA), so these keep working.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from oseg_video.adapters.base import AttentionSite, ModelAdapter, VideoTokens
+from oseg_video.adapters.base import AttentionSite, Layout, ModelAdapter, VideoTokens
 
 QueryChange = Callable[[Tensor, Tensor], Tensor]
 """New video queries from the video queries and their keys."""
+BlockInputs = Callable[[tuple[Any, ...], dict[str, Any]], tuple[tuple[Any, ...], dict[str, Any]]]
 
 
 @dataclass(kw_only=True)
 class BlockPlan:
-    """What the gates do during one forward pass of the denoiser."""
+    """What the gates do during one forward pass of the denoiser, by the names of their modules."""
 
-    start: int = 0
-    """First block that runs; the blocks before it return `replay` instead."""
-    replay: Any = None
-    """Output of block `start - 1` in an earlier pass over the same inputs."""
-    capture_at: int | None = None
-    """Block whose output is kept in `captured`."""
-    captured: Any = None
-    actions: dict[int, Callable[..., Any]] = field(default_factory=dict)
-    """By block: called with the block and its inputs in place of the block."""
+    replay: Mapping[str, Any] = field(default_factory=dict)
+    """Outputs of an earlier pass over the same inputs, returned in place of running the module."""
+    capture: frozenset[str] = frozenset()
+    """Modules whose output is kept in `captured`."""
+    captured: dict[str, Any] = field(default_factory=dict)
+    actions: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
+    """Called with the block and its inputs in place of the block."""
+    change_inputs: BlockInputs | None = None
+    """Applied to the inputs of every block."""
     fired: list[str] = field(default_factory=list)
     """Names of the sites and blocks at which an intervention took place, in order."""
 
 
-class BlockGate(nn.Module):
-    """Stands in for one block and follows the plan of the pass in progress, if there is one."""
+class Gate(nn.Module):
+    """Stands in for one module and follows the plan of the pass in progress, if there is one."""
 
-    def __init__(self, block: nn.Module, index: int, current_plan: Callable[[], BlockPlan | None]) -> None:
+    def __init__(
+        self, block: nn.Module, name: str, is_block: bool, current_plan: Callable[[], BlockPlan | None]
+    ) -> None:
         super().__init__()
         self.block = block
-        self.index = index
+        self._name = name
+        self._is_block = is_block
         self._current_plan = current_plan
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         plan = self._current_plan()
         if plan is None:
             return self.block(*args, **kwargs)
-        if self.index < plan.start:
-            return plan.replay
-        action = plan.actions.get(self.index, _run_block)
-        output = action(self.block, *args, **kwargs)
-        if self.index == plan.capture_at:
-            plan.captured = output
+        if self._name in plan.replay:
+            return plan.replay[self._name]
+        if plan.change_inputs and self._is_block:
+            args, kwargs = plan.change_inputs(args, kwargs)
+        action = plan.actions.get(self._name)
+        output = action(self.block, *args, **kwargs) if action else self.block(*args, **kwargs)
+        if self._name in plan.capture:
+            plan.captured[self._name] = output
         return output
 
     def __getattr__(self, name: str) -> Any:
@@ -63,26 +69,23 @@ class BlockGate(nn.Module):
             return getattr(super().__getattr__("block"), name)
 
 
-def _run_block(block: nn.Module, *args: Any, **kwargs: Any) -> Any:
-    return block(*args, **kwargs)
-
-
 @contextmanager
-def gated_blocks(
+def gated(
     adapter: ModelAdapter, denoiser: nn.Module, current_plan: Callable[[], BlockPlan | None]
 ) -> Iterator[None]:
-    """Put a gate in front of every block of `denoiser`; the blocks themselves return on leaving."""
-    originals = []
+    """Put a gate in front of every unit and block of `denoiser`; the modules return on leaving."""
+    blocks = {address.path for address in adapter.blocks(denoiser)}
+    places = []
+    for path in dict.fromkeys([*adapter.units(denoiser), *(a.path for a in adapter.blocks(denoiser))]):
+        parent, _, leaf = path.rpartition(".")
+        places.append((denoiser.get_submodule(parent), leaf, path, denoiser.get_submodule(path)))
     try:
-        for address in adapter.blocks(denoiser):
-            stack = getattr(denoiser, address.stack)
-            block = stack[address.position]
-            originals.append((stack, address.position, block))
-            stack[address.position] = BlockGate(block, address.index, current_plan)
+        for owner, leaf, path, module in places:
+            setattr(owner, leaf, Gate(module, path, path in blocks, current_plan))
         yield
     finally:
-        for stack, position, block in originals:
-            stack[position] = block
+        for owner, leaf, _, module in places:
+            setattr(owner, leaf, module)
 
 
 @contextmanager
@@ -98,52 +101,127 @@ def changed_queries(
     Every attention processor of diffusers projects query and key, then normalises the query, then rotates
     it. So the key projection's output is noted, and the query is changed where it passes its norm: before
     it (`projected`, layout [B, S, C]) or after it (`normalised`, [B, N, S, D], the key normalised alike).
+    Without a norm the query is changed as it leaves its projection, which costs one more key projection.
     Keys, values and text queries stay as they are. Each change calls `fired` with the site's name.
     """
     noted_key: list[Tensor] = []
+    heads = site.attention.heads
 
     def note_key(_: nn.Module, __: Any, key_BSC: Tensor) -> None:
         noted_key[:] = [key_BSC]
 
-    def change_projected(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor]:
-        (query,) = args
-        query_BSC = query.flatten(2)
-        changed_BSC = _with_span(
-            query_BSC, change(query_BSC[:, tokens.span], noted_key[0][:, tokens.span]), tokens, dim=1
-        )
+    def changed(query_BSC: Tensor, key_BSC: Tensor) -> Tensor:
+        video = change(query_BSC[:, tokens.span], key_BSC[:, tokens.span])
         fired(site.name)
-        return (changed_BSC.reshape(query.shape),)
+        return _with_span(query_BSC, video, tokens, dim=1)
 
-    def change_normalised(_: nn.Module, args: tuple[Tensor, ...], query: Tensor) -> Tensor:
-        key = site.norm_k(noted_key[0].reshape(args[0].shape))
-        query_BNSD, key_BNSD = _to_heads(query, site), _to_heads(key, site)
-        changed_BNSD = change(query_BNSD[:, :, tokens.span], key_BNSD[:, :, tokens.span])
+    def changed_heads(query_BNSD: Tensor, key_BNSD: Tensor) -> Tensor:
+        video = change(query_BNSD[:, :, tokens.span], key_BNSD[:, :, tokens.span])
         fired(site.name)
-        return _from_heads(_with_span(query_BNSD, changed_BNSD, tokens, dim=2), site)
+        return _with_span(query_BNSD, video, tokens, dim=2)
 
-    handles = [site.to_k.register_forward_hook(note_key)]
-    try:
+    def before_norm(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor]:
+        query_BSC = _to_heads(args[0], site.norm_layout, heads).transpose(1, 2).flatten(2)
+        query_BSC = changed(query_BSC, noted_key[0])
+        return (_from_heads(_split_heads(query_BSC, heads), site.norm_layout),)
+
+    def after_norm(_: nn.Module, args: tuple[Tensor, ...], query: Tensor) -> Tensor:
+        assert site.norm_k is not None
+        key = site.norm_k(_from_heads(_split_heads(noted_key[0], heads), site.norm_layout))
+        layout = site.norm_layout
+        query_BNSD = changed_heads(_to_heads(query, layout, heads), _to_heads(key, layout, heads))
+        return _from_heads(query_BNSD, layout)
+
+    def after_projection(_: nn.Module, args: tuple[Tensor, ...], query_BSC: Tensor) -> Tensor:
+        key_BSC = site.attention.to_k(args[0])
         if where == "projected":
-            handles.append(site.norm_q.register_forward_pre_hook(change_projected))
-        else:
-            handles.append(site.norm_q.register_forward_hook(change_normalised))
-        # Compiled code does not see hooks that were added after its compilation, so run this block without.
+            return changed(query_BSC, key_BSC)
+        query_BNSD = changed_heads(_split_heads(query_BSC, heads), _split_heads(key_BSC, heads))
+        return _from_heads(query_BNSD, "BSC")
+
+    if site.norm_q is None:
+        handles = [site.attention.to_q.register_forward_hook(after_projection)]
+    elif where == "projected":
+        handles = [
+            site.attention.to_k.register_forward_hook(note_key),
+            site.norm_q.register_forward_pre_hook(before_norm),
+        ]
+    else:
+        handles = [
+            site.attention.to_k.register_forward_hook(note_key),
+            site.norm_q.register_forward_hook(after_norm),
+        ]
+    with _uncompiled(handles):
+        yield
+
+
+@contextmanager
+def replaced_attention(
+    site: AttentionSite,
+    source: Literal["values", "input"],
+    tokens: VideoTokens,
+    fired: Callable[[str], None],
+) -> Iterator[None]:
+    """Replace what the attention mixes for the video tokens, while the context is open.
+
+    `source` is what stands in for it before the output projection, [B, S, C]: the tokens' own values, or the
+    input of the attention. Text tokens keep their output. Each change calls `fired` with the site's name.
+    """
+    noted: list[Tensor] = []
+
+    def note(_: nn.Module, args: tuple[Tensor, ...], value_BSC: Tensor) -> None:
+        noted[:] = [value_BSC if source == "values" else args[0]]
+
+    def replaced(mixed_BSC: Tensor) -> Tensor:
+        fired(site.name)
+        return _with_span(mixed_BSC, noted[0][:, tokens.span].to(mixed_BSC.dtype), tokens, dim=1)
+
+    def before_projection(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (replaced(args[0]), *args[1:])
+
+    def after_attention(_: nn.Module, __: Any, output: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (replaced(output[0]), *output[1:])
+
+    handles = [site.attention.to_v.register_forward_hook(note)]
+    if site.to_out is None:
+        handles.append(site.attention.register_forward_hook(after_attention))
+    else:
+        handles.append(site.to_out.register_forward_pre_hook(before_projection))
+    with _uncompiled(handles):
+        yield
+
+
+@contextmanager
+def _uncompiled(handles: list[Any]) -> Iterator[None]:
+    """Run what is inside without compiled code, then remove the hooks.
+
+    Compiled code does not see hooks that were added after its compilation.
+    """
+    with ExitStack() as stack:
+        for handle in handles:
+            stack.callback(handle.remove)
         with torch.compiler.set_stance("force_eager"):
             yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
-def _to_heads(x: Tensor, site: AttentionSite) -> Tensor:
-    """[B, S, C] or [B, S, N, D] -> [B, N, S, D]."""
-    return (x.unflatten(2, (site.heads, -1)) if site.norm_layout == "BSC" else x).transpose(1, 2)
+def _split_heads(x_BSC: Tensor, heads: int) -> Tensor:
+    """[B, S, C] -> [B, N, S, D]."""
+    return x_BSC.unflatten(2, (heads, -1)).transpose(1, 2)
 
 
-def _from_heads(x_BNSD: Tensor, site: AttentionSite) -> Tensor:
-    """[B, N, S, D] -> the layout of the site's norm."""
+def _to_heads(x: Tensor, layout: Layout, heads: int) -> Tensor:
+    """`layout` -> [B, N, S, D]."""
+    if layout == "BSC":
+        return _split_heads(x, heads)
+    return x.transpose(1, 2) if layout == "BSND" else x
+
+
+def _from_heads(x_BNSD: Tensor, layout: Layout) -> Tensor:
+    """[B, N, S, D] -> `layout`."""
+    if layout == "BNSD":
+        return x_BNSD
     x_BSND = x_BNSD.transpose(1, 2)
-    return x_BSND.flatten(2) if site.norm_layout == "BSC" else x_BSND.contiguous()
+    return x_BSND.flatten(2) if layout == "BSC" else x_BSND.contiguous()
 
 
 def _with_span(x: Tensor, video: Tensor, tokens: VideoTokens, dim: int) -> Tensor:

@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from oseg_video.adapters.base import ModelAdapter, VideoTokens, register_adapter
+from oseg_video.adapters.blocks import BlockAddress
 from oseg_video.types import TokenGrid
 
 
@@ -29,7 +30,7 @@ class LTXAdapter(ModelAdapter):
         "video_coords",
     )
 
-    def video_tokens(self, denoiser: Any, arguments: Mapping[str, Any]) -> VideoTokens:
+    def video_tokens(self, denoiser: Any, arguments: Mapping[str, Any], address: BlockAddress) -> VideoTokens:
         coordinates = arguments.get("video_coords")
         if coordinates is None:
             grid = TokenGrid(arguments["num_frames"], arguments["height"], arguments["width"])

@@ -5,7 +5,8 @@ from typing import Any
 
 from torch import Tensor
 
-from oseg_video.adapters.base import ModelAdapter, VideoTokens, register_adapter
+from oseg_video.adapters.base import ModelAdapter, VideoTokens, register_adapter, trim_padding
+from oseg_video.adapters.blocks import BlockAddress
 from oseg_video.types import TokenGrid
 
 
@@ -23,10 +24,21 @@ class MochiAdapter(ModelAdapter):
     norm_layout = "BSND"
     batched_arguments = ("hidden_states", "encoder_hidden_states", "timestep", "encoder_attention_mask")
 
-    def video_tokens(self, denoiser: Any, arguments: Mapping[str, Any]) -> VideoTokens:
+    def video_tokens(self, denoiser: Any, arguments: Mapping[str, Any], address: BlockAddress) -> VideoTokens:
         frames, height, width = arguments["hidden_states"].shape[2:]
         patch = denoiser.config.patch_size
         return VideoTokens(TokenGrid(frames, height // patch, width // patch))
+
+    def trim_text(self, arguments: dict[str, Any]) -> tuple[dict[str, Any], bool]:
+        # The attention of a row takes its valid tokens only and needs no mask, whatever the other rows have.
+        mask_BT = arguments["encoder_attention_mask"]
+        length, no_padding = trim_padding(mask_BT)
+        text_BTC = arguments["encoder_hidden_states"]
+        trimmed = {
+            "encoder_hidden_states": text_BTC[:, :length],
+            "encoder_attention_mask": mask_BT[:, :length],
+        }
+        return arguments | trimmed, no_padding
 
     def skip_block(
         self, hidden_states: Tensor, encoder_hidden_states: Tensor, *_: Any, **__: Any

@@ -2,39 +2,34 @@
 
 import inspect
 import logging
+import weakref
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._dynamo.eval_frame import OptimizedModule
 
-from oseg_video.adapters.base import ModelAdapter, VideoTokens, adapter_for
-from oseg_video.adapters.intervention import BlockPlan, changed_queries, gated_blocks
+from oseg_video.adapters.base import Condition, ModelAdapter, UnsupportedPipelineError, adapter_for
 from oseg_video.guidance.methods import Guidance
-from oseg_video.guidance.perturbations import QueryTransform, SkipBlock
-from oseg_video.guidance.plan import Branch, Perturbation, Step, StepPlan
+from oseg_video.guidance.numerics import upcast
+from oseg_video.guidance.plan import Step, StepPlan
+from oseg_video.runtime.branches import BranchRunner, GuidanceError, SilentGuidanceError
 from oseg_video.runtime.report import GuidanceReport, PassRecord, StepRecord
-from oseg_video.types import OsegVideoError, TokenGrid
+from oseg_video.runtime.sampling import sampling_position
+
+__all__ = ["GuidanceError", "SilentGuidanceError", "guided"]
 
 logger = logging.getLogger(__name__)
-
-
-class GuidanceError(OsegVideoError):
-    """The guidance cannot be honoured on this pipeline as it was called."""
-
-
-class SilentGuidanceError(GuidanceError):
-    """A perturbation left no trace: a site did not fire, or the perturbed prediction is the plain one."""
 
 
 @contextmanager
 def guided(pipe: Any, guidance: Guidance, *, reuse_prefix: bool = True) -> Iterator[GuidanceReport]:
     """Guide every call of a stock diffusers pipeline inside the `with`; leave the pipeline as it was after.
 
-    The pipeline's own `guidance_scale` only decides whether there is an unconditional branch (above 1);
+    The pipeline's own guidance scale only decides whether there is an unconditional branch (above 1);
     the guidance's scale is the one that counts, and is the pipeline's where the guidance leaves it None.
 
     pipe: a pipeline object of a supported class (`oseg_video.adapters`).
@@ -43,230 +38,179 @@ def guided(pipe: Any, guidance: Guidance, *, reuse_prefix: bool = True) -> Itera
         the same condition had there. Exact; False runs every pass whole.
 
     Yields the report, which fills while the pipeline runs. Raises `UnsupportedPipelineError` for another
-    pipeline class, `GuidanceError` for an unknown block or for nesting, before any model work; inside, on
-    the first step, `GuidanceError` when the pipeline's call does not provide what the guidance needs, and
-    `SilentGuidanceError` when a perturbation had no effect.
+    pipeline class, `UnknownBlockError` for an unknown block, `GuidanceError` for nesting, before any model
+    work; inside, on the first step, `GuidanceError` when the pipeline's call does not provide what the
+    guidance needs, and `SilentGuidanceError` when a perturbation had no effect.
     """
     adapter = adapter_for(pipe)
-    denoiser = adapter.denoiser(pipe)
-    _check_blocks(guidance, adapter.count_blocks(denoiser), adapter.family)
-    _check_denoiser(denoiser, guidance)
-    session = _GuidedDenoiser(pipe, adapter, denoiser, guidance, reuse_prefix)
-    gates = gated_blocks(adapter, denoiser, session.current_plan) if guidance.blocks_used else nullcontext()
-    with _intercepted_calls(denoiser, session.predict), gates:
-        yield session.report
-    if not session.report.steps:
+    if reason := adapter.refusal(pipe):
+        raise UnsupportedPipelineError(reason)
+    denoisers = adapter.denoisers(pipe)
+    runners = []
+    for denoiser in denoisers:
+        runners.append(BranchRunner(adapter, denoiser, guidance.blocks_used, reuse_prefix=reuse_prefix))
+        _check_denoiser(denoiser, guidance)
+    report = GuidanceReport(guidance.name, runners[0].unit_count)
+    session = _Session(pipe, adapter, guidance, report)
+    with ExitStack() as stack:
+        stack.enter_context(_intercepted_calls(pipe, "__call__", session.sample))
+        for denoiser, runner in zip(denoisers, runners, strict=True):
+            predict = partial(session.predict, denoiser, runner)
+            stack.enter_context(_intercepted_calls(denoiser, "forward", predict))
+            stack.enter_context(runner.active())
+        yield report
+    if not report.steps:
         logger.warning("no step of the pipeline ran inside guided(); was another pipeline called?")
 
 
-class _Pass(NamedTuple):
-    """Branches that share one forward pass, in the order of its rows."""
+class _OpenStep:
+    """A step until all its denoiser calls are answered."""
 
-    names: tuple[str, ...]
-    conditions: tuple[str, ...]
-    perturbation: Perturbation | None
-    reuses_prefix: bool
+    def __init__(self, step: Step, plan: StepPlan, calls: tuple[tuple[Condition, ...], ...]) -> None:
+        self.step = step
+        self.plan = plan
+        self.records: list[PassRecord] = []
+        self._calls = calls
+        self._answered = 0
+        self._predictions: dict[str, Tensor] = {}
+        self._guided: Tensor | None = None
+        self._waiting: list[weakref.ref[Tensor]] = []
+
+    @property
+    def conditions(self) -> tuple[Condition, ...]:
+        """The conditions in the rows of the call to be answered."""
+        return self._calls[self._answered]
+
+    @property
+    def complete(self) -> bool:
+        """Whether every call of the step is answered."""
+        return self._answered == len(self._calls)
+
+    def answered(self, passes: list[PassRecord]) -> None:
+        """Count one call, which took these passes."""
+        self._answered += 1
+        self.records += passes
+
+    def answer(self, predictions: dict[str, Tensor]) -> Tensor:
+        """The result of a call, from the predictions of its branches.
+
+        The same prediction for every condition makes the pipeline's own `u + w (c - u)` the identity. A
+        pipeline that calls once per condition holds the first result while it asks for the second, so the
+        guided prediction is written into that result once it is known.
+        """
+        assert self.plan.rule is not None
+        self._predictions |= predictions
+        if self._guided is None and self._predictions.keys() == self.plan.branches.keys():
+            self._guided = self.plan.rule(**self._predictions)
+            self._hand_on(self._guided)
+        if self._guided is not None:
+            return torch.cat([self._guided] * len(self.conditions))
+        (prediction,) = [
+            predictions[name] for name, b in self.plan.branches.items() if b.perturbation is None
+        ]
+        waiting = upcast(prediction).clone()
+        self._waiting.append(weakref.ref(waiting))
+        return waiting
+
+    def _hand_on(self, guided_prediction: Tensor) -> None:
+        for reference in self._waiting:
+            earlier = reference()
+            if earlier is None:
+                raise GuidanceError(
+                    "the pipeline copies one prediction before it asks for the next, so that guidance over "
+                    "both cannot reach it; this version of diffusers is not supported"
+                )
+            earlier.copy_(guided_prediction)
 
 
-class _GuidedDenoiser:
-    """The guided call of one denoiser, and where it stands."""
+class _Session:
+    """Guides the calls of one pipeline, and knows where they stand."""
 
-    def __init__(
-        self, pipe: Any, adapter: ModelAdapter, denoiser: nn.Module, guidance: Guidance, reuse_prefix: bool
-    ) -> None:
-        self.report = GuidanceReport(guidance.name, adapter.count_blocks(denoiser))
+    def __init__(self, pipe: Any, adapter: ModelAdapter, guidance: Guidance, report: GuidanceReport) -> None:
         self._pipe = pipe
         self._adapter = adapter
-        self._denoiser = denoiser
         self._guidance = guidance
-        self._first_perturbed = min(guidance.blocks_used, default=0)
-        self._reuse_prefix = reuse_prefix and self._first_perturbed > 0
-        # Named before the gates take the blocks' places.
-        self._blocks = {address.index: address for address in adapter.blocks(denoiser)}
-        self._plan: BlockPlan | None = None
+        self._report = report
+        self._call: Mapping[str, Any] | None = None
+        self._memory: dict[str, Tensor] = {}
+        self._open: _OpenStep | None = None
 
-    def current_plan(self) -> BlockPlan | None:
-        """The block plan of the pass in progress, for the gates."""
-        return self._plan
-
-    def predict(self, call: Callable[..., Any], arguments: dict[str, Any]) -> Any:
-        """The guided prediction for one denoiser call of the pipeline; `call` is the denoiser's own."""
-        _check_denoiser(self._denoiser, self._guidance)
-        conditions = self._adapter.conditions(self._pipe)
-        step = self._current_step()
-        plan = self._guidance.plan(step)
-        self._check_call(plan, conditions)
-        if plan.rule is None:
-            output = call(**arguments)
-            self._record(step, [PassRecord(conditions, len(arguments["hidden_states"]), 0, ())])
-            return output
-        return_dict = arguments.pop("return_dict", True)
-        predictions, records = self._run_branches(call, arguments, plan.branches, conditions)
-        self._record(step, records)
-        # The same prediction for every condition makes the pipeline's own u + w (c - u) the identity.
-        guided_prediction = torch.cat([plan.rule(**predictions)] * len(conditions))
-        return self._adapter.wrap_output(guided_prediction) if return_dict else (guided_prediction,)
-
-    def _run_branches(
-        self,
-        call: Callable[..., Any],
-        arguments: Mapping[str, Any],
-        branches: Mapping[str, Branch],
-        conditions: tuple[str, ...],
-    ) -> tuple[dict[str, Tensor], list[PassRecord]]:
-        """The prediction of every branch, and the passes that it took."""
-        batch = len(arguments["hidden_states"]) // len(conditions)
-        passes = _group(branches, conditions, self._reuse_prefix)
-        predictions: dict[str, Tensor] = {}
-        records = []
-        prefix: Any = None
-        prefix_conditions: tuple[str, ...] = ()
-        for current in passes:
-            plan = BlockPlan(actions=self._actions(current.perturbation, arguments))
-            if current.reuses_prefix:
-                rows = _rows(current.conditions, prefix_conditions, batch)
-                plan.start = self._first_perturbed
-                plan.replay = self._adapter.take_output_rows(prefix, rows)
-            elif current.perturbation is None and any(later.reuses_prefix for later in passes):
-                plan.capture_at = self._first_perturbed - 1
-            inputs = self._adapter.take_rows(arguments, _rows(current.conditions, conditions, batch))
-            prediction = self._run_pass(call, inputs, plan)
-            if current.perturbation is None:
-                prefix, prefix_conditions = plan.captured, current.conditions
-            else:
-                self._require_fired(current.perturbation, plan)
-            predictions |= zip(current.names, prediction.split(batch), strict=True)
-            records.append(PassRecord(current.names, len(prediction), plan.start, tuple(plan.fired)))
-        _require_effect(branches, predictions)
-        return predictions, records
-
-    def _run_pass(self, call: Callable[..., Any], arguments: Mapping[str, Any], plan: BlockPlan) -> Tensor:
-        self._plan = plan
+    def sample(self, call: Callable[..., Any], bound: inspect.BoundArguments) -> Any:
+        """One call of the pipeline."""
+        args, kwargs = bound.args, bound.kwargs
+        bound.apply_defaults()
+        self._call, self._memory, self._open = bound.arguments, {}, None
         try:
-            return call(**arguments, return_dict=False)[0]
+            return call(*args, **kwargs)
         finally:
-            self._plan = None
+            self._call, self._memory, self._open = None, {}, None
 
-    def _actions(
-        self, perturbation: Perturbation | None, arguments: Mapping[str, Any]
-    ) -> dict[int, Callable[..., Any]]:
-        """What the gates of the perturbed blocks do in place of the block."""
-        if perturbation is None:
-            return {}
-        if isinstance(perturbation.change, SkipBlock):
-            return {index: partial(self._skip_block, index) for index in perturbation.blocks}
-        tokens = self._adapter.video_tokens(self._denoiser, arguments)
-        transform_block = partial(self._transform_block, perturbation.change, tokens)
-        return {index: partial(transform_block, index) for index in perturbation.blocks}
-
-    def _skip_block(self, index: int, _: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        self._fired(self._blocks[index].name)
-        return self._adapter.skip_block(*args, **kwargs)
-
-    def _transform_block(
+    def predict(
         self,
-        transform: QueryTransform,
-        tokens: VideoTokens,
-        index: int,
-        block: nn.Module,
-        *args: Any,
-        **kwargs: Any,
+        denoiser: nn.Module,
+        runner: BranchRunner,
+        call: Callable[..., Any],
+        bound: inspect.BoundArguments,
     ) -> Any:
-        site = self._adapter.site(block, self._blocks[index].name)
-        change = partial(_apply, transform, tokens.grid)
-        with changed_queries(site, transform.site, tokens, change, self._fired):
-            return block(*args, **kwargs)
-
-    def _fired(self, name: str) -> None:
-        assert self._plan is not None
-        self._plan.fired.append(name)
-
-    def _current_step(self) -> Step:
-        scheduler = self._pipe.scheduler
-        count = self._pipe.num_timesteps
-        if scheduler.step_index is not None:
-            position = scheduler.step_index
-        elif scheduler.begin_index is not None:
-            position = scheduler.begin_index
+        """The guided prediction for one denoiser call of the pipeline; `call` is the denoiser's own."""
+        _check_denoiser(denoiser, self._guidance)
+        arguments = dict(bound.arguments)
+        current = self._current_step(denoiser, arguments)
+        conditions = current.conditions
+        if current.plan.rule is None:
+            output = call(*bound.args, **bound.kwargs)
+            rows = len(arguments[self._adapter.sample_argument])
+            current.answered([PassRecord(conditions, rows, 0, ())])
         else:
-            position = scheduler.index_for_timestep(self._pipe.current_timestep)
-        sigma = float(scheduler.sigmas[position])
-        # Mochi's scheduler counts from noise to data.
-        noise_level = 1 - sigma if scheduler.config.get("invert_sigmas") else sigma
-        # A pipeline that starts from a given video runs only the last `count` of the scheduler's steps.
-        index = position - (len(scheduler.timesteps) - count)
-        return Step(index, count, min(max(noise_level, 0.0), 1.0), float(self._pipe.guidance_scale))
-
-    def _check_call(self, plan: StepPlan, conditions: tuple[str, ...]) -> None:
-        missing = {branch.condition for branch in plan.branches.values()} - set(conditions)
-        if missing:
-            raise GuidanceError(
-                f"{self._guidance.name} with guidance_scale={self._guidance.guidance_scale} needs the "
-                f"unconditional branch, but the pipeline was called with guidance_scale="
-                f"{self._pipe.guidance_scale}, which turns it off; give the pipeline one above 1"
+            return_dict = arguments.pop("return_dict", True)
+            branches = {name: b for name, b in current.plan.branches.items() if b.condition in conditions}
+            predictions, records = runner.run(call, arguments, branches, conditions)
+            answer = current.answer(predictions)
+            current.answered(records)
+            output = self._adapter.wrap_output(answer) if return_dict else (answer,)
+        if current.complete:
+            self._open = None
+            self._report.steps.append(
+                StepRecord(current.step.index, current.step.noise_level, tuple(current.records))
             )
-        pipeline_rescale = getattr(self._pipe, "guidance_rescale", 0.0)
-        if plan.rule is not None and pipeline_rescale:
-            raise GuidanceError(
-                f"the pipeline was called with guidance_rescale={pipeline_rescale}, which it would apply to "
-                f"the guided prediction; give {type(self._guidance).__name__} a rescale instead"
-            )
+        return output
 
-    def _require_fired(self, perturbation: Perturbation, plan: BlockPlan) -> None:
-        for index in perturbation.blocks:
-            name = self._blocks[index].name
-            if not any(fired == name or fired.startswith(f"{name}.") for fired in plan.fired):
-                raise SilentGuidanceError(
-                    f"block {index} ({name}) was to be perturbed, but its attention site never fired; "
-                    f"fused projections or a foreign attention processor may bypass it"
+    def _current_step(self, denoiser: nn.Module, arguments: Mapping[str, Any]) -> _OpenStep:
+        """The step that a denoiser call belongs to, begun with its first call."""
+        call = self._call
+        if call is None:
+            raise GuidanceError("the denoiser was called outside of the guided pipeline's own call")
+        position = sampling_position(self._pipe, arguments.get("timestep"))
+        if self._open is not None:
+            if position.index != self._open.step.index:
+                raise GuidanceError(
+                    f"the pipeline went from step {self._open.step.index} to step {position.index} without "
+                    f"asking for the {self._open.conditions} prediction; this version of diffusers is not "
+                    f"supported"
                 )
+            return self._open
+        calls = self._adapter.calls(self._pipe, call)
+        conditions = {condition for one in calls for condition in one}
+        scale = self._adapter.pipeline_scale(self._pipe, call, denoiser) if "uncond" in conditions else 1.0
+        step = Step(position.index, position.count, position.noise_level, scale, self._memory)
+        plan = self._guidance.plan(step)
+        self._check_plan(plan, conditions, call)
+        self._open = _OpenStep(step, plan, calls)
+        return self._open
 
-    def _record(self, step: Step, passes: list[PassRecord]) -> None:
-        self.report.steps.append(StepRecord(step.index, step.noise_level, tuple(passes)))
-
-
-def _apply(transform: QueryTransform, grid: TokenGrid, query: Tensor, key: Tensor) -> Tensor:
-    return transform(query, key, grid)
-
-
-def _group(branches: Mapping[str, Branch], conditions: tuple[str, ...], reuse_prefix: bool) -> list[_Pass]:
-    """The fewest passes that run all branches, unperturbed ones first, rows in the order of `conditions`."""
-    plain = {branch.condition for branch in branches.values() if branch.perturbation is None}
-    groups: dict[tuple[Perturbation | None, bool], list[str]] = {}
-    for name in sorted(branches, key=lambda name: conditions.index(branches[name].condition)):
-        branch = branches[name]
-        reuses = reuse_prefix and branch.perturbation is not None and branch.condition in plain
-        groups.setdefault((branch.perturbation, reuses), []).append(name)
-    passes = [
-        _Pass(tuple(names), tuple(branches[name].condition for name in names), perturbation, reuses)
-        for (perturbation, reuses), names in groups.items()
-    ]
-    return sorted(passes, key=lambda one: one.perturbation is not None)
-
-
-def _rows(wanted: tuple[str, ...], conditions: tuple[str, ...], batch: int) -> slice:
-    """The rows of neighbouring `wanted` conditions in a batch that holds `batch` rows of each condition."""
-    first = conditions.index(wanted[0])
-    assert conditions[first : first + len(wanted)] == wanted
-    return slice(first * batch, (first + len(wanted)) * batch)
-
-
-def _require_effect(branches: Mapping[str, Branch], predictions: Mapping[str, Tensor]) -> None:
-    plain = {b.condition: predictions[name] for name, b in branches.items() if b.perturbation is None}
-    for name, branch in branches.items():
-        if branch.perturbation is None or branch.condition not in plain:
-            continue
-        if torch.equal(predictions[name], plain[branch.condition]):
-            raise SilentGuidanceError(
-                f"perturbing blocks {list(branch.perturbation.blocks)} did not change the {branch.condition} "
-                f"prediction at all; the guidance would do nothing"
+    def _check_plan(self, plan: StepPlan, conditions: set[Condition], call: Mapping[str, Any]) -> None:
+        name = type(self._guidance).__name__
+        if not {branch.condition for branch in plan.branches.values()} <= conditions:
+            raise GuidanceError(
+                f"{name} with guidance_scale={self._guidance.guidance_scale} needs the unconditional branch, "
+                f"but the pipeline was called without it; {self._adapter.unconditional_hint}"
             )
-
-
-def _check_blocks(guidance: Guidance, count: int, family: str) -> None:
-    for block in guidance.blocks_used:
-        if block >= count:
-            raise GuidanceError(f"no block {block}: this {family} model has {count} blocks, 0 to {count - 1}")
+        rescale = self._adapter.pipeline_rescale(self._pipe, call)
+        if plan.rule is not None and rescale:
+            raise GuidanceError(
+                f"the pipeline was called with guidance_rescale={rescale}, which it would apply to the "
+                f"guided prediction; give {name} a rescale instead"
+            )
 
 
 def _check_denoiser(denoiser: nn.Module, guidance: Guidance) -> None:
@@ -283,27 +227,29 @@ def _check_denoiser(denoiser: nn.Module, guidance: Guidance) -> None:
 
 
 @contextmanager
-def _intercepted_calls(module: nn.Module, predict: Callable[..., Any]) -> Iterator[None]:
-    """Send calls of this one module through `predict(call, arguments)`.
+def _intercepted_calls(
+    target: Any, implementation: str, answer: Callable[[Callable[..., Any], inspect.BoundArguments], Any]
+) -> Iterator[None]:
+    """Send calls of this one object through `answer(call, bound arguments)`.
 
     The instance gets a subclass of its class for the time being: offload hooks and compilers rewrite the
     `forward` of an instance whenever they like, but `__call__` is looked up on the class, so ours stays
-    the outermost. (`torch.nn.utils.parametrize` swaps classes in the same way.)
+    the outermost. (`torch.nn.utils.parametrize` swaps classes in the same way.) `implementation` names the
+    method that has the signature of a call.
     """
-    original = type(module)
+    original = type(target)
     if getattr(original, "_guided", False):
         raise GuidanceError("this pipeline is guided already; leave the first guided() before the next")
-    signature = inspect.signature(original.forward)
+    _, *parameters = inspect.signature(getattr(original, implementation)).parameters.values()
+    signature = inspect.Signature(parameters)
 
-    def __call__(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        bound = signature.bind(self, *args, **kwargs).arguments
-        del bound[next(iter(signature.parameters))]
-        return predict(partial(original.__call__, self), dict(bound))
+    def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return answer(partial(original.__call__, self), signature.bind(*args, **kwargs))
 
     namespace = {"__call__": __call__, "__module__": original.__module__, "_guided": True}
     metaclass: Any = type(original)
-    module.__class__ = metaclass(original.__name__, (original,), namespace)
+    target.__class__ = metaclass(original.__name__, (original,), namespace)
     try:
         yield
     finally:
-        module.__class__ = original
+        target.__class__ = original

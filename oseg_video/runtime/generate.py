@@ -67,7 +67,8 @@ def generate(
     source.pipeline_for(image=job.image is not None)
     guidance = build_guidance(job)
     _check_text_guidance(job, guidance)
-    _check_blocks(guidance, loading.count_blocks(source))
+    if guidance.blocks_used:
+        source.adapter.resolve_blocks(loading.empty_denoiser(source), guidance.blocks_used)
     check_outputs(plans, overwrite=overwrite)
     picture = load_picture(Path(job.image), job.height, job.width) if job.image else None
     if picture:
@@ -137,14 +138,6 @@ def _check_text_guidance(job: GenerateJob, guidance: Guidance) -> None:
     if job.negative_prompt is not None and isinstance(scale, int | float) and scale <= 1:
         raise SettingError(
             f"negative_prompt has no effect without text guidance; guidance_scale is {scale:g}, not above 1"
-        )
-
-
-def _check_blocks(guidance: Guidance, count: int) -> None:
-    unknown = [block for block in guidance.blocks_used if block >= count]
-    if unknown:
-        raise SettingError(
-            f"block {unknown[0]} does not exist: the model has {count}, numbered 0 to {count - 1}"
         )
 
 

@@ -64,6 +64,8 @@ class ModelSource:
         if image and self.pipeline == self.adapter.text_to_video:
             return str(self.adapter.image_to_video)
         if not image and self.pipeline == self.adapter.image_to_video:
+            if self.adapter.text_to_video is None:
+                raise LoadError(f"{self.adapter.family} makes clips from a picture; give it one with --image")
             return self.adapter.text_to_video
         return self.pipeline
 
@@ -129,25 +131,25 @@ def load_pipeline(source: ModelSource, job: GenerateJob, progress: Progress) -> 
             raise LoadError(f"--vae-tiling: the VAE of {source.name} cannot decode in tiles")
         pipe.vae.enable_tiling()
     if job.compile:
-        source.adapter.compile_blocks(source.adapter.denoiser(pipe))
+        for denoiser in source.adapter.denoisers(pipe):
+            source.adapter.compile_blocks(denoiser)
     return pipe
 
 
-def count_blocks(source: ModelSource) -> int:
-    """Number of transformer blocks, from the model's configuration alone. Raises LoadError or HubError."""
+def empty_denoiser(source: ModelSource) -> torch.nn.Module:
+    """The model's denoiser without weights, from its configuration alone. Raises LoadError or HubError."""
     import diffusers
 
-    attribute = source.adapter.denoiser_attribute
+    attribute = source.adapter.denoiser_attributes[0]
     index, config = (source.read_json(name) for name in ("model_index.json", f"{attribute}/config.json"))
     try:
         denoiser_class = getattr(diffusers, index[attribute][1])
         with torch.device("meta"):
-            denoiser = denoiser_class.from_config(config)
+            return denoiser_class.from_config(config)
     except (KeyError, IndexError, TypeError, AttributeError) as error:
         raise LoadError(
             f"{source.name}: {attribute} is not described as a diffusers model ({error})"
         ) from error
-    return source.adapter.count_blocks(denoiser)
 
 
 def resolve_device(name: str) -> torch.device:

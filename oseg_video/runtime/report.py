@@ -14,7 +14,7 @@ class PassRecord:
     rows: int
     """Batch size of the pass."""
     start_block: int
-    """First block that ran; blocks before it were reused from an earlier pass of the step."""
+    """First unit (block, or stage of a UNet) that ran; those before it were replayed from an earlier pass."""
     fired: tuple[str, ...]
     """Names of the sites and blocks at which the perturbation took place."""
 
@@ -37,7 +37,7 @@ class GuidanceReport:
     method: str
     """Name of the guidance method."""
     block_count: int
-    """Blocks of the denoiser."""
+    """Units of the denoiser that a pass can replay: its blocks, or the stages of a UNet."""
     steps: list[StepRecord] = field(default_factory=list)
 
     @property

@@ -11,6 +11,7 @@ import torch
 from diffusers.pipelines.ltx.pipeline_ltx_condition import LTXVideoCondition
 from PIL import Image
 
+from oseg_video.types import TokenGrid
 from tests.tiny import (
     LTX_SIZE,
     MOCHI_SIZE,
@@ -25,6 +26,16 @@ STEPS = 3
 SCALE = 4.0
 
 
+def plain_scale(scale: float) -> dict[str, Any]:
+    """Arguments that set the scale of the pipeline's own text guidance; 1 is off."""
+    return {"guidance_scale": scale}
+
+
+def text_prompt(prompt: Any) -> dict[str, Any]:
+    """Arguments that condition the clip; a list is a batch."""
+    return {"prompt": prompt, "max_sequence_length": TEXT_LENGTH}
+
+
 def _image() -> Image.Image:
     return Image.linear_gradient("L").convert("RGB").resize((LTX_SIZE["width"], LTX_SIZE["height"]))
 
@@ -37,20 +48,36 @@ class Case:
     build: Callable[..., Any]
     size: dict[str, int]
     extra: Callable[[], dict[str, Any]] = dict
+    """Arguments of every call, such as an image."""
+    grid: TokenGrid | None = None
+    """Token grid at every attention site; None where sites differ (UNets)."""
+    start: int = 0
+    """Tokens before the clip's own in the sequence of its attention."""
+    scale: Callable[[float], dict[str, Any]] = plain_scale
+    condition: Callable[[Any], dict[str, Any]] = text_prompt
+    result: str = "frames"
+    """Attribute of the pipeline's output."""
+    blocks: int = 5
+    """Number of blocks of the denoiser."""
 
-    def run(self, pipe: Any, prompt: Any = "a red circle", seed: int = 0, **overrides: Any) -> torch.Tensor:
+    def run(
+        self,
+        pipe: Any,
+        prompt: Any = "a red circle",
+        seed: int = 0,
+        guidance_scale: float = SCALE,
+        **overrides: Any,
+    ) -> torch.Tensor:
         """Final latents of a short run; a batch of prompts starts each clip from a seed of its own."""
         count = (len(prompt) if isinstance(prompt, list) else 1) * overrides.get("num_videos_per_prompt", 1)
         generators = [torch.Generator().manual_seed(seed + i) for i in range(count)]
         arguments = {
-            "prompt": prompt,
             "num_inference_steps": STEPS,
-            "guidance_scale": SCALE,
             "generator": generators if count > 1 else generators[0],
             "output_type": "latent",
-            "max_sequence_length": TEXT_LENGTH,
         }
-        return pipe(**(arguments | self.size | self.extra() | overrides)).frames
+        arguments |= self.condition(prompt) | self.scale(guidance_scale) | self.size | self.extra()
+        return getattr(pipe(**(arguments | overrides)), self.result)
 
 
 def _keyframe() -> dict[str, Any]:
@@ -58,11 +85,26 @@ def _keyframe() -> dict[str, Any]:
     return {"conditions": [LTXVideoCondition(image=_image(), frame_index=8)]}
 
 
-MOCHI = Case("mochi", tiny_mochi, MOCHI_SIZE)
-LTX = Case("ltx", tiny_ltx, LTX_SIZE)
+_LTX_GRID = TokenGrid(5, 4, 8)
+
+MOCHI = Case("mochi", tiny_mochi, MOCHI_SIZE, grid=TokenGrid(3, 3, 2))
+LTX = Case("ltx", tiny_ltx, LTX_SIZE, grid=_LTX_GRID)
 CASES = (
     MOCHI,
     LTX,
-    Case("ltx-image", partial(tiny_ltx, LTXImageToVideoPipeline), LTX_SIZE, lambda: {"image": _image()}),
-    Case("ltx-condition", partial(tiny_ltx, LTXConditionPipeline), LTX_SIZE, _keyframe),
+    Case(
+        "ltx-image",
+        partial(tiny_ltx, LTXImageToVideoPipeline),
+        LTX_SIZE,
+        lambda: {"image": _image()},
+        grid=_LTX_GRID,
+    ),
+    Case(
+        "ltx-condition",
+        partial(tiny_ltx, LTXConditionPipeline),
+        LTX_SIZE,
+        _keyframe,
+        grid=_LTX_GRID,
+        start=_LTX_GRID.height * _LTX_GRID.width,
+    ),
 )

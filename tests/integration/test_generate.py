@@ -221,7 +221,7 @@ def test_what_the_model_cannot_make_is_refused(capsys, tmp_path, mochi, ltx, unl
         (["--frames=20"], "frames 20: mochi makes 6 k + 1 frames; nearest: 19 or 25"),
         (["--height=100"], "height 100: mochi needs a multiple of 16 pixels; nearest: 96 or 112"),
         (["--width=5"], "width 5: mochi needs a multiple of 16 pixels; nearest: 16"),
-        (["--blocks=9"], "block 9 does not exist: the model has 5, numbered 0 to 4"),
+        (["--blocks=9"], "no block 9: this mochi model has 5 blocks, 0 to 4"),
         (["--mix=2"], "mix must be"),
         (["--interval=0.9,0.1"], "interval"),
         (["--guidance=cfg"], "blocks has no effect with guidance cfg; it belongs to seg, stg, oseg"),

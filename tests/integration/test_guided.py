@@ -9,9 +9,8 @@ import torch
 from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
-import oseg_video
 from oseg_video import CFG, OSEG, SEG, STG, GuidanceError, SilentGuidanceError, guided
-from oseg_video.adapters import UnsupportedPipelineError
+from oseg_video.adapters import UnknownBlockError, UnsupportedPipelineError, adapter_for
 from tests.integration.families import CASES, LTX, MOCHI, SCALE, STEPS, Case
 from tests.tiny import BLOCKS
 
@@ -46,11 +45,12 @@ def pipe(request: pytest.FixtureRequest) -> Any:
 
 
 def state_of(pipe: Any) -> list[tuple]:
-    """Everything that guiding might leave behind on the denoiser's modules."""
+    """Everything that guiding might leave behind on the pipeline and its denoisers' modules."""
     hooks = ("_forward_hooks", "_forward_pre_hooks")
-    return [
+    modules = [entry for denoiser in adapter_for(pipe).denoisers(pipe) for entry in denoiser.named_modules()]
+    return [("", id(pipe), type(pipe), sorted(vars(pipe)), [])] + [
         (name, id(module), type(module), sorted(vars(module)), [len(getattr(module, hook)) for hook in hooks])
-        for name, module in pipe.transformer.named_modules()
+        for name, module in modules
     ]
 
 
@@ -105,7 +105,8 @@ def test_prefix_reuse_changes_nothing(case: Case, pipe: Any, guidance: Any) -> N
         whole = case.run(pipe)
     with guided(pipe, guidance) as report:
         assert_close(case.run(pipe), whole, **ACROSS_BATCHES)
-    first = min(guidance.blocks)
+    adapter = adapter_for(pipe)
+    first = adapter.resolve_blocks(adapter.denoiser(pipe), guidance.blocks)[0].unit
     assert all(step.passes[-1].start_block == first for step in report.steps)
     assert not torch.equal(whole, case.run(pipe))
 
@@ -116,7 +117,8 @@ def test_prefix_reuse_shows_in_counted_flops(family: Case, pipe: Any, perturb_un
 
     def flops(reuse_prefix: bool) -> int:
         with guided(pipe, guidance, reuse_prefix=reuse_prefix), FlopCounterMode(display=False) as counter:
-            family.run(pipe, num_inference_steps=2)
+            # As long as the prompt: text is trimmed to its valid tokens.
+            family.run(pipe, negative_prompt="a red sphere", num_inference_steps=2)
         return sum(n for name, n in counter.get_flop_counts()["Global"].items() if "conv" not in str(name))
 
     # Three branches cost 1 + 1 + (L - l) / L passes; embeddings and text encoder are paid in each pass.
@@ -191,7 +193,7 @@ def test_compiled_blocks_are_perturbed_all_the_same(family: Case, pipe: Any) -> 
     guidance = OSEG(guidance_scale=SCALE, blocks=(2,))
     with guided(pipe, guidance):
         expected = family.run(pipe)
-    adapter = oseg_video.adapters.adapter_for(pipe)
+    adapter = adapter_for(pipe)
     adapter.compile_blocks(pipe.transformer, backend="eager")
     stock = family.run(pipe)  # compiled before the hooks of the guided run exist
     with guided(pipe, guidance):
@@ -263,7 +265,7 @@ def test_nesting_is_refused_and_the_outer_guidance_goes_on(family: Case, pipe: A
 
 
 def test_an_unknown_block_is_refused_before_any_work(family: Case, pipe: Any) -> None:
-    with pytest.raises(GuidanceError, match=f"no block {BLOCKS}.*has {BLOCKS} blocks"):
+    with pytest.raises(UnknownBlockError, match=f"no block {BLOCKS}.*has {BLOCKS} blocks"):
         with guided(pipe, STG(blocks=(BLOCKS,))):
             pytest.fail("the body must not run")
 

@@ -1,0 +1,232 @@
+"""Run the branches of one step: which passes they share, what is perturbed in them, what is not run twice."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from oseg_video.adapters.base import Condition, ModelAdapter, VideoTokens
+from oseg_video.adapters.blocks import BlockAddress
+from oseg_video.adapters.intervention import BlockPlan, changed_queries, gated, replaced_attention
+from oseg_video.guidance.perturbations import QueryTransform, ReplaceAttention, SkipBlock
+from oseg_video.guidance.plan import Branch, Perturbation
+from oseg_video.runtime.report import PassRecord
+from oseg_video.types import OsegVideoError, TokenGrid
+
+
+class GuidanceError(OsegVideoError):
+    """The guidance cannot be honoured on this pipeline as it was called."""
+
+
+class SilentGuidanceError(GuidanceError):
+    """A perturbation left no trace: a site did not fire, or the perturbed prediction is the plain one."""
+
+
+class _Pass(NamedTuple):
+    """Branches that share one forward pass, in the order of its rows."""
+
+    names: tuple[str, ...]
+    conditions: tuple[Condition, ...]
+    perturbation: Perturbation | None
+    reuses_prefix: bool
+
+
+class BranchRunner:
+    """Runs branches on one denoiser. `active()` must be open while it runs any that is perturbed."""
+
+    def __init__(
+        self,
+        adapter: ModelAdapter,
+        denoiser: nn.Module,
+        selectors: Sequence[int | str] = (),
+        *,
+        reuse_prefix: bool = True,
+    ) -> None:
+        """`selectors` name every block that any branch perturbs. Raises `UnknownBlockError`."""
+        self._adapter = adapter
+        self._denoiser = denoiser
+        self._reuse_prefix = reuse_prefix
+        self._selectors = tuple(selectors)
+        self._units = adapter.units(denoiser)
+        # Resolved before the gates take the blocks' places; schedules change the blocks from step to step.
+        self._addresses: dict[tuple[int | str, ...], list[BlockAddress]] = {}
+        for selector in self._selectors:
+            self._addresses[selector,] = adapter.resolve_blocks(denoiser, (selector,))
+        self._plan: BlockPlan | None = None
+
+    @property
+    def unit_count(self) -> int:
+        """Number of units that a perturbed pass can replay: blocks, or the stages of a UNet."""
+        return len(self._units)
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """Gates in front of the denoiser's blocks, if any branch is perturbed."""
+        if not self._selectors:
+            yield
+            return
+        with gated(self._adapter, self._denoiser, lambda: self._plan):
+            yield
+
+    def run(
+        self,
+        call: Callable[..., Any],
+        arguments: Mapping[str, Any],
+        branches: Mapping[str, Branch],
+        conditions: tuple[Condition, ...],
+    ) -> tuple[dict[str, Tensor], list[PassRecord]]:
+        """The prediction of every branch, and the passes that it took.
+
+        call: the denoiser's own call. arguments: those that the pipeline passed, without `return_dict`.
+        conditions: of the rows in `arguments`, in equal shares; every branch's condition is among them.
+        Raises `SilentGuidanceError` when a perturbation had no effect.
+        """
+        batch = len(arguments[self._adapter.sample_argument]) // len(conditions)
+        first = self._first_perturbed_unit(branches)
+        passes = _group(branches, conditions, self._reuse_prefix and first > 0)
+        prefix_units = self._units[:first]
+        predictions: dict[str, Tensor] = {}
+        records = []
+        prefix: dict[str, Any] = {}
+        prefix_conditions: tuple[Condition, ...] = ()
+        for current in passes:
+            inputs = self._adapter.take_rows(arguments, _rows(current.conditions, conditions, batch))
+            plan = BlockPlan()
+            if self._selectors:
+                inputs, no_padding = self._adapter.trim_text(inputs)
+                plan.change_inputs = self._adapter.without_mask if no_padding else None
+            plan.actions = self._actions(current.perturbation, inputs)
+            if current.reuses_prefix:
+                rows = _rows(current.conditions, prefix_conditions, batch)
+                plan.replay = self._replay(prefix, prefix_units, rows, batch * len(prefix_conditions))
+            elif current.perturbation is None and any(later.reuses_prefix for later in passes):
+                plan.capture = frozenset(prefix_units[-1:] if self._adapter.chained else prefix_units)
+            prediction = self._run_pass(call, inputs, plan)
+            if current.perturbation is None:
+                prefix, prefix_conditions = plan.captured, current.conditions
+            else:
+                self._require_fired(current.perturbation, plan)
+            predictions |= zip(current.names, prediction.split(batch), strict=True)
+            start = first if current.reuses_prefix else 0
+            records.append(PassRecord(current.names, len(prediction), start, tuple(plan.fired)))
+        _require_effect(branches, predictions)
+        return predictions, records
+
+    def _first_perturbed_unit(self, branches: Mapping[str, Branch]) -> int:
+        perturbed = (branch.perturbation for branch in branches.values() if branch.perturbation is not None)
+        return min((self._resolve(one)[0].unit for one in perturbed), default=0)
+
+    def _resolve(self, perturbation: Perturbation) -> list[BlockAddress]:
+        selectors = perturbation.blocks
+        if selectors not in self._addresses:
+            chosen = {a.index: a for one in selectors for a in self._addresses[one,]}
+            self._addresses[selectors] = [chosen[index] for index in sorted(chosen)]
+        return self._addresses[selectors]
+
+    def _replay(self, prefix: Mapping[str, Any], units: list[str], rows: slice, count: int) -> dict[str, Any]:
+        taken = {name: self._adapter.take_output_rows(out, rows, count) for name, out in prefix.items()}
+        return {name: taken[units[-1] if self._adapter.chained else name] for name in units}
+
+    def _run_pass(self, call: Callable[..., Any], arguments: Mapping[str, Any], plan: BlockPlan) -> Tensor:
+        self._plan = plan
+        try:
+            return call(**arguments, return_dict=False)[0]
+        finally:
+            self._plan = None
+
+    def _actions(
+        self, perturbation: Perturbation | None, arguments: Mapping[str, Any]
+    ) -> dict[str, Callable[..., Any]]:
+        """What the gates of the perturbed blocks do in place of the block."""
+        if perturbation is None:
+            return {}
+        change = perturbation.change
+        addresses = self._resolve(perturbation)
+        if isinstance(change, SkipBlock):
+            return {address.path: partial(self._skip_block, address) for address in addresses}
+        # All sites of one stage and kind see the same tokens.
+        tokens: dict[str, VideoTokens] = {}
+        for address in addresses:
+            if address.group not in tokens:
+                tokens[address.group] = self._adapter.video_tokens(self._denoiser, arguments, address)
+        return {
+            address.path: partial(self._change_attention, change, tokens[address.group], address)
+            for address in addresses
+        }
+
+    def _skip_block(self, address: BlockAddress, _: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        self._fired(address.path)
+        return self._adapter.skip_block(*args, **kwargs)
+
+    def _change_attention(
+        self,
+        change: QueryTransform | ReplaceAttention,
+        tokens: VideoTokens,
+        address: BlockAddress,
+        block: nn.Module,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        site = self._adapter.site(block, address)
+        if isinstance(change, ReplaceAttention):
+            intervention = replaced_attention(site, change.source, tokens, self._fired)
+        else:
+            apply = partial(_apply, change, tokens.grid)
+            intervention = changed_queries(site, change.site, tokens, apply, self._fired)
+        with intervention:
+            return block(*args, **kwargs)
+
+    def _fired(self, name: str) -> None:
+        assert self._plan is not None
+        self._plan.fired.append(name)
+
+    def _require_fired(self, perturbation: Perturbation, plan: BlockPlan) -> None:
+        for address in self._resolve(perturbation):
+            if not any(fired == address.path or fired.startswith(f"{address.path}.") for fired in plan.fired):
+                raise SilentGuidanceError(
+                    f"block {address.index} ({address.path}) was to be perturbed, but its attention site "
+                    f"never fired; fused projections or a foreign attention processor may bypass it"
+                )
+
+
+def _apply(transform: QueryTransform, grid: TokenGrid, query: Tensor, key: Tensor) -> Tensor:
+    return transform(query, key, grid)
+
+
+def _group(
+    branches: Mapping[str, Branch], conditions: tuple[Condition, ...], reuse_prefix: bool
+) -> list[_Pass]:
+    """The fewest passes that run all branches, unperturbed ones first, rows in the order of `conditions`."""
+    plain = {branch.condition for branch in branches.values() if branch.perturbation is None}
+    groups: dict[tuple[Perturbation | None, bool], list[str]] = {}
+    for name in sorted(branches, key=lambda name: conditions.index(branches[name].condition)):
+        branch = branches[name]
+        reuses = reuse_prefix and branch.perturbation is not None and branch.condition in plain
+        groups.setdefault((branch.perturbation, reuses), []).append(name)
+    passes = [
+        _Pass(tuple(names), tuple(branches[name].condition for name in names), perturbation, reuses)
+        for (perturbation, reuses), names in groups.items()
+    ]
+    return sorted(passes, key=lambda one: one.perturbation is not None)
+
+
+def _rows(wanted: tuple[Condition, ...], conditions: tuple[Condition, ...], batch: int) -> slice:
+    """The rows of neighbouring `wanted` conditions in a batch that holds `batch` rows of each condition."""
+    first = conditions.index(wanted[0])
+    assert conditions[first : first + len(wanted)] == wanted
+    return slice(first * batch, (first + len(wanted)) * batch)
+
+
+def _require_effect(branches: Mapping[str, Branch], predictions: Mapping[str, Tensor]) -> None:
+    plain = {b.condition: predictions[name] for name, b in branches.items() if b.perturbation is None}
+    for name, branch in branches.items():
+        if branch.perturbation is None or branch.condition not in plain or predictions[name].is_meta:
+            continue
+        if torch.equal(predictions[name], plain[branch.condition]):
+            raise SilentGuidanceError(
+                f"perturbing blocks {list(branch.perturbation.blocks)} did not change the {branch.condition} "
+                f"prediction at all; the guidance would do nothing"
+            )
