@@ -4,8 +4,11 @@ from importlib import import_module
 from typing import Any
 
 _HOME = {
+    "APG": "oseg_video.guidance.methods",
     "CFG": "oseg_video.guidance.methods",
+    "CFGZeroStar": "oseg_video.guidance.methods",
     "OSEG": "oseg_video.guidance.methods",
+    "PAG": "oseg_video.guidance.methods",
     "SEG": "oseg_video.guidance.methods",
     "STG": "oseg_video.guidance.methods",
     "GuidanceError": "oseg_video.runtime.denoiser",

@@ -19,6 +19,7 @@ from oseg_video.config.recipes import (
     recipe_path,
     resolve_job,
 )
+from oseg_video.config.schedules import Schedule
 from oseg_video.config.suggest import known_or_nearest
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "GUIDANCE_NAMES",
     "ConfigError",
     "GenerateJob",
+    "Schedule",
     "build_guidance",
     "dump_yaml",
     "is_optional",

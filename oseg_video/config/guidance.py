@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import fields
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from oseg_video.config.job import GUIDANCE_FIELDS, GenerateJob
+from oseg_video.config.schedules import Schedule
 from oseg_video.types import SettingError
 
 if TYPE_CHECKING:
@@ -20,7 +21,11 @@ def build_guidance(job: GenerateJob) -> Guidance:
     """
     from oseg_video.guidance.methods import CFG, METHODS
 
-    given = {name: value for name in GUIDANCE_FIELDS if (value := getattr(job, name)) is not None}
+    given = {
+        name: _over_noise_levels(name, value)
+        for name in GUIDANCE_FIELDS
+        if (value := getattr(job, name)) is not None
+    }
     method = METHODS.get(job.guidance)
     arguments = {spec.name for spec in fields(method)} if method else set()
     for name in given:
@@ -30,3 +35,17 @@ def build_guidance(job: GenerateJob) -> Guidance:
                 f"{name} has no effect with guidance {job.guidance}; it belongs to {', '.join(owners)}"
             )
     return method(**given) if method else CFG(guidance_scale=1.0)
+
+
+def _over_noise_levels(name: str, value: Any) -> Any:
+    """The value as a method takes it."""
+    from oseg_video.guidance.schedule import Breakpoints
+
+    if not isinstance(value, Schedule):
+        return value
+    try:
+        if value.form == "lower_edges":
+            return Breakpoints.from_lower_edges(value.levels, value.values)
+        return Breakpoints(value.points)
+    except SettingError as error:
+        raise SettingError(f"{name}: {error}") from None

@@ -4,6 +4,8 @@ The command line's flags, the YAML keys and the manifest are all derived from th
 Standard library only, so that `--help` stays instant.
 """
 
+# `setting` returns a dataclass field, not a default.
+# ruff: noqa: RUF009
 from __future__ import annotations
 
 import dataclasses
@@ -13,20 +15,25 @@ from dataclasses import MISSING, dataclass
 from typing import Any
 
 from oseg_video.config.kinds import (
+    BLOCKS,
     INTEGER,
     INTEGERS,
     NUMBER,
     PAIR,
+    SCALE,
     SIGMA,
     SWITCH,
     TEXT,
     TEXTS,
     Kind,
 )
+from oseg_video.config.schedules import Schedule
 from oseg_video.config.suggest import known_or_nearest
 from oseg_video.types import SettingError
 
-GUIDANCE_NAMES = ("none", "cfg", "seg", "stg", "oseg")
+GUIDANCE_NAMES = ("none", "cfg", "cfg-zero", "apg", "stg", "pag", "seg", "oseg")
+TEXT_TREATMENTS = ("cfg", "apg", "cfg-zero")
+STG_MODES = ("residual", "attention_skip", "attention_values")
 FORMATS = ("mp4", "gif", "png")
 OFFLOADS = ("none", "model", "sequential", "group")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -136,20 +143,63 @@ class GenerateJob:
     )
 
     guidance: str = setting(TEXT, "guidance method", default="oseg", group="method", choices=GUIDANCE_NAMES)
-    guidance_scale: float | None = setting(
-        NUMBER, "weight of the text in U + w (C - U); 1 is off", default=None, group="guidance"
+    guidance_scale: float | Schedule | None = setting(
+        SCALE,
+        "weight of the text in U + w (C - U); 1 is off; like every scale a number, or numbers from a noise "
+        "level down: 1.0:4,0.5:2",
+        default=None,
+        group="guidance",
     )
-    oseg_scale: float | None = setting(
-        NUMBER, "weight of cond - perturbed in oseg; 0 is off", default=None, group="guidance"
+    oseg_scale: float | Schedule | None = setting(
+        SCALE, "weight of cond - perturbed in oseg; 0 is off", default=None, group="guidance"
     )
-    seg_scale: float | None = setting(
-        NUMBER, "weight of cond - perturbed in seg; 0 is off", default=None, group="guidance"
+    seg_scale: float | Schedule | None = setting(
+        SCALE, "weight of cond - perturbed in seg; 0 is off", default=None, group="guidance"
     )
-    stg_scale: float | None = setting(
-        NUMBER, "weight of cond - perturbed in stg; 0 is off", default=None, group="guidance"
+    stg_scale: float | Schedule | None = setting(
+        SCALE, "weight of cond - perturbed in stg; 0 is off", default=None, group="guidance"
     )
-    blocks: tuple[int, ...] | None = setting(
-        INTEGERS, "transformer blocks that are perturbed, such as 1,3", default=None, group="guidance"
+    pag_scale: float | Schedule | None = setting(
+        SCALE, "weight of cond - perturbed in pag; 0 is off", default=None, group="guidance"
+    )
+    blocks: tuple[int | str, ...] | Schedule | None = setting(
+        BLOCKS,
+        "blocks that are perturbed, by index or name, such as 1,3 or dual:2,single:17 (by noise level: in a "
+        "YAML file)",
+        default=None,
+        group="guidance",
+    )
+    mode: str | None = setting(
+        TEXT,
+        "stg: what is skipped, the whole block or the mixing of its attention",
+        default=None,
+        group="guidance",
+        choices=STG_MODES,
+    )
+    text: str | None = setting(
+        TEXT,
+        "how the text difference C - U is treated in a method with perturbation",
+        default=None,
+        group="guidance",
+        choices=TEXT_TREATMENTS,
+    )
+    eta: float | None = setting(
+        NUMBER,
+        "apg: share of the text difference along cond that is kept, 0 to 1",
+        default=None,
+        group="guidance",
+    )
+    momentum: float | None = setting(
+        NUMBER,
+        "apg: weight of the differences of earlier steps, between -1 and 1; 0 is off",
+        default=None,
+        group="guidance",
+    )
+    norm_threshold: float | None = setting(
+        NUMBER, "apg: largest norm of the text difference; 0 is off", default=None, group="guidance"
+    )
+    zero_steps: int | None = setting(
+        INTEGER, "cfg-zero: how many first steps predict zero", default=None, group="guidance"
     )
     blur_sigma: float | tuple[float, float] | None = setting(
         SIGMA,
@@ -187,8 +237,8 @@ class GenerateJob:
     boundary: str | None = setting(
         TEXT, "edges of the smoothing, symmetric or reflect", default=None, group="guidance"
     )
-    rescale: float | None = setting(
-        NUMBER, "pull the standard deviation back to that of cond, 0 to 1", default=None, group="guidance"
+    rescale: float | Schedule | None = setting(
+        SCALE, "pull the standard deviation back to that of cond, 0 to 1", default=None, group="guidance"
     )
     interval: tuple[float, float] | None = setting(
         PAIR,

@@ -7,10 +7,12 @@ it knows the name of the setting and puts "steps must be" in front.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from oseg_video.config.schedules import Schedule, make_schedule, schedule_from_plain, schedule_to_plain
 from oseg_video.types import SettingError
 
 
@@ -115,6 +117,47 @@ def _plain_sigma(value: float | tuple[float, float]) -> Any:
     return [_plain_number(v) for v in value] if isinstance(value, tuple) else _plain_number(value)
 
 
+def _scale(value: Any) -> float | Schedule:
+    return schedule_from_plain(value, _number) if isinstance(value, dict | Schedule) else _number(value)
+
+
+def _scale_text(text: str) -> float | Schedule:
+    if ":" not in text:
+        return _number_text(text)
+    pairs = [part.strip().split(":") for part in text.split(",")]
+    if any(len(pair) != 2 for pair in pairs):
+        raise SettingError(f"a number, or noise levels with numbers such as 1.0:4,0.5:2, got {text!r}")
+    return make_schedule("breakpoints", pairs, _number_text)
+
+
+def _plain_scale(value: float | Schedule) -> Any:
+    return schedule_to_plain(value, _plain_number) if isinstance(value, Schedule) else _plain_number(value)
+
+
+def _block(value: Any) -> int | str:
+    if isinstance(value, bool) or not isinstance(value, int | str) or value == "":
+        raise SettingError(f"block indices or names, got {value!r}")
+    return value
+
+
+def _blocks(value: Any) -> tuple[int | str, ...] | Schedule:
+    read = _several(_block)
+    return schedule_from_plain(value, read) if isinstance(value, dict | Schedule) else read(value)
+
+
+def _block_text(text: str) -> int | str:
+    if re.match(r"\d*\.?\d+:", text):
+        raise SettingError(f"block indices or names (blocks by noise level go in a YAML file), got {text!r}")
+    try:
+        return int(text)
+    except ValueError:
+        return _block(text)
+
+
+def _plain_blocks(value: tuple[int | str, ...] | Schedule) -> Any:
+    return schedule_to_plain(value, list) if isinstance(value, Schedule) else list(value)
+
+
 TEXT = Kind("text", "TEXT", _text, _text)
 INTEGER = Kind("an integer", "N", _integer, _integer_text)
 NUMBER = Kind("a number", "X", _number, _number_text, _plain_number)
@@ -123,3 +166,11 @@ TEXTS = Kind("one or several texts", "TEXT", _several(_text), lambda text: (_tex
 INTEGERS = Kind("integers", "N,N", _several(_integer), _comma_separated(_integer_text), list)
 PAIR = Kind("two numbers", "X,Y", _pair, _pair_text, lambda pair: [_plain_number(v) for v in pair])
 SIGMA = Kind("a number or a pair (frames, space)", "X[,Y]", _sigma, _sigma_text, _plain_sigma)
+SCALE = Kind(
+    "a number, or numbers by noise level such as {breakpoints: {1.0: 4, 0.5: 2}}",
+    "X|L:X,L:X",
+    _scale,
+    _scale_text,
+    _plain_scale,
+)
+BLOCKS = Kind("block indices or names", "N|NAME,..", _blocks, _comma_separated(_block_text), _plain_blocks)

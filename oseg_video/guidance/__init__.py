@@ -1,16 +1,18 @@
 """The mathematics of guidance: pure functions on tensors. torch and the standard library only."""
 
 from oseg_video.guidance.combine import (
+    apg_update,
     cfg,
+    extrapolate,
     oseg_published,
-    oseg_slides,
-    perturbed_guidance,
     projection_scale,
+    push_away,
     rescale,
+    zero_star_difference,
 )
 from oseg_video.guidance.projection import parse_reference, split_by_key, split_by_reference
 from oseg_video.guidance.queries import oseg_queries, published_queries, seg_queries
-from oseg_video.guidance.schedule import Breakpoints, Interval, value_at
+from oseg_video.guidance.schedule import Breakpoints, Interval, value_at, values_of
 from oseg_video.guidance.smoothing import (
     smooth_queries,
     smoothing_matrix,
@@ -22,14 +24,15 @@ from oseg_video.guidance.validation import validate_fraction
 __all__ = [
     "Breakpoints",
     "Interval",
+    "apg_update",
     "cfg",
+    "extrapolate",
     "oseg_published",
     "oseg_queries",
-    "oseg_slides",
     "parse_reference",
-    "perturbed_guidance",
     "projection_scale",
     "published_queries",
+    "push_away",
     "rescale",
     "seg_queries",
     "smooth_queries",
@@ -40,4 +43,6 @@ __all__ = [
     "validate_boundary",
     "validate_fraction",
     "value_at",
+    "values_of",
+    "zero_star_difference",
 ]

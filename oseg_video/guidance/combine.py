@@ -2,10 +2,10 @@
 
 C `cond`, U `uncond` (null or negative prompt), P `perturbed`, ~ the same branch with perturbed queries. All
 predictions have one shape [B, ...], and "per sample" reduces every dimension but the first. A scale is a
-number, or a tensor that broadcasts against the predictions (SVD's scale grows over the frames). Branches of
-equal shape are easily swapped, so rules with three of them take keywords only; a term whose branch is left
-out must have weight zero. The linear rules hold in every prediction type; `projection_scale`,
-`oseg_published` and `rescale` do not: they act on the type that the model predicts.
+number, or a tensor that broadcasts against the predictions (SVD's scale grows over the frames). A guided
+prediction is a text part, `cfg` or `extrapolate`, to which `push_away` adds a perturbed term. The linear
+rules hold in every prediction type; `projection_scale` and all that uses it, and `rescale`, do not: they act
+on the type that the model predicts.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from torch import Tensor
 
 from oseg_video.guidance.numerics import upcast
 from oseg_video.guidance.validation import check_same_shape, validate_fraction
-from oseg_video.types import SettingError
 
 Scale = float | Tensor
 
@@ -30,62 +29,72 @@ def cfg(cond: Tensor, uncond: Tensor, scale: Scale) -> Tensor:
     return uncond + scale * (cond - uncond)
 
 
-def perturbed_guidance(
-    *,
-    cond: Tensor,
-    perturbed: Tensor,
-    uncond: Tensor | None = None,
-    guidance_scale: Scale = 1.0,
-    perturbed_scale: Scale,
-) -> Tensor:
-    """`U + guidance_scale (C - U) + perturbed_scale (C - P)`: STG, PAG, SEG, and OSEG with a plain U.
+def difference(cond: Tensor, uncond: Tensor) -> Tensor:
+    """`C - U`, the text difference. Raises ShapeError."""
+    check_same_shape(cond=cond, uncond=uncond)
+    return upcast(cond) - upcast(uncond)
 
-    Without `uncond` the base is C. `perturbed_scale=0` is `cfg` exactly.
+
+def zero_star_difference(cond: Tensor, uncond: Tensor) -> Tensor:
+    """`C - a U` with `a = projection_scale(C, U)`: the part of C orthogonal to U (arXiv 2503.18886).
+
+    Raises ShapeError.
+    """
+    return upcast(cond) - projection_scale(cond, uncond) * upcast(uncond)
+
+
+def apg_update(
+    cond: Tensor,
+    uncond: Tensor,
+    average: Tensor | None,
+    *,
+    eta: float,
+    momentum: float,
+    norm_threshold: float,
+) -> tuple[Tensor, Tensor]:
+    """The text difference of adaptive projected guidance (arXiv 2410.02416) and the new running average.
+
+    In this order: `D = C - U + momentum * average`; D shortened to the norm `norm_threshold` where it is
+    longer; its component along C times `eta`. Norm and projection are per sample.
+
+    Args:
+        average: the running average that the step before returned, None on the first step.
+        eta: 1 keeps D whole, exactly; 0 keeps what is orthogonal to C.
+        momentum: 0 is off.
+        norm_threshold: 0 is off.
+
+    Returns:
+        (treated difference, D before it was shortened and projected), both like `cond` in the working
+        precision.
 
     Raises:
-        SettingError: a guidance scale other than 1 without `uncond`.
-        ShapeError: predictions of unequal shape.
+        ShapeError: tensors of unequal shape.
     """
-    check_same_shape(cond=cond, perturbed=perturbed)
-    cond, perturbed = upcast(cond), upcast(perturbed)
-    if uncond is None:
-        _require("guidance_scale", guidance_scale, 1, without="uncond")
-        prediction = cond
-    else:
-        prediction = cfg(cond, uncond, guidance_scale)
-    return prediction + perturbed_scale * (cond - perturbed)
+    update = difference(cond, uncond)
+    if average is not None:
+        check_same_shape(cond=cond, average=average)
+        update = update + momentum * upcast(average)
+    average = update
+    if norm_threshold > 0:
+        norm = torch.linalg.vector_norm(update, dim=tuple(range(1, update.ndim)), keepdim=True)
+        update = update * (norm_threshold / norm).clamp(max=1)
+    along_cond = projection_scale(update, cond) * upcast(cond)
+    return update - (1 - eta) * along_cond, average
 
 
-def oseg_slides(
-    *,
-    cond: Tensor,
-    uncond_perturbed: Tensor | None = None,
-    cond_perturbed: Tensor | None = None,
-    guidance_scale: Scale = 1.0,
-    oseg_scale: Scale,
-) -> Tensor:
-    """`C + (guidance_scale - 1) (C - U~) + oseg_scale (C - C~)`, from OSEG's slides (WACV 2026).
+def extrapolate(cond: Tensor, difference: Tensor, scale: Scale) -> Tensor:
+    """`C + (scale - 1) T`, with T a treated text difference; scale 1 returns C exactly. Raises ShapeError."""
+    check_same_shape(cond=cond, difference=difference)
+    return upcast(cond) + (scale - 1) * upcast(difference)
 
-    Without `uncond_perturbed` it is the slides' form without text guidance; given the null prompt's two
-    predictions, that is their `U + lambda (U - U~)`.
 
-    Raises:
-        SettingError: a guidance scale other than 1 without `uncond_perturbed`, or an OSEG scale other than 0
-            without `cond_perturbed`.
-        ShapeError: predictions of unequal shape.
+def push_away(prediction: Tensor, *, cond: Tensor, perturbed: Tensor, scale: Scale) -> Tensor:
+    """`prediction + scale (C - P)`: what STG, PAG, SEG and OSEG add to the text part.
+
+    Scale 0, and P = C, return the prediction exactly. Raises ShapeError.
     """
-    prediction = cond = upcast(cond)
-    if uncond_perturbed is None:
-        _require("guidance_scale", guidance_scale, 1, without="uncond_perturbed")
-    else:
-        check_same_shape(cond=cond, uncond_perturbed=uncond_perturbed)
-        prediction = prediction + (guidance_scale - 1) * (cond - upcast(uncond_perturbed))
-    if cond_perturbed is None:
-        _require("oseg_scale", oseg_scale, 0, without="cond_perturbed")
-    else:
-        check_same_shape(cond=cond, cond_perturbed=cond_perturbed)
-        prediction = prediction + oseg_scale * (cond - upcast(cond_perturbed))
-    return prediction
+    check_same_shape(prediction=prediction, cond=cond, perturbed=perturbed)
+    return upcast(prediction) + scale * (upcast(cond) - upcast(perturbed))
 
 
 def oseg_published(
@@ -145,8 +154,3 @@ def rescale(prediction: Tensor, cond: Tensor, factor: float) -> Tensor:
     cond_std = upcast(cond).std(dim=per_sample, keepdim=True)
     ratio = torch.where(std > 0, cond_std / std, 1.0)
     return prediction * (factor * ratio + (1 - factor))
-
-
-def _require(setting: str, value: Scale, off: float, *, without: str) -> None:
-    if not torch.as_tensor(value).eq(off).all():
-        raise SettingError(f"{setting} must be {off} without a prediction `{without}`, got {value}")

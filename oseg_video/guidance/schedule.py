@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from oseg_video.guidance.validation import is_number
+from oseg_video.guidance.validation import is_block_selector, is_number
 from oseg_video.types import SettingError
 
-Value = TypeVar("Value", float, tuple[int, ...])
-"""A scale, or the indices of the blocks to perturb."""
+Value = TypeVar("Value", float, tuple[int | str, ...])
+"""A scale, or the blocks to perturb; no block is no perturbation."""
 
 # A sigma of 1 may come out of float32 arithmetic slightly above.
 _LEVEL_TOLERANCE = 1e-6
@@ -68,10 +68,10 @@ class Breakpoints(Generic[Value]):
             )
         if any(after >= before for before, after in itertools.pairwise(levels)):
             raise SettingError(f"breakpoints must have strictly falling noise levels, got {levels}")
-        values = [value for _, value in points]
+        values = self.values
         if not (all(map(_is_scale, values)) or all(map(_is_blocks, values))):
             raise SettingError(
-                f"breakpoint values must be all finite numbers or all block indices, got {values}"
+                f"breakpoint values must be all finite numbers or all lists of blocks, got {list(values)}"
             )
 
     @classmethod
@@ -88,6 +88,11 @@ class Breakpoints(Generic[Value]):
         # The largest float below an edge is the last noise level before it: [a, b) is (below a, below b].
         starts = [1.0, *(math.nextafter(level, 0.0) for level in levels[:-1])]
         return cls(tuple(zip(starts, values, strict=True)))
+
+    @property
+    def values(self) -> tuple[Value, ...]:
+        """The values, from noise level 1 down."""
+        return tuple(value for _, value in self.points)
 
     def at(self, noise_level: float) -> Value:
         """The value at a noise level. Raises SettingError unless it is in [0, 1]."""
@@ -106,11 +111,14 @@ def value_at(schedule: Value | Breakpoints[Value], noise_level: float) -> Value:
     return schedule.at(noise_level) if isinstance(schedule, Breakpoints) else schedule
 
 
+def values_of(schedule: Value | Breakpoints[Value]) -> tuple[Value, ...]:
+    """All values that a schedule takes; a constant has one."""
+    return schedule.values if isinstance(schedule, Breakpoints) else (schedule,)
+
+
 def _is_scale(value: object) -> bool:
     return is_number(value) and math.isfinite(value)
 
 
 def _is_blocks(value: object) -> bool:
-    return isinstance(value, tuple) and all(
-        isinstance(b, int) and not isinstance(b, bool) and b >= 0 for b in value
-    )
+    return isinstance(value, tuple) and all(map(is_block_selector, value))

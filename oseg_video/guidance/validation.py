@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TypeGuard
 
 from torch import Tensor
@@ -9,6 +10,8 @@ from torch import Tensor
 from oseg_video.types import SettingError, ShapeError, TokenGrid
 
 # B batch, N heads, S video tokens = F*H*W, D head dim
+
+_SELECTOR = re.compile(r"[a-z0-9_.:-]+")
 
 
 def is_number(value: object) -> TypeGuard[float]:
@@ -41,3 +44,13 @@ def check_same_shape(**tensors: Tensor) -> None:
             raise ShapeError(
                 f"{name} {tuple(tensor.shape)} must have the shape of {first_name} {tuple(first.shape)}"
             )
+
+
+def is_block_selector(value: object) -> TypeGuard[int | str]:
+    """True for a running block index (an integer >= 0), and for a text such as "dual:2" or "up.1:temporal".
+
+    Which texts name a block is the adapter's to say.
+    """
+    if isinstance(value, str):
+        return bool(_SELECTOR.fullmatch(value))
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from oseg_video.adapters import all_adapters
 from oseg_video.cli import _flag_settings, _parse, main
 from oseg_video.config import FIELDS
 
@@ -69,6 +70,38 @@ def test_flags_become_settings():
     }
 
 
+def test_scales_and_blocks_as_flags():
+    given = settings(
+        *(
+            "--stg-scale",
+            "1.0:4, 0.5:2",
+            "--rescale",
+            "0.7",
+            "--blocks",
+            "dual:2,single:17, 34,up.1:temporal",
+        ),
+        *(
+            "--mode",
+            "attention_values",
+            "--text",
+            "cfg-zero",
+            "--zero-steps",
+            "0",
+            "--pag-scale",
+            "0.5:1,1:3",
+        ),
+    )
+    assert given == {
+        "stg_scale": {"breakpoints": {"1.0": 4.0, "0.5": 2.0}},
+        "rescale": 0.7,
+        "blocks": ["dual:2", "single:17", 34, "up.1:temporal"],
+        "mode": "attention_values",
+        "text": "cfg-zero",
+        "zero_steps": 0,
+        "pag_scale": {"breakpoints": {"1.0": 3.0, "0.5": 1.0}},
+    }
+
+
 def test_only_flags_that_were_given_are_settings():
     assert settings() == {}
 
@@ -100,9 +133,23 @@ def test_prompts_from_a_file(tmp_path):
         (["generate", *PROMPT, "--steps", "ten"], "--steps must be an integer, got 'ten'"),
         (["generate", *PROMPT, "--steps", "0"], "steps must be from 1 to 1000, got 0"),
         (["generate", *PROMPT, "--fps", "nan"], "--fps must be a number, got 'nan'"),
-        (["generate", *PROMPT, "--guidance", "pag"], "guidance must be one of none, cfg, seg, stg, oseg"),
-        (["generate", *PROMPT, "--blocks", "1,x"], "--blocks must be an integer, got 'x'"),
-        (["generate", *PROMPT, "--blocks", ""], "--blocks must be an integer, got ''"),
+        (["generate", *PROMPT, "--guidance", "sag"], "guidance must be one of none, cfg, cfg-zero, apg, stg"),
+        (["generate", *PROMPT, "--blocks", ""], "--blocks must be block indices or names, got ''"),
+        (["generate", *PROMPT, "--blocks", "1,,2"], "--blocks must be block indices or names, got ''"),
+        (
+            ["generate", *PROMPT, "--blocks", "1.0:3"],
+            "(blocks by noise level go in a YAML file), got '1.0:3'",
+        ),
+        (
+            ["generate", *PROMPT, "--stg-scale", "1.0:4,2"],
+            "--stg-scale must be a number, or noise levels with",
+        ),
+        (["generate", *PROMPT, "--stg-scale", "1.0:x"], "--stg-scale must be a number, got 'x'"),
+        (["generate", *PROMPT, "--stg-scale", "x:1"], "--stg-scale must be scheduled by noise levels from 0"),
+        (
+            ["generate", *PROMPT, "--stg-scale", "0.5:4"],
+            "--stg-scale must be scheduled from noise level 1 down",
+        ),
         (["generate", *PROMPT, "--interval", "0.5"], "--interval must be two numbers"),
         (["generate", *PROMPT, "--seed", "-1"], "seeds must be from 0 to"),
         (["generate", *PROMPT, "--seed", "1", "1"], "seeds must differ"),
@@ -138,7 +185,8 @@ def test_models_lists_families_pipelines_recipes_and_tests(capsys):
         assert word in text
     assert main(["models", "--json"]) == 0
     entries = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert {entry["name"] for entry in entries} == {"embedded", "mochi", "ltx"}
+    families = {adapter.family for adapter in all_adapters()}
+    assert {entry["name"] for entry in entries} == {"embedded", *families} >= {"embedded", "mochi", "ltx"}
     assert all(entry["about"] and entry["tested"] and entry["recipes"] for entry in entries)
 
 

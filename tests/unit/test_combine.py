@@ -3,6 +3,7 @@
 import math
 import statistics
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -10,12 +11,15 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from oseg_video.guidance.combine import (
+    apg_update,
     cfg,
+    difference,
+    extrapolate,
     oseg_published,
-    oseg_slides,
-    perturbed_guidance,
     projection_scale,
+    push_away,
     rescale,
+    zero_star_difference,
 )
 from oseg_video.types import OsegVideoError
 
@@ -58,40 +62,76 @@ def test_cfg_is_bit_equal_to_the_pipelines_expression_in_float32(dtype):
         assert torch.equal(cfg(cond, uncond, guidance_scale), expected)
 
 
-@given(SEEDS, SCALES, SCALES)
-def test_perturbed_guidance(seed, w, weight):
-    c, u, p = random_predictions(3, seed)
-    result = perturbed_guidance(cond=c, uncond=u, perturbed=p, guidance_scale=w, perturbed_scale=weight)
-    assert_close(result, elementwise(lambda c, u, p: u + w * (c - u) + weight * (c - p), c, u, p))
-    alone = perturbed_guidance(cond=c, perturbed=p, perturbed_scale=weight)
-    assert_close(alone, elementwise(lambda c, p: c + weight * (c - p), c, p))
-
-
-@given(SEEDS, SCALES, SCALES)
-def test_perturbed_guidance_that_changes_nothing_is_exactly_cfg(seed, w, weight):
-    c, u, p = random_predictions(3, seed, torch.float32)
-    off = perturbed_guidance(cond=c, uncond=u, perturbed=p, guidance_scale=w, perturbed_scale=0.0)
-    unperturbed = perturbed_guidance(cond=c, uncond=u, perturbed=c, guidance_scale=w, perturbed_scale=weight)
-    assert torch.equal(off, cfg(c, u, w)) and torch.equal(unperturbed, cfg(c, u, w))
-
-
-@given(SEEDS, SCALES, SCALES)
-def test_oseg_slides(seed, w, weight):
-    c, u, p = random_predictions(3, seed)
-    result = oseg_slides(cond=c, uncond_perturbed=u, cond_perturbed=p, guidance_scale=w, oseg_scale=weight)
-    expected = elementwise(lambda c, u, p: c + (w - 1) * (c - u) + weight * (c - p), c, u, p)
-    assert_close(result, expected)
-    text_only = oseg_slides(cond=c, uncond_perturbed=u, guidance_scale=w, oseg_scale=0)
-    assert_close(text_only, elementwise(lambda c, u: c + (w - 1) * (c - u), c, u))
-    without_text = oseg_slides(cond=c, cond_perturbed=p, oseg_scale=weight)
-    assert_close(without_text, elementwise(lambda c, p: c + weight * (c - p), c, p))
+@given(SEEDS, SCALES)
+def test_extrapolate_is_cfg_of_the_plain_difference(seed, w):
+    c, u = random_predictions(2, seed)
+    expected = elementwise(lambda c, u: c + (w - 1) * (c - u), c, u)
+    assert_close(extrapolate(c, difference(c, u), w), expected)
+    assert_close(extrapolate(c, difference(c, u), w), cfg(c, u, w))
+    assert torch.equal(extrapolate(c, difference(c, u), 1.0), c)
 
 
 @given(SEEDS, SCALES)
-def test_oseg_slides_with_unperturbed_branches_is_cfg(seed, w):
+def test_push_away(seed, weight):
+    b, c, p = random_predictions(3, seed)
+    result = push_away(b, cond=c, perturbed=p, scale=weight)
+    assert_close(result, elementwise(lambda b, c, p: b + weight * (c - p), b, c, p))
+    assert torch.equal(push_away(b, cond=c, perturbed=p, scale=0.0), b)
+    assert torch.equal(push_away(b, cond=c, perturbed=c, scale=weight), b)
+
+
+@given(SEEDS)
+def test_zero_star_difference_is_orthogonal_to_uncond_per_sample(seed):
     c, u = random_predictions(2, seed)
-    result = oseg_slides(cond=c, uncond_perturbed=u, cond_perturbed=c, guidance_scale=w, oseg_scale=2.0)
-    assert_close(result, cfg(c, u, w))
+    a = projection_by_loops(c, u).expand_as(c)
+    result = zero_star_difference(c, u)
+    assert_close(result, elementwise(lambda c, u, a: c - a * u, c, u, a))
+    assert_close((result * u).flatten(1).sum(1), torch.zeros(2).double(), rtol=0, atol=1e-12)
+    assert torch.equal(zero_star_difference(c, torch.zeros_like(c)), c)
+
+
+def apg_by_numpy(cond, uncond, average, eta, momentum, threshold):
+    """One sample at a time, with an orthonormal vector along cond instead of a projection scale."""
+    updates, averages = np.empty(cond.shape), np.empty(cond.shape)
+    for b in range(len(cond)):
+        c, u = cond[b].numpy().ravel(), uncond[b].numpy().ravel()
+        d = c - u + (momentum * average[b].numpy().ravel() if average is not None else 0)
+        averages[b] = d.reshape(cond.shape[1:])
+        length = math.sqrt(sum(x * x for x in d))
+        if threshold and length > threshold:
+            d = d * threshold / length
+        unit = c / math.sqrt(sum(x * x for x in c))
+        along = sum(x * y for x, y in zip(d, unit, strict=True))
+        updates[b] = (d - along * unit + eta * along * unit).reshape(cond.shape[1:])
+    return torch.from_numpy(updates), torch.from_numpy(averages)
+
+
+@given(SEEDS, FRACTIONS, st.floats(-0.99, 0.99), st.sampled_from([0.0, 0.5, 3.0, 1e6]))
+def test_apg_update(seed, eta, momentum, threshold):
+    c, u, average = random_predictions(3, seed)
+    options = {"eta": eta, "momentum": momentum, "norm_threshold": threshold}
+    for before in (None, average):
+        result = apg_update(c, u, before, **options)
+        expected = apg_by_numpy(c, u, before, eta, momentum, threshold)
+        assert_close(result[0], expected[0])
+        assert_close(result[1], expected[1])
+
+
+@given(SEEDS, st.floats(0.1, 3))
+def test_apg_keeps_parts_of_the_difference(seed, threshold):
+    c, u = random_predictions(2, seed)
+    whole, _ = apg_update(c, u, None, eta=1.0, momentum=0.0, norm_threshold=0.0)
+    assert torch.equal(whole, c - u)
+    orthogonal, _ = apg_update(c, u, None, eta=0.0, momentum=0.0, norm_threshold=0.0)
+    assert_close((orthogonal * c).flatten(1).sum(1), torch.zeros(2).double(), rtol=0, atol=1e-12)
+    parallel = (whole - orthogonal).flatten(1)
+    assert_close(parallel, c.flatten(1) * (parallel[:, :1] / c.flatten(1)[:, :1]))
+    short, average = apg_update(c, u, None, eta=1.0, momentum=0.0, norm_threshold=threshold)
+    assert (short.flatten(1).norm(dim=1) <= threshold * (1 + 1e-12)).all()
+    assert torch.equal(average, c - u)
+    assert torch.equal(apg_update(c, c, None, eta=0.5, momentum=0.0, norm_threshold=1.0)[0], c - c)
+    zero = torch.zeros_like(c)
+    assert torch.equal(apg_update(zero, u, None, eta=0.0, momentum=0.0, norm_threshold=0.0)[0], -u)
 
 
 @given(SEEDS, SCALES, SCALES, FRACTIONS)
@@ -164,9 +204,11 @@ def test_every_rule_computes_and_returns_the_working_precision(dtype):
         perturbed = {"cond": c, "uncond_perturbed": u, "cond_perturbed": p}
         return (
             cfg(c, u, 6.0),
-            perturbed_guidance(cond=c, uncond=u, perturbed=p, guidance_scale=6.0, perturbed_scale=1.5),
-            perturbed_guidance(cond=c, perturbed=p, perturbed_scale=1.5),
-            oseg_slides(**perturbed, guidance_scale=6.0, oseg_scale=1.5),
+            difference(c, u),
+            zero_star_difference(c, u),
+            *apg_update(c, u, p, eta=0.3, momentum=-0.5, norm_threshold=2.0),
+            extrapolate(c, u, 6.0),
+            push_away(u, cond=c, perturbed=p, scale=1.5),
             oseg_published(**perturbed, guidance_scale=6.0, oseg_scale=1.5),
             projection_scale(c, u),
             rescale(c, u, 0.7),
@@ -181,37 +223,29 @@ def test_every_rule_computes_and_returns_the_working_precision(dtype):
 def test_a_scale_per_frame_broadcasts():
     c, u, p = random_predictions(3, shape=(2, 5, 3))
     per_frame = torch.linspace(1, 3, 5, dtype=torch.float64).view(1, 5, 1)
-    branches = {"cond": c, "uncond_perturbed": u, "cond_perturbed": p}
-    whole = oseg_slides(**branches, guidance_scale=per_frame, oseg_scale=per_frame)
     for frame, scale in enumerate(per_frame.flatten().tolist()):
-        one = oseg_slides(**branches, guidance_scale=scale, oseg_scale=scale)
-        assert_close(whole[:, frame], one[:, frame])
+        assert_close(extrapolate(c, u, per_frame)[:, frame], extrapolate(c, u, scale)[:, frame])
+        pushed = push_away(u, cond=c, perturbed=p, scale=per_frame)
+        assert_close(pushed[:, frame], push_away(u, cond=c, perturbed=p, scale=scale)[:, frame])
         assert_close(cfg(c, u, per_frame)[:, frame], cfg(c, u, scale)[:, frame])
-
-
-def test_a_weight_without_its_prediction_is_refused():
-    c, p = random_predictions(2)
-    with pytest.raises(OsegVideoError, match="guidance_scale must be 1 without a prediction `uncond`, got 3"):
-        perturbed_guidance(cond=c, perturbed=p, guidance_scale=3.0, perturbed_scale=1.0)
-    with pytest.raises(OsegVideoError, match=r"guidance_scale must be 1 without .*`uncond_perturbed`, got 3"):
-        oseg_slides(cond=c, cond_perturbed=p, guidance_scale=3.0, oseg_scale=1.0)
-    with pytest.raises(OsegVideoError, match=r"oseg_scale must be 0 without .*`cond_perturbed`, got 1"):
-        oseg_slides(cond=c, uncond_perturbed=p, guidance_scale=3.0, oseg_scale=1.0)
 
 
 def test_predictions_of_unequal_shape_are_refused():
     c, other = torch.zeros(2, 3), torch.zeros(1, 3)
-    message = r"\(1, 3\) must have the shape of cond \(2, 3\)"
+    apg = {"eta": 0.0, "momentum": 0.5, "norm_threshold": 0.0}
     calls = [
         lambda: cfg(c, other, 2.0),
-        lambda: perturbed_guidance(cond=c, perturbed=other, perturbed_scale=1.0),
-        lambda: perturbed_guidance(cond=c, perturbed=c, uncond=other, perturbed_scale=1.0),
-        lambda: oseg_slides(cond=c, cond_perturbed=other, oseg_scale=1.0),
-        lambda: oseg_slides(cond=c, uncond_perturbed=other, cond_perturbed=c, oseg_scale=1.0),
+        lambda: difference(c, other),
+        lambda: zero_star_difference(c, other),
+        lambda: apg_update(c, other, None, **apg),
+        lambda: apg_update(c, c, other, **apg),
+        lambda: extrapolate(c, other, 2.0),
+        lambda: push_away(c, cond=c, perturbed=other, scale=1.0),
+        lambda: push_away(c, cond=other, perturbed=c, scale=1.0),
         lambda: oseg_published(cond=c, uncond_perturbed=other, guidance_scale=2.0, oseg_scale=1.0),
         lambda: projection_scale(c, other),
         lambda: rescale(other, c, 0.5),
     ]
     for call in calls:
-        with pytest.raises(OsegVideoError, match=message):
+        with pytest.raises(OsegVideoError, match=r"\(1, 3\) must have the shape of \w+ \(2, 3\)"):
             call()

@@ -4,6 +4,7 @@ import json
 import math
 from dataclasses import fields
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 from hypothesis import given
@@ -14,6 +15,7 @@ from oseg_video.config import (
     GUIDANCE_NAMES,
     ConfigError,
     GenerateJob,
+    Schedule,
     build_guidance,
     dump_yaml,
     is_optional,
@@ -24,8 +26,10 @@ from oseg_video.config import (
     recipe_path,
     resolve_job,
 )
-from oseg_video.config.job import GUIDANCE_FIELDS, LARGEST_SEED
-from oseg_video.guidance.methods import METHODS
+from oseg_video.config.job import GUIDANCE_FIELDS, LARGEST_SEED, STG_MODES, TEXT_TREATMENTS
+from oseg_video.guidance.methods import METHODS, STG
+from oseg_video.guidance.schedule import Breakpoints
+from oseg_video.guidance.text import TextName
 from oseg_video.types import SettingError
 
 SIZE = {"steps": 2, "frames": 13, "height": 48, "width": 32, "fps": 8.0}
@@ -48,6 +52,18 @@ def write_yaml(folder: Path, text: str, name: str = "mine.yaml") -> Path:
 texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=40)
 numbers = st.floats(allow_nan=False, allow_infinity=False)
 sigmas = st.one_of(numbers, st.just(math.inf), st.tuples(numbers, st.just(math.inf)))
+selectors = st.integers() | st.sampled_from(["mid", "dual:2", "up.1:temporal"])
+block_lists = st.lists(selectors, max_size=4).map(tuple)
+
+
+def schedules(values):
+    """Schedules in both forms, their levels falling and at first 1."""
+    levels = st.lists(st.floats(0, 0.999), max_size=4, unique=True).map(lambda x: [1.0, *sorted(x)[::-1]])
+    pairs = levels.flatmap(lambda x: st.tuples(*(st.tuples(st.just(level), values) for level in x)))
+    return st.builds(Schedule, st.sampled_from(["breakpoints", "lower_edges"]), pairs)
+
+
+scales = st.none() | numbers | schedules(numbers)
 jobs = st.builds(
     GenerateJob,
     prompts=st.lists(texts.filter(str.strip), min_size=1, max_size=3).map(tuple),
@@ -61,8 +77,14 @@ jobs = st.builds(
     model=texts,
     vae_tiling=st.booleans(),
     guidance=st.sampled_from(GUIDANCE_NAMES),
-    guidance_scale=st.none() | numbers,
-    blocks=st.none() | st.lists(st.integers(), max_size=4).map(tuple),
+    guidance_scale=scales,
+    pag_scale=scales,
+    rescale=scales,
+    blocks=st.none() | block_lists | schedules(block_lists),
+    mode=st.none() | st.sampled_from(STG_MODES),
+    text=st.none() | st.sampled_from(TEXT_TREATMENTS),
+    eta=st.none() | numbers,
+    zero_steps=st.none() | st.integers(),
     blur_sigma=st.none() | sigmas,
     perturb_unconditional=st.none() | st.booleans(),
     interval=st.none() | st.tuples(numbers, numbers),
@@ -93,6 +115,8 @@ def test_every_argument_of_every_method_is_a_setting():
     arguments = {spec.name for method in METHODS.values() for spec in fields(method)}
     assert arguments == set(GUIDANCE_FIELDS)
     assert all(is_optional(FIELDS[name]) for name in GUIDANCE_FIELDS)
+    assert get_args(TextName) == TEXT_TREATMENTS
+    assert get_args(get_type_hints(STG)["mode"]) == STG_MODES
 
 
 @pytest.mark.parametrize(
@@ -112,7 +136,13 @@ def test_every_argument_of_every_method_is_a_setting():
         ({"dtype": "int8"}, "dtype must be one of auto, float32, bfloat16, float16, got 'int8'"),
         ({"vae_tiling": "yes"}, "vae_tiling must be true or false, got 'yes'"),
         ({"interval": (0.1,)}, "interval must be two numbers"),
-        ({"blocks": [1]}, "blocks must be integers, got [1]"),
+        ({"blocks": [1]}, "blocks must be block indices or names, got [1]"),
+        ({"blocks": (1, "")}, "blocks must be block indices or names, got ''"),
+        ({"blocks": (1.5,)}, "blocks must be block indices or names, got 1.5"),
+        ({"stg_scale": "4"}, "stg_scale must be a number, got '4'"),
+        ({"text": "zero"}, "text must be one of cfg, apg, cfg-zero, got 'zero'"),
+        ({"mode": "skip"}, "mode must be one of residual, attention_skip, attention_values, got 'skip'"),
+        ({"guidance": "CFG"}, "guidance must be one of none, cfg, cfg-zero, apg, stg, pag, seg, oseg, got"),
     ],
 )
 def test_a_wrong_value_is_refused_by_name(settings, message):
@@ -132,6 +162,27 @@ def test_a_wrong_value_is_refused_by_name(settings, message):
         ("prompts: [no]", "prompts must be text, got False; put it in quotes"),
         ("steps: null", "steps must be an integer, got null"),
         ("steps: 3\nsteps: 4", "mine.yaml: key 'steps' is given twice"),
+        ("stg_scale: {1.0: 4}", "scheduled by one of breakpoints or lower_edges, got {1.0: 4}"),
+        ("stg_scale: {levels: {1.0: 4}}", "scheduled by one of breakpoints or lower_edges, got {'levels'"),
+        ("stg_scale: {breakpoints: 4}", "stg_scale must be scheduled by noise levels, such as {breakpoints:"),
+        ("stg_scale: {breakpoints: {}}", "stg_scale must be scheduled by one noise level or more"),
+        (
+            "stg_scale: {breakpoints: {0.5: 4}}",
+            "scheduled from noise level 1 down, got a first breakpoint at",
+        ),
+        ("stg_scale: {breakpoints: {1.0: x}}", "stg_scale must be a number, got 'x'"),
+        ("stg_scale: {breakpoints: {1.0: 1, 2: 3}}", "scheduled by noise levels from 0 to 1, got 2"),
+        ("stg_scale: {breakpoints: {1.0: 1, -0.1: 3}}", "scheduled by noise levels from 0 to 1, got -0.1"),
+        ("stg_scale: {breakpoints: {1.0: 1, false: 3}}", "scheduled by noise levels from 0 to 1, got False"),
+        (
+            "stg_scale: {breakpoints: {1.0: 1, '1': 3}}",
+            "scheduled by noise levels that differ, got [1.0, 1.0]",
+        ),
+        (
+            "stg_scale: {breakpoints: {1.0: 1}, lower_edges: {}}",
+            "scheduled by one of breakpoints or lower_edges",
+        ),
+        ("blocks: {breakpoints: {1.0: [x, 1.5]}}", "blocks must be block indices or names, got 1.5"),
         ("- 1", "must be a mapping of settings, got list"),
         ("steps: [", "mine.yaml line 1: "),
         ("a: b: c", "mine.yaml line 1: "),
@@ -181,21 +232,74 @@ def test_what_nothing_sets_is_named():
         resolve_job({}, family_of=lambda model, revision: "embedded")
 
 
+PERTURBED = ("stg", "pag", "seg", "oseg")
+
+
 @pytest.mark.parametrize("guidance", GUIDANCE_NAMES)
 @pytest.mark.parametrize("family", ["embedded", "mochi", "ltx"])
-def test_every_shipped_recipe_makes_a_method(family, guidance):
-    job = resolve({"guidance": guidance}, family=family)
-    method = build_guidance(job)
+def test_every_family_takes_every_method(family, guidance):
+    flags = {"guidance": guidance}
+    if guidance in PERTURBED and not recipe_path(f"{family}-{guidance}"):
+        with pytest.raises(SettingError, match="blocks must name at least one block"):
+            build_guidance(resolve(flags, family=family))
+        flags["blocks"] = [1]
+    method = build_guidance(resolve(flags, family=family))
     assert method.name == ("cfg" if guidance == "none" else guidance)
-    assert bool(method.blocks_used) == (guidance in ("seg", "stg", "oseg"))
+    assert bool(method.blocks_used) == (guidance in PERTURBED)
     assert (method.guidance_scale == 1.0) == (guidance == "none")
+
+
+def test_schedules_reach_the_method():
+    recipe = {
+        "guidance": "stg",
+        "guidance_scale": {"breakpoints": {0.5: 2, 1: 4}},
+        "stg_scale": {"lower_edges": {"1.0": 0, "0.9": 3, "0.4": 1}},
+        "rescale": {"breakpoints": {1.0: 0.7}},
+        "blocks": {"breakpoints": {1.0: [3, "dual:2"], 0.5: []}},
+        "mode": "attention_skip",
+        "text": "apg",
+        "momentum": 0.25,
+    }
+    assert build_guidance(resolve(recipe, family="ltx")) == STG(
+        guidance_scale=Breakpoints(((1.0, 4.0), (0.5, 2.0))),
+        stg_scale=Breakpoints.from_lower_edges([1.0, 0.9, 0.4], [0.0, 3.0, 1.0]),
+        rescale=Breakpoints(((1.0, 0.7),)),
+        blocks=Breakpoints(((1.0, (3, "dual:2")), (0.5, ()))),
+        mode="attention_skip",
+        text="apg",
+        momentum=0.25,
+    )
+
+
+def test_a_schedule_that_a_method_cannot_take_is_refused_by_name():
+    for value, message in (
+        ({"breakpoints": {1.0: 4, 0.5: "inf"}}, "stg_scale: breakpoint values must be all finite numbers"),
+        ({"breakpoints": {1.0: 4, 0.5: -1}}, "stg_scale must be a finite number >= 0, got -1.0"),
+    ):
+        with pytest.raises(SettingError, match=message):
+            build_guidance(resolve({"guidance": "stg", "stg_scale": value}, family="ltx"))
+
+
+@pytest.mark.parametrize(
+    ("guidance", "setting", "message"),
+    [
+        ("cfg", {"eta": 0.5}, "eta has no effect with guidance cfg; it belongs to apg, stg, pag, seg, oseg"),
+        ("apg", {"zero_steps": 1}, "zero_steps has no effect with guidance apg; it belongs to cfg-zero, stg"),
+        ("seg", {"mode": "residual"}, "mode has no effect with guidance seg; it belongs to stg"),
+        ("cfg-zero", {"text": "apg"}, "text has no effect with guidance cfg-zero; it belongs to stg, pag"),
+        ("stg", {"blocks": (1,), "eta": 0.5}, "eta=0.5 has no meaning with text='cfg'"),
+    ],
+)
+def test_a_setting_without_effect_is_refused(guidance, setting, message):
+    with pytest.raises(SettingError, match=message):
+        build_guidance(make_job(guidance=guidance, **setting))
 
 
 def test_published_settings_are_in_the_recipes():
     assert resolve({"guidance": "stg"}, family="mochi").blocks == (34,)
     assert resolve({"guidance": "stg"}, family="ltx").blocks == (19,)
     assert resolve({"guidance": "oseg"}, family="mochi").blur_sigma == 5.0
-    assert {name.split("-")[0] for name in recipe_names()} == {"embedded", "mochi", "ltx"}
+    assert {name.split("-")[0] for name in recipe_names()} >= {"embedded", "mochi", "ltx"}
 
 
 def test_a_setting_of_another_method_is_refused():

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from oseg_video.guidance.methods import CFG, METHODS, OSEG, SEG, STG, Branch, Guidance, Step
+from oseg_video.guidance.methods import CFG, METHODS, OSEG, PAG, SEG, STG, Branch, Guidance, Step
+from oseg_video.guidance.perturbations import BlurQueries, ReplaceAttention, SkipBlock
 from oseg_video.guidance.schedule import Breakpoints
 from oseg_video.types import OsegVideoError
 
@@ -30,7 +31,7 @@ def branches_of(guidance: Guidance, at: Step) -> dict[str, tuple[str, bool]]:
 
 def test_every_method_is_known_by_its_name() -> None:
     assert {name: method.name for name, method in METHODS.items()} == {n: n for n in METHODS}
-    assert set(METHODS) >= {"cfg", "seg", "stg", "oseg"}
+    assert list(METHODS) == ["cfg", "cfg-zero", "apg", "stg", "pag", "seg", "oseg"]
 
 
 def test_cfg_leaves_the_pipeline_its_own_rule_only_where_that_is_the_same() -> None:
@@ -48,8 +49,8 @@ def test_cfg_outside_its_interval_is_the_conditional_prediction() -> None:
     assert CFG(guidance_scale=4.0, interval=(0.5, 1.0)).plan(step(index=5)).rule is None
 
 
-@pytest.mark.parametrize("method", (STG, SEG))
-def test_stg_and_seg_push_away_from_the_perturbed_conditional_branch(method: type) -> None:
+@pytest.mark.parametrize("method", (STG, PAG, SEG))
+def test_stg_pag_and_seg_push_away_from_the_perturbed_conditional_branch(method: type) -> None:
     guidance = method(guidance_scale=3.0, blocks=(5,), **{method.scale_name: 0.5})
     assert branches_of(guidance, step()) == {
         "uncond": ("uncond", False),
@@ -110,6 +111,83 @@ def test_scales_may_follow_the_noise_level() -> None:
     assert guidance.plan(step(noise_level=0.5)).rule is None  # the pipeline's own CFG is all that is left
 
 
+def change_of(guidance: Guidance) -> Any:
+    (perturbation,) = {b.perturbation for b in guidance.plan(step()).branches.values() if b.perturbation}
+    return perturbation.change
+
+
+def test_what_each_method_does_inside_its_blocks() -> None:
+    assert change_of(STG(blocks=(1,))) == SkipBlock()
+    assert change_of(STG(blocks=(1,), mode="residual")) == SkipBlock()
+    assert change_of(STG(blocks=(1,), mode="attention_skip")) == ReplaceAttention("input")
+    assert change_of(STG(blocks=(1,), mode="attention_values")) == ReplaceAttention("values")
+    assert change_of(PAG(blocks=(1,))) == ReplaceAttention("values")
+    assert change_of(SEG(blocks=(1,), blur_sigma=(0.0, 2.0))) == BlurQueries((0.0, 2.0), "symmetric")
+
+
+LEVELS = (0.9, 0.5, 0.1)
+FALLING = Breakpoints(((1.0, 1.5), (0.6, 0.0), (0.2, 0.5)))
+
+
+@pytest.mark.parametrize("method", (STG, PAG, SEG, OSEG))
+def test_every_scale_and_rescale_may_follow_the_noise_level(method: type) -> None:
+    scheduled = method(
+        blocks=(1,),
+        guidance_scale=Breakpoints(((1.0, 1.0), (0.6, 6.0), (0.2, 2.0))),
+        rescale=Breakpoints(((1.0, 0.0), (0.6, 0.3), (0.2, 1.0))),
+        **{method.scale_name: FALLING},
+    )
+    for level, w, factor, weight in zip(
+        LEVELS, (1.0, 6.0, 2.0), (0.0, 0.3, 1.0), (1.5, 0.0, 0.5), strict=True
+    ):
+        constant = method(blocks=(1,), guidance_scale=w, rescale=factor, **{method.scale_name: weight})
+        at = step(noise_level=level)
+        assert scheduled.plan(at).branches == constant.plan(at).branches
+        p = predictions(scheduled.plan(at).branches)
+        assert torch.equal(scheduled.plan(at).rule(**p), constant.plan(at).rule(**p))
+
+
+@pytest.mark.parametrize("method", (STG, PAG, SEG, OSEG))
+def test_blocks_may_follow_the_noise_level(method: type) -> None:
+    blocks = Breakpoints(((1.0, (5, "mid", 3)), (0.6, ()), (0.2, ("up.1:temporal", "dual:2"))))
+    guidance = method(blocks=blocks, guidance_scale=4.0)
+    used = {
+        level: {
+            b.perturbation.blocks
+            for b in guidance.plan(step(noise_level=level)).branches.values()
+            if b.perturbation
+        }
+        for level in LEVELS
+    }
+    assert used == {0.9: {(3, 5, "mid")}, 0.5: set(), 0.1: {("dual:2", "up.1:temporal")}}
+    assert guidance.plan(step(noise_level=0.5)).rule is None  # the pipeline's own CFG is all that is left
+    assert guidance.blocks_used == (3, 5, "dual:2", "mid", "up.1:temporal")
+    assert hash(guidance) == hash(method(blocks=blocks, guidance_scale=4.0))
+
+
+def test_blocks_used_are_those_of_a_method_that_perturbs() -> None:
+    assert CFG().blocks_used == ()
+    assert STG(blocks="mid").blocks_used == ("mid",)
+    assert STG(blocks=[3, 1]).blocks_used == (1, 3)
+    assert STG(blocks=(1,), stg_scale=0.0).blocks_used == ()
+    assert STG(blocks=(1,), stg_scale=Breakpoints(((1.0, 0.0), (0.5, 0.0)))).blocks_used == ()
+    assert STG(blocks=(1,), stg_scale=FALLING).blocks_used == (1,)
+    assert OSEG(blocks=(1,), oseg_scale=0.0).blocks_used == (1,)
+    assert OSEG(blocks=(1,), oseg_scale=0.0, perturb_unconditional=False).blocks_used == ()
+
+
+def test_the_largest_guidance_scale_says_whether_uncond_is_needed() -> None:
+    assert CFG().largest_guidance_scale is None
+    assert CFG(guidance_scale=3.0).largest_guidance_scale == 3.0
+    assert CFG(guidance_scale=Breakpoints(((1.0, 1.0), (0.5, 8.0), (0.1, 0.0)))).largest_guidance_scale == 8.0
+
+
+def test_an_interval_applies_to_schedules_too() -> None:
+    guidance = STG(blocks=(1,), stg_scale=FALLING, interval=(0.5, 1.0))
+    assert "perturbed" not in guidance.plan(step(index=4, noise_level=0.9)).branches
+    assert "perturbed" in guidance.plan(step(index=5, noise_level=0.9)).branches
+
+
 @pytest.mark.parametrize(
     ("method", "settings", "message"),
     (
@@ -120,7 +198,35 @@ def test_scales_may_follow_the_noise_level() -> None:
         (CFG, {"interval": (0.7, 0.2)}, "interval must satisfy 0 <= start < stop <= 1"),
         (CFG, {"interval": (0.0, 1.2)}, "interval must satisfy"),
         (STG, {"blocks": ()}, "blocks must name at least one block for STG"),
-        (STG, {"blocks": (-1,)}, "blocks must be block indices"),
+        (STG, {"blocks": (-1,)}, "blocks must be block indices .* or names .*, got -1"),
+        (STG, {"blocks": (True,)}, "blocks must be block indices .*, got True"),
+        (STG, {"blocks": "Up 1"}, "blocks must be block indices .*, got 'Up 1'"),
+        (STG, {"blocks": ("",)}, "blocks must be block indices .*, got ''"),
+        (STG, {"blocks": ("mid", "mid")}, "blocks must name each block once"),
+        (STG, {"blocks": Breakpoints(((1.0, ()), (0.5, ())))}, "blocks must name at least one block for STG"),
+        (STG, {"blocks": Breakpoints(((1.0, (2, 2)),))}, "blocks must name each block once"),
+        (STG, {"blocks": Breakpoints(((1.0, 0.5),))}, "blocks must be block indices"),
+        (
+            STG,
+            {"blocks": (1,), "mode": "skip"},
+            "mode must be one of residual, attention_skip, attention_values",
+        ),
+        (
+            STG,
+            {"blocks": (1,), "stg_scale": Breakpoints(((1.0, (1,)),))},
+            "stg_scale must be a finite number",
+        ),
+        (
+            PAG,
+            {"blocks": (1,), "pag_scale": Breakpoints(((1.0, 1.0), (0.5, -1.0)))},
+            "pag_scale must be .* -1.0",
+        ),
+        (PAG, {"blocks": ()}, "blocks must name at least one block for PAG"),
+        (
+            CFG,
+            {"rescale": Breakpoints(((1.0, 0.0), (0.5, 1.5)))},
+            "rescale must be a number from 0 to 1, got 1.5",
+        ),
         (STG, {"blocks": (2, 2)}, "blocks must name each block once"),
         (SEG, {"blocks": (1,), "blur_sigma": -1.0}, "blur sigma must be a number >= 0"),
         (SEG, {"blocks": (1,), "blur_sigma": math.nan}, "blur sigma must be a number >= 0"),

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from oseg_video.guidance.schedule import Breakpoints, Interval, value_at
+from oseg_video.guidance.schedule import Breakpoints, Interval, value_at, values_of
 from oseg_video.types import OsegVideoError
 
 # LTX-Video 0.9.7, first pass (configs/ltxv-13b-0.9.7-dev.yaml)
@@ -84,6 +84,13 @@ def test_constants_are_schedules():
     assert value_at(Breakpoints(((1, 2.0), (0.5, 3.0))), 0.3) == 3.0
 
 
+def test_all_values_of_a_schedule():
+    assert values_of(2.5) == (2.5,)
+    assert values_of((1, "mid")) == ((1, "mid"),)
+    schedule = Breakpoints(((1.0, (3, "dual:2")), (0.5, ()), (0.2, ("up.1:temporal",))))
+    assert values_of(schedule) == schedule.values == ((3, "dual:2"), (), ("up.1:temporal",))
+
+
 @given(st.floats(0, 1) | st.sampled_from(LTX_LEVELS))
 def test_ltx_recipe_with_seven_noise_levels(level):
     assert value_at(Breakpoints.from_lower_edges(LTX_LEVELS, LTX_GUIDANCE_SCALES), level) == ltx_rule(
@@ -109,10 +116,13 @@ def test_lists_become_hashable_tuples():
         (((1.0, 1.0), (math.nan, 2.0)), r"stay in \[0, 1\]"),
         (((1.0, 1.0), (0.5, 2.0), (0.5, 3.0)), "strictly falling"),
         (((1.0, 1.0), (0.2, 2.0), (0.5, 3.0)), "strictly falling"),
-        (((1.0, 1.0), (0.5, (1, 2))), "all finite numbers or all block indices"),
-        (((1.0, math.inf),), "all finite numbers or all block indices"),
-        (((1.0, (1, -2)),), "all finite numbers or all block indices"),
-        (((1.0, "5"),), "all finite numbers or all block indices"),
+        (((1.0, 1.0), (0.5, (1, 2))), "all finite numbers or all lists of blocks"),
+        (((1.0, math.inf),), "all finite numbers or all lists of blocks"),
+        (((1.0, (1, -2)),), "all finite numbers or all lists of blocks"),
+        (((1.0, ("Dual:2",)),), "all finite numbers or all lists of blocks"),
+        (((1.0, ("",)),), "all finite numbers or all lists of blocks"),
+        (((1.0, (True,)),), "all finite numbers or all lists of blocks"),
+        (((1.0, "5"),), "all finite numbers or all lists of blocks"),
     ],
 )
 def test_bad_breakpoints_are_refused(points, message):
