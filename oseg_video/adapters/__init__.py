@@ -1,6 +1,6 @@
 """Adapters: one file per model family; importing this package registers them all."""
 
-from oseg_video.adapters import ltx, mochi
+from oseg_video.adapters import cogvideox, ltx, mochi, sdxl, svd, wan
 from oseg_video.adapters.base import (
     AttentionSite,
     ModelAdapter,
@@ -22,6 +22,10 @@ __all__ = [
     "adapter_for",
     "adapter_for_class",
     "all_adapters",
+    "cogvideox",
     "ltx",
     "mochi",
+    "sdxl",
+    "svd",
+    "wan",
 ]

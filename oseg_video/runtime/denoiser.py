@@ -106,7 +106,7 @@ class _OpenStep:
         if self._guided is not None:
             return torch.cat([self._guided] * len(self.conditions))
         (prediction,) = [
-            predictions[name] for name, b in self.plan.branches.items() if b.perturbation is None
+            value for name, value in predictions.items() if self.plan.branches[name].perturbation is None
         ]
         waiting = upcast(prediction).clone()
         self._waiting.append(weakref.ref(waiting))

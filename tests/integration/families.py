@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from diffusers import CogVideoXImageToVideoPipeline, WanImageToVideoPipeline
 from diffusers.pipelines.ltx.pipeline_ltx_condition import LTXVideoCondition
 from PIL import Image
 
@@ -21,6 +22,9 @@ from tests.tiny import (
     tiny_ltx,
     tiny_mochi,
 )
+from tests.tiny.cogvideox import COGVIDEOX_SIZE, tiny_cogvideox, tiny_cogvideox_5b
+from tests.tiny.unet import SDXL_SIZE, SVD_SIZE, tiny_image, tiny_sdxl, tiny_svd
+from tests.tiny.wan import WAN_SIZE, tiny_wan, wan_prompt_embeds
 
 STEPS = 3
 SCALE = 4.0
@@ -36,8 +40,24 @@ def text_prompt(prompt: Any) -> dict[str, Any]:
     return {"prompt": prompt, "max_sequence_length": TEXT_LENGTH}
 
 
-def _image() -> Image.Image:
-    return Image.linear_gradient("L").convert("RGB").resize((LTX_SIZE["width"], LTX_SIZE["height"]))
+def _image(size: dict[str, int] = LTX_SIZE) -> Image.Image:
+    return Image.linear_gradient("L").convert("RGB").resize((size["width"], size["height"]))
+
+
+def ramp_scale(scale: float) -> dict[str, Any]:
+    """SVD's scale, here the same for every frame."""
+    return {"min_guidance_scale": scale, "max_guidance_scale": scale}
+
+
+def picture_for(prompt: Any) -> dict[str, Any]:
+    """A picture, or a batch of them, in place of a prompt: SVD knows no text."""
+    pictures = [tiny_image(SVD_SIZE, key=one) for one in ([prompt] if isinstance(prompt, str) else prompt)]
+    return {"image": pictures[0] if isinstance(prompt, str) else pictures}
+
+
+def short_prompt(prompt: Any) -> dict[str, Any]:
+    """As `text_prompt`, for pipelines whose tokenizer sets the length."""
+    return {"prompt": prompt}
 
 
 @dataclass(frozen=True)
@@ -89,6 +109,11 @@ _LTX_GRID = TokenGrid(5, 4, 8)
 
 MOCHI = Case("mochi", tiny_mochi, MOCHI_SIZE, grid=TokenGrid(3, 3, 2))
 LTX = Case("ltx", tiny_ltx, LTX_SIZE, grid=_LTX_GRID)
+_WAN_GRID = TokenGrid(3, 3, 4)
+WAN = Case("wan", tiny_wan, WAN_SIZE, grid=_WAN_GRID)
+COGVIDEOX = Case("cogvideox", tiny_cogvideox, COGVIDEOX_SIZE, grid=TokenGrid(3, 3, 4), start=TEXT_LENGTH)
+SVD = Case("svd", tiny_svd, SVD_SIZE, scale=ramp_scale, condition=picture_for, blocks=14)
+SDXL = Case("sdxl", tiny_sdxl, SDXL_SIZE, condition=short_prompt, result="images", blocks=11)
 CASES = (
     MOCHI,
     LTX,
@@ -107,4 +132,24 @@ CASES = (
         grid=_LTX_GRID,
         start=_LTX_GRID.height * _LTX_GRID.width,
     ),
+    WAN,
+    Case(
+        "wan-image",
+        partial(tiny_wan, WanImageToVideoPipeline),
+        WAN_SIZE,
+        lambda: {"image": _image(WAN_SIZE)},
+        grid=_WAN_GRID,
+        condition=wan_prompt_embeds,
+    ),
+    COGVIDEOX,
+    Case(
+        "cogvideox-image",
+        partial(tiny_cogvideox_5b, CogVideoXImageToVideoPipeline),
+        COGVIDEOX_SIZE,
+        lambda: {"image": _image(COGVIDEOX_SIZE)},
+        grid=COGVIDEOX.grid,
+        start=TEXT_LENGTH,
+    ),
+    SVD,
+    SDXL,
 )

@@ -29,6 +29,7 @@ What the pipelines do, read from diffusers 0.42.1:
 
 from __future__ import annotations
 
+import zlib
 from typing import Any
 
 import torch
@@ -111,11 +112,20 @@ def tiny_wan_5b(cls: type = WanPipeline, *, seed: int = 0, **overrides: Any) -> 
     return cls(**parts, transformer=transformer, expand_timesteps=True, scheduler=wan_scheduler(5.0))
 
 
-def wan_prompt_embeds(length: int, batch: int = 1, seed: int = 0) -> dict[str, Any]:
-    """Arguments of the pipeline call in place of a prompt: embeddings [batch, length, TEXT_CHANNELS]."""
-    generator = torch.Generator().manual_seed(seed)
-    cond, uncond = torch.randn(2, batch, length, TEXT_CHANNELS, generator=generator)
-    return {"prompt": None, "prompt_embeds": cond, "negative_prompt_embeds": uncond}
+def wan_prompt_embeds(prompt: str | list[str], length: int = WAN_IMAGE_TEXT_LENGTH) -> dict[str, Any]:
+    """Arguments of the pipeline call in place of a prompt, a list being a batch: random embeddings
+    [B, length, TEXT_CHANNELS], the same for the same prompt."""
+    prompts = [prompt] if isinstance(prompt, str) else prompt
+
+    def embed(text: str) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(zlib.crc32(text.encode()))
+        return torch.randn(length, TEXT_CHANNELS, generator=generator)
+
+    return {
+        "prompt_embeds": torch.stack([embed(text) for text in prompts]),
+        "negative_prompt_embeds": torch.stack([embed("") for _ in prompts]),
+        "max_sequence_length": length,
+    }
 
 
 def wan_scheduler(shift: float, kind: str = "unipc") -> Any:

@@ -1,0 +1,63 @@
+"""CogVideoX: joint attention of text and video, text first (zai-org/CogVideoX)."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from oseg_video.adapters.base import Condition, ModelAdapter, VideoTokens, register_adapter
+from oseg_video.adapters.blocks import BlockAddress
+from oseg_video.types import TokenGrid
+
+
+@register_adapter
+class CogVideoXAdapter(ModelAdapter):
+    """`CogVideoXTransformer3DModel`: text and video share their projections and norms."""
+
+    family = "cogvideox"
+    text_to_video = "CogVideoXPipeline"
+    image_to_video = "CogVideoXImageToVideoPipeline"
+    other_pipelines = ("CogVideoXVideoToVideoPipeline",)
+    hub_repository = "zai-org/CogVideoX-5b"
+    image_repository = "zai-org/CogVideoX-5b-I2V"
+    size_multiple = 16
+    frame_multiple = 4
+    norm_layout = "BNSD"
+    # `ofs` has one entry whatever the batch.
+    batched_arguments = ("hidden_states", "encoder_hidden_states", "timestep", "timestep_cond")
+
+    def calls(self, pipe: Any, call: Mapping[str, Any]) -> tuple[tuple[Condition, ...], ...]:
+        # Not from `pipe.guidance_scale`, which a dynamic scale has overwritten at the step before.
+        return (("uncond", "cond"),) if call["guidance_scale"] > 1 else (("cond",),)
+
+    def pipeline_scale(self, pipe: Any, call: Mapping[str, Any], denoiser: nn.Module) -> float | Tensor:
+        scale = call["guidance_scale"]
+        return _dynamic_scale(pipe, scale) if call["use_dynamic_cfg"] else scale
+
+    def video_tokens(self, denoiser: Any, arguments: Mapping[str, Any], address: BlockAddress) -> VideoTokens:
+        frames, _, height, width = arguments["hidden_states"].shape[1:]
+        patch, frame_patch = denoiser.config.patch_size, denoiser.config.patch_size_t or 1
+        grid = TokenGrid(frames // frame_patch, height // patch, width // patch)
+        return VideoTokens(grid, start=arguments["encoder_hidden_states"].shape[1])
+
+    def skip_block(
+        self, hidden_states: Tensor, encoder_hidden_states: Tensor, *_: Any, **__: Any
+    ) -> tuple[Tensor, Tensor]:
+        return hidden_states, encoder_hidden_states
+
+
+def _dynamic_scale(pipe: Any, scale: float) -> float:
+    """The scale of the step in progress under `use_dynamic_cfg`, in the words of the pipelines.
+
+    They compute it after the denoiser's call, too late to be read. It subtracts a timestep (0 to 999) from a
+    number of steps, so it jumps between 1 and 1 + `scale` from step to step; that is theirs to mend.
+    """
+    steps, timestep = _step_count(pipe), pipe.current_timestep.item()
+    return 1 + scale * ((1 - math.cos(math.pi * ((steps - timestep) / steps) ** 5.0)) / 2)
+
+
+def _step_count(pipe: Any) -> int:
+    """`num_inference_steps` inside the pipeline's call: of the steps asked for, those that run."""
+    scheduler = pipe.scheduler
+    return scheduler.num_inference_steps - (len(scheduler.timesteps) - pipe.num_timesteps)

@@ -1,0 +1,57 @@
+"""Wan 2.1 and 2.2: self-attention of video tokens, then cross-attention to text (Wan-AI)."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from oseg_video.adapters.base import Condition, ModelAdapter, VideoTokens, register_adapter
+from oseg_video.adapters.blocks import BlockAddress
+from oseg_video.types import TokenGrid
+
+
+@register_adapter
+class WanAdapter(ModelAdapter):
+    """`WanTransformer3DModel`: queries are normalised over all heads at once; one call per condition.
+
+    Wan 2.2 14B has two denoisers, `transformer` for the noisy steps and `transformer_2` for the rest, each
+    with a scale of its own.
+    """
+
+    family = "wan"
+    text_to_video = "WanPipeline"
+    image_to_video = "WanImageToVideoPipeline"
+    other_pipelines = ("WanVideoToVideoPipeline",)
+    hub_repository = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
+    image_repository = "Wan-AI/Wan2.1-I2V-14B-480P-Diffusers"
+    size_multiple = 16
+    frame_multiple = 4
+    denoiser_attributes = ("transformer", "transformer_2")
+    stacks: ClassVar[Mapping[str, str]] = {"blocks": "blocks"}
+    norm_layout = "BSC"
+    batched_arguments = ("hidden_states", "timestep", "encoder_hidden_states")
+
+    def calls(self, pipe: Any, call: Mapping[str, Any]) -> tuple[tuple[Condition, ...], ...]:
+        return (("cond",), ("uncond",)) if pipe.do_classifier_free_guidance else (("cond",),)
+
+    def pipeline_scale(self, pipe: Any, call: Mapping[str, Any], denoiser: nn.Module) -> float | Tensor:
+        second = call.get("guidance_scale_2")
+        if second is not None and denoiser is pipe.transformer_2:
+            return second
+        return call["guidance_scale"]
+
+    def video_tokens(self, denoiser: Any, arguments: Mapping[str, Any], address: BlockAddress) -> VideoTokens:
+        sizes = zip(arguments["hidden_states"].shape[2:], denoiser.config.patch_size, strict=True)
+        return VideoTokens(TokenGrid(*(size // patch for size, patch in sizes)))
+
+    def take_rows(self, arguments: Mapping[str, Any], rows: slice) -> dict[str, Any]:
+        taken = super().take_rows(arguments, rows)
+        images = arguments.get("encoder_hidden_states_image")
+        if images is not None:
+            # Between a first and a last image, a clip has two rows of them.
+            share = len(images) // len(arguments["hidden_states"])
+            taken["encoder_hidden_states_image"] = images[rows.start * share : rows.stop * share]
+        return taken
+
+    def skip_block(self, hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
+        return hidden_states
