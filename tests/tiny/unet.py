@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import math
 import string
+import zlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -63,12 +64,13 @@ _TEXT_LENGTH = 20
 _TIME_CHANNELS = 16  # of each added time id
 
 
-def tiny_image(size: dict[str, int] = SVD_SIZE) -> Image.Image:
-    """A picture that differs along both axes."""
+def tiny_image(size: dict[str, int] = SVD_SIZE, key: str = "") -> Image.Image:
+    """A picture that differs along both axes; another one for another key."""
     shape = size["width"], size["height"]
     down = Image.linear_gradient("L").resize(shape)
     right = Image.linear_gradient("L").rotate(90).resize(shape)
-    return Image.merge("RGB", (down, right, Image.radial_gradient("L").resize(shape)))
+    third = Image.radial_gradient("L").rotate(zlib.crc32(key.encode()) % 360).resize(shape)
+    return Image.merge("RGB", (down, right, third))
 
 
 def tiny_svd(*, seed: int = 0, **overrides: Any) -> StableVideoDiffusionPipeline:

@@ -1,0 +1,42 @@
+"""Stable Video Diffusion: image to video, spatial and temporal self-attention in a UNet."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from oseg_video.adapters.base import VideoTokens, register_adapter
+from oseg_video.adapters.blocks import BlockAddress
+from oseg_video.adapters.unet import UNetAdapter, level_size
+from oseg_video.types import TokenGrid
+
+
+@register_adapter
+class SVDAdapter(UNetAdapter):
+    """`UNetSpatioTemporalConditionModel`: frames are folded into the batch, all frames of a clip in a row.
+
+    Spatial self-attention sees the H x W tokens of one frame ([B * F, H * W, C]), temporal self-attention the
+    F tokens of one place ([B * H * W, F, C]); the grid of a site is the part that it sees. The pipeline's
+    guidance scale is a tensor [B, F, 1, 1, 1] that grows from the first frame to the last.
+    """
+
+    family = "svd"
+    text_to_video = None
+    image_to_video = "StableVideoDiffusionPipeline"
+    hub_repository = "stabilityai/stable-video-diffusion-img2vid-xt"
+    size_multiple = 8
+    frame_multiple = 1
+    unconditional_hint = "give it a max_guidance_scale above 1"
+    batched_arguments = ("sample", "encoder_hidden_states", "added_time_ids")
+    block_lists = (("spatial", "transformer_blocks"), ("temporal", "temporal_transformer_blocks"))
+
+    def video_tokens(self, denoiser: Any, arguments: Mapping[str, Any], address: BlockAddress) -> VideoTokens:
+        sample_BFCHW = arguments["sample"]
+        if address.kind == "temporal":
+            return VideoTokens(TokenGrid(sample_BFCHW.shape[1], 1, 1))
+        return VideoTokens(TokenGrid(1, *level_size(denoiser, sample_BFCHW, address.stage)))
+
+    def wrap_output(self, prediction: Tensor) -> Any:
+        from diffusers.models.unets.unet_spatio_temporal_condition import UNetSpatioTemporalConditionOutput
+
+        return UNetSpatioTemporalConditionOutput(sample=prediction)
