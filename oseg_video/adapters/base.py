@@ -6,10 +6,12 @@ It knows no guidance method. A new family is one file with one class under `@reg
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, ClassVar, Literal
 
+import torch
 from torch import Tensor, nn
 
 from oseg_video.adapters.blocks import BlockAddress, UnknownBlockError
@@ -67,6 +69,15 @@ class AttentionSite:
         return None if to_out is None else to_out[0]
 
 
+@dataclass(frozen=True)
+class ClipSize:
+    """Size of a clip in pixels."""
+
+    frames: int
+    height: int
+    width: int
+
+
 class ModelAdapter(ABC):
     """One model family. Subclasses are stateless: they describe, they hold no tensors."""
 
@@ -86,6 +97,12 @@ class ModelAdapter(ABC):
     """Height and width must be multiples of this many pixels."""
     frame_multiple: ClassVar[int]
     """The frame count must be a multiple of this, plus 1."""
+    spatial_compression: ClassVar[int] = 8
+    """Pixels per latent along height and width; `frame_multiple` is the same along time."""
+    denoiser_class: ClassVar[str]
+    """diffusers class of the denoiser."""
+    full_size: ClassVar[Mapping[str, Any]] = {}
+    """Configuration of the denoiser in `hub_repository`, as far as it differs from the class's defaults."""
     minimum_steps: ClassVar[int] = 1
     """Fewest sampling steps that the pipelines take."""
     denoiser_attributes: ClassVar[tuple[str, ...]] = ("transformer",)
@@ -102,6 +119,9 @@ class ModelAdapter(ABC):
     """Arguments of the denoiser's forward whose first dimension is the batch (tensors, or dicts of such)."""
     unconditional_hint: ClassVar[str] = "give it a guidance_scale above 1"
     """How to call the pipeline so that it runs an unconditional branch, for error messages."""
+    latents_take_prediction_dtype: ClassVar[bool] = False
+    """Whether the pipeline feeds its latents back without casting them to the denoiser's dtype; guided
+    predictions are then handed to it in the dtype of plain ones, not in float32."""
     chained: ClassVar[bool] = True
     """Whether the replay units are a chain, each one's output being all that the next one takes."""
 
@@ -221,6 +241,10 @@ class ModelAdapter(ABC):
         """A block's inputs with no attention mask; asked only when `trim_text` says that none is needed."""
         return args, kwargs
 
+    def prepared(self, denoiser: nn.Module) -> AbstractContextManager[None]:
+        """Open around every pass of a denoiser whose blocks are perturbed: what else has to change on it."""
+        return nullcontext()
+
     def take_output_rows(self, output: Any, rows: slice, count: int) -> Any:
         """Some rows of a unit's output in a pass over `count` rows.
 
@@ -232,6 +256,18 @@ class ModelAdapter(ABC):
             return x[rows.start * share : rows.stop * share]
 
         return _map_tensors(take, output)
+
+    def example_arguments(self, denoiser: Any, clip: ClipSize, rows: int) -> dict[str, Any]:
+        """Arguments of a denoiser call as the pipeline makes them, of random values, `rows` in the batch.
+
+        Text has the pipeline's full padded length, all of it valid.
+        """
+        raise NotImplementedError
+
+    def latent_size(self, clip: ClipSize) -> tuple[int, int, int]:
+        """(frames, height, width) of a clip's latents."""
+        frames = (clip.frames - 1) // self.frame_multiple + 1
+        return frames, clip.height // self.spatial_compression, clip.width // self.spatial_compression
 
     def wrap_output(self, prediction: Tensor) -> Any:
         """The denoiser's output object (`return_dict=True`) around a prediction."""
@@ -245,9 +281,17 @@ def trim_padding(mask_BT: Tensor) -> tuple[int, bool]:
 
     mask_BT: nonzero at valid tokens, which come first in every row. Keeps at least one token.
     """
+    if mask_BT.is_meta:  # every token counts
+        return mask_BT.shape[1], True
     lengths = mask_BT.ne(0).sum(dim=1)
     longest = max(int(lengths.max()), 1)
     return longest, bool((lengths == longest).all())
+
+
+def random_like(denoiser: nn.Module, *shape: int) -> Tensor:
+    """Standard normal values with the dtype and device of a denoiser's weights."""
+    weight = next(denoiser.parameters())
+    return torch.randn(*shape, dtype=weight.dtype, device=weight.device)
 
 
 def _map_tensors(change: Callable[[Tensor], Tensor], value: Any) -> Any:

@@ -102,7 +102,8 @@ def changed_queries(
     it. So the key projection's output is noted, and the query is changed where it passes its norm: before
     it (`projected`, layout [B, S, C]) or after it (`normalised`, [B, N, S, D], the key normalised alike).
     Without a norm the query is changed as it leaves its projection, which costs one more key projection.
-    Keys, values and text queries stay as they are. Each change calls `fired` with the site's name.
+    Keys, values and text queries stay as they are. Each change calls `fired` with the site's name; there is
+    none where fused projections leave `to_k` uncalled.
     """
     noted_key: list[Tensor] = []
     heads = site.attention.heads
@@ -120,12 +121,16 @@ def changed_queries(
         fired(site.name)
         return _with_span(query_BNSD, video, tokens, dim=2)
 
-    def before_norm(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor]:
+    def before_norm(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor] | None:
+        if not noted_key:
+            return None
         query_BSC = _to_heads(args[0], site.norm_layout, heads).transpose(1, 2).flatten(2)
         query_BSC = changed(query_BSC, noted_key[0])
         return (_from_heads(_split_heads(query_BSC, heads), site.norm_layout),)
 
-    def after_norm(_: nn.Module, args: tuple[Tensor, ...], query: Tensor) -> Tensor:
+    def after_norm(_: nn.Module, args: tuple[Tensor, ...], query: Tensor) -> Tensor | None:
+        if not noted_key:
+            return None
         assert site.norm_k is not None
         key = site.norm_k(_from_heads(_split_heads(noted_key[0], heads), site.norm_layout))
         layout = site.norm_layout
@@ -165,7 +170,8 @@ def replaced_attention(
     """Replace what the attention mixes for the video tokens, while the context is open.
 
     `source` is what stands in for it before the output projection, [B, S, C]: the tokens' own values, or the
-    input of the attention. Text tokens keep their output. Each change calls `fired` with the site's name.
+    input of the attention. Text tokens keep their output. Each change calls `fired` with the site's name;
+    there is none where fused projections leave `to_v` uncalled.
     """
     noted: list[Tensor] = []
 
@@ -176,11 +182,11 @@ def replaced_attention(
         fired(site.name)
         return _with_span(mixed_BSC, noted[0][:, tokens.span].to(mixed_BSC.dtype), tokens, dim=1)
 
-    def before_projection(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return (replaced(args[0]), *args[1:])
+    def before_projection(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+        return (replaced(args[0]), *args[1:]) if noted else None
 
-    def after_attention(_: nn.Module, __: Any, output: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return (replaced(output[0]), *output[1:])
+    def after_attention(_: nn.Module, __: Any, output: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+        return (replaced(output[0]), *output[1:]) if noted else None
 
     handles = [site.attention.to_v.register_forward_hook(note)]
     if site.to_out is None:

@@ -3,11 +3,14 @@
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from oseg_video.adapters.base import ModelAdapter, VideoTokens, register_adapter
+from oseg_video.adapters.base import ClipSize, ModelAdapter, VideoTokens, random_like, register_adapter
 from oseg_video.adapters.blocks import BlockAddress
 from oseg_video.types import TokenGrid
+
+_TEXT_TOKENS = 128  # default max_sequence_length of the pipeline
 
 
 @register_adapter
@@ -20,6 +23,8 @@ class LTXAdapter(ModelAdapter):
     other_pipelines = ("LTXConditionPipeline",)
     hub_repository = "Lightricks/LTX-Video"
     size_multiple = 32
+    spatial_compression = 32
+    denoiser_class = "LTXVideoTransformer3DModel"
     frame_multiple = 8
     norm_layout = "BSC"
     batched_arguments = (
@@ -39,6 +44,20 @@ class LTXAdapter(ModelAdapter):
 
     def skip_block(self, hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
         return hidden_states
+
+    def example_arguments(self, denoiser: Any, clip: ClipSize, rows: int) -> dict[str, Any]:
+        config, device = denoiser.config, denoiser.device
+        frames, height, width = self.latent_size(clip)
+        tokens = frames * height * width
+        return {
+            "hidden_states": random_like(denoiser, rows, tokens, config.in_channels),
+            "encoder_hidden_states": random_like(denoiser, rows, _TEXT_TOKENS, config.caption_channels),
+            "timestep": torch.full((rows,), 500.0, device=device),
+            "encoder_attention_mask": torch.ones(rows, _TEXT_TOKENS, device=device),
+            "num_frames": frames,
+            "height": height,
+            "width": width,
+        }
 
 
 def _tokens_from_coordinates(coordinates: Tensor) -> VideoTokens:

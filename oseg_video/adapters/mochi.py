@@ -3,11 +3,21 @@
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from oseg_video.adapters.base import ModelAdapter, VideoTokens, register_adapter, trim_padding
+from oseg_video.adapters.base import (
+    ClipSize,
+    ModelAdapter,
+    VideoTokens,
+    random_like,
+    register_adapter,
+    trim_padding,
+)
 from oseg_video.adapters.blocks import BlockAddress
 from oseg_video.types import TokenGrid
+
+_TEXT_TOKENS = 256  # default max_sequence_length of the pipeline
 
 
 @register_adapter
@@ -21,6 +31,7 @@ class MochiAdapter(ModelAdapter):
     frame_multiple = 6
     # The pipeline's linear-quadratic schedule divides by half the number of steps.
     minimum_steps = 2
+    denoiser_class = "MochiTransformer3DModel"
     norm_layout = "BSND"
     batched_arguments = ("hidden_states", "encoder_hidden_states", "timestep", "encoder_attention_mask")
 
@@ -44,3 +55,12 @@ class MochiAdapter(ModelAdapter):
         self, hidden_states: Tensor, encoder_hidden_states: Tensor, *_: Any, **__: Any
     ) -> tuple[Tensor, Tensor]:
         return hidden_states, encoder_hidden_states
+
+    def example_arguments(self, denoiser: Any, clip: ClipSize, rows: int) -> dict[str, Any]:
+        config, device = denoiser.config, denoiser.device
+        return {
+            "hidden_states": random_like(denoiser, rows, config.in_channels, *self.latent_size(clip)),
+            "encoder_hidden_states": random_like(denoiser, rows, _TEXT_TOKENS, config.text_embed_dim),
+            "timestep": torch.full((rows,), 500.0, device=device),
+            "encoder_attention_mask": torch.ones(rows, _TEXT_TOKENS, dtype=torch.bool, device=device),
+        }

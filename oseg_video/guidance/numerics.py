@@ -6,7 +6,6 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
-from torch._subclasses import FakeTensor
 
 
 def upcast(x: Tensor) -> Tensor:
@@ -18,8 +17,3 @@ def without_autocast(x: Tensor) -> AbstractContextManager:
     """Matrix products on `x`'s device keep the working precision, also inside a caller's `torch.autocast`."""
     device = x.device.type
     return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
-
-
-def has_no_values(x: Tensor) -> bool:
-    """Whether `x` has a shape only (meta or fake tensor), as when FLOPs are counted."""
-    return x.is_meta or isinstance(x, FakeTensor)

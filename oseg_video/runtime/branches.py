@@ -68,7 +68,10 @@ class BranchRunner:
         if not self._selectors:
             yield
             return
-        with gated(self._adapter, self._denoiser, lambda: self._plan):
+        with (
+            self._adapter.prepared(self._denoiser),
+            gated(self._adapter, self._denoiser, lambda: self._plan),
+        ):
             yield
 
     def run(

@@ -66,9 +66,18 @@ def guided(pipe: Any, guidance: Guidance, *, reuse_prefix: bool = True) -> Itera
 class _OpenStep:
     """A step until all its denoiser calls are answered."""
 
-    def __init__(self, step: Step, plan: StepPlan, calls: tuple[tuple[Condition, ...], ...]) -> None:
+    def __init__(
+        self,
+        step: Step,
+        plan: StepPlan,
+        calls: tuple[tuple[Condition, ...], ...],
+        *,
+        keep_dtype: bool = False,
+    ) -> None:
+        """`keep_dtype`: answer in the predictions' dtype, not in float32."""
         self.step = step
         self.plan = plan
+        self._keep_dtype = keep_dtype
         self.records: list[PassRecord] = []
         self._calls = calls
         self._answered = 0
@@ -101,14 +110,16 @@ class _OpenStep:
         assert self.plan.rule is not None
         self._predictions |= predictions
         if self._guided is None and self._predictions.keys() == self.plan.branches.keys():
-            self._guided = self.plan.rule(**self._predictions)
+            guided_prediction = self.plan.rule(**self._predictions)
+            dtype = next(iter(predictions.values())).dtype
+            self._guided = guided_prediction.to(dtype) if self._keep_dtype else guided_prediction
             self._hand_on(self._guided)
         if self._guided is not None:
             return torch.cat([self._guided] * len(self.conditions))
         (prediction,) = [
             value for name, value in predictions.items() if self.plan.branches[name].perturbation is None
         ]
-        waiting = upcast(prediction).clone()
+        waiting = (prediction if self._keep_dtype else upcast(prediction)).clone()
         self._waiting.append(weakref.ref(waiting))
         return waiting
 
@@ -135,13 +146,12 @@ class _Session:
         self._memory: dict[str, Tensor] = {}
         self._open: _OpenStep | None = None
 
-    def sample(self, call: Callable[..., Any], bound: inspect.BoundArguments) -> Any:
+    def sample(self, _: Callable[..., Any], as_made: Callable[[], Any], bound: inspect.BoundArguments) -> Any:
         """One call of the pipeline."""
-        args, kwargs = bound.args, bound.kwargs
         bound.apply_defaults()
         self._call, self._memory, self._open = bound.arguments, {}, None
         try:
-            return call(*args, **kwargs)
+            return as_made()
         finally:
             self._call, self._memory, self._open = None, {}, None
 
@@ -150,15 +160,19 @@ class _Session:
         denoiser: nn.Module,
         runner: BranchRunner,
         call: Callable[..., Any],
+        as_made: Callable[[], Any],
         bound: inspect.BoundArguments,
     ) -> Any:
-        """The guided prediction for one denoiser call of the pipeline; `call` is the denoiser's own."""
+        """The guided prediction for one denoiser call of the pipeline.
+
+        `call` is the denoiser's own; `as_made` repeats the pipeline's call.
+        """
         _check_denoiser(denoiser, self._guidance)
         arguments = dict(bound.arguments)
         current = self._current_step(denoiser, arguments)
         conditions = current.conditions
         if current.plan.rule is None:
-            output = call(*bound.args, **bound.kwargs)
+            output = as_made()
             rows = len(arguments[self._adapter.sample_argument])
             current.answered([PassRecord(conditions, rows, 0, ())])
         else:
@@ -195,7 +209,8 @@ class _Session:
         step = Step(position.index, position.count, position.noise_level, scale, self._memory)
         plan = self._guidance.plan(step)
         self._check_plan(plan, conditions, call)
-        self._open = _OpenStep(step, plan, calls)
+        keep_dtype = self._adapter.latents_take_prediction_dtype
+        self._open = _OpenStep(step, plan, calls, keep_dtype=keep_dtype)
         return self._open
 
     def _check_plan(self, plan: StepPlan, conditions: set[Condition], call: Mapping[str, Any]) -> None:
@@ -228,9 +243,14 @@ def _check_denoiser(denoiser: nn.Module, guidance: Guidance) -> None:
 
 @contextmanager
 def _intercepted_calls(
-    target: Any, implementation: str, answer: Callable[[Callable[..., Any], inspect.BoundArguments], Any]
+    target: Any,
+    implementation: str,
+    answer: Callable[[Callable[..., Any], Callable[[], Any], inspect.BoundArguments], Any],
 ) -> Iterator[None]:
-    """Send calls of this one object through `answer(call, bound arguments)`.
+    """Send calls of this one object through `answer(call, call as it was made, bound arguments)`.
+
+    A call must be repeatable as it was made: diffusers' LoRA scaling looks for `attention_kwargs` among the
+    keyword arguments only.
 
     The instance gets a subclass of its class for the time being: offload hooks and compilers rewrite the
     `forward` of an instance whenever they like, but `__call__` is looked up on the class, so ours stays
@@ -244,7 +264,8 @@ def _intercepted_calls(
     signature = inspect.Signature(parameters)
 
     def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return answer(partial(original.__call__, self), signature.bind(*args, **kwargs))
+        call = partial(original.__call__, self)
+        return answer(call, partial(call, *args, **kwargs), signature.bind(*args, **kwargs))
 
     namespace = {"__call__": __call__, "__module__": original.__module__, "_guided": True}
     metaclass: Any = type(original)

@@ -1,0 +1,134 @@
+"""What guidance costs: counted FLOPs of one step, on tensors without values (meta), so of any model size."""
+
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from typing import Any, cast
+from unittest.mock import patch
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from oseg_video.adapters.base import ClipSize, Condition, ModelAdapter
+from oseg_video.guidance.methods import Guidance
+from oseg_video.guidance.perturbations import QueryTransform, ReplaceAttention, SkipBlock
+from oseg_video.guidance.plan import Branch, Step
+from oseg_video.runtime.branches import BranchRunner
+from oseg_video.types import TokenGrid
+
+_CONDITIONS: tuple[Condition, ...] = ("uncond", "cond")
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """Counted FLOPs (matrix products, convolutions, attention) of one guided step."""
+
+    total: int
+    transform: int
+    """Part of the total that the change of the queries takes."""
+
+
+def full_size_denoiser(adapter: ModelAdapter) -> nn.Module:
+    """The family's denoiser at its real size, without weights (meta device)."""
+    import diffusers
+
+    with torch.device("meta"):
+        return getattr(diffusers, adapter.denoiser_class)(**adapter.full_size).eval()
+
+
+def step_cost(
+    adapter: ModelAdapter,
+    denoiser: nn.Module,
+    clip: ClipSize,
+    guidance: Guidance,
+    *,
+    reuse_prefix: bool = True,
+    step: Step | None = None,
+) -> StepCost:
+    """FLOPs of one step of `guidance` for one clip; `step` is by default one in the middle of sampling.
+
+    Text is counted at its full padded length. Works on any device; on the meta device nothing is computed,
+    and every text token counts as valid. Raises `UnknownBlockError`.
+    """
+    step = step or Step(25, 50, 0.5, 5.0)
+    branches = guidance.plan(step).branches
+    arguments = adapter.example_arguments(denoiser, clip, len(_CONDITIONS))
+
+    counted: list[_CountedTransform] = []
+    branches = {name: _with_counted_transform(branch, counted) for name, branch in branches.items()}
+    runner = BranchRunner(adapter, denoiser, guidance.blocks_used, reuse_prefix=reuse_prefix)
+    with (
+        runner.active(),
+        torch.no_grad(),
+        _autocast_nowhere(),
+        _ValidMasks(),
+        FlopCounterMode(display=False) as counter,
+    ):
+        runner.run(denoiser, arguments, branches, _CONDITIONS)
+    return StepCost(int(counter.get_total_flops()), sum(one.flops for one in counted))
+
+
+class _CountedTransform:
+    """A query transform that counts its own FLOPs beside the model's."""
+
+    def __init__(self, transform: QueryTransform) -> None:
+        self.site: Any = transform.site
+        self.flops = 0
+        self._transform = transform
+
+    def __call__(self, query: Tensor, key: Tensor, grid: TokenGrid) -> Tensor:
+        with FlopCounterMode(display=False) as counter:
+            changed = self._transform(query, key, grid)
+        self.flops += int(counter.get_total_flops())
+        return changed
+
+
+def _with_counted_transform(branch: Branch, counted: list[_CountedTransform]) -> Branch:
+    if branch.perturbation is None or isinstance(branch.perturbation.change, SkipBlock | ReplaceAttention):
+        return branch
+    counted.append(_CountedTransform(branch.perturbation.change))
+    return replace(branch, perturbation=replace(branch.perturbation, change=cast(QueryTransform, counted[-1])))
+
+
+def _autocast_nowhere() -> Any:
+    """Make autocast regions do nothing: diffusers opens them for the tensors' device, and meta has none."""
+    return patch.object(torch, "autocast", lambda *_, **__: nullcontext())
+
+
+class _ValidMasks(TorchDispatchMode):
+    """Gives masks on the meta device, which hold no values, the one meaning "every token is valid".
+
+    Selecting by a mask takes everything, selecting by its negation nothing, and a condition on a value holds.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._negated: list[Tensor] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if args and isinstance(args[0], Tensor) and args[0].is_meta:
+            if func is torch.ops.aten.nonzero.default:
+                return self._chosen(args[0])
+            if func is torch.ops.aten._local_scalar_dense.default:
+                return True
+        if func is torch.ops.aten.index.Tensor:
+            args = (args[0], self._as_integers(args[1]))
+        out = func(*args, **kwargs)
+        if func is torch.ops.aten.bitwise_not.default and out.is_meta:
+            self._negated.append(out)
+        return out
+
+    def _chosen(self, mask: Tensor) -> Tensor:
+        rows = 0 if any(mask is one for one in self._negated) else mask.numel()
+        return torch.empty(rows, mask.ndim, dtype=torch.int64, device=mask.device)
+
+    def _as_integers(self, indices: list[Tensor | None]) -> list[Tensor | None]:
+        whole: list[Tensor | None] = []
+        for index in indices:
+            if index is not None and index.dtype == torch.bool and index.is_meta:
+                whole += self._chosen(index).unbind(1)
+            else:
+                whole.append(index)
+        return whole
