@@ -25,13 +25,14 @@ class SilentGuidanceError(GuidanceError):
     """A perturbation left no trace: a site did not fire, or the perturbed prediction is the plain one."""
 
 
-class _Pass(NamedTuple):
+class Pass(NamedTuple):
     """Branches that share one forward pass, in the order of its rows."""
 
     names: tuple[str, ...]
     conditions: tuple[Condition, ...]
     perturbation: Perturbation | None
-    reuses_prefix: bool
+    start_unit: int
+    """First unit that runs; those before it replay what the unperturbed pass had there."""
 
 
 class BranchRunner:
@@ -88,9 +89,8 @@ class BranchRunner:
         Raises `SilentGuidanceError` when a perturbation had no effect.
         """
         batch = len(arguments[self._adapter.sample_argument]) // len(conditions)
-        first = self._first_perturbed_unit(branches)
-        passes = _group(branches, conditions, self._reuse_prefix and first > 0)
-        prefix_units = self._units[:first]
+        passes = self.passes(branches, conditions)
+        prefix_units = self._units[: max((one.start_unit for one in passes), default=0)]
         predictions: dict[str, Tensor] = {}
         records = []
         prefix: dict[str, Any] = {}
@@ -102,10 +102,10 @@ class BranchRunner:
                 inputs, no_padding = self._adapter.trim_text(inputs)
                 plan.change_inputs = self._adapter.without_mask if no_padding else None
             plan.actions = self._actions(current.perturbation, inputs)
-            if current.reuses_prefix:
+            if current.start_unit > 0:
                 rows = _rows(current.conditions, prefix_conditions, batch)
                 plan.replay = self._replay(prefix, prefix_units, rows, batch * len(prefix_conditions))
-            elif current.perturbation is None and any(later.reuses_prefix for later in passes):
+            elif current.perturbation is None and prefix_units:
                 plan.capture = frozenset(prefix_units[-1:] if self._adapter.chained else prefix_units)
             prediction = self._run_pass(call, inputs, plan)
             if current.perturbation is None:
@@ -113,14 +113,26 @@ class BranchRunner:
             else:
                 self._require_fired(current.perturbation, plan)
             predictions |= zip(current.names, prediction.split(batch), strict=True)
-            start = first if current.reuses_prefix else 0
-            records.append(PassRecord(current.names, len(prediction), start, tuple(plan.fired)))
+            fired = tuple(plan.fired)
+            records.append(PassRecord(current.names, len(prediction), current.start_unit, fired))
         _require_effect(branches, predictions)
         return predictions, records
 
-    def _first_perturbed_unit(self, branches: Mapping[str, Branch]) -> int:
+    def passes(self, branches: Mapping[str, Branch], conditions: tuple[Condition, ...]) -> list[Pass]:
+        """The fewest passes that run all branches, unperturbed ones first, rows in order of `conditions`."""
+        plain = {branch.condition for branch in branches.values() if branch.perturbation is None}
         perturbed = (branch.perturbation for branch in branches.values() if branch.perturbation is not None)
-        return min((self._resolve(one)[0].unit for one in perturbed), default=0)
+        first = min((self._resolve(one)[0].unit for one in perturbed), default=0) if self._reuse_prefix else 0
+        groups: dict[tuple[Perturbation | None, int], list[str]] = {}
+        for name in sorted(branches, key=lambda name: conditions.index(branches[name].condition)):
+            branch = branches[name]
+            start = first if branch.perturbation is not None and branch.condition in plain else 0
+            groups.setdefault((branch.perturbation, start), []).append(name)
+        passes = [
+            Pass(tuple(names), tuple(branches[name].condition for name in names), perturbation, start)
+            for (perturbation, start), names in groups.items()
+        ]
+        return sorted(passes, key=lambda one: one.perturbation is not None)
 
     def _resolve(self, perturbation: Perturbation) -> list[BlockAddress]:
         selectors = perturbation.blocks
@@ -197,23 +209,6 @@ class BranchRunner:
 
 def _apply(transform: QueryTransform, grid: TokenGrid, query: Tensor, key: Tensor) -> Tensor:
     return transform(query, key, grid)
-
-
-def _group(
-    branches: Mapping[str, Branch], conditions: tuple[Condition, ...], reuse_prefix: bool
-) -> list[_Pass]:
-    """The fewest passes that run all branches, unperturbed ones first, rows in the order of `conditions`."""
-    plain = {branch.condition for branch in branches.values() if branch.perturbation is None}
-    groups: dict[tuple[Perturbation | None, bool], list[str]] = {}
-    for name in sorted(branches, key=lambda name: conditions.index(branches[name].condition)):
-        branch = branches[name]
-        reuses = reuse_prefix and branch.perturbation is not None and branch.condition in plain
-        groups.setdefault((branch.perturbation, reuses), []).append(name)
-    passes = [
-        _Pass(tuple(names), tuple(branches[name].condition for name in names), perturbation, reuses)
-        for (perturbation, reuses), names in groups.items()
-    ]
-    return sorted(passes, key=lambda one: one.perturbation is not None)
 
 
 def _rows(wanted: tuple[Condition, ...], conditions: tuple[Condition, ...], batch: int) -> slice:

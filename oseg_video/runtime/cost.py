@@ -1,5 +1,6 @@
 """What guidance costs: counted FLOPs of one step, on tensors without values (meta), so of any model size."""
 
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, cast
@@ -11,9 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from oseg_video.adapters.base import ClipSize, Condition, ModelAdapter
-from oseg_video.guidance.methods import Guidance
 from oseg_video.guidance.perturbations import QueryTransform, ReplaceAttention, SkipBlock
-from oseg_video.guidance.plan import Branch, Step
+from oseg_video.guidance.plan import Branch
 from oseg_video.runtime.branches import BranchRunner
 from oseg_video.types import TokenGrid
 
@@ -41,23 +41,20 @@ def step_cost(
     adapter: ModelAdapter,
     denoiser: nn.Module,
     clip: ClipSize,
-    guidance: Guidance,
+    branches: Mapping[str, Branch],
     *,
     reuse_prefix: bool = True,
-    step: Step | None = None,
 ) -> StepCost:
-    """FLOPs of one step of `guidance` for one clip; `step` is by default one in the middle of sampling.
+    """FLOPs of one step that runs `branches` (`StepPlan.branches`) for one clip.
 
     Text is counted at its full padded length. Works on any device; on the meta device nothing is computed,
     and every text token counts as valid. Raises `UnknownBlockError`.
     """
-    step = step or Step(25, 50, 0.5, 5.0)
-    branches = guidance.plan(step).branches
     arguments = adapter.example_arguments(denoiser, clip, len(_CONDITIONS))
-
     counted: list[_CountedTransform] = []
     branches = {name: _with_counted_transform(branch, counted) for name, branch in branches.items()}
-    runner = BranchRunner(adapter, denoiser, guidance.blocks_used, reuse_prefix=reuse_prefix)
+    selectors = {b for one in branches.values() if one.perturbation for b in one.perturbation.blocks}
+    runner = BranchRunner(adapter, denoiser, tuple(selectors), reuse_prefix=reuse_prefix)
     with (
         runner.active(),
         torch.no_grad(),
@@ -88,7 +85,9 @@ def _with_counted_transform(branch: Branch, counted: list[_CountedTransform]) ->
     if branch.perturbation is None or isinstance(branch.perturbation.change, SkipBlock | ReplaceAttention):
         return branch
     counted.append(_CountedTransform(branch.perturbation.change))
-    return replace(branch, perturbation=replace(branch.perturbation, change=cast(QueryTransform, counted[-1])))
+    return replace(
+        branch, perturbation=replace(branch.perturbation, change=cast(QueryTransform, counted[-1]))
+    )
 
 
 def _autocast_nowhere() -> Any:
