@@ -168,7 +168,7 @@ def test_blocks_may_follow_the_noise_level(method: type) -> None:
 def test_blocks_used_are_those_of_a_method_that_perturbs() -> None:
     assert CFG().blocks_used == ()
     assert STG(blocks="mid").blocks_used == ("mid",)
-    assert STG(blocks=[3, 1]).blocks_used == (1, 3)
+    assert STG(blocks=[10, "mid", 3, "dual:2"]).blocks_used == (3, 10, "dual:2", "mid")
     assert STG(blocks=(1,), stg_scale=0.0).blocks_used == ()
     assert STG(blocks=(1,), stg_scale=Breakpoints(((1.0, 0.0), (0.5, 0.0)))).blocks_used == ()
     assert STG(blocks=(1,), stg_scale=FALLING).blocks_used == (1,)

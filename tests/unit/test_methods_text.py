@@ -84,6 +84,13 @@ def test_the_new_methods_follow_their_papers() -> None:
         assert_close(guidance.plan(step()).rule(**p), oracle(p, 5.0))
 
 
+def test_a_treatment_is_never_the_pipelines_own_rule() -> None:
+    for guidance in (CFGZeroStar(), APG(), STG(blocks=(1,), stg_scale=0.0, text="apg")):
+        p = random_predictions(guidance, step())
+        expected = Oracle("cfg-zero" if isinstance(guidance, CFGZeroStar) else "apg")(p, 4.0)
+        assert_close(guidance.plan(step()).rule(**p), expected)
+
+
 def test_cfg_zero_is_the_papers_expression() -> None:
     guidance = CFGZeroStar(guidance_scale=5.0)
     p = random_predictions(guidance, step())
@@ -257,6 +264,7 @@ def test_a_scale_per_frame_is_taken_from_the_pipeline(dtype) -> None:
         (OSEG(blocks=(1,), oseg_scale=0.5, text="apg", **APG_OPTIONS), 0.5, Oracle("apg", **APG_OPTIONS)),
     ):
         plan = guidance.plan(at)
+        assert any(branch.condition == "uncond" for branch in plan.branches.values())
         p = {n: torch.randn(2, 4, 3, 2, 2, generator=generator, dtype=torch.float64) for n in plan.branches}
         result = plan.rule(**p)
         for frame in range(4):
