@@ -57,4 +57,7 @@ class StepPlan:
     """
 
     branches: Mapping[str, Branch]
+    formula: str
+    """The guided prediction with its numbers, for the reader: C cond, U uncond, P perturbed, ~ queries of the
+    same branch perturbed, a projection scale."""
     rule: Rule | None = None

@@ -44,6 +44,14 @@ class TextTreatment:
         """`extrapolated`, in the order of operations that the treatment is known by."""
         return self.extrapolated(cond, uncond, scale, memory)
 
+    def formula(self, scale: combine.Scale, uncond: str) -> str:
+        """`extrapolated` for the reader, with `uncond` as the name of the unconditional prediction."""
+        return f"C + {shown(scale, less=1)} {self.shown_difference(uncond)}"
+
+    def shown_difference(self, uncond: str) -> str:
+        """T for the reader."""
+        raise NotImplementedError
+
     def zeroes(self, step: Step) -> bool:
         """Whether the whole prediction of this step is zero. Raises SettingError if that leaves no step."""
         return False
@@ -57,6 +65,9 @@ class PlainText(TextTreatment):
 
     def difference(self, cond: Tensor, uncond: Tensor, memory: dict[str, Tensor]) -> Tensor:
         return combine.difference(cond, uncond)
+
+    def shown_difference(self, uncond: str) -> str:
+        return f"(C - {uncond})"
 
     def guided(self, cond: Tensor, uncond: Tensor, scale: combine.Scale, memory: dict[str, Tensor]) -> Tensor:
         # diffusers' own expression, so that only what a method adds differs from a stock pipeline.
@@ -104,6 +115,12 @@ class ProjectedText(TextTreatment):
             memory[_APG_AVERAGE] = average
         return update
 
+    def shown_difference(self, uncond: str) -> str:
+        return (
+            f"APG(C - {uncond}; eta {self.eta:g}, momentum {self.momentum:g}, "
+            f"norm {f'at most {self.norm_threshold:g}' if self.norm_threshold else 'unlimited'})"
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class ZeroStarText(TextTreatment):
@@ -123,6 +140,9 @@ class ZeroStarText(TextTreatment):
 
     def difference(self, cond: Tensor, uncond: Tensor, memory: dict[str, Tensor]) -> Tensor:
         return combine.zero_star_difference(cond, uncond)
+
+    def shown_difference(self, uncond: str) -> str:
+        return f"(C - a {uncond})"
 
     def zeroes(self, step: Step) -> bool:
         if self.zero_steps >= step.count:
@@ -158,6 +178,13 @@ def treat_text(name: str, **options: Any) -> TextTreatment:
 def option_names(treatment: type[TextTreatment]) -> tuple[str, ...]:
     """The options of a treatment."""
     return tuple(spec.name for spec in fields(treatment))
+
+
+def shown(scale: float | Tensor, less: float = 0) -> str:
+    """A scale, less a number, for the reader; one that grows over the frames shows both ends."""
+    if isinstance(scale, Tensor):
+        return f"[{float(scale.min()) - less:.6g} to {float(scale.max()) - less:.6g}]"
+    return f"{scale - less:.6g}"
 
 
 def guides(scale: float | Tensor) -> bool:

@@ -91,25 +91,27 @@ class Guidance:
         """Text guidance alone; the pipeline's own rule where it computes just that."""
         scale = self._text_scale(step)
         if self._text.zeroes(step):
-            return StepPlan({"cond": Branch("cond")}, _zero)
+            return StepPlan({"cond": Branch("cond")}, "0", _zero)
         if is_off(scale):
             return self._plain_plan(step)
         branches = {"uncond": Branch("uncond"), "cond": Branch("cond")}
         plain = isinstance(self._text, PlainText) and value_at(self.rescale, step.noise_level) == 0
         if plain and same_scale(scale, step.pipeline_scale):
-            return StepPlan(branches)
-        return self._with_rule(branches, partial(_text_alone, self._text, scale, step.memory), step)
+            return StepPlan(branches, self._text.formula(scale, "U"))
+        rule = partial(_text_alone, self._text, scale, step.memory)
+        return self._with_rule(branches, self._text.formula(scale, "U"), rule, step)
 
     def _plain_plan(self, step: Step) -> StepPlan:
         """`C` as it is."""
-        return StepPlan({"cond": Branch("cond")}, _cond_alone if guides(step.pipeline_scale) else None)
+        return StepPlan({"cond": Branch("cond")}, "C", _cond_alone if guides(step.pipeline_scale) else None)
 
-    def _with_rule(self, branches: Mapping[str, Branch], rule: Rule, step: Step) -> StepPlan:
+    def _with_rule(self, branches: Mapping[str, Branch], formula: str, rule: Rule, step: Step) -> StepPlan:
         """The plan, its rule followed by the rescaling that this step asks for."""
         factor = value_at(self.rescale, step.noise_level)
         if factor == 0:
-            return StepPlan(branches, rule)
-        return StepPlan(branches, partial(_rescaled, rule, factor))
+            return StepPlan(branches, formula, rule)
+        formula = f"{formula}, rescaled to std(C) by {factor:g}"
+        return StepPlan(branches, formula, partial(_rescaled, rule, factor))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,9 +191,9 @@ class PerturbedGuidance(Guidance):
             "cond": Branch("cond"),
             "perturbed": Branch("cond", Perturbation(blocks, self._change())),
         }
-        return self._with_rule(
-            branches, partial(_text_and_push, self._text, scale, perturbed_scale, step.memory), step
-        )
+        text = "C" if is_off(scale) else self._text.formula(scale, "U")
+        rule = partial(_text_and_push, self._text, scale, perturbed_scale, step.memory)
+        return self._with_rule(branches, f"{text} + {perturbed_scale:g} (C - P)", rule, step)
 
 
 def check_scale(name: str, value: object, maximum: float = math.inf) -> None:

@@ -13,7 +13,7 @@ from oseg_video.guidance.perturbations import BlurOrthogonalQueries, Change, Pub
 from oseg_video.guidance.plan import Branch, Perturbation, Step, StepPlan
 from oseg_video.guidance.projection import parse_reference
 from oseg_video.guidance.smoothing import validate_blur_sigma, validate_boundary
-from oseg_video.guidance.text import TextTreatment, is_off
+from oseg_video.guidance.text import TextTreatment, is_off, shown
 from oseg_video.guidance.validation import validate_fraction
 from oseg_video.types import SettingError
 
@@ -105,22 +105,25 @@ class OSEG(PerturbedGuidance):
             branches["uncond_perturbed"] = Branch("uncond", perturbation)
         if perturbed_scale != 0:
             branches["cond_perturbed"] = Branch("cond", perturbation)
-        return self._with_rule(
-            branches, partial(_slides, self._text, scale, perturbed_scale, step.memory), step
-        )
+        formula = "C" if is_off(scale) else self._text.formula(scale, "U~")
+        if perturbed_scale != 0:
+            formula += f" + {perturbed_scale:g} (C - C~)"
+        rule = partial(_slides, self._text, scale, perturbed_scale, step.memory)
+        return self._with_rule(branches, formula, rule, step)
 
     def _published_plan(self, blocks: Blocks, perturbed_scale: float, step: Step) -> StepPlan:
         if step.index == 0:
             # The released code replaces the first step's guided prediction by this.
-            return StepPlan({"cond": Branch("cond")}, _tenth_of_cond)
+            return StepPlan({"cond": Branch("cond")}, "0.1 C", _tenth_of_cond)
         perturbation = Perturbation(blocks, self._change())
         branches = {"cond": Branch("cond"), "uncond_perturbed": Branch("uncond", perturbation)}
         if self.published_skip:
             branches["cond_perturbed"] = Branch("cond", Perturbation(blocks, SkipBlock()))
-        rule = partial(
-            combine.oseg_published, guidance_scale=self._text_scale(step), oseg_scale=perturbed_scale
-        )
-        return self._with_rule(branches, rule, step)
+        scale = self._text_scale(step)
+        away = "C~" if self.published_skip else "C"
+        formula = f"C + {shown(scale, less=1)} (C - 0.98 a U~) + {perturbed_scale:g} (C - 0.98 a {away})"
+        rule = partial(combine.oseg_published, guidance_scale=scale, oseg_scale=perturbed_scale)
+        return self._with_rule(branches, formula, rule, step)
 
 
 def _slides(
