@@ -1,6 +1,6 @@
 """Adapters: one file per model family; importing this package registers them all."""
 
-from oseg_video.adapters import cogvideox, ltx, mochi, sdxl, svd, wan
+from oseg_video.adapters import cogvideox, hunyuan, hunyuan15, ltx, mochi, sdxl, svd, wan
 from oseg_video.adapters.base import (
     AttentionSite,
     ModelAdapter,
@@ -23,6 +23,8 @@ __all__ = [
     "adapter_for_class",
     "all_adapters",
     "cogvideox",
+    "hunyuan",
+    "hunyuan15",
     "ltx",
     "mochi",
     "sdxl",

@@ -8,7 +8,11 @@ from functools import partial
 from typing import Any
 
 import torch
-from diffusers import CogVideoXImageToVideoPipeline, WanImageToVideoPipeline
+from diffusers import (
+    CogVideoXImageToVideoPipeline,
+    HunyuanVideo15ImageToVideoPipeline,
+    WanImageToVideoPipeline,
+)
 from diffusers.pipelines.ltx.pipeline_ltx_condition import LTXVideoCondition
 from PIL import Image
 
@@ -23,6 +27,14 @@ from tests.tiny import (
     tiny_mochi,
 )
 from tests.tiny.cogvideox import COGVIDEOX_SIZE, tiny_cogvideox, tiny_cogvideox_5b
+from tests.tiny.hunyuan import (
+    HUNYUAN15_IMAGE_SIZE,
+    HUNYUAN15_SIZE,
+    HUNYUAN_SIZE,
+    tiny_hunyuan,
+    tiny_hunyuan15,
+    tiny_hunyuan_image,
+)
 from tests.tiny.unet import SDXL_SIZE, SVD_SIZE, tiny_image, tiny_sdxl, tiny_svd
 from tests.tiny.wan import WAN_SIZE, tiny_wan, wan_prompt_embeds
 
@@ -53,6 +65,11 @@ def picture_for(prompt: Any) -> dict[str, Any]:
     """A picture, or a batch of them, in place of a prompt: SVD knows no text."""
     pictures = [tiny_image(SVD_SIZE, key=one) for one in ([prompt] if isinstance(prompt, str) else prompt)]
     return {"image": pictures[0] if isinstance(prompt, str) else pictures}
+
+
+def true_cfg_scale(scale: float) -> dict[str, Any]:
+    """HunyuanVideo's scale; its `guidance_scale` is an input of the network."""
+    return {"true_cfg_scale": scale, "negative_prompt": "bad"}
 
 
 def short_prompt(prompt: Any) -> dict[str, Any]:
@@ -100,6 +117,24 @@ class Case:
         return getattr(pipe(**(arguments | overrides)), self.result)
 
 
+@dataclass(frozen=True)
+class GuiderCase(Case):
+    """A pipeline whose text guidance is a component, with a scale of its own."""
+
+    scale: Callable[[float], dict[str, Any]] = lambda _: {}
+
+    def run(
+        self,
+        pipe: Any,
+        prompt: Any = "a red circle",
+        seed: int = 0,
+        guidance_scale: float = SCALE,
+        **overrides: Any,
+    ) -> torch.Tensor:
+        pipe.guider = pipe.guider.new(guidance_scale=guidance_scale)
+        return super().run(pipe, prompt, seed, guidance_scale, **overrides)
+
+
 def _keyframe() -> dict[str, Any]:
     # A condition on a frame other than the first: its tokens stand before those of the clip.
     return {"conditions": [LTXVideoCondition(image=_image(), frame_index=8)]}
@@ -114,6 +149,10 @@ WAN = Case("wan", tiny_wan, WAN_SIZE, grid=_WAN_GRID)
 COGVIDEOX = Case("cogvideox", tiny_cogvideox, COGVIDEOX_SIZE, grid=TokenGrid(3, 3, 4), start=TEXT_LENGTH)
 SVD = Case("svd", tiny_svd, SVD_SIZE, scale=ramp_scale, condition=picture_for, blocks=14)
 SDXL = Case("sdxl", tiny_sdxl, SDXL_SIZE, condition=short_prompt, result="images", blocks=11)
+HUNYUAN = Case("hunyuan", tiny_hunyuan, HUNYUAN_SIZE, grid=TokenGrid(3, 4, 3), scale=true_cfg_scale)
+HUNYUAN15 = GuiderCase(
+    "hunyuan15", tiny_hunyuan15, HUNYUAN15_SIZE, grid=TokenGrid(3, 4, 3), condition=short_prompt
+)
 CASES = (
     MOCHI,
     LTX,
@@ -152,4 +191,22 @@ CASES = (
     ),
     SVD,
     SDXL,
+    HUNYUAN,
+    Case(
+        "hunyuan-image",
+        tiny_hunyuan_image,
+        HUNYUAN_SIZE,
+        lambda: {"image": _image(HUNYUAN_SIZE)},
+        grid=HUNYUAN.grid,
+        scale=true_cfg_scale,
+    ),
+    HUNYUAN15,
+    GuiderCase(
+        "hunyuan15-image",
+        partial(tiny_hunyuan15, HunyuanVideo15ImageToVideoPipeline),
+        {"num_frames": HUNYUAN15_SIZE["num_frames"]},
+        lambda: {"image": _image(HUNYUAN15_IMAGE_SIZE)},
+        grid=TokenGrid(3, 5, 3),
+        condition=short_prompt,
+    ),
 )

@@ -58,7 +58,7 @@ BLOCKS_15 = 5
 HUNYUAN_SIZE = {"height": 64, "width": 48, "num_frames": 9}  # token grid 3 x 4 x 3
 HUNYUAN15_SIZE = {"height": 64, "width": 48, "num_frames": 9}  # token grid 3 x 4 x 3
 # Image to video of 1.5 takes its size from the image: 20 patches of 16 pixels or fewer at this shape.
-HUNYUAN15_IMAGE_SIZE = (48, 96)  # width, height; token grid 3 x 5 x 3
+HUNYUAN15_IMAGE_SIZE = {"height": 96, "width": 48}  # token grid 3 x 5 x 3
 
 _LETTERS = string.ascii_letters + string.digits + string.punctuation
 _FILLER = "■"  # the one character of the vocabulary that no prompt holds

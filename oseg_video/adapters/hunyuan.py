@@ -1,0 +1,122 @@
+"""HunyuanVideo: joint attention of video and text in dual, then single blocks (tencent/HunyuanVideo)."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from oseg_video.adapters.base import (
+    ClipSize,
+    Condition,
+    ModelAdapter,
+    VideoTokens,
+    random_like,
+    register_adapter,
+    trim_padding,
+)
+from oseg_video.adapters.blocks import BlockAddress
+from oseg_video.types import TokenGrid
+
+_TEXT_TOKENS = 256  # default max_sequence_length of the pipelines
+
+
+@register_adapter
+class HunyuanVideoAdapter(ModelAdapter):
+    """`HunyuanVideoTransformer3DModel`: the clip's tokens stand before those of the text.
+
+    The released weights are guidance-distilled: `guidance_scale` is an input of the network, and there is
+    one call per step, without an unconditional one. True CFG (`true_cfg_scale` above 1 and a negative
+    prompt) makes a second call. Image to video concatenates the image along the channels ("latent_concat")
+    or puts it in place of the clip's first latent frame ("token_replace"), so it changes no token grid; its
+    text starts with tokens of the image.
+    """
+
+    family = "hunyuan"
+    text_to_video = "HunyuanVideoPipeline"
+    image_to_video = "HunyuanVideoImageToVideoPipeline"
+    hub_repository = "hunyuanvideo-community/HunyuanVideo"
+    image_repository = "hunyuanvideo-community/HunyuanVideo-I2V"
+    size_multiple = 16
+    frame_multiple = 4
+    denoiser_class = "HunyuanVideoTransformer3DModel"
+    stacks: ClassVar[Mapping[str, str]] = {
+        "dual": "transformer_blocks",
+        "single": "single_transformer_blocks",
+    }
+    attention_attribute = "attn"
+    norm_layout = "BSND"
+    batched_arguments = (
+        "hidden_states",
+        "timestep",
+        "encoder_hidden_states",
+        "encoder_attention_mask",
+        "pooled_projections",
+        "guidance",
+    )
+    unconditional_hint = (
+        "give it a true_cfg_scale above 1 and a negative_prompt "
+        "(its guidance_scale is an input of the network)"
+    )
+
+    def calls(self, pipe: Any, call: Mapping[str, Any]) -> tuple[tuple[Condition, ...], ...]:
+        embeds = (call["negative_prompt_embeds"], call["negative_pooled_prompt_embeds"])
+        negative = call["negative_prompt"] is not None or all(one is not None for one in embeds)
+        return (("cond",), ("uncond",)) if call["true_cfg_scale"] > 1 and negative else (("cond",),)
+
+    def pipeline_scale(self, pipe: Any, call: Mapping[str, Any], denoiser: nn.Module) -> float:
+        return call["true_cfg_scale"]
+
+    def video_tokens(self, denoiser: Any, arguments: Mapping[str, Any], address: BlockAddress) -> VideoTokens:
+        frames, height, width = arguments["hidden_states"].shape[2:]
+        config = denoiser.config
+        grid = TokenGrid(
+            frames // config.patch_size_t, height // config.patch_size, width // config.patch_size
+        )
+        return VideoTokens(grid)
+
+    def trim_text(self, arguments: dict[str, Any]) -> tuple[dict[str, Any], bool]:
+        mask_BT = arguments["encoder_attention_mask"]
+        if not _valid_come_first(mask_BT):
+            return arguments, False
+        length, no_padding = trim_padding(mask_BT)
+        text_BTC = arguments["encoder_hidden_states"]
+        trimmed = {
+            "encoder_hidden_states": text_BTC[:, :length],
+            "encoder_attention_mask": mask_BT[:, :length],
+        }
+        return arguments | trimmed, no_padding
+
+    def without_mask(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        # hidden_states, encoder_hidden_states, temb, attention_mask, and what is specific to a kind of block
+        return (*args[:3], None, *args[4:]), kwargs
+
+    def skip_block(
+        self, hidden_states: Tensor, encoder_hidden_states: Tensor, *_: Any, **__: Any
+    ) -> tuple[Tensor, Tensor]:
+        return hidden_states, encoder_hidden_states
+
+    def example_arguments(self, denoiser: Any, clip: ClipSize, rows: int) -> dict[str, Any]:
+        config, device = denoiser.config, denoiser.device
+        return {
+            "hidden_states": random_like(denoiser, rows, config.in_channels, *self.latent_size(clip)),
+            "timestep": torch.full((rows,), 500.0, device=device),
+            "encoder_hidden_states": random_like(denoiser, rows, _TEXT_TOKENS, config.text_embed_dim),
+            "encoder_attention_mask": torch.ones(rows, _TEXT_TOKENS, device=device),
+            "pooled_projections": random_like(denoiser, rows, config.pooled_projection_dim),
+            "guidance": torch.full((rows,), 6000.0, device=device) if config.guidance_embeds else None,
+        }
+
+
+def _valid_come_first(mask_BT: Tensor) -> bool:
+    """Whether valid tokens come before padding in every row, as the network itself takes for granted.
+
+    Its joint attention takes as many tokens as are valid, from the first one on, whichever they are; only the
+    text refiner goes by the mask.
+    """
+    if mask_BT.is_meta:
+        return True
+    valid = mask_BT.ne(0)
+    return bool((valid[:, :-1] | ~valid[:, 1:]).all())

@@ -1,0 +1,175 @@
+"""HunyuanVideo 1.5: joint attention of video, image and texts in dual blocks (tencent/HunyuanVideo-1.5)."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import wraps
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from oseg_video.adapters.base import (
+    ClipSize,
+    Condition,
+    ModelAdapter,
+    VideoTokens,
+    random_like,
+    register_adapter,
+)
+from oseg_video.adapters.blocks import BlockAddress
+from oseg_video.types import TokenGrid
+
+# What the pipelines pad to: the language model's text, the letters to be drawn, the image.
+_TEXT_TOKENS, _GLYPH_TOKENS, _IMAGE_TOKENS = 1000, 256, 729
+
+
+@register_adapter
+class HunyuanVideo15Adapter(ModelAdapter):
+    """`HunyuanVideo15Transformer3DModel`: the clip's tokens stand before those of image and texts.
+
+    Text guidance is the pipeline's guider's, with one call per condition. Both latents and image are
+    concatenated along the channels, so an image changes no token grid. Clips from text pad the image as well.
+    """
+
+    family = "hunyuan15"
+    text_to_video = "HunyuanVideo15Pipeline"
+    image_to_video = "HunyuanVideo15ImageToVideoPipeline"
+    hub_repository = "hunyuanvideo-community/HunyuanVideo-1.5-Diffusers-480p_t2v"
+    image_repository = "hunyuanvideo-community/HunyuanVideo-1.5-Diffusers-480p_i2v"
+    size_multiple = 16
+    frame_multiple = 4
+    spatial_compression = 16
+    denoiser_class = "HunyuanVideo15Transformer3DModel"
+    attention_attribute = "attn"
+    norm_layout = "BSND"
+    batched_arguments = (
+        "hidden_states",
+        "timestep",
+        "timestep_r",
+        "encoder_hidden_states",
+        "encoder_attention_mask",
+        "encoder_hidden_states_2",
+        "encoder_attention_mask_2",
+        "image_embeds",
+    )
+    unconditional_hint = (
+        "give its guider a guidance_scale above 1, enabled at every step: pipe.guider = pipe.guider.new(...)"
+    )
+    # The latents take on the dtype of the prediction, and go back into the network as they are.
+    latents_take_prediction_dtype = True
+
+    def refusal(self, pipe: Any) -> str | None:
+        name = type(pipe.guider).__name__
+        if name == "ClassifierFreeGuidance":
+            return None
+        return (
+            f"{type(pipe).__name__} with a {name} guider: it would combine the guided predictions once more; "
+            f"set pipe.guider = ClassifierFreeGuidance(guidance_scale=...)"
+        )
+
+    def calls(self, pipe: Any, call: Mapping[str, Any]) -> tuple[tuple[Condition, ...], ...]:
+        return (("cond",), ("uncond",)) if pipe.guider.num_conditions > 1 else (("cond",),)
+
+    def pipeline_scale(self, pipe: Any, call: Mapping[str, Any], denoiser: nn.Module) -> float:
+        guider = pipe.guider
+        # The original formulation is c + s (c - u), that is u + (1 + s) (c - u).
+        return guider.guidance_scale + bool(guider.use_original_formulation)
+
+    def pipeline_rescale(self, pipe: Any, call: Mapping[str, Any]) -> float:
+        return pipe.guider.guidance_rescale
+
+    def video_tokens(self, denoiser: Any, arguments: Mapping[str, Any], address: BlockAddress) -> VideoTokens:
+        frames, height, width = arguments["hidden_states"].shape[2:]
+        config = denoiser.config
+        grid = TokenGrid(
+            frames // config.patch_size_t, height // config.patch_size, width // config.patch_size
+        )
+        return VideoTokens(grid)
+
+    def trim_text(self, arguments: dict[str, Any]) -> tuple[dict[str, Any], bool]:
+        # Text tokens have no positions, and the network sorts the valid ones to the front, row by row.
+        trimmed: dict[str, Tensor] = {}
+        no_padding = True
+        for text, mask in (
+            ("encoder_hidden_states", "encoder_attention_mask"),
+            ("encoder_hidden_states_2", "encoder_attention_mask_2"),
+        ):
+            if arguments[mask].is_meta:
+                return arguments, True
+            valid_BT = arguments[mask].ne(0)
+            used = valid_BT.any(dim=0)
+            trimmed |= {text: arguments[text][:, used], mask: arguments[mask][:, used]}
+            no_padding = no_padding and bool(valid_BT[:, used].all())
+        image_BTC = arguments["image_embeds"]
+        if not image_BTC.any():  # this is how the network knows that there is no image
+            trimmed["image_embeds"] = image_BTC[:, :0]
+        return arguments | trimmed, no_padding
+
+    def without_mask(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        # hidden_states, encoder_hidden_states, temb, attention_mask, freqs_cis
+        return (*args[:3], None, *args[4:]), kwargs
+
+    @contextmanager
+    def prepared(self, denoiser: Any) -> Iterator[None]:
+        processors = [block.attn.processor for block in denoiser.transformer_blocks]
+        originals = [type(processor) for processor in processors]
+        try:
+            for processor, original in zip(processors, originals, strict=True):
+                processor.__class__ = _with_optional_mask(original)
+            yield
+        finally:
+            for processor, original in zip(processors, originals, strict=True):
+                processor.__class__ = original
+
+    def skip_block(
+        self, hidden_states: Tensor, encoder_hidden_states: Tensor, *_: Any, **__: Any
+    ) -> tuple[Tensor, Tensor]:
+        return hidden_states, encoder_hidden_states
+
+    def example_arguments(self, denoiser: Any, clip: ClipSize, rows: int) -> dict[str, Any]:
+        config, device = denoiser.config, denoiser.device
+        return {
+            "hidden_states": random_like(denoiser, rows, config.in_channels, *self.latent_size(clip)),
+            "timestep": random_like(denoiser, rows),
+            "encoder_hidden_states": random_like(denoiser, rows, _TEXT_TOKENS, config.text_embed_dim),
+            "encoder_attention_mask": torch.ones(rows, _TEXT_TOKENS, device=device),
+            "encoder_hidden_states_2": random_like(denoiser, rows, _GLYPH_TOKENS, config.text_embed_2_dim),
+            "encoder_attention_mask_2": torch.ones(rows, _GLYPH_TOKENS, device=device),
+            "image_embeds": random_like(denoiser, rows, _IMAGE_TOKENS, config.image_embed_dim),
+        }
+
+
+def _with_optional_mask(original: type) -> type:
+    """A subclass of an attention processor's class that also takes no mask: then no text is padding.
+
+    The model's own processor always builds a mask of S x S, text and video: 13 GB for 121 frames of 720p.
+    """
+    from diffusers.models.transformers.transformer_hunyuan_video import HunyuanVideoAttnProcessor2_0
+    from diffusers.models.transformers.transformer_hunyuan_video15 import HunyuanVideo15AttnProcessor2_0
+
+    implementation: Callable[..., Any] = original.__call__
+
+    @wraps(implementation)
+    def __call__(
+        self: Any,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        if attention_mask is not None:
+            attend = implementation
+        elif original is HunyuanVideo15AttnProcessor2_0:
+            attend = HunyuanVideoAttnProcessor2_0.__call__  # the same joint attention, its mask optional
+        else:
+            attend = implementation
+            attention_mask = torch.ones(
+                encoder_hidden_states.shape[:2], dtype=torch.bool, device=hidden_states.device
+            )
+        return attend(self, attn, hidden_states, encoder_hidden_states, attention_mask, *args, **kwargs)
+
+    return type(original.__name__, (original,), {"__call__": __call__, "__module__": original.__module__})
