@@ -79,7 +79,7 @@ def tiny_wan(cls: type = WanPipeline, *, seed: int = 0, **overrides: Any) -> Any
 def tiny_wan_two_experts(cls: type = WanPipeline, *, seed: int = 0, **overrides: Any) -> Any:
     """Wan 2.2 14B: `transformer` down to the boundary, then `transformer_2` with weights of its own.
 
-    Text to video spends 1 of 3 (2 of 4) steps above the boundary, image to video 2 of 3 (3 of 4).
+    Text to video spends 1 of 3 or 2 of 4 steps above the boundary, image to video 2 of 3 or 2 of 4.
     """
     with_image = cls is WanImageToVideoPipeline
     with torch.random.fork_rng(devices=[]):

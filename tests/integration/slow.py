@@ -1,0 +1,131 @@
+"""Parts of slow float64 references: attention written out, and what a guided run handed to its scheduler."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from oseg_video.types import TokenGrid
+
+QueryChange = Callable[[Tensor, Tensor], Tensor]
+"""New video queries from video queries and keys, [B, S, N, D]."""
+Change = Literal["skip", "values", "input"] | QueryChange
+"""What a reference does in its perturbed block: skip it, replace what its attention mixes, or its queries."""
+
+
+def linear(x: Tensor, layer: Any) -> Tensor:
+    """`layer` without its forward, in float64."""
+    out = torch.einsum("...i,oi->...o", x, layer.weight.double())
+    return out if layer.bias is None else out + layer.bias.double()
+
+
+def layer_norm(x: Tensor, norm: Any) -> Tensor:
+    """Over the last dimension."""
+    centred = x - x.mean(-1, keepdim=True)
+    out = centred / (centred.square().mean(-1, keepdim=True) + norm.eps).sqrt()
+    return out if norm.weight is None else out * norm.weight.double() + norm.bias.double()
+
+
+def gelu_tanh(x: Tensor) -> Tensor:
+    return 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+
+def rotated(x_BSND: Tensor, angles_SP: Tensor) -> Tensor:
+    """Pairs of neighbouring channels turned by angles [S, D / 2]."""
+    even, odd = x_BSND[..., 0::2], x_BSND[..., 1::2]
+    cos, sin = angles_SP.cos()[:, None], angles_SP.sin()[:, None]
+    return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2)
+
+
+def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """[B, S, N, D] each -> [B, S, N * D]."""
+    logits = torch.einsum("bind,bjnd->bnij", query, key) / math.sqrt(query.shape[-1])
+    return torch.einsum("bnij,bjnd->bind", logits.softmax(-1), value).flatten(2)
+
+
+def mean_everywhere(query: Tensor, key: Tensor) -> Tensor:
+    """SEG with an infinite blur."""
+    return query.mean(dim=1, keepdim=True).expand_as(query)
+
+
+def off_key_mean_per_frame(grid: TokenGrid, mix: float) -> QueryChange:
+    """OSEG with an infinite blur in space, none in time."""
+
+    def change(query: Tensor, key: Tensor) -> Tensor:
+        unit = key / key.norm(dim=-1, keepdim=True)
+        off_key = query - (query * unit).sum(-1, keepdim=True) * unit
+        frames = off_key.unflatten(1, (grid.frames, -1))
+        smooth = frames.mean(dim=2, keepdim=True).expand_as(frames).flatten(1, 2)
+        return (1 - mix) * query + mix * smooth
+
+    return change
+
+
+def doubled(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of a denoiser call, its floating tensors (those in tuples too) in float64."""
+
+    def cast(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(map(cast, value))
+        return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
+
+    return {name: cast(value) for name, value in arguments.items() if name != "return_dict"}
+
+
+@dataclass
+class SampledStep:
+    """One sampling step of a run."""
+
+    calls: list[tuple[nn.Module, dict[str, Any]]] = field(default_factory=list)
+    """Every pass that a denoiser ran, with its arguments."""
+    prediction: Tensor | None = None
+    """What the pipeline gave to its scheduler."""
+
+
+@contextmanager
+def recorded(pipe: Any, denoisers: Sequence[nn.Module]) -> Iterator[list[SampledStep]]:
+    """Passes of `denoisers` and predictions handed to the scheduler, step by step."""
+    steps = [SampledStep()]
+    real_step = pipe.scheduler.step
+
+    def note(denoiser: nn.Module, _: Any, kwargs: dict[str, Any]) -> None:
+        steps[-1].calls.append((denoiser, dict(kwargs)))
+
+    def step(prediction: Tensor, *args: Any, **kwargs: Any) -> Any:
+        steps[-1].prediction = prediction.clone()
+        steps.append(SampledStep())
+        return real_step(prediction, *args, **kwargs)
+
+    handles = [denoiser.register_forward_pre_hook(note, with_kwargs=True) for denoiser in denoisers]
+    pipe.scheduler.step = step
+    try:
+        yield steps
+    finally:
+        del pipe.scheduler.step
+        steps.pop()
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def recorded_attention(tokens: int) -> Iterator[list[tuple[Tensor, Tensor, Tensor]]]:
+    """(query, key, value) as [B, N, S, D] of every self-attention over at least `tokens` tokens."""
+    calls: list[tuple[Tensor, Tensor, Tensor]] = []
+    real = nn.functional.scaled_dot_product_attention
+
+    def record(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if query.shape[2] >= tokens and key.shape == query.shape:
+            calls.append((query.clone(), key.clone(), value.clone()))
+        return real(query, key, value, *args, **kwargs)
+
+    nn.functional.scaled_dot_product_attention = record
+    try:
+        yield calls
+    finally:
+        nn.functional.scaled_dot_product_attention = real
