@@ -2,11 +2,19 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
-from oseg_video.adapters.base import Condition, ModelAdapter, VideoTokens, register_adapter
+from oseg_video.adapters.base import (
+    ClipSize,
+    Condition,
+    ModelAdapter,
+    VideoTokens,
+    random_like,
+    register_adapter,
+)
 from oseg_video.adapters.blocks import BlockAddress
 from oseg_video.types import TokenGrid
 
@@ -23,6 +31,12 @@ class CogVideoXAdapter(ModelAdapter):
     image_repository = "zai-org/CogVideoX-5b-I2V"
     size_multiple = 16
     frame_multiple = 4
+    denoiser_class = "CogVideoXTransformer3DModel"
+    full_size: ClassVar[Mapping[str, Any]] = {
+        "num_attention_heads": 48,
+        "num_layers": 42,
+        "use_rotary_positional_embeddings": True,
+    }
     norm_layout = "BNSD"
     # `ofs` has one entry whatever the batch.
     batched_arguments = ("hidden_states", "encoder_hidden_states", "timestep", "timestep_cond")
@@ -36,15 +50,35 @@ class CogVideoXAdapter(ModelAdapter):
         return _dynamic_scale(pipe, scale) if call["use_dynamic_cfg"] else scale
 
     def video_tokens(self, denoiser: Any, arguments: Mapping[str, Any], address: BlockAddress) -> VideoTokens:
-        frames, _, height, width = arguments["hidden_states"].shape[1:]
-        patch, frame_patch = denoiser.config.patch_size, denoiser.config.patch_size_t or 1
-        grid = TokenGrid(frames // frame_patch, height // patch, width // patch)
+        grid = self._grid(denoiser, arguments)
         return VideoTokens(grid, start=arguments["encoder_hidden_states"].shape[1])
 
     def skip_block(
         self, hidden_states: Tensor, encoder_hidden_states: Tensor, *_: Any, **__: Any
     ) -> tuple[Tensor, Tensor]:
         return hidden_states, encoder_hidden_states
+
+    def example_arguments(self, denoiser: Any, clip: ClipSize, rows: int) -> dict[str, Any]:
+        config, device = denoiser.config, denoiser.device
+        frames, height, width = self.latent_size(clip)
+        frames += -frames % (config.patch_size_t or 1)
+        text_tokens = config.max_text_seq_length
+        arguments = {
+            "hidden_states": random_like(denoiser, rows, frames, config.in_channels, height, width),
+            "encoder_hidden_states": random_like(denoiser, rows, text_tokens, config.text_embed_dim),
+            "timestep": torch.full((rows,), 500, device=device),
+        }
+        if config.ofs_embed_dim is not None:
+            arguments["ofs"] = random_like(denoiser, 1)
+        tokens = self._grid(denoiser, arguments).tokens
+        angles = [torch.randn(tokens, config.attention_head_dim, device=device) for _ in range(2)]
+        rotary = config.use_rotary_positional_embeddings
+        return {**arguments, "image_rotary_emb": tuple(angles) if rotary else None}
+
+    def _grid(self, denoiser: Any, arguments: Mapping[str, Any]) -> TokenGrid:
+        frames, _, height, width = arguments["hidden_states"].shape[1:]
+        patch, frame_patch = denoiser.config.patch_size, denoiser.config.patch_size_t or 1
+        return TokenGrid(frames // frame_patch, height // patch, width // patch)
 
 
 def _dynamic_scale(pipe: Any, scale: float) -> float:

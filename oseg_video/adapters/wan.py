@@ -3,11 +3,22 @@
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
-from oseg_video.adapters.base import Condition, ModelAdapter, VideoTokens, register_adapter
+from oseg_video.adapters.base import (
+    ClipSize,
+    Condition,
+    ModelAdapter,
+    VideoTokens,
+    random_like,
+    register_adapter,
+)
 from oseg_video.adapters.blocks import BlockAddress
 from oseg_video.types import TokenGrid
+
+_TEXT_TOKENS = 512  # default max_sequence_length of the pipelines
+_IMAGE_TOKENS = 257  # of the CLIP encoder that 2.1 image-to-video comes with
 
 
 @register_adapter
@@ -26,6 +37,8 @@ class WanAdapter(ModelAdapter):
     image_repository = "Wan-AI/Wan2.1-I2V-14B-480P-Diffusers"
     size_multiple = 16
     frame_multiple = 4
+    denoiser_class = "WanTransformer3DModel"
+    full_size: ClassVar[Mapping[str, Any]] = {"num_attention_heads": 12, "ffn_dim": 8960, "num_layers": 30}
     denoiser_attributes = ("transformer", "transformer_2")
     stacks: ClassVar[Mapping[str, str]] = {"blocks": "blocks"}
     norm_layout = "BSC"
@@ -55,3 +68,15 @@ class WanAdapter(ModelAdapter):
 
     def skip_block(self, hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
         return hidden_states
+
+    def example_arguments(self, denoiser: Any, clip: ClipSize, rows: int) -> dict[str, Any]:
+        config = denoiser.config
+        arguments = {
+            "hidden_states": random_like(denoiser, rows, config.in_channels, *self.latent_size(clip)),
+            "timestep": torch.full((rows,), 500.0, device=denoiser.device),
+            "encoder_hidden_states": random_like(denoiser, rows, _TEXT_TOKENS, config.text_dim),
+        }
+        if config.image_dim is not None:
+            images = random_like(denoiser, rows, _IMAGE_TOKENS, config.image_dim)
+            arguments["encoder_hidden_states_image"] = images
+        return arguments

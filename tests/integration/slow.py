@@ -67,6 +67,30 @@ def off_key_mean_per_frame(grid: TokenGrid, mix: float) -> QueryChange:
     return change
 
 
+def off_key_blurred(grid: TokenGrid, sigma: float) -> QueryChange:
+    """OSEG with a Gaussian blur of `sigma` tokens along each axis, the grid mirrored at its edges."""
+
+    def smooth(x: Tensor, dim: int) -> Tensor:
+        n = x.shape[dim]
+        kernel = torch.zeros(n, n, dtype=torch.float64)
+        for i in range(n):
+            for j in range(-10 * n, 11 * n):
+                folded = j % (2 * n)
+                place = folded if folded < n else 2 * n - 1 - folded
+                kernel[i, place] += math.exp(-((i - j) ** 2) / (2 * sigma**2))
+        kernel /= kernel.sum(1, keepdim=True)
+        return torch.tensordot(kernel, x, dims=([1], [dim])).movedim(0, dim)
+
+    def change(query: Tensor, key: Tensor) -> Tensor:
+        unit = key / key.norm(dim=-1, keepdim=True)
+        off_key = (query - (query * unit).sum(-1, keepdim=True) * unit).unflatten(1, grid.shape)
+        for dim in (1, 2, 3):
+            off_key = smooth(off_key, dim)
+        return off_key.flatten(1, 3)
+
+    return change
+
+
 def doubled(arguments: dict[str, Any]) -> dict[str, Any]:
     """Arguments of a denoiser call, its floating tensors (those in tuples too) in float64."""
 

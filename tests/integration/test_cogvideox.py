@@ -17,6 +17,7 @@ from torch.testing import assert_close
 
 from oseg_video import CFG, OSEG, PAG, SEG, STG, GuidanceError, SilentGuidanceError, guided
 from oseg_video.adapters import adapter_for
+from oseg_video.adapters.base import ClipSize
 from tests.integration import slow
 from tests.integration.families import CASES, COGVIDEOX, SCALE, STEPS, Case
 from tests.integration.test_guided import ACROSS_BATCHES, state_of
@@ -31,6 +32,7 @@ from tests.tiny.cogvideox import (
 )
 
 BLOCK = 2
+BLUR = 0.8
 DYNAMIC = {"use_dynamic_cfg": True}
 
 
@@ -281,7 +283,8 @@ def test_the_dynamic_scale_of_the_pipeline_is_the_one_that_guides(case: Case, pi
         assert torch.equal(case.run(pipe, **DYNAMIC), stock)
     with guided(pipe, CFG(rescale=1e-9)):  # a rescale of its own makes the rule ours
         assert_close(case.run(pipe, **DYNAMIC), stock, **ACROSS_BATCHES)
-    with guided(pipe, OSEG(blocks=(BLOCK,))), slow.recorded(pipe, [pipe.transformer]) as steps:
+    guidance = OSEG(blocks=(BLOCK,), blur_sigma=BLUR)
+    with guided(pipe, guidance), slow.recorded(pipe, [pipe.transformer]) as steps:
         case.run(pipe, **DYNAMIC)
     for step, scale in zip(steps, scales, strict=True):
         cond, weak_uncond, weak_cond = replayed(pipe, step)
@@ -312,41 +315,18 @@ def test_a_dynamic_scale_without_text_guidance_brings_no_unconditional_branch(ca
 
 
 def replayed(pipe: Any, step: slow.SampledStep) -> tuple[Tensor, Tensor, Tensor]:
-    """Plain cond, perturbed uncond and cond of a recorded step, from the slow reference of default OSEG."""
+    """Plain cond, perturbed uncond and cond of a recorded step, from the slow reference."""
     ((_, plain), *others) = step.calls
     rows = [kwargs for _, kwargs in others]
     text = plain["encoder_hidden_states"]
     (uncond,) = [one for one in rows if not torch.equal(one["encoder_hidden_states"], text)]
-    change = default_oseg(COGVIDEOX.grid)
+    change = slow.off_key_blurred(COGVIDEOX.grid, BLUR)
     with torch.no_grad():
         (cond,) = slow_denoiser(pipe.transformer, None)(**slow.doubled(plain), return_dict=False)
         weak = slow_denoiser(pipe.transformer, change)
         (weak_uncond,) = weak(**slow.doubled(uncond), return_dict=False)
         (weak_cond,) = weak(**slow.doubled(plain), return_dict=False)
     return cond, weak_uncond, weak_cond
-
-
-def default_oseg(grid: Any) -> slow.QueryChange:
-    """The part of each query off its own key, smoothed with width 5 and reflecting edges, axis by axis."""
-
-    def smooth(x: Tensor, dim: int) -> Tensor:
-        n = x.shape[dim]
-        kernel = torch.zeros(n, n, dtype=torch.float64)
-        for i in range(n):
-            for j in range(-20 * n, 21 * n):
-                folded = j % (2 * n)
-                kernel[i, folded if folded < n else 2 * n - 1 - folded] += math.exp(-((i - j) ** 2) / 50)
-        kernel /= kernel.sum(1, keepdim=True)
-        return torch.tensordot(kernel, x, dims=([1], [dim])).movedim(0, dim)
-
-    def change(query: Tensor, key: Tensor) -> Tensor:
-        unit = key / key.norm(dim=-1, keepdim=True)
-        off_key = (query - (query * unit).sum(-1, keepdim=True) * unit).unflatten(1, grid.shape)
-        for dim in (1, 2, 3):
-            off_key = smooth(off_key, dim)
-        return off_key.flatten(1, 3)
-
-    return change
 
 
 # -- refusing
@@ -442,6 +422,7 @@ def reference_methods(grid: Any) -> dict[str, tuple[Any, slow.Change | None]]:
         "pag": (PAG(pag_scale=1.5, **shared), "values"),
         "seg": (SEG(seg_scale=1.5, **shared), slow.mean_everywhere),
         "oseg": (OSEG(**weighted), slow.off_key_mean_per_frame(grid, 0.75)),
+        "oseg-blur": (OSEG(oseg_scale=1.5, blur_sigma=BLUR, **shared), slow.off_key_blurred(grid, BLUR)),
         "oseg-plain-uncond": (
             OSEG(perturb_unconditional=False, **weighted),
             slow.off_key_mean_per_frame(grid, 0.75),
@@ -470,7 +451,7 @@ def test_the_guided_prediction_is_that_of_a_slow_float64_reference(
             if change is not None:
                 weak = slow_denoiser(pipe.transformer, change)
                 weak_c, weak_u = (weak(**one)[0] for one in (cond, uncond))
-                if method == "oseg":
+                if method in ("oseg", "oseg-blur"):
                     expected = c + (SCALE - 1) * (c - weak_u)
                 expected = expected + 1.5 * (c - weak_c)
         prediction = step.prediction.double()
@@ -493,3 +474,22 @@ def test_only_the_video_queries_change_and_they_are_orthogonal_to_their_keys(cas
     assert_close(changed, off_key, rtol=1e-4, atol=1e-5)
     alignment = (changed * key).sum(-1).abs().max()
     assert alignment < 1e-4 < (query * key).sum(-1).abs().max()
+
+
+@over(COGVIDEOX, IMAGE, PAIRS, IMAGE_PAIRS)
+def test_example_arguments_are_those_of_the_pipelines_calls(case: Case, pipe: Any) -> None:
+    with slow.recorded(pipe, [pipe.transformer]) as steps:
+        case.run(pipe)
+    clip = ClipSize(case.size["num_frames"], case.size["height"], case.size["width"])
+    example = adapter_for(pipe).example_arguments(pipe.transformer, clip, rows=2)
+    ((_, given),) = steps[0].calls
+
+    def shapes(arguments: dict[str, Any]) -> dict[str, Any]:
+        named = {
+            name: value for name, value in arguments.items() if name != "return_dict" and value is not None
+        }
+        return {k: [x.shape for x in v] if isinstance(v, tuple) else v.shape for k, v in named.items()}
+
+    assert shapes(example) == shapes(given)
+    with torch.no_grad():
+        assert pipe.transformer(**example).sample.shape[:3] == (2, given["hidden_states"].shape[1], 4)

@@ -23,6 +23,7 @@ from torch.testing import assert_close
 
 from oseg_video import CFG, OSEG, PAG, SEG, STG, GuidanceError, SilentGuidanceError, guided
 from oseg_video.adapters import UnknownBlockError, adapter_for
+from oseg_video.adapters.base import ClipSize
 from oseg_video.guidance.schedule import Breakpoints
 from tests.integration import slow
 from tests.integration.families import CASES, SCALE, STEPS, WAN, Case
@@ -39,6 +40,7 @@ from tests.tiny.wan import (
 )
 
 BLOCK = 2
+BLUR = 0.8
 SECOND_SCALE = 2.5
 
 
@@ -537,6 +539,7 @@ def reference_methods(grid: Any) -> dict[str, tuple[Any, slow.Change | None]]:
         "pag": (PAG(pag_scale=1.5, **shared), "values"),
         "seg": (SEG(seg_scale=1.5, **shared), slow.mean_everywhere),
         "oseg": (OSEG(**weighted), slow.off_key_mean_per_frame(grid, 0.75)),
+        "oseg-blur": (OSEG(oseg_scale=1.5, blur_sigma=BLUR, **shared), slow.off_key_blurred(grid, BLUR)),
         "oseg-plain-uncond": (
             OSEG(perturb_unconditional=False, **weighted),
             slow.off_key_mean_per_frame(grid, 0.75),
@@ -568,7 +571,7 @@ def test_the_guided_prediction_is_that_of_a_slow_float64_reference(
             if change is not None:
                 weak = slow_denoiser(denoiser, case.grid, change)
                 weak_c, weak_u = (weak(**slow.doubled(one))[0] for one in (cond, uncond))
-                if method == "oseg":
+                if method in ("oseg", "oseg-blur"):
                     expected = c + (scale - 1) * (c - weak_u)
                 expected = expected + 1.5 * (c - weak_c)
         assert_close(step.prediction.double(), expected, rtol=1e-4, atol=1e-4)
@@ -606,3 +609,22 @@ def test_plain_cfg_makes_the_pipelines_calls_as_they_are(case: Case, pipe: Any) 
     with guided(pipe, CFG()):
         case.run(pipe, attention_kwargs={})
     assert seen[len(stock) :] == stock
+
+
+@over(WAN, IMAGE, IMAGE_EXPERTS)
+def test_example_arguments_are_those_of_the_pipelines_calls(case: Case, pipe: Any) -> None:
+    with slow.recorded(pipe, denoisers_of(pipe)) as steps:
+        case.run(pipe)
+    clip = ClipSize(case.size["num_frames"], case.size["height"], case.size["width"])
+    for denoiser in denoisers_of(pipe):
+        example = adapter_for(pipe).example_arguments(denoiser, clip, rows=1)
+        calls = [kwargs for step in steps for one, kwargs in step.calls if one is denoiser]
+        given = {name for name, value in calls[0].items() if isinstance(value, Tensor)}
+        assert given == set(example)
+        text = {"encoder_hidden_states", "encoder_hidden_states_image"}  # here of another length
+        for name in given - text:
+            assert example[name].shape == calls[0][name].shape, name
+        for name in given & text:
+            assert example[name].shape[::2] == calls[0][name].shape[::2], name
+        with torch.no_grad():
+            assert denoiser(**example).sample.shape == (1, 4, *case.grid.shape[:1], 6, 8)
