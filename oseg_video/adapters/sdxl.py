@@ -1,14 +1,18 @@
 """Stable Diffusion XL: text to image, a clip of one frame (stabilityai/stable-diffusion-xl-base-1.0)."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
-from oseg_video.adapters.base import VideoTokens, register_adapter
+from oseg_video.adapters.base import ClipSize, VideoTokens, random_like, register_adapter
 from oseg_video.adapters.blocks import BlockAddress
 from oseg_video.adapters.unet import UNetAdapter, level_size
 from oseg_video.types import TokenGrid
+
+_TEXT_TOKENS = 77  # of both tokenizers
+_SIZE_IDS = 6  # original size, crop and target size
 
 
 @register_adapter
@@ -24,11 +28,38 @@ class SDXLAdapter(UNetAdapter):
     hub_repository = "stabilityai/stable-diffusion-xl-base-1.0"
     size_multiple = 8
     frame_multiple = 1
+    denoiser_class = "UNet2DConditionModel"
+    full_size: ClassVar[Mapping[str, Any]] = {
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        "block_out_channels": (320, 640, 1280),
+        "transformer_layers_per_block": (1, 2, 10),
+        "attention_head_dim": (5, 10, 20),
+        "cross_attention_dim": 2048,
+        "use_linear_projection": True,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 256,
+        "projection_class_embeddings_input_dim": 2816,
+    }
     batched_arguments = ("sample", "encoder_hidden_states", "timestep_cond", "added_cond_kwargs")
     block_lists = (("", "transformer_blocks"),)
 
     def video_tokens(self, denoiser: Any, arguments: Mapping[str, Any], address: BlockAddress) -> VideoTokens:
         return VideoTokens(TokenGrid(1, *level_size(denoiser, arguments["sample"], address.stage)))
+
+    def example_arguments(self, denoiser: Any, clip: ClipSize, rows: int) -> dict[str, Any]:
+        config = denoiser.config
+        _, height, width = self.latent_size(clip)
+        pooled = config.projection_class_embeddings_input_dim - _SIZE_IDS * config.addition_time_embed_dim
+        return {
+            "sample": random_like(denoiser, rows, config.in_channels, height, width),
+            "timestep": torch.tensor(500.0, device=denoiser.device),
+            "encoder_hidden_states": random_like(denoiser, rows, _TEXT_TOKENS, config.cross_attention_dim),
+            "added_cond_kwargs": {
+                "text_embeds": random_like(denoiser, rows, pooled),
+                "time_ids": random_like(denoiser, rows, _SIZE_IDS),
+            },
+        }
 
     def wrap_output(self, prediction: Tensor) -> Any:
         from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput

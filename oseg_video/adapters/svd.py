@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from oseg_video.adapters.base import VideoTokens, register_adapter
+from oseg_video.adapters.base import ClipSize, VideoTokens, random_like, register_adapter
 from oseg_video.adapters.blocks import BlockAddress
 from oseg_video.adapters.unet import UNetAdapter, level_size
 from oseg_video.types import TokenGrid
@@ -26,6 +27,7 @@ class SVDAdapter(UNetAdapter):
     hub_repository = "stabilityai/stable-video-diffusion-img2vid-xt"
     size_multiple = 8
     frame_multiple = 1
+    denoiser_class = "UNetSpatioTemporalConditionModel"
     unconditional_hint = "give it a max_guidance_scale above 1"
     batched_arguments = ("sample", "encoder_hidden_states", "added_time_ids")
     block_lists = (("spatial", "transformer_blocks"), ("temporal", "temporal_transformer_blocks"))
@@ -35,6 +37,17 @@ class SVDAdapter(UNetAdapter):
         if address.kind == "temporal":
             return VideoTokens(TokenGrid(sample_BFCHW.shape[1], 1, 1))
         return VideoTokens(TokenGrid(1, *level_size(denoiser, sample_BFCHW, address.stage)))
+
+    def example_arguments(self, denoiser: Any, clip: ClipSize, rows: int) -> dict[str, Any]:
+        config = denoiser.config
+        frames, height, width = self.latent_size(clip)
+        return {
+            "sample": random_like(denoiser, rows, frames, config.in_channels, height, width),
+            "timestep": torch.tensor(0.5, device=denoiser.device),
+            "encoder_hidden_states": random_like(denoiser, rows, 1, config.cross_attention_dim),
+            # frames per second, motion bucket and noise augmentation
+            "added_time_ids": random_like(denoiser, rows, 3),
+        }
 
     def wrap_output(self, prediction: Tensor) -> Any:
         from diffusers.models.unets.unet_spatio_temporal_condition import UNetSpatioTemporalConditionOutput

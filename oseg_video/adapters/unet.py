@@ -21,6 +21,7 @@ class UNetAdapter(ModelAdapter):
     denoiser_attributes = ("unet",)
     sample_argument = "sample"
     norm_layout = "BNSD"
+    latents_take_prediction_dtype = True
     chained = False
     block_lists: ClassVar[tuple[tuple[str, str], ...]]
     """(kind, attribute of an attention module that holds its blocks of this kind); the module runs the first

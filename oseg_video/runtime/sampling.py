@@ -23,9 +23,11 @@ def sampling_position(pipe: Any, timestep: Any) -> Position:
     """The step that a denoiser call belongs to; `timestep` is the one that the call was given."""
     scheduler, count = pipe.scheduler, pipe.num_timesteps
     place = _schedule_index(pipe, timestep)
-    # A pipeline that starts from a given video runs only the last `count` of the scheduler's steps.
-    index = place - (len(scheduler.timesteps) - count)
-    return Position(index, count, min(max(noise_level(scheduler, place), 0.0), 1.0))
+    # A pipeline that starts from a given video runs the scheduler's last steps only; one that leaves the end
+    # to a refiner (SDXL's denoising_end) runs the first ones, and then says where it begins.
+    begin = getattr(scheduler, "begin_index", None)
+    first = len(scheduler.timesteps) - count if begin is None else int(begin)
+    return Position(place - first, count, min(max(noise_level(scheduler, place), 0.0), 1.0))
 
 
 def _schedule_index(pipe: Any, timestep: Any) -> int:

@@ -55,12 +55,12 @@ SVD_ODD_SIZE = {"height": 72, "width": 40, "num_frames": 3}  # latents 3 x 9 x 5
 SDXL_SIZE = {"height": 96, "width": 64}  # latents 12 x 8
 SDXL_ODD_SIZE = {"height": 40, "width": 72}  # latents 5 x 9
 SDXL_SQUARE_SIZE = {"height": 96, "width": 96}  # latents 12 x 12
+TEXT_LENGTH = 20  # of SDXL's prompts
 
 _CHANNELS = (32, 32, 64)  # of the UNets' stages; SVD normalises groups of 32
 _HEADS = (2, 1, 4)
 _CROSS_CHANNELS = 32  # of the image or text embeddings that cross-attention reads
 _TEXT_CHANNELS = (16, 16)  # of the two text encoders; together _CROSS_CHANNELS
-_TEXT_LENGTH = 20
 _TIME_CHANNELS = 16  # of each added time id
 
 
@@ -244,7 +244,7 @@ def _tokenizer() -> CLIPTokenizer:
     letters = string.ascii_lowercase + string.digits + string.punctuation
     tokens = [letter + ending for ending in ("", "</w>") for letter in letters]
     vocabulary = {token: i for i, token in enumerate([*tokens, "<|startoftext|>", "<|endoftext|>"])}
-    return CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=_TEXT_LENGTH)
+    return CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=TEXT_LENGTH)
 
 
 def _text_config(tokenizer: CLIPTokenizer, channels: int) -> CLIPTextConfig:
@@ -255,7 +255,7 @@ def _text_config(tokenizer: CLIPTokenizer, channels: int) -> CLIPTextConfig:
         projection_dim=24,
         num_hidden_layers=2,  # SDXL reads the last layer but one
         num_attention_heads=2,
-        max_position_embeddings=_TEXT_LENGTH,
+        max_position_embeddings=TEXT_LENGTH,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
