@@ -21,7 +21,18 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from oseg_video import CFG, OSEG, PAG, SEG, STG, GuidanceError, SilentGuidanceError, guided
+from oseg_video import (
+    APG,
+    CFG,
+    OSEG,
+    PAG,
+    SEG,
+    STG,
+    CFGZeroStar,
+    GuidanceError,
+    SilentGuidanceError,
+    guided,
+)
 from oseg_video.adapters import UnknownBlockError, adapter_for
 from oseg_video.adapters.base import ClipSize
 from oseg_video.guidance.schedule import Breakpoints
@@ -575,6 +586,31 @@ def test_the_guided_prediction_is_that_of_a_slow_float64_reference(
                     expected = c + (scale - 1) * (c - weak_u)
                 expected = expected + 1.5 * (c - weak_c)
         assert_close(step.prediction.double(), expected, rtol=1e-4, atol=1e-4)
+
+
+@over(WAN, EXPERTS)
+def test_treatments_of_the_text_reach_across_the_two_calls_and_the_experts(case: Case, pipe: Any) -> None:
+    """CFG-Zero* begins with a zero prediction; APG's running average goes on from one expert to the next."""
+    for guidance in (CFGZeroStar(), APG(eta=0.25, momentum=-0.5)):
+        with guided(pipe, guidance), slow.recorded(pipe, denoisers_of(pipe)) as steps:
+            case.run(pipe)
+        average = torch.zeros(()).double()
+        for index, step in enumerate(steps):
+            if guidance.name == "cfg-zero" and index == 0:
+                assert not step.prediction.any() and len(step.calls) == 1
+                continue
+            ((denoiser, cond), (_, uncond)) = step.calls
+            scale = SECOND_SCALE if denoiser is pipe.transformer_2 else SCALE
+            with torch.no_grad():
+                plain = slow_denoiser(denoiser, case.grid, None)
+                c, u = (plain(**slow.doubled(one))[0] for one in (cond, uncond))
+            if guidance.name == "cfg-zero":
+                difference = c - (c * u).sum() / (u * u).sum() * u
+            else:
+                average = c - u - 0.5 * average
+                difference = average - 0.75 * (average * c).sum() / (c * c).sum() * c
+            expected = c + (scale - 1) * difference
+            assert_close(step.prediction.double(), expected, rtol=1e-4, atol=1e-4)
 
 
 @over(WAN, IMAGE, SMALL)
