@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 PROGRAM = "oseg-video"
 _GROUPS = {
     "clip": "what to make",
+    "family": "what only some models have (default: the pipeline's)",
     "model": "model and machine",
     "method": "guidance",
     "guidance": "guidance settings (default: the recipe of model and method)",
@@ -36,6 +37,7 @@ _GROUPS = {
 _EXAMPLES = """examples:
   oseg-video generate --prompt "a blue square moving up on a black background" --out a.mp4
   oseg-video generate --model mochi --offload model --prompt "a paper boat" --seed 1 2 3 --out clips/
+  oseg-video generate --model svd --offload model --image cat.png --out cat.mp4
   oseg-video reproduce a.mp4
 """
 
@@ -106,7 +108,7 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
     parser = _Parser(prog=PROGRAM, description="Guided video generation (OSEG).", epilog=_EXAMPLES)
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    generate = commands.add_parser("generate", help="make clips from prompts", epilog=_EXAMPLES)
+    generate = commands.add_parser("generate", help="make clips from prompts or a picture", epilog=_EXAMPLES)
     _add_setting_flags(generate)
     _add_run_flags(generate)
     generate.set_defaults(run=_generate)
@@ -219,9 +221,9 @@ def _job(options: argparse.Namespace) -> GenerateJob:
     def family_of(model: str, revision: str | None) -> str:
         if model == GenerateJob.__dataclass_fields__["model"].default:
             return model
-        from oseg_video.runtime.loading import find_model
+        from oseg_video.runtime.loading import recipe_of
 
-        return find_model(model, revision).recipe
+        return recipe_of(model, revision)
 
     settings = _flag_settings(options)
     config = Path(options.config) if options.config is not None else None

@@ -1,7 +1,7 @@
 """CogVideoX: joint attention of text and video, text first (zai-org/CogVideoX)."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -40,6 +40,22 @@ class CogVideoXAdapter(ModelAdapter):
     norm_layout = "BNSD"
     # `ofs` has one entry whatever the batch.
     batched_arguments = ("hidden_states", "encoder_hidden_states", "timestep", "timestep_cond")
+
+    def objection(self, settings: Mapping[str, Any], read: Callable[[str], Mapping[str, Any]]) -> str | None:
+        config = read("transformer/config.json")
+        learned = config.get("use_learned_positional_embeddings", False)
+        height, width = (
+            config.get(f"sample_{side}", 0) * self.spatial_compression for side in ("height", "width")
+        )
+        if learned and (settings["height"], settings["width"]) != (height, width):
+            return (
+                f"height {settings['height']} and width {settings['width']}: this model has learned its "
+                f"positions and makes height {height} and width {width} only"
+            )
+        text, trained = settings.get("max_sequence_length"), config.get("max_text_seq_length", 226)
+        if (learned or not config.get("use_rotary_positional_embeddings")) and text not in (None, trained):
+            return f"max_sequence_length {text}: this model takes {trained} only"
+        return None
 
     def calls(self, pipe: Any, call: Mapping[str, Any]) -> tuple[tuple[Condition, ...], ...]:
         # Not from `pipe.guidance_scale`, which a dynamic scale has overwritten at the step before.

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from oseg_video.adapters.base import (
+    ARGUMENTS,
     ClipSize,
     Condition,
     ModelAdapter,
@@ -39,6 +40,11 @@ class HunyuanVideoAdapter(ModelAdapter):
     image_repository = "hunyuanvideo-community/HunyuanVideo-I2V"
     size_multiple = 16
     frame_multiple = 4
+    arguments: ClassVar[Mapping[str, str]] = {
+        **ARGUMENTS,
+        "guidance_scale": "true_cfg_scale",
+        "embedded_guidance_scale": "guidance_scale",
+    }
     denoiser_class = "HunyuanVideoTransformer3DModel"
     stacks: ClassVar[Mapping[str, str]] = {
         "dual": "transformer_blocks",
@@ -58,6 +64,22 @@ class HunyuanVideoAdapter(ModelAdapter):
         "give it a true_cfg_scale above 1 and a negative_prompt "
         "(its guidance_scale is an input of the network)"
     )
+
+    def pipeline_arguments(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        arguments = super().pipeline_arguments(settings)
+        if settings.get("guidance_scale", 1) > 1:  # without a negative prompt there is no second branch
+            arguments.setdefault("negative_prompt", "")
+        return arguments
+
+    def configure(self, pipe: Any, settings: Mapping[str, Any]) -> Mapping[str, Any]:
+        if "image" not in settings or pipe.transformer.config.image_condition_type != "latent_concat":
+            return settings
+        # The pipeline cuts the picture's own latent frame off the clip.
+        return {**settings, "frames": settings["frames"] + self.frame_multiple}
+
+    def component_dtype(self, component: str, dtype: torch.dtype) -> torch.dtype:
+        # As the model card loads it: only the transformer needs the range of bfloat16.
+        return torch.float16 if dtype == torch.bfloat16 and component != "transformer" else dtype
 
     def calls(self, pipe: Any, call: Mapping[str, Any]) -> tuple[tuple[Condition, ...], ...]:
         embeds = (call["negative_prompt_embeds"], call["negative_pooled_prompt_embeds"])

@@ -1,14 +1,16 @@
 """HunyuanVideo 1.5: joint attention of video, image and texts in dual blocks (tencent/HunyuanVideo-1.5)."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import wraps
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from oseg_video.adapters.base import (
+    ARGUMENTS,
     ClipSize,
     Condition,
     ModelAdapter,
@@ -39,6 +41,12 @@ class HunyuanVideo15Adapter(ModelAdapter):
     size_multiple = 16
     frame_multiple = 4
     spatial_compression = 16
+    # The scale is the guider's, the length of the text the tokenizers'.
+    arguments: ClassVar[Mapping[str, str]] = {
+        name: argument
+        for name, argument in ARGUMENTS.items()
+        if name not in ("guidance_scale", "max_sequence_length")
+    }
     denoiser_class = "HunyuanVideo15Transformer3DModel"
     attention_attribute = "attn"
     norm_layout = "BSND"
@@ -57,6 +65,37 @@ class HunyuanVideo15Adapter(ModelAdapter):
     )
     # The latents take on the dtype of the prediction, and go back into the network as they are.
     latents_take_prediction_dtype = True
+
+    def pipeline_arguments(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        arguments = super().pipeline_arguments(settings)
+        if "image" not in settings:
+            return arguments
+        arguments["image"] = _with_a_margin(settings["image"])  # its shape tells the size of the clip
+        return {name: value for name, value in arguments.items() if name not in ("height", "width")}
+
+    def configure(self, pipe: Any, settings: Mapping[str, Any]) -> Mapping[str, Any]:
+        if "guidance_scale" in settings:
+            pipe.guider = pipe.guider.new(guidance_scale=settings["guidance_scale"])
+        return settings
+
+    def objection(self, settings: Mapping[str, Any], read: Callable[[str], Mapping[str, Any]]) -> str | None:
+        if "image" not in settings:
+            return None
+        from diffusers.pipelines.hunyuan_video1_5.image_processor import generate_crop_size_list
+
+        height, width = size = settings["height"], settings["width"]
+        target = read("transformer/config.json").get("target_size", 640)
+        sizes = generate_crop_size_list(base_size=target, patch_size=self.spatial_compression)
+        if size in sizes:
+            return None
+        nearest = min(sizes, key=lambda other: abs(math.log(other[0] / other[1] * width / height)))
+        return (
+            f"height {height} and width {width}: image to video with this model has a list of sizes; "
+            f"nearest: height {nearest[0]} and width {nearest[1]}"
+        )
+
+    def text_limit(self, pipe: Any) -> int | None:
+        return pipe.tokenizer_max_length
 
     def refusal(self, pipe: Any) -> str | None:
         name = type(pipe.guider).__name__
@@ -139,6 +178,20 @@ class HunyuanVideo15Adapter(ModelAdapter):
             "encoder_attention_mask_2": torch.ones(rows, _GLYPH_TOKENS, device=device),
             "image_embeds": random_like(denoiser, rows, _IMAGE_TOKENS, config.image_embed_dim),
         }
+
+
+def _with_a_margin(image: Any) -> Any:
+    """A picture with one row or column more along its longer side, which the pipeline crops off again.
+
+    The pipeline takes the size of its list that comes next in shape towards the square. It compares rounded
+    numbers, so that it passes over a third of the sizes for a picture of exactly that size.
+    """
+    from PIL import Image
+
+    width, height = image.size
+    larger = Image.new(image.mode, (width + (width > height), height + (height > width)))
+    larger.paste(image, (0, 0))
+    return larger
 
 
 def _with_optional_mask(original: type) -> type:

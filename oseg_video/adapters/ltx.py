@@ -1,12 +1,19 @@
 """LTX-Video: self-attention of video tokens, then cross-attention to text (Lightricks/LTX-Video)."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from oseg_video.adapters.base import ClipSize, ModelAdapter, VideoTokens, random_like, register_adapter
+from oseg_video.adapters.base import (
+    ARGUMENTS,
+    ClipSize,
+    ModelAdapter,
+    VideoTokens,
+    random_like,
+    register_adapter,
+)
 from oseg_video.adapters.blocks import BlockAddress
 from oseg_video.types import TokenGrid
 
@@ -21,6 +28,8 @@ class LTXAdapter(ModelAdapter):
     text_to_video = "LTXPipeline"
     image_to_video = "LTXImageToVideoPipeline"
     other_pipelines = ("LTXConditionPipeline",)
+    universal_pipelines = ("LTXConditionPipeline",)
+    arguments: ClassVar[Mapping[str, str]] = {**ARGUMENTS, "fps": "frame_rate"}
     hub_repository = "Lightricks/LTX-Video"
     size_multiple = 32
     spatial_compression = 32

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from oseg_video.adapters.base import ClipSize, VideoTokens, random_like, register_adapter
+from oseg_video.adapters.base import ARGUMENTS, ClipSize, VideoTokens, random_like, register_adapter
 from oseg_video.adapters.blocks import BlockAddress
 from oseg_video.adapters.unet import UNetAdapter, level_size
 from oseg_video.types import TokenGrid
@@ -25,6 +25,13 @@ class SDXLAdapter(UNetAdapter):
     family = "sdxl"
     text_to_video = "StableDiffusionXLPipeline"
     other_pipelines = ("StableDiffusionXLImg2ImgPipeline", "StableDiffusionXLInpaintPipeline")
+    text = "optional"
+    makes_pictures = True
+    arguments: ClassVar[Mapping[str, str]] = {
+        name: argument
+        for name, argument in ARGUMENTS.items()
+        if name not in ("image", "frames", "max_sequence_length")
+    }
     hub_repository = "stabilityai/stable-diffusion-xl-base-1.0"
     size_multiple = 8
     frame_multiple = 1
@@ -43,6 +50,12 @@ class SDXLAdapter(UNetAdapter):
     }
     batched_arguments = ("sample", "encoder_hidden_states", "timestep_cond", "added_cond_kwargs")
     block_lists = (("", "transformer_blocks"),)
+
+    def text_limit(self, pipe: Any) -> int | None:
+        return pipe.tokenizer.model_max_length
+
+    def clip(self, output: Any) -> Tensor:
+        return output.images
 
     def video_tokens(self, denoiser: Any, arguments: Mapping[str, Any], address: BlockAddress) -> VideoTokens:
         return VideoTokens(TokenGrid(1, *level_size(denoiser, arguments["sample"], address.stage)))

@@ -1,7 +1,7 @@
 """Stable Video Diffusion: image to video, spatial and temporal self-attention in a UNet."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -10,6 +10,9 @@ from oseg_video.adapters.base import ClipSize, VideoTokens, random_like, registe
 from oseg_video.adapters.blocks import BlockAddress
 from oseg_video.adapters.unet import UNetAdapter, level_size
 from oseg_video.types import TokenGrid
+
+# Scale at the first and at the last frame, with the defaults of the pipeline.
+_RAMP = {"min_guidance_scale": 1.0, "max_guidance_scale": 3.0}
 
 
 @register_adapter
@@ -28,9 +31,42 @@ class SVDAdapter(UNetAdapter):
     size_multiple = 8
     frame_multiple = 1
     denoiser_class = "UNetSpatioTemporalConditionModel"
+    text = "none"
+    vae_tiles = False
+    arguments: ClassVar[Mapping[str, str]] = {
+        "image": "image",
+        "height": "height",
+        "width": "width",
+        "frames": "num_frames",
+        "steps": "num_inference_steps",
+        "fps": "fps",
+        "min_guidance_scale": "min_guidance_scale",
+        "max_guidance_scale": "max_guidance_scale",
+        "motion_bucket_id": "motion_bucket_id",
+        "noise_aug_strength": "noise_aug_strength",
+        "decode_chunk_size": "decode_chunk_size",
+    }
     unconditional_hint = "give it a max_guidance_scale above 1"
     batched_arguments = ("sample", "encoder_hidden_states", "added_time_ids")
     block_lists = (("spatial", "transformer_blocks"), ("temporal", "temporal_transformer_blocks"))
+
+    def pipeline_arguments(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        arguments = super().pipeline_arguments(settings)
+        if "guidance_scale" in settings:  # the same for every frame
+            arguments |= dict.fromkeys(_RAMP, settings["guidance_scale"])
+        return arguments
+
+    def objection(self, settings: Mapping[str, Any], read: Callable[[str], Mapping[str, Any]]) -> str | None:
+        given = [name for name in _RAMP if name in settings]
+        if given and "guidance_scale" in settings:
+            return (
+                f"guidance_scale {settings['guidance_scale']:g} is one scale for all frames; it cannot go "
+                f"with {' and '.join(given)}"
+            )
+        first, last = (settings.get(name, default) for name, default in _RAMP.items())
+        if first > last:
+            return f"min_guidance_scale {first:g} must not be above max_guidance_scale {last:g}"
+        return None
 
     def video_tokens(self, denoiser: Any, arguments: Mapping[str, Any], address: BlockAddress) -> VideoTokens:
         sample_BFCHW = arguments["sample"]

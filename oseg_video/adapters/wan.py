@@ -1,12 +1,13 @@
 """Wan 2.1 and 2.2: self-attention of video tokens, then cross-attention to text (Wan-AI)."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from oseg_video.adapters.base import (
+    ARGUMENTS,
     ClipSize,
     Condition,
     ModelAdapter,
@@ -17,7 +18,9 @@ from oseg_video.adapters.base import (
 from oseg_video.adapters.blocks import BlockAddress
 from oseg_video.types import TokenGrid
 
-_TEXT_TOKENS = 512  # default max_sequence_length of the pipelines
+# Defaults of the pipelines.
+_TEXT_TOKENS = 512
+_GUIDANCE_SCALE = 5.0
 _IMAGE_TOKENS = 257  # of the CLIP encoder that 2.1 image-to-video comes with
 
 
@@ -39,10 +42,37 @@ class WanAdapter(ModelAdapter):
     frame_multiple = 4
     denoiser_class = "WanTransformer3DModel"
     full_size: ClassVar[Mapping[str, Any]] = {"num_attention_heads": 12, "ffn_dim": 8960, "num_layers": 30}
+    arguments: ClassVar[Mapping[str, str]] = {**ARGUMENTS, "guidance_scale_2": "guidance_scale_2"}
+    # As the model cards load them.
+    dtypes: ClassVar[Mapping[str, str]] = {"vae": "float32", "image_encoder": "float32"}
     denoiser_attributes = ("transformer", "transformer_2")
     stacks: ClassVar[Mapping[str, str]] = {"blocks": "blocks"}
     norm_layout = "BSC"
     batched_arguments = ("hidden_states", "timestep", "encoder_hidden_states")
+
+    def objection(self, settings: Mapping[str, Any], read: Callable[[str], Mapping[str, Any]]) -> str | None:
+        index = read("model_index.json")
+        if "guidance_scale_2" in settings:
+            if index.get("boundary_ratio") is None:
+                return f"guidance_scale_2 {settings['guidance_scale_2']:g}: this model has one expert"
+            if settings.get("guidance_scale", _GUIDANCE_SCALE) <= 1:
+                return (
+                    f"guidance_scale_2 {settings['guidance_scale_2']:g}: text guidance in the second expert "
+                    "needs it in the first one too; give a guidance_scale above 1"
+                )
+        text = settings.get("max_sequence_length", _TEXT_TOKENS)
+        if _is_there(index, "image_encoder") and text != _TEXT_TOKENS:
+            # diffusers' cross-attention takes the last 512 tokens for text, whatever there is.
+            return f"max_sequence_length {text}: image to video with this model takes {_TEXT_TOKENS} only"
+        return None
+
+    def multiples(self, read: Callable[[str], Mapping[str, Any]]) -> tuple[int, int]:
+        # Wan 2.2 5B has a VAE that halves once more.
+        pixels = read("vae/config.json").get("scale_factor_spatial", self.spatial_compression)
+        return 2 * pixels, self.frame_multiple
+
+    def serves_both(self, index: Mapping[str, Any]) -> bool:
+        return bool(index.get("expand_timesteps"))  # Wan 2.2 5B
 
     def calls(self, pipe: Any, call: Mapping[str, Any]) -> tuple[tuple[Condition, ...], ...]:
         return (("cond",), ("uncond",)) if pipe.do_classifier_free_guidance else (("cond",),)
@@ -80,3 +110,9 @@ class WanAdapter(ModelAdapter):
             images = random_like(denoiser, rows, _IMAGE_TOKENS, config.image_dim)
             arguments["encoder_hidden_states_image"] = images
         return arguments
+
+
+def _is_there(index: Mapping[str, Any], component: str) -> bool:
+    """Whether a pipeline has an optional component, from its model_index.json."""
+    entry = index.get(component)
+    return isinstance(entry, list) and entry[0] is not None

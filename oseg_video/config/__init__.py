@@ -2,6 +2,7 @@
 
 from oseg_video.config.guidance import build_guidance
 from oseg_video.config.job import (
+    FAMILY_FIELDS,
     FIELDS,
     GUIDANCE_NAMES,
     GenerateJob,
@@ -23,6 +24,7 @@ from oseg_video.config.schedules import Schedule
 from oseg_video.config.suggest import known_or_nearest
 
 __all__ = [
+    "FAMILY_FIELDS",
     "FIELDS",
     "GUIDANCE_NAMES",
     "ConfigError",

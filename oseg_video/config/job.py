@@ -76,12 +76,20 @@ class GenerateJob:
     """
 
     prompts: tuple[str, ...] = setting(
-        TEXTS, "what the clip shows; repeat the flag for several clips", flag="--prompt"
+        TEXTS,
+        "what the clip shows; repeat the flag for several clips (svd: none)",
+        default=(),
+        flag="--prompt",
     )
     negative_prompt: str | None = setting(
         TEXT, "text of the unconditional branch, to move away from", default=None
     )
-    image: str | None = setting(TEXT, "start from this picture (image to video)", default=None)
+    image: str | None = setting(
+        TEXT,
+        "start from this picture (image to video): turned upright, on white where it is transparent, resized "
+        "and centre-cropped to the size of the clip",
+        default=None,
+    )
     seeds: tuple[int, ...] = setting(
         INTEGERS,
         "random seeds, one clip per prompt and seed: --seed 7 or --seed 1 2 3",
@@ -91,10 +99,60 @@ class GenerateJob:
         high=LARGEST_SEED,
     )
     steps: int = setting(INTEGER, "sampling steps", low=1, high=1000)
-    frames: int = setting(INTEGER, "pixel frames of the clip", low=1)
+    frames: int = setting(INTEGER, "pixel frames of the clip (sdxl: 1)", low=1)
     height: int = setting(INTEGER, "height in pixels", low=1)
     width: int = setting(INTEGER, "width in pixels", low=1)
-    fps: float = setting(NUMBER, "frames per second", low=0.1, high=1000)
+    fps: float | None = setting(
+        NUMBER, "frames per second; ltx and svd heed it as well", default=None, low=0.1, high=1000
+    )
+
+    embedded_guidance_scale: float | None = setting(
+        NUMBER,
+        "hunyuan: guidance that the distilled network was taught, one of its inputs (guidance_scale is that "
+        "of two real branches)",
+        default=None,
+        group="family",
+        low=0,
+        high=1000,
+    )
+    guidance_scale_2: float | None = setting(
+        NUMBER,
+        "wan 2.2 with two experts: weight of the text in the second one",
+        default=None,
+        group="family",
+        low=0,
+        high=1000,
+    )
+    min_guidance_scale: float | None = setting(
+        NUMBER,
+        "svd: weight of the picture at the first frame, in place of guidance_scale",
+        default=None,
+        group="family",
+        low=1,
+        high=1000,
+    )
+    max_guidance_scale: float | None = setting(
+        NUMBER,
+        "svd: weight of the picture at the last frame",
+        default=None,
+        group="family",
+        low=1,
+        high=1000,
+    )
+    motion_bucket_id: int | None = setting(
+        INTEGER, "svd: how much moves, 0 to 255", default=None, group="family", low=0, high=255
+    )
+    noise_aug_strength: float | None = setting(
+        NUMBER,
+        "svd: noise added to the picture; more of it, less likeness and more motion",
+        default=None,
+        group="family",
+        low=0,
+        high=100,
+    )
+    decode_chunk_size: int | None = setting(
+        INTEGER, "svd: frames decoded at once; fewer, less memory", default=None, group="family", low=1
+    )
 
     model: str = setting(
         TEXT,
@@ -253,21 +311,21 @@ class GenerateJob:
         default="outputs",
         group="output",
     )
-    format: str = setting(
-        TEXT, "format of the clips in a folder", default="mp4", group="output", choices=FORMATS
+    format: str | None = setting(
+        TEXT,
+        "format of the clips in a folder: mp4 where it is left out; sdxl makes png pictures",
+        default=None,
+        group="output",
+        choices=FORMATS,
     )
 
     def __post_init__(self) -> None:
         for spec in dataclasses.fields(self):
             _check(spec, getattr(self, spec.name))
-        for name in ("prompts", "seeds"):
-            values = getattr(self, name)
-            if not values:
-                raise SettingError(f"{name} must name at least one, got none")
+        if not self.seeds:
+            raise SettingError("seeds must name at least one, got none")
         if len(set(self.seeds)) != len(self.seeds):
             raise SettingError(f"seeds must differ from each other, got {list(self.seeds)}")
-        if any(not prompt.strip() for prompt in self.prompts):
-            raise SettingError("a prompt must not be empty")
 
 
 FIELDS: dict[str, dataclasses.Field[Any]] = {spec.name: spec for spec in dataclasses.fields(GenerateJob)}
@@ -275,6 +333,9 @@ FIELDS: dict[str, dataclasses.Field[Any]] = {spec.name: spec for spec in datacla
 
 GUIDANCE_FIELDS = tuple(name for name, spec in FIELDS.items() if spec.metadata["group"] == "guidance")
 """The settings that are arguments of a guidance method."""
+
+FAMILY_FIELDS = tuple(name for name, spec in FIELDS.items() if spec.metadata["group"] == "family")
+"""The settings that only some model families have."""
 
 
 def is_required(spec: dataclasses.Field[Any]) -> bool:
@@ -326,8 +387,6 @@ def job_from_plain(settings: Mapping[str, Any]) -> GenerateJob:
     """The job of plain settings. Raises `SettingError` on an unknown, missing or wrong one."""
     values = {name: read_setting(name, value) for name, value in settings.items()}
     missing = [name for name, spec in FIELDS.items() if is_required(spec) and name not in values]
-    if "prompts" in missing:
-        raise SettingError("no prompt given; use --prompt TEXT or --prompts FILE")
     if missing:
         raise SettingError(f"nothing sets {', '.join(missing)}")
     return GenerateJob(**values)

@@ -10,6 +10,8 @@ from oseg_video.embedded import MODEL_PATH
 from oseg_video.runtime.loading import EMBEDDED, find_model
 from oseg_video.types import OsegVideoError
 
+_KINDS = ("text to video", "text to image", "image to video")
+
 
 def catalogue() -> list[dict[str, Any]]:
     """One entry per name that --model takes besides paths and hub repositories."""
@@ -19,7 +21,7 @@ def catalogue() -> list[dict[str, Any]]:
 def describe(entry: dict[str, Any]) -> str:
     """An entry for the terminal."""
     lines = [f"{entry['name']}: {entry['about']}"]
-    for key in ("weights", "text to video", "image to video", "other pipelines", "recipes", "tested"):
+    for key in ("weights", *_KINDS, "other pipelines", "recipes", "tested"):
         if entry.get(key):
             value = entry[key]
             lines.append(f"  {key + ':':<17}{', '.join(value) if isinstance(value, list) else value}")
@@ -36,10 +38,13 @@ def _embedded() -> dict[str, Any]:
 
 
 def _family(adapter: Any) -> dict[str, Any]:
+    weights = f"{adapter.hub_repository} on the hub"
+    if adapter.image_repository:
+        weights += f"; for --image {adapter.image_repository}"
     return {
         "name": adapter.family,
-        "weights": f"{adapter.hub_repository} on the hub",
-        "text to video": adapter.text_to_video,
+        "weights": weights,
+        "text to image" if adapter.makes_pictures else "text to video": adapter.text_to_video,
         "image to video": adapter.image_to_video,
         "other pipelines": list(adapter.other_pipelines),
         **_notes(adapter.family),

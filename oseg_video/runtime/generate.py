@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import inspect
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -18,11 +20,12 @@ from oseg_video.guidance.methods import Guidance
 from oseg_video.media import frames_sha256, to_uint8, write_clip, write_text
 from oseg_video.runtime import loading
 from oseg_video.runtime.denoiser import guided
+from oseg_video.runtime.fitting import check_fits, clip_settings
 from oseg_video.runtime.manifest import build_manifest, manifest_comment, manifest_text
 from oseg_video.runtime.naming import ClipPlan, check_outputs, plan_clips
-from oseg_video.runtime.picture import Picture, load_picture
+from oseg_video.runtime.picture import Picture, load_picture, write_picture
 from oseg_video.runtime.progress import Progress, StepClock
-from oseg_video.types import OsegVideoError, SettingError
+from oseg_video.types import OsegVideoError
 
 
 class GenerateError(OsegVideoError):
@@ -34,7 +37,8 @@ class ClipResult:
     """One finished clip."""
 
     path: Path
-    prompt: str
+    prompt: str | None
+    """None where the model takes no text."""
     seed: int
     seconds: float
     """Wall clock from the prompt to the file, without loading the model."""
@@ -61,14 +65,14 @@ def generate(
     Raises OsegVideoError for all that a user can mend; before the model is loaded where that is possible.
     """
     progress = progress or Progress(quiet=True)
-    plans = plan_clips(job)
-    source = loading.find_model(job.model, job.revision)
-    check_size(job, source.adapter)
+    source = loading.find_model(job.model, job.revision, image=job.image is not None)
+    adapter = source.adapter
     source.pipeline_for(image=job.image is not None)
     guidance = build_guidance(job)
-    _check_text_guidance(job, guidance)
+    check_fits(job, source, guidance)
     if guidance.blocks_used:
-        source.adapter.resolve_blocks(loading.empty_denoiser(source), guidance.blocks_used)
+        adapter.resolve_blocks(loading.empty_denoiser(source), guidance.blocks_used)
+    plans = plan_clips(job, pictures=adapter.makes_pictures)
     check_outputs(plans, overwrite=overwrite)
     picture = load_picture(Path(job.image), job.height, job.width) if job.image else None
     if picture:
@@ -83,9 +87,9 @@ def generate(
             "sha256": loading.fingerprint(source.directory) if source.directory else None,
         }
         results = []
-        _note_long_prompts(job, pipe, progress)
+        _note_long_prompts(job, pipe, adapter, progress)
         for plan in plans:
-            result = _make_clip(job, plan, pipe, guidance, picture, model, progress)
+            result = _make_clip(job, plan, pipe, adapter, guidance, picture, model, progress)
             results.append(result)
             if on_clip:
                 on_clip(result)
@@ -101,51 +105,12 @@ def generate(
         raise GenerateError("out of memory; try --vae-tiling, fewer frames or a smaller size") from error
 
 
-def nearest_frames(frames: int, multiple: int) -> list[int]:
-    """Allowed frame counts k * multiple + 1 around `frames`, or `frames` alone if it is allowed."""
-    below = (frames - 1) // multiple * multiple + 1
-    return [frames] if frames == below else [below, below + multiple]
-
-
-def nearest_sizes(size: int, multiple: int) -> list[int]:
-    """Allowed sizes around `size` pixels, or `size` alone if it is allowed."""
-    below = size // multiple * multiple
-    return [size] if size == below else [n for n in (below, below + multiple) if n]
-
-
-def check_size(job: GenerateJob, adapter: ModelAdapter) -> None:
-    """Refuse a frame count or a size that the model does not make, naming the nearest ones that it does."""
-    for name in ("height", "width"):
-        value = getattr(job, name)
-        allowed = nearest_sizes(value, adapter.size_multiple)
-        if allowed != [value]:
-            raise SettingError(
-                f"{name} {value}: {adapter.family} needs a multiple of {adapter.size_multiple} pixels; "
-                f"nearest: {' or '.join(map(str, allowed))}"
-            )
-    if job.steps < adapter.minimum_steps:
-        raise SettingError(f"steps {job.steps}: {adapter.family} needs at least {adapter.minimum_steps}")
-    allowed = nearest_frames(job.frames, adapter.frame_multiple)
-    if allowed != [job.frames]:
-        raise SettingError(
-            f"frames {job.frames}: {adapter.family} makes {adapter.frame_multiple} k + 1 frames; "
-            f"nearest: {' or '.join(map(str, allowed))}"
-        )
-
-
-def _check_text_guidance(job: GenerateJob, guidance: Guidance) -> None:
-    scale = guidance.guidance_scale
-    if job.negative_prompt is not None and isinstance(scale, int | float) and scale <= 1:
-        raise SettingError(
-            f"negative_prompt has no effect without text guidance; guidance_scale is {scale:g}, not above 1"
-        )
-
-
-def _note_long_prompts(job: GenerateJob, pipe: Any, progress: Progress) -> None:
+def _note_long_prompts(job: GenerateJob, pipe: Any, adapter: ModelAdapter, progress: Progress) -> None:
     """Say which prompts the pipeline cuts; it does so without a word that a user would see."""
-    limit = (
-        job.max_sequence_length or inspect.signature(pipe.__call__).parameters["max_sequence_length"].default
-    )
+    parameter = inspect.signature(pipe.__call__).parameters.get("max_sequence_length")
+    limit = job.max_sequence_length or (parameter.default if parameter else adapter.text_limit(pipe))
+    if limit is None:
+        return
     for prompt in job.prompts:
         tokens = len(pipe.tokenizer(prompt).input_ids)
         if tokens > limit:
@@ -156,30 +121,38 @@ def _make_clip(
     job: GenerateJob,
     plan: ClipPlan,
     pipe: Any,
+    adapter: ModelAdapter,
     guidance: Guidance,
     picture: Picture | None,
     model: dict[str, Any],
     progress: Progress,
 ) -> ClipResult:
     began = time.perf_counter()
+    title = plan.path.name if plan.prompt is None else plan.prompt[:30]
+    if job.guidance_scale_2 is not None:  # one scale for each expert: the pipeline's, step by step
+        running = dataclasses.replace(guidance, guidance_scale=None)
+    else:
+        running = guidance
     with (
-        progress.sampling(job.steps, f"{plan.prompt[:30]} (seed {plan.seed})") as clock,
-        guided(pipe, guidance) as report,
+        progress.sampling(job.steps, f"{title} (seed {plan.seed})") as clock,
+        guided(pipe, running) as report,
     ):
-        frames = _sample(job, plan, pipe, guidance, picture, clock)
+        frames = _sample(job, plan, pipe, adapter, guidance, picture, clock)
         clock.decoded()
-    if frames.shape[0] != job.frames:
-        raise GenerateError(f"the model made {frames.shape[0]} frames instead of {job.frames}")
+    made, asked = tuple(frames.shape), (job.frames, 3, job.height, job.width)
+    if made != asked:
+        raise GenerateError(f"the model made frames, channels, height, width {made} instead of {asked}")
     step = clock.seconds_per_step
     seconds = {
         "generate": round(time.perf_counter() - began, 3),
         "step": None if step is None else round(step, 4),
     }
+    device = torch.device(pipe._execution_device)
     clip_job = dataclasses.replace(
         job,
-        prompts=(plan.prompt,),
+        prompts=() if plan.prompt is None else (plan.prompt,),
         seeds=(plan.seed,),
-        dtype=str(pipe.dtype).removeprefix("torch."),
+        dtype=str(loading.resolve_dtype(job.dtype, device)).removeprefix("torch."),
         revision=model["commit"] or job.revision,
     )
     manifest = build_manifest(
@@ -194,7 +167,7 @@ def _make_clip(
         },
         passes=report.to_dict(),
         seconds=seconds,
-        device=torch.device(pipe._execution_device),
+        device=device,
         image={"file": job.image, "sha256": picture.sha256, "fitted": picture.fitted} if picture else None,
     )
     _write(plan, frames, job.fps, manifest)
@@ -205,43 +178,50 @@ def _sample(
     job: GenerateJob,
     plan: ClipPlan,
     pipe: Any,
+    adapter: ModelAdapter,
     guidance: Guidance,
     picture: Picture | None,
     clock: StepClock,
 ) -> torch.Tensor:
     """Run the pipeline once -> uint8 [F, C, H, W]."""
-
-    def after_step(pipe: Any, index: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-        clock.step()
-        return {}
-
-    arguments: dict[str, Any] = {
-        "prompt": plan.prompt,
-        "height": job.height,
-        "width": job.width,
-        "num_frames": job.frames,
-        "num_inference_steps": job.steps,
-        # On the CPU whatever the device: the same seed, the same noise.
-        "generator": torch.Generator("cpu").manual_seed(plan.seed),
-        "output_type": "pt",
-        "callback_on_step_end": after_step,
-    }
-    optional = {
-        "negative_prompt": job.negative_prompt,
-        "guidance_scale": guidance.guidance_scale,
-        "max_sequence_length": job.max_sequence_length,
-        "image": picture.image if picture else None,
-    }
-    arguments |= {name: value for name, value in optional.items() if value is not None}
-    if "frame_rate" in inspect.signature(pipe.__call__).parameters:
-        arguments["frame_rate"] = job.fps
-    return to_uint8(pipe(**arguments).frames[0])
+    given = clip_settings(job, guidance)
+    given |= {"prompt": plan.prompt} if plan.prompt is not None else {}
+    given |= {"image": picture.image} if picture else {}
+    settings = adapter.configure(pipe, given)
+    with _counting_steps(pipe, clock):
+        output = pipe(
+            **adapter.pipeline_arguments(settings),
+            # On the CPU whatever the device: the same seed, the same noise.
+            generator=torch.Generator("cpu").manual_seed(plan.seed),
+            output_type="pt",
+        )
+    return to_uint8(adapter.clip(output))
 
 
-def _write(plan: ClipPlan, frames: torch.Tensor, fps: float, manifest: dict[str, Any]) -> None:
+@contextlib.contextmanager
+def _counting_steps(pipe: Any, clock: StepClock) -> Iterator[None]:
+    """Tell the clock of every step. Not every pipeline has a callback, but all move a progress bar."""
+
+    @contextlib.contextmanager
+    def progress_bar(*_: Any, **__: Any) -> Iterator[Any]:
+        yield SimpleNamespace(update=lambda *_: clock.step())
+
+    pipe.progress_bar = progress_bar
+    try:
+        yield
+    finally:
+        del pipe.progress_bar
+
+
+def _write(plan: ClipPlan, frames: torch.Tensor, fps: float | None, manifest: dict[str, Any]) -> None:
     try:
         plan.path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise GenerateError(f"cannot make the folder {plan.path.parent}: {error.strerror}") from None
-    write_clip(plan.path, frames, fps, format=plan.format, comment=manifest_comment(manifest))
+    comment = manifest_comment(manifest)
+    if plan.format == "picture":
+        write_picture(plan.path, frames, comment)
+    else:
+        assert fps is not None
+        write_clip(plan.path, frames, fps, format=plan.format, comment=comment)
     write_text(plan.manifest, manifest_text(manifest))

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,16 @@ from oseg_video.adapters import ModelAdapter, adapter_for_class, all_adapters
 from oseg_video.config import GenerateJob, known_or_nearest
 from oseg_video.embedded import MODEL_PATH
 from oseg_video.runtime import hub
-from oseg_video.runtime.memory import check_memory
+from oseg_video.runtime.memory import Weights, check_memory
 from oseg_video.runtime.progress import Progress
 from oseg_video.types import OsegVideoError
 
 EMBEDDED = "embedded"
+_INDEX = "model_index.json"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 # Files up to this many bytes count for a model's fingerprint in full, larger ones by size and both ends.
 _FINGERPRINT_BYTES = 1 << 20
+_MODEL_FILES = (".json", ".safetensors", ".model", ".txt")
 
 
 class LoadError(OsegVideoError):
@@ -47,40 +50,58 @@ class ModelSource:
     """Hub repository."""
     commit: str | None = None
     """Commit of the hub repository."""
+    index: dict[str, Any] = field(default_factory=dict)
+    """The pipeline's model_index.json."""
 
     def read_json(self, name: str) -> dict[str, Any]:
         """A JSON file of the model, fetched from the hub if it is there. Raises LoadError or HubError."""
+        if name == _INDEX:
+            return self.index
         if self.directory is not None:
             return _read_json(self.directory / name)
         return _read_json(hub.fetch_file(str(self.repository), str(self.commit), name))
 
     def pipeline_for(self, *, image: bool) -> str:
-        """The class that makes a clip from text, or from a picture and text. Raises LoadError."""
-        if image and self.adapter.image_to_video is None:
+        """The class that makes a clip from text, or from a picture and text. Raises LoadError.
+
+        Only weights that serve both are taken for the kind that their index does not name.
+        """
+        adapter = self.adapter
+        if image and adapter.image_to_video is None:
             families = [a.family for a in all_adapters() if a.image_to_video]
+            made = "pictures" if adapter.makes_pictures else "clips"
             raise LoadError(
-                f"{self.adapter.family} makes clips from text only; --image works with {', '.join(families)}"
+                f"{adapter.family} makes {made} from text only; --image works with {', '.join(families)}"
             )
-        if image and self.pipeline == self.adapter.text_to_video:
-            return str(self.adapter.image_to_video)
-        if not image and self.pipeline == self.adapter.image_to_video:
-            if self.adapter.text_to_video is None:
-                raise LoadError(f"{self.adapter.family} makes clips from a picture; give it one with --image")
-            return self.adapter.text_to_video
-        return self.pipeline
+        if not image and adapter.text_to_video is None:
+            raise LoadError(f"{adapter.family} makes clips from a picture; give it one with --image")
+        wanted = str(adapter.image_to_video if image else adapter.text_to_video)
+        if self.pipeline in (wanted, *adapter.universal_pipelines):
+            return self.pipeline
+        if self.pipeline in adapter.other_pipelines:
+            served = [name for name in adapter.pipelines if name not in adapter.other_pipelines]
+            raise LoadError(f"generate cannot run a {self.pipeline}; it runs {', '.join(served)}")
+        if adapter.serves_both(self.index):
+            return wanted
+        if image:
+            weights = f"for --image use weights of a {wanted}, such as {adapter.image_repository}"
+            raise LoadError(f"{self.name} makes clips from text only; {weights}")
+        raise LoadError(f"{self.name} makes clips from a picture; give it one with --image")
 
 
-def find_model(name: str, revision: str | None = None) -> ModelSource:
+def find_model(name: str, revision: str | None = None, *, image: bool = False) -> ModelSource:
     """What `--model NAME` stands for: `embedded`, a family, a pipeline directory or a hub repository.
 
-    Reads the model's index only. Raises LoadError, HubError, or UnsupportedPipelineError naming the
-    supported pipelines.
+    image: whether a family's weights for image to video are wanted. Reads the model's index only. Raises
+    LoadError, HubError, or UnsupportedPipelineError naming the supported pipelines.
     """
-    families = {adapter.family: adapter for adapter in all_adapters()}
+    families = _families()
     if name == EMBEDDED:
         return _find_directory(name, MODEL_PATH, recipe=EMBEDDED)
     if name in families:
-        return _find_repository(name, families[name].hub_repository, revision)
+        adapter = families[name]
+        repository = (image and adapter.image_repository) or adapter.hub_repository
+        return _find_repository(name, repository, revision)
     path = Path(name).expanduser()
     if path.is_dir():
         return _find_directory(name, path)
@@ -93,6 +114,16 @@ def find_model(name: str, revision: str | None = None) -> ModelSource:
         f"no model {name!r}: no such folder, and not a hub repository (owner/name); "
         f"{known_or_nearest(name, known)}"
     )
+
+
+def recipe_of(name: str, revision: str | None = None) -> str:
+    """The recipe of `--model NAME`, without a look at the files of a family. Raises as `find_model`."""
+    return name if name == EMBEDDED or family(name) else find_model(name, revision).recipe
+
+
+def family(name: str) -> ModelAdapter | None:
+    """The adapter of a family by its name."""
+    return _families().get(name)
 
 
 def load_pipeline(source: ModelSource, job: GenerateJob, progress: Progress) -> Any:
@@ -111,14 +142,19 @@ def load_pipeline(source: ModelSource, job: GenerateJob, progress: Progress) -> 
         with progress.loading():
             directory = hub.fetch_pipeline(str(source.repository), str(source.commit), job.variant)
     variant = job.variant if _has_variant(directory, job.variant) else None
-    components = dict(weight_files(directory, variant))
+    components = component_weights(directory, variant, dtype, source.adapter)
     _check_weights(directory, components)
     check_memory(components, dtype, device, job.offload)
+    dtypes = {name: weights.dtype for name, weights in components.items()}
     pipeline_class = getattr(diffusers, source.pipeline_for(image=job.image is not None))
     try:
         with progress.loading():
             pipe = pipeline_class.from_pretrained(
-                directory, torch_dtype=dtype, variant=variant, use_safetensors=True, local_files_only=True
+                directory,
+                torch_dtype={"default": dtype, **dtypes},
+                variant=variant,
+                use_safetensors=True,
+                local_files_only=True,
             )
     except torch.OutOfMemoryError:
         raise
@@ -127,8 +163,6 @@ def load_pipeline(source: ModelSource, job: GenerateJob, progress: Progress) -> 
     _place(pipe, device, job.offload)
     pipe.set_progress_bar_config(disable=True)
     if job.vae_tiling:
-        if not hasattr(pipe.vae, "enable_tiling"):
-            raise LoadError(f"--vae-tiling: the VAE of {source.name} cannot decode in tiles")
         pipe.vae.enable_tiling()
     if job.compile:
         for denoiser in source.adapter.denoisers(pipe):
@@ -140,10 +174,12 @@ def empty_denoiser(source: ModelSource) -> torch.nn.Module:
     """The model's denoiser without weights, from its configuration alone. Raises LoadError or HubError."""
     import diffusers
 
-    attribute = source.adapter.denoiser_attributes[0]
-    index, config = (source.read_json(name) for name in ("model_index.json", f"{attribute}/config.json"))
+    # Of several denoisers some may be missing.
+    present = [name for name in source.adapter.denoiser_attributes if _class_of(source.index, name)]
+    attribute = (present or source.adapter.denoiser_attributes)[0]
+    config = source.read_json(f"{attribute}/config.json")
     try:
-        denoiser_class = getattr(diffusers, index[attribute][1])
+        denoiser_class = getattr(diffusers, source.index[attribute][1])
         with torch.device("meta"):
             return denoiser_class.from_config(config)
     except (KeyError, IndexError, TypeError, AttributeError) as error:
@@ -178,7 +214,7 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
 def fingerprint(directory: Path) -> str:
     """SHA-256 over a pipeline's files: names, sizes, and contents (both ends only of files above 1 MiB)."""
     digest = hashlib.sha256()
-    for path in sorted(p for p in directory.rglob("*") if p.suffix in (".json", ".safetensors", ".model")):
+    for path in sorted(p for p in directory.rglob("*") if p.suffix in _MODEL_FILES):
         size = path.stat().st_size
         digest.update(f"{path.relative_to(directory).as_posix()}:{size}:".encode())
         with open(path, "rb") as file:
@@ -189,9 +225,21 @@ def fingerprint(directory: Path) -> str:
     return digest.hexdigest()
 
 
+def component_weights(
+    directory: Path, variant: str | None, dtype: torch.dtype, adapter: ModelAdapter
+) -> dict[str, Weights]:
+    """The weights of every model component, with the number type that it is loaded in."""
+    index = _read_json(directory / _INDEX)
+    found = {}
+    for name, files in weight_files(directory, variant):
+        own = adapter.component_dtype(name, dtype)
+        found[name] = Weights(files, own, _float32_modules(index[name], own))
+    return found
+
+
 def weight_files(directory: Path, variant: str | None) -> Iterator[tuple[str, list[Path]]]:
     """The weight files of every model component, preferring the variant's where the component has them."""
-    index = _read_json(directory / "model_index.json")
+    index = _read_json(directory / _INDEX)
     for name in index:
         folder = directory / name
         if name.startswith("_") or not (folder / "config.json").is_file():
@@ -207,31 +255,56 @@ def _has_variant(directory: Path, variant: str | None) -> bool:
     return variant is not None and any(directory.glob(f"*/*.{variant}*.safetensors"))
 
 
-def _check_weights(directory: Path, components: dict[str, list[Path]]) -> None:
-    for name, files in components.items():
-        if not files:
+def _families() -> dict[str, ModelAdapter]:
+    return {adapter.family: adapter for adapter in all_adapters()}
+
+
+def _class_of(index: dict[str, Any], component: str) -> tuple[str, str] | None:
+    """(library, class) of a pipeline component; None if the pipeline has none."""
+    entry = index.get(component)
+    if not isinstance(entry, list) or len(entry) != 2 or not all(isinstance(part, str) for part in entry):
+        return None
+    return entry[0], entry[1]
+
+
+def _float32_modules(entry: Any, dtype: torch.dtype) -> Collection[str]:
+    """Names of the submodules that the libraries keep in float32 when they load a component in `dtype`."""
+    library, class_name = entry
+    try:
+        component = getattr(importlib.import_module(library), class_name)
+    except (ImportError, AttributeError, TypeError):  # an unknown class: loading it will say so
+        return ()
+    strict = getattr(component, "_keep_in_fp32_modules_strict", None) or ()
+    loose = getattr(component, "_keep_in_fp32_modules", None) or ()
+    # transformers heeds the second list for float16 only, diffusers always.
+    return {*strict, *(loose if library == "diffusers" or dtype == torch.float16 else ())}
+
+
+def _check_weights(directory: Path, components: dict[str, Weights]) -> None:
+    for name, weights in components.items():
+        if not weights.files:
             raise LoadError(f"missing weights: {directory / name} has no .safetensors file")
 
 
 def _find_directory(name: str, directory: Path, recipe: str | None = None) -> ModelSource:
-    index = directory / "model_index.json"
-    if not index.is_file():
-        raise LoadError(f"{directory} is not a pipeline directory: it has no model_index.json")
-    adapter, pipeline = _read_index(index)
-    return ModelSource(name, pipeline, adapter, recipe or adapter.family, directory)
+    if not (directory / _INDEX).is_file():
+        raise LoadError(f"{directory} is not a pipeline directory: it has no {_INDEX}")
+    adapter, pipeline, index = _read_index(directory / _INDEX)
+    return ModelSource(name, pipeline, adapter, recipe or adapter.family, directory, index=index)
 
 
 def _find_repository(name: str, repository: str, revision: str | None) -> ModelSource:
     commit = hub.find_commit(repository, revision)
-    adapter, pipeline = _read_index(hub.fetch_file(repository, commit, "model_index.json"))
-    return ModelSource(name, pipeline, adapter, adapter.family, None, repository, commit)
+    adapter, pipeline, index = _read_index(hub.fetch_file(repository, commit, _INDEX))
+    return ModelSource(name, pipeline, adapter, adapter.family, None, repository, commit, index)
 
 
-def _read_index(path: Path) -> tuple[ModelAdapter, str]:
-    pipeline = _read_json(path).get("_class_name")
+def _read_index(path: Path) -> tuple[ModelAdapter, str, dict[str, Any]]:
+    index = _read_json(path)
+    pipeline = index.get("_class_name")
     if not isinstance(pipeline, str):
         raise LoadError(f"{path} does not name a pipeline class")
-    return adapter_for_class(pipeline), pipeline
+    return adapter_for_class(pipeline), pipeline, index
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import torch
 
 from oseg_video.config import GenerateJob, job_from_plain, job_to_plain
 from oseg_video.media import MediaError, read_comment
+from oseg_video.runtime.picture import PictureError, read_picture_comment
 from oseg_video.types import OsegVideoError
 
 SCHEMA = 1
@@ -100,12 +101,12 @@ def manifest_text(manifest: Mapping[str, Any]) -> str:
 
 
 def manifest_comment(manifest: Mapping[str, Any]) -> str:
-    """The manifest as it stands in an mp4's metadata: one line."""
+    """The manifest as it stands in an mp4's or a PNG's metadata: one line."""
     return json.dumps(manifest, allow_nan=False)
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
-    """The manifest of a clip: from a .json file, from inside an mp4, or from the .json beside a clip.
+    """The manifest of a clip: from a .json file, from inside an mp4 or PNG, or from the .json beside a clip.
 
     Raises ManifestError if there is none or if it is from a newer version.
     """
@@ -135,6 +136,8 @@ def _find_text(path: Path) -> tuple[str, Path]:
             return path.read_text(encoding="utf-8"), path
         if path.suffix.lower() == ".mp4" and (comment := read_comment(path)):
             return comment, path
+        if path.suffix.lower() == ".png" and path.is_file() and (comment := read_picture_comment(path)):
+            return comment, path
         stem = path.stem if path.is_file() else path.name
         beside = path.with_name(f"{stem}.json")
         if not beside.is_file():
@@ -144,5 +147,5 @@ def _find_text(path: Path) -> tuple[str, Path]:
         return beside.read_text(encoding="utf-8"), beside
     except OSError as error:
         raise ManifestError(f"cannot read {path}: {error.strerror}") from None
-    except (UnicodeDecodeError, MediaError) as error:
+    except (UnicodeDecodeError, MediaError, PictureError) as error:
         raise ManifestError(f"cannot read {path}: {error}") from None

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -22,15 +23,26 @@ class NotEnoughMemoryError(OsegVideoError):
     """The model does not fit; the message says how much it needs and what to do."""
 
 
-def count_parameters(files: Sequence[Path]) -> int:
-    """Number of values in safetensors files, from their headers."""
-    total = 0
-    for file in files:
-        with open(file, "rb") as handle:
-            (length,) = struct.unpack("<Q", handle.read(8))
-            header = json.loads(handle.read(length))
-        total += sum(math.prod(v["shape"]) for name, v in header.items() if name != "__metadata__")
-    return total
+@dataclass(frozen=True)
+class Weights:
+    """The weights of one pipeline component, still in their files."""
+
+    files: Sequence[Path]
+    """safetensors files."""
+    dtype: torch.dtype
+    """Number type that they are loaded in."""
+    float32_modules: Collection[str] = ()
+    """Names of submodules that stay in float32 whatever `dtype` is."""
+
+    @property
+    def bytes(self) -> int:
+        """Their size once loaded, from the headers of the files. Raises what a damaged file raises."""
+        total = 0
+        for file in self.files:
+            for name, count in _parameters(file):
+                kept = any(part in self.float32_modules for part in name.split("."))
+                total += count * (torch.float32 if kept else self.dtype).itemsize
+        return total
 
 
 def available_memory(device: torch.device) -> int:
@@ -49,11 +61,14 @@ def available_memory(device: torch.device) -> int:
 
 
 def check_memory(
-    components: Mapping[str, Sequence[Path]], dtype: torch.dtype, device: torch.device, offload: str
+    components: Mapping[str, Weights], dtype: torch.dtype, device: torch.device, offload: str
 ) -> None:
-    """Compare the weights' size in `dtype` with the free memory. Raises an error that suggests --offload."""
+    """Compare the weights' size with the free memory. Raises an error that suggests --offload.
+
+    dtype: the number type that was asked for, for the message.
+    """
     try:
-        sizes = {name: count_parameters(files) * dtype.itemsize for name, files in components.items()}
+        sizes = {name: weights.bytes for name, weights in components.items()}
     except (OSError, ValueError, struct.error, KeyError, TypeError) as error:
         raise NotEnoughMemoryError(
             f"damaged weights: cannot read the header of a .safetensors file ({error})"
@@ -71,6 +86,14 @@ def check_memory(
     if offload == "model":
         largest = max(sizes.values(), default=0)
         _require(largest, device, "GPU memory", dtype, "try --offload group or --offload sequential")
+
+
+def _parameters(file: Path) -> list[tuple[str, int]]:
+    """(name, number of values) of every tensor in a safetensors file."""
+    with open(file, "rb") as handle:
+        (length,) = struct.unpack("<Q", handle.read(8))
+        header = json.loads(handle.read(length))
+    return [(name, math.prod(entry["shape"])) for name, entry in header.items() if name != "__metadata__"]
 
 
 def _require(size: int, device: torch.device, kind: str, dtype: torch.dtype, hint: str) -> None:

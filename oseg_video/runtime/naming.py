@@ -29,12 +29,13 @@ class OutputError(OsegVideoError):
 class ClipPlan:
     """One clip of a job and its place."""
 
-    prompt: str
+    prompt: str | None
+    """None where the model takes no text."""
     seed: int
     path: Path
     """The file, or the folder of pictures."""
     format: str
-    """"mp4", "gif" or "png"."""
+    """"mp4", "gif", "png" (a folder of pictures) or "picture" (one PNG file)."""
 
     @property
     def manifest(self) -> Path:
@@ -62,7 +63,7 @@ def prompt_stem(prompt: str) -> str:
 
 
 def clip_names(clips: Iterable[tuple[str, int]], method: str) -> list[str]:
-    """A stem for every (prompt, seed), unique also where letter case does not count."""
+    """A stem for every (text, seed), unique also where letter case does not count."""
     taken: set[str] = set()
     names = []
     for prompt, seed in clips:
@@ -76,25 +77,32 @@ def clip_names(clips: Iterable[tuple[str, int]], method: str) -> list[str]:
     return names
 
 
-def plan_clips(job: GenerateJob) -> list[ClipPlan]:
-    """The clips of a job, prompt by prompt, and the place of each. Raises OutputError."""
-    clips = [(prompt, seed) for prompt in job.prompts for seed in job.seeds]
+def plan_clips(job: GenerateJob, *, pictures: bool = False) -> list[ClipPlan]:
+    """The clips of a job, prompt by prompt, and the place of each. Raises OutputError.
+
+    A clip without a prompt is named after its picture. pictures: each clip is one picture, a PNG file.
+    """
+    clips = [(prompt, seed) for prompt in job.prompts or (None,) for seed in job.seeds]
     out = Path(job.out).expanduser()
     suffix = out.suffix.lower()
+    formats = {".png": "picture"} if pictures else _FILE_FORMATS
     names_folder = job.out.endswith(("/", os.sep)) or os.path.isdir(out)
-    if not names_folder and suffix in _FILE_FORMATS:
+    if not names_folder and suffix in formats:
         if len(clips) > 1:
-            raise OutputError(f"{len(clips)} clips do not fit into {job.out}; give --out a folder")
-        path = out.with_suffix("") if suffix == ".png" else out
-        return [ClipPlan(*clips[0], path, _FILE_FORMATS[suffix])]
-    if not names_folder and suffix in _OTHER_FILES:
-        raise OutputError(
-            f"cannot write {suffix} files; use .mp4, .gif, .png (a folder of pictures) or a folder"
-        )
-    ending = "" if job.format == "png" else f".{job.format}"
-    names = clip_names(clips, job.guidance)
+            what = "pictures" if pictures else "clips"
+            raise OutputError(f"{len(clips)} {what} do not fit into {job.out}; give --out a folder")
+        path = out.with_suffix("") if suffix == ".png" and not pictures else out
+        return [ClipPlan(*clips[0], path, formats[suffix])]
+    if not names_folder and suffix in {*_FILE_FORMATS, *_OTHER_FILES}:
+        files = ".png" if pictures else ".mp4, .gif, .png (a folder of pictures)"
+        raise OutputError(f"cannot write {suffix} files{' of pictures' * pictures}; use {files} or a folder")
+    format = "picture" if pictures else job.format or "mp4"
+    ending = {"picture": ".png", "png": ""}.get(format, f".{format}")
+    shown = Path(job.image).stem if job.image else ""
+    texts = [(shown if prompt is None else prompt, seed) for prompt, seed in clips]
+    names = clip_names(texts, job.guidance)
     return [
-        ClipPlan(prompt, seed, out / f"{name}{ending}", job.format)
+        ClipPlan(prompt, seed, out / f"{name}{ending}", format)
         for (prompt, seed), name in zip(clips, names, strict=True)
     ]
 

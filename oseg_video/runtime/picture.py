@@ -1,4 +1,4 @@
-"""The picture that an image-to-video clip starts from."""
+"""Pictures: the one that an image-to-video clip starts from, and the one that a picture model makes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from oseg_video.media import atomic_path
 from oseg_video.types import OsegVideoError
+
+_ORIENTATION = 0x0112  # EXIF tag; 1 is upright
+_COMMENT = "comment"
 
 
 class PictureError(OsegVideoError):
@@ -30,38 +36,86 @@ class Picture:
 def load_picture(path: Path, height: int, width: int) -> Picture:
     """Read a picture upright, on white where it is transparent, resized and centre-cropped to the size.
 
-    `height` and `width` in pixels. The EXIF orientation is respected. Raises PictureError for a file that is
-    missing, no picture, damaged, animated, or larger than Pillow's limit against decompression bombs.
+    `height` and `width` in pixels. The content says what a file is, not its suffix. The EXIF orientation is
+    respected. Raises PictureError for a file that is missing, empty, no picture, damaged, animated, or larger
+    than Pillow's limit against decompression bombs.
     """
+    from PIL import Image, ImageOps
+
+    path = Path(path)
+    upright, turned = _read(path)
+    done = ["turned upright"] if turned else []
+    if upright.mode == "F":
+        raise PictureError(f"{path} has floating-point pixels; give a picture of 8 or 16 bits")
+    if upright.has_transparency_data and upright.convert("RGBA").getextrema()[3][0] < 255:
+        done.append("put on white")
+    rgb = _on_white(upright)
+    scale = max(width / rgb.width, height / rgb.height)
+    resized = round(rgb.width * scale), round(rgb.height * scale)
+    if resized != rgb.size:
+        done.append(f"resized to {resized[0]} x {resized[1]}")
+    if resized != (width, height):
+        done.append(f"centre-cropped to {width} x {height}")
+    fitted = ImageOps.fit(rgb, (width, height), method=Image.Resampling.LANCZOS)
+    with open(path, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return Picture(fitted, digest, f"{rgb.width} x {rgb.height} {', '.join(done) or 'taken as it is'}")
+
+
+def write_picture(path: Path, frames: torch.Tensor, comment: str) -> None:
+    """Write a clip of one frame, uint8 [1, 3, H, W], as a PNG file with `comment`. Raises PictureError."""
+    from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
+
+    info = PngInfo()
+    info.add_text(_COMMENT, comment)
+    try:
+        with atomic_path(path) as temporary:
+            pixels_HWC = frames[0].permute(1, 2, 0).contiguous().cpu().numpy()
+            Image.fromarray(pixels_HWC).save(temporary, format="PNG", pnginfo=info)
+    except OSError as error:
+        raise PictureError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def read_picture_comment(path: Path) -> str:
+    """The `comment` that `write_picture` stored in a PNG file; "" if there is none. Raises PictureError."""
+    picture, _ = _read(path)
+    return str(picture.info.get(_COMMENT, ""))
+
+
+def _read(path: Path) -> tuple[Any, bool]:
+    """(PIL image upright with its pixels read, whether it had to be turned)."""
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
-        data = Path(path).read_bytes()
+        if path.exists() and not path.is_file():  # a folder, or a device that never ends
+            raise PictureError(f"{path} is not a file")
+        if not path.stat().st_size:
+            raise PictureError(f"{path} is empty")
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path) as opened:
-                if getattr(opened, "is_animated", False):
+                count = getattr(opened, "n_frames", 1)
+                # The further pictures of a camera's MPO are previews, or the other eye's.
+                if count > 1 and opened.format != "MPO":
                     raise PictureError(
-                        f"{path} is animated ({getattr(opened, 'n_frames', '?')} frames); give one picture"
+                        f"{path} is animated or has pages ({count} pictures); give one picture"
                     )
-                upright = ImageOps.exif_transpose(opened)
-                upright.load()
+                turned = opened.getexif().get(_ORIENTATION, 1) != 1
+                upright = ImageOps.exif_transpose(opened)  # a copy, also where it is upright
+                return upright, turned
+    except PictureError:
+        raise
     except UnidentifiedImageError:
         raise PictureError(f"{path} is not a picture that can be read") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise PictureError(f"{path} is too large: more than {Image.MAX_IMAGE_PIXELS} pixels") from None
     except OSError as error:
         raise PictureError(f"cannot read {path}: {error.strerror or error}") from None
-    except (SyntaxError, ValueError, EOFError) as error:  # what Pillow's plugins raise on damaged files
-        if isinstance(error, PictureError):
-            raise
+    except MemoryError:
+        raise PictureError(f"{path} is too large for the memory of this machine") from None
+    except Exception as error:  # what Pillow's plugins raise on damaged files is of a dozen types
         raise PictureError(f"{path} is damaged: {error}") from None
-    rgb = _on_white(upright)
-    fitted = ImageOps.fit(rgb, (width, height), method=Image.Resampling.LANCZOS)
-    scale = max(width / rgb.width, height / rgb.height)
-    resized = f"{round(rgb.width * scale)} x {round(rgb.height * scale)}"
-    done = f"{rgb.width} x {rgb.height} resized to {resized}, centre-cropped to {width} x {height}"
-    return Picture(fitted, hashlib.sha256(data).hexdigest(), done)
 
 
 def _on_white(image: Any) -> Any:

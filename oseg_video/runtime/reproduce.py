@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from oseg_video.adapters import adapter_for_class
 from oseg_video.runtime.generate import ClipResult, generate
 from oseg_video.runtime.manifest import manifest_job, read_manifest
 from oseg_video.runtime.progress import Progress
@@ -43,7 +44,9 @@ def reproduce(
     file = Path(file)
     manifest = read_manifest(file)
     job = manifest_job(manifest)
-    job = dataclasses.replace(job, out=out or str(reproduced_path(file)), device=device or job.device)
+    picture = adapter_for_class(str(manifest["model"].get("pipeline"))).makes_pictures
+    out = out or str(reproduced_path(file, picture=picture))
+    job = dataclasses.replace(job, out=out, device=device or job.device)
     with _threads(manifest["machine"].get("threads")):
         (result,) = generate(job, overwrite=overwrite, progress=progress)
     return Reproduction(
@@ -53,11 +56,13 @@ def reproduce(
     )
 
 
-def reproduced_path(file: Path) -> Path:
-    """`a.mp4` -> `a-reproduced.mp4`; a manifest gives an mp4, a folder of pictures another folder."""
+def reproduced_path(file: Path, *, picture: bool = False) -> Path:
+    """`a.mp4` -> `a-reproduced.mp4`; a folder of pictures gives another folder, a manifest an mp4, or a PNG
+    where the clip is one `picture`."""
     if file.is_dir():
         return file.with_name(f"{file.name}-reproduced.png")
-    suffix = ".mp4" if file.suffix.lower() == ".json" else file.suffix
+    made = ".png" if picture else ".mp4"
+    suffix = made if file.suffix.lower() == ".json" else file.suffix
     return file.with_name(f"{file.stem}-reproduced{suffix}")
 
 

@@ -16,7 +16,9 @@ import torch
 from PIL import Image
 
 from oseg_video import media
+from oseg_video.adapters.mochi import MochiAdapter
 from oseg_video.cli import main
+from oseg_video.config import FAMILY_FIELDS
 from oseg_video.media import frames_sha256, read_clip
 from oseg_video.runtime import hub, loading, memory
 from oseg_video.runtime.manifest import read_manifest
@@ -127,6 +129,18 @@ def test_reproduce_from_the_manifest_alone_and_what_differs(capsys, tmp_path, mo
     assert "exists already" in refused(capsys, "reproduce", path, "--out", tmp_path / "b.mp4")
 
 
+def test_an_old_manifest_still_reproduces(capsys, tmp_path, mochi):
+    """Manifests from before a setting existed leave it out."""
+    (line,) = generate(capsys, *mochi, "--prompt", "a red circle", "--out", tmp_path / "a.mp4")
+    path = tmp_path / "a.json"
+    manifest = json.loads(path.read_text())
+    for name in FAMILY_FIELDS:
+        assert manifest["job"].pop(name) is None
+    path.write_text(json.dumps(manifest))
+    assert main(["reproduce", str(path), "--quiet", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["sha256"] == line["sha256"]
+
+
 def test_a_clip_does_not_depend_on_its_neighbours(capsys, tmp_path, mochi):
     many = generate(
         capsys, *mochi, "--prompt", "a", "--prompt", "b", "--seed", 1, 2, "--out", tmp_path / "many"
@@ -224,12 +238,12 @@ def test_what_the_model_cannot_make_is_refused(capsys, tmp_path, mochi, ltx, unl
         (["--blocks=9"], "no block 9: this mochi model has 5 blocks, 0 to 4"),
         (["--mix=2"], "mix must be"),
         (["--interval=0.9,0.1"], "interval"),
-        (["--guidance=cfg"], "blocks has no effect with guidance cfg; it belongs to seg, stg, oseg"),
+        (["--guidance=cfg"], "blocks has no effect with guidance cfg; it belongs to stg, pag, seg, oseg"),
         (
             ["--guidance-scale=1", "--negative-prompt=y"],
             "negative_prompt has no effect without text guidance",
         ),
-        (["--image=cat.png"], "mochi makes clips from text only; --image works with ltx"),
+        (["--image=cat.png"], "mochi makes clips from text only; --image works with cogvideox"),
         (["--model=mochy"], "did you mean 'mochi'?"),
         (["--model", tmp_path], "is not a pipeline directory: it has no model_index.json"),
     ]:
@@ -280,8 +294,8 @@ def test_models_that_cannot_be_loaded(capsys, tmp_path, mochi, models):
     weights.unlink()
     assert re.search(r"missing weights: \S+transformer has no \.safetensors file", call(tmp_path / "m"))
     index = tmp_path / "m" / "model_index.json"
-    index.write_text(json.dumps({"_class_name": "WanPipeline"}))
-    assert "no adapter for 'WanPipeline'; supported pipelines: LTX" in call(tmp_path / "m")
+    index.write_text(json.dumps({"_class_name": "FluxPipeline"}))
+    assert "no adapter for 'FluxPipeline'; supported pipelines: Cog" in call(tmp_path / "m")
     index.write_text("{")
     assert "is not valid JSON" in call(tmp_path / "m")
     assert "nothing to offload to" in call(models / "mochi", "--offload=model", "--device=cpu")
@@ -291,11 +305,12 @@ def test_models_that_cannot_be_loaded(capsys, tmp_path, mochi, models):
 
 
 def test_memory_is_estimated_before_loading(capsys, tmp_path, mochi, monkeypatch):
-    files = dict(loading.weight_files(Path(mochi[1]), None))
     tiny = tiny_mochi()
-    for name in ("transformer", "vae"):
-        expected = sum(p.numel() for p in getattr(tiny, name).parameters())
-        assert memory.count_parameters(files[name]) == pytest.approx(expected, rel=0.01)
+    for dtype in (torch.float32, torch.bfloat16):
+        weights = loading.component_weights(Path(mochi[1]), None, dtype, MochiAdapter())
+        for name in ("transformer", "vae"):
+            expected = sum(p.numel() for p in getattr(tiny, name).parameters()) * dtype.itemsize
+            assert weights[name].bytes == pytest.approx(expected, rel=0.01)
     monkeypatch.setattr(memory, "available_memory", lambda device: 1 << 20)
     error = refused(capsys, "generate", *mochi, "--prompt", "x", "--out", tmp_path / "a.mp4")
     assert re.search(
@@ -308,7 +323,7 @@ def test_memory_is_estimated_before_loading(capsys, tmp_path, mochi, monkeypatch
     [("none", "try --offload model"), ("model", "try --offload group"), ("sequential", None)],
 )
 def test_memory_hints_on_a_gpu(mochi, monkeypatch, offload, message):
-    files = dict(loading.weight_files(Path(mochi[1]), None))
+    files = loading.component_weights(Path(mochi[1]), None, torch.bfloat16, MochiAdapter())
     gpu = torch.device("cuda")
     monkeypatch.setattr(memory, "available_memory", lambda device: 10 if device == gpu else 1 << 40)
     if message is None:

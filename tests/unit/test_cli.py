@@ -187,6 +187,10 @@ def test_models_lists_families_pipelines_recipes_and_tests(capsys):
     entries = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     families = {adapter.family for adapter in all_adapters()}
     assert {entry["name"] for entry in entries} == {"embedded", *families} >= {"embedded", "mochi", "ltx"}
+    kinds = {e["name"]: [kind for kind in e if " to " in kind and e[kind]] for e in entries}
+    assert kinds["wan"] == ["text to video", "image to video"] and kinds["mochi"] == ["text to video"]
+    assert kinds["svd"] == ["image to video"] and kinds["sdxl"] == ["text to image"]
+    assert "for --image Wan-AI/Wan2.1-I2V-14B-480P-Diffusers" in text
     assert all(entry["about"] and entry["tested"] and entry["recipes"] for entry in entries)
 
 

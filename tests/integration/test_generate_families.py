@@ -1,0 +1,518 @@
+"""`oseg-video generate` for every family, from text and from a picture, on tiny pipelines in folders."""
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import (
+    CogVideoXImageToVideoPipeline,
+    HunyuanVideo15ImageToVideoPipeline,
+    WanImageToVideoPipeline,
+    WanVideoToVideoPipeline,
+)
+from PIL import Image
+
+from oseg_video.adapters import adapter_for_class, all_adapters
+from oseg_video.cli import main
+from oseg_video.media import frames_sha256, read_clip, to_uint8
+from oseg_video.runtime import hub, loading
+from oseg_video.runtime.manifest import read_manifest
+from tests.tiny import LTX_SIZE, MOCHI_SIZE, TEXT_LENGTH, LTXImageToVideoPipeline, tiny_ltx, tiny_mochi
+from tests.tiny.cogvideox import COGVIDEOX_SIZE, tiny_cogvideox, tiny_cogvideox_5b
+from tests.tiny.hunyuan import (
+    HUNYUAN15_SIZE,
+    HUNYUAN_SIZE,
+    tiny_hunyuan,
+    tiny_hunyuan15,
+    tiny_hunyuan_image,
+)
+from tests.tiny.unet import SDXL_SIZE, SVD_SIZE, tiny_sdxl, tiny_svd
+from tests.tiny.wan import (
+    WAN_5B_SIZE,
+    WAN_SIZE,
+    tiny_wan,
+    tiny_wan_5b,
+    tiny_wan_two_experts,
+)
+
+PROMPT = ("--prompt", "a red circle")
+SHORT_TEXT = (f"--max-sequence-length={TEXT_LENGTH}",)
+
+
+@dataclass(frozen=True)
+class Model:
+    """A tiny pipeline, and what a short clip of it takes."""
+
+    build: Callable
+    size: dict[str, int]
+    flags: tuple[str, ...] = ()
+    image: bool = False
+    prompt: tuple[str, ...] = PROMPT
+    block: str = "1"
+
+
+# On the list of sizes of image to video, and one that the pipeline passes over for a picture of this size.
+HUNYUAN15_LISTED_SIZE = {"height": 80, "width": 48, "num_frames": 9}
+
+MODELS = {
+    "mochi": Model(tiny_mochi, MOCHI_SIZE, SHORT_TEXT),
+    "ltx": Model(tiny_ltx, LTX_SIZE, SHORT_TEXT),
+    "ltx-image": Model(partial(tiny_ltx, LTXImageToVideoPipeline), LTX_SIZE, SHORT_TEXT, image=True),
+    "hunyuan": Model(tiny_hunyuan, HUNYUAN_SIZE, block="dual:1"),
+    "hunyuan-image": Model(tiny_hunyuan_image, HUNYUAN_SIZE, image=True, block="single:1"),
+    "hunyuan-image-replace": Model(
+        partial(tiny_hunyuan_image, "token_replace"), HUNYUAN_SIZE, image=True, block="dual:1"
+    ),
+    "hunyuan15": Model(tiny_hunyuan15, HUNYUAN15_SIZE),
+    "hunyuan15-image": Model(
+        partial(tiny_hunyuan15, HunyuanVideo15ImageToVideoPipeline),
+        HUNYUAN15_LISTED_SIZE,
+        image=True,
+    ),
+    "wan": Model(tiny_wan, WAN_SIZE, SHORT_TEXT),
+    "wan-image": Model(partial(tiny_wan, WanImageToVideoPipeline), WAN_SIZE, image=True),
+    "wan-experts": Model(tiny_wan_two_experts, WAN_SIZE, SHORT_TEXT),
+    "wan-5b": Model(tiny_wan_5b, WAN_5B_SIZE, SHORT_TEXT),
+    "wan-5b-image": Model(tiny_wan_5b, WAN_5B_SIZE, SHORT_TEXT, image=True),
+    "cogvideox": Model(tiny_cogvideox, COGVIDEOX_SIZE, SHORT_TEXT),
+    "cogvideox-image": Model(
+        partial(tiny_cogvideox_5b, CogVideoXImageToVideoPipeline), COGVIDEOX_SIZE, SHORT_TEXT, image=True
+    ),
+    "svd": Model(tiny_svd, SVD_SIZE, image=True, prompt=(), block="mid:spatial"),
+    "sdxl": Model(tiny_sdxl, {**SDXL_SIZE, "num_frames": 1}, block="mid"),
+}
+LOSSLESS = ("--dtype=float32", "--no-vae-tiling", "--steps=2")
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory):
+    """Folder of a tiny pipeline by name, saved once."""
+    root = tmp_path_factory.mktemp("families")
+    made: dict[str, Path] = {}
+
+    def folder(name: str) -> Path:
+        model = MODELS[name]
+        key = str(model.build)
+        if key not in made:
+            pipe = model.build()
+            pipe.save_pretrained(root / name)
+            made[key] = root / name
+        return made[key]
+
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def tiny_hunyuan_text(monkeypatch):
+    """What no file stores of the tiny HunyuanVideo pipelines is set anew: the filler that the tokenizers put
+    for the templates' instructions, and the text lengths of 1.5, attributes of the pipeline."""
+    original = loading.load_pipeline
+
+    def load(source, job, progress):
+        pipe = original(source, job, progress)
+        builders = {
+            "HunyuanVideoPipeline": tiny_hunyuan,
+            "HunyuanVideoImageToVideoPipeline": tiny_hunyuan_image,
+            "HunyuanVideo15Pipeline": tiny_hunyuan15,
+            "HunyuanVideo15ImageToVideoPipeline": tiny_hunyuan15,
+        }
+        if source.adapter.family in ("hunyuan", "hunyuan15"):
+            tiny = builders[type(pipe).__name__]()
+            pipe.tokenizer = tiny.tokenizer
+        if source.adapter.family == "hunyuan15":
+            for name in ("tokenizer_max_length", "tokenizer_2_max_length", "vision_num_semantic_tokens"):
+                setattr(pipe, name, getattr(tiny, name))
+        return pipe
+
+    monkeypatch.setattr(loading, "load_pipeline", load)
+
+
+@pytest.fixture
+def unloadable(monkeypatch):
+    """Loading weights fails the test: what is refused must be refused before."""
+    monkeypatch.setattr(loading, "load_pipeline", lambda *_: pytest.fail("the model was loaded"))
+
+
+@pytest.fixture
+def cat(tmp_path):
+    """A picture whose size no model makes."""
+    noise = np.random.default_rng(0).integers(0, 255, (50, 100, 3)).astype(np.uint8)
+    Image.fromarray(noise).save(tmp_path / "cat.png")
+    return tmp_path / "cat.png"
+
+
+def call(folders, name, *flags, image=None, out=None):
+    """Arguments of `generate` for a model."""
+    model = MODELS[name]
+    size = [f"--{key.removeprefix('num_')}={value}" for key, value in model.size.items()]
+    fps = [] if name == "sdxl" else ["--fps=8"]
+    arguments = ["generate", "--model", folders(name), *model.prompt, *size, *fps, *model.flags, *LOSSLESS]
+    if model.image:
+        arguments += ["--image", image]
+    if out is not None:
+        arguments += ["--out", out]
+    return [str(argument) for argument in (*arguments, *flags)]
+
+
+def run(capsys, arguments):
+    capsys.readouterr()  # what saving a pipeline said
+    code = main([*arguments, "--quiet", "--json"])
+    output = capsys.readouterr()
+    assert code == 0, output.err
+    return [json.loads(line) for line in output.out.splitlines()]
+
+
+def refused(capsys, arguments):
+    capsys.readouterr()
+    assert main([*map(str, arguments), "--quiet"]) == 2
+    output = capsys.readouterr()
+    assert output.out == "" and re.fullmatch(r"oseg-video: error: [^\n]+\n", output.err), output.err
+    return output.err
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_clip_of_every_family(capsys, tmp_path, folders, cat, name):
+    model = MODELS[name]
+    made = {}
+    suffix = "png" if name == "sdxl" else "mp4"
+    for method in ("cfg", "oseg"):
+        blocks = [f"--blocks={model.block}"] if method == "oseg" else []
+        out = tmp_path / f"{method}.{suffix}"
+        scale = [] if name == "svd" else ["--guidance-scale=3"]
+        flags = ["--guidance", method, *scale, *blocks]
+        (line,) = run(capsys, call(folders, name, *flags, image=cat, out=out))
+        made[method] = line["sha256"]
+    assert made["cfg"] != made["oseg"]
+    manifest = read_manifest(out)
+    size = {"num_frames": 1, **model.size}
+    clip = manifest["clip"]
+    assert (clip["frames"], clip["height"], clip["width"]) == (
+        size["num_frames"],
+        size["height"],
+        size["width"],
+    )
+    assert manifest["passes"]["steps"] == 2
+    passes = [p for kind in manifest["passes"]["step_kinds"] for p in kind["passes"]]
+    conditions = {branch.removesuffix("_perturbed") for p in passes for branch in p["branches"]}
+    assert conditions == {"cond", "uncond"}
+    assert (manifest["image"] is not None) == model.image
+    assert main(["reproduce", str(out), "--quiet", "--json"]) == 0
+    again = json.loads(capsys.readouterr().out)
+    assert again["identical"] and again["differences"] == []
+
+
+def stock(name, seed=0, **arguments):
+    """SHA-256 of a clip of the stock pipeline, called by hand."""
+    model = MODELS[name]
+    pipe = model.build()
+    if name == "hunyuan15":
+        pipe.guider = pipe.guider.new(guidance_scale=arguments.pop("guider_scale"))
+    size = {key: value for key, value in model.size.items() if name != "sdxl" or key != "num_frames"}
+    if model.flags:
+        arguments["max_sequence_length"] = TEXT_LENGTH
+    output = pipe(
+        **size,
+        **arguments,
+        num_inference_steps=2,
+        generator=torch.Generator().manual_seed(seed),
+        output_type="pt",
+    )
+    return frames_sha256(to_uint8(output.images if name == "sdxl" else output.frames[0]))
+
+
+@pytest.mark.parametrize(
+    ("name", "flags", "arguments"),
+    [
+        (
+            "ltx",
+            "cfg --guidance-scale=3 --negative-prompt=bad --fps=12",
+            {"guidance_scale": 3, "frame_rate": 12},
+        ),
+        ("wan", "none", {"guidance_scale": 1}),
+        (
+            "wan-experts",
+            "cfg --guidance-scale=4 --guidance-scale-2=2",
+            {"guidance_scale": 4, "guidance_scale_2": 2},
+        ),
+        ("cogvideox", "cfg --guidance-scale=6", {"guidance_scale": 6}),
+        # The guidance-distilled mode: one branch per step.
+        ("hunyuan", "none --embedded-guidance-scale=4", {"guidance_scale": 4}),
+        (
+            "hunyuan",
+            "cfg --guidance-scale=3 --embedded-guidance-scale=2",
+            {"guidance_scale": 2, "true_cfg_scale": 3, "negative_prompt": ""},
+        ),
+        ("hunyuan15", "cfg --guidance-scale=3", {"guider_scale": 3}),
+        ("hunyuan15", "none", {"guider_scale": 1}),
+        ("sdxl", "cfg --guidance-scale=5", {"guidance_scale": 5}),
+        ("svd", "cfg --fps=8", {"fps": 8}),
+        ("svd", "cfg --guidance-scale=2", {"min_guidance_scale": 2, "max_guidance_scale": 2, "fps": 8}),
+        (
+            "svd",
+            "cfg --min-guidance-scale=1.5 --max-guidance-scale=2.5 --motion-bucket-id=200 "
+            "--noise-aug-strength=0.1 --decode-chunk-size=2",
+            {
+                "min_guidance_scale": 1.5,
+                "max_guidance_scale": 2.5,
+                "motion_bucket_id": 200,
+                "noise_aug_strength": 0.1,
+                "decode_chunk_size": 2,
+                "fps": 8,
+            },
+        ),
+        ("svd", "none", {"min_guidance_scale": 1, "max_guidance_scale": 1, "fps": 8}),
+    ],
+)
+def test_settings_reach_the_stock_pipeline(capsys, tmp_path, folders, name, flags, arguments):
+    size = MODELS[name].size
+    picture = Image.linear_gradient("L").convert("RGB").resize((size["width"], size["height"]))
+    picture.save(tmp_path / "start.png")
+    method, *given = flags.split()
+    out = tmp_path / ("a.png" if name == "sdxl" else "a.mp4")
+    # SVD's recipe decodes in chunks, which its temporal decoder sees.
+    chunk = ["--decode-chunk-size=3"] if name == "svd" and "decode_chunk_size" not in arguments else []
+    line_flags = ["--guidance", method, *given, *chunk]
+    (line,) = run(capsys, call(folders, name, *line_flags, image=tmp_path / "start.png", out=out))
+    conditions = {"image": picture} if MODELS[name].image else {"prompt": "a red circle"}
+    if "--negative-prompt=bad" in given:
+        conditions["negative_prompt"] = "bad"
+    assert stock(name, **conditions, **arguments) == line["sha256"]
+
+
+def test_a_schedule_turns_the_second_branch_on(capsys, tmp_path, folders):
+    """Of a scale by noise level the pipeline learns only whether it is ever above 1."""
+    flags = ["--guidance=cfg", "--guidance-scale=1.0:1,0.99:4"]
+    (line,) = run(capsys, call(folders, "hunyuan", *flags, "--steps=3", out=tmp_path / "a.mp4"))
+    kinds = read_manifest(Path(line["path"]))["passes"]["step_kinds"]
+    assert {len(kind["passes"]) for kind in kinds} == {1, 2}
+    flags = ["--guidance=cfg", "--guidance-scale=1.0:1,0.5:1", "--negative-prompt=x"]
+    assert "negative_prompt has no effect" in refused(
+        capsys, call(folders, "hunyuan", *flags, out=tmp_path / "b.mp4")
+    )
+
+
+REFUSED = [
+    ("svd", "--prompt=x", "svd takes no text, got prompt 'x'; leave it out, or use a model of cogvideox"),
+    (
+        "svd",
+        "--negative-prompt=x",
+        "negative_prompt has no effect with svd; it belongs to cogvideox",
+    ),
+    ("svd", "--max-sequence-length=9", "max_sequence_length has no effect with svd"),
+    ("svd", "--vae-tiling", "vae_tiling: the VAE of svd cannot decode in tiles; those of cogvideox"),
+    (
+        "svd",
+        "--guidance-scale=2 --max-guidance-scale=3",
+        "svd: guidance_scale 2 is one scale for all frames; it cannot go with max_guidance_scale",
+    ),
+    ("svd", "--min-guidance-scale=4", "min_guidance_scale 4 must not be above max_guidance_scale 3"),
+    ("svd", "--max-guidance-scale=0.5", "max_guidance_scale must be from 1 to 1000, got 0.5"),
+    ("svd", "--max-guidance-scale=2 --guidance=none", "max_guidance_scale has no effect with guidance none"),
+    ("svd", "--motion-bucket-id=256", "motion_bucket_id must be from 0 to 255, got 256"),
+    (
+        "mochi",
+        "--embedded-guidance-scale=6",
+        "embedded_guidance_scale has no effect with mochi; it belongs to hunyuan",
+    ),
+    ("ltx", "--motion-bucket-id=6", "motion_bucket_id has no effect with ltx; it belongs to svd"),
+    (
+        "hunyuan15",
+        "--max-sequence-length=9",
+        "max_sequence_length has no effect with hunyuan15; it belongs",
+    ),
+    (
+        "hunyuan",
+        "--negative-prompt=x --config={tmp}/distilled.yaml",
+        "negative_prompt has no effect without text guidance; guidance_scale is 1, not above 1",
+    ),
+    ("wan", "--guidance-scale-2=2", "wan: guidance_scale_2 2: this model has one expert"),
+    ("wan-experts", "--guidance-scale=1 --guidance-scale-2=2", "give a guidance_scale above 1"),
+    (
+        "wan-experts",
+        "--guidance-scale=1.0:4,0.5:2 --guidance-scale-2=2",
+        "guidance_scale_2 cannot go with a guidance_scale by noise level",
+    ),
+    (
+        "wan-experts",
+        "--guidance=none --guidance-scale-2=2",
+        "guidance_scale_2 has no effect with guidance none",
+    ),
+    (
+        "wan-image",
+        "--max-sequence-length=99",
+        "max_sequence_length 99: image to video with this model takes 512",
+    ),
+    (
+        "wan",
+        "--image={cat}",
+        "makes clips from text only; for --image use weights of a WanImageToVideoPipeline",
+    ),
+    ("wan-5b", "--height=80", "height 80: wan needs a multiple of 32 pixels; nearest: 64 or 96"),
+    ("wan", "--frames=8", "frames 8: wan makes 4 k + 1 frames; nearest: 5 or 9"),
+    (
+        "hunyuan15-image",
+        "--height=96",
+        "height 96 and width 48: image to video with this model has a list of sizes; nearest: height",
+    ),
+    (
+        "cogvideox-image",
+        "--height=64",
+        "height 64 and width 64: this model has learned its positions and makes height 48 and width 64 only",
+    ),
+    ("cogvideox", "--max-sequence-length=9", "max_sequence_length 9: this model takes 24 only"),
+    ("sdxl", "--frames=2", "frames 2: sdxl makes one picture; frames must be 1"),
+    ("sdxl", "--fps=8", "fps 8 has no effect with sdxl, which makes pictures"),
+    ("sdxl", "--format=gif", "format gif: sdxl makes pictures; format must be png"),
+    ("sdxl", "--out=a.mp4", "cannot write .mp4 files of pictures; use .png or a folder"),
+    ("sdxl", "--image={cat}", "sdxl makes pictures from text only; --image works with cogvideox"),
+    ("ltx", "--prompt=", "a prompt must not be empty"),
+]
+
+
+@pytest.mark.parametrize(("name", "flags", "message"), REFUSED)
+def test_what_a_family_lacks_is_refused(capsys, tmp_path, folders, cat, unloadable, name, flags, message):
+    (tmp_path / "distilled.yaml").write_text("guidance_scale: null\nguidance: cfg\n")
+    method = [] if "--guidance=" in flags or "--config" in flags else ["--guidance=cfg"]
+    given = [flag.format(cat=cat, tmp=tmp_path) for flag in flags.split(" ")]
+    arguments = call(folders, name, "--out", tmp_path / "out", *method, *given, image=cat)
+    assert message in refused(capsys, arguments)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["svd", "wan-image", "hunyuan-image", "cogvideox-image"])
+def test_weights_for_pictures_need_one(capsys, tmp_path, folders, unloadable, name):
+    arguments = call(folders, name, *PROMPT[: 2 * (name != "svd")], image="x", out=tmp_path / "a.mp4")
+    at = arguments.index("--image")
+    error = refused(capsys, arguments[:at] + arguments[at + 2 :])
+    assert "makes clips from a picture; give it one with --image" in error
+
+
+def test_a_prompt_is_needed_where_text_is(capsys, tmp_path, folders, unloadable):
+    arguments = call(folders, "ltx", out=tmp_path / "a.mp4")
+    at = arguments.index("--prompt")
+    assert "no prompt given" in refused(capsys, arguments[:at] + arguments[at + 2 :])
+
+
+def test_pipelines_that_take_a_video_are_refused(capsys, tmp_path, folders, unloadable):
+    (tmp_path / "v2v").mkdir()
+    index = json.loads((folders("wan") / "model_index.json").read_text())
+    index["_class_name"] = WanVideoToVideoPipeline.__name__
+    (tmp_path / "v2v" / "model_index.json").write_text(json.dumps(index))
+    arguments = call(folders, "wan", "--model", tmp_path / "v2v", out=tmp_path / "a.mp4")
+    assert "generate cannot run a WanVideoToVideoPipeline; it runs WanPipeline, WanImage" in refused(
+        capsys, arguments
+    )
+
+
+def test_a_picture_is_a_png_that_knows_how_it_was_made(capsys, tmp_path, folders):
+    cfg = ["--guidance=cfg", "--guidance-scale=3"]
+    (line,) = run(capsys, call(folders, "sdxl", *cfg, "--prompt", "", out=tmp_path / "empty"))[1:]
+    assert line["prompt"] == "" and Path(line["path"]).name == "clip-cfg-seed0.png"
+    (line,) = run(capsys, call(folders, "sdxl", *cfg, out=tmp_path / "a.png"))
+    with Image.open(tmp_path / "a.png") as picture:
+        assert picture.size == (SDXL_SIZE["width"], SDXL_SIZE["height"])
+        pixels_HWC = torch.from_numpy(np.array(picture))
+    assert frames_sha256(pixels_HWC.permute(2, 0, 1)[None].contiguous()) == line["sha256"]
+    (tmp_path / "a.json").rename(tmp_path / "elsewhere.json")
+    assert read_manifest(tmp_path / "a.png")["clip"]["sha256"] == line["sha256"]
+    assert main(["reproduce", str(tmp_path / "elsewhere.json"), "--quiet"]) == 0
+    capsys.readouterr()
+    assert (tmp_path / "elsewhere-reproduced.png").is_file()
+    assert "exists already" in refused(capsys, call(folders, "sdxl", *cfg, out=tmp_path / "a.png"))
+
+
+def test_clips_without_a_prompt_are_named_after_their_picture(capsys, tmp_path, folders, cat):
+    flags = ["--guidance=cfg", "--seed", "1", "2"]
+    lines = run(capsys, call(folders, "svd", *flags, image=cat, out=tmp_path / "clips"))
+    assert [Path(line["path"]).name for line in lines] == ["cat-cfg-seed1.mp4", "cat-cfg-seed2.mp4"]
+    assert [line["prompt"] for line in lines] == [None, None]
+    assert read_manifest(Path(lines[0]["path"]))["job"]["prompts"] == []
+
+
+def test_the_note_says_what_was_done_to_the_picture(capsys, tmp_path, folders, cat):
+    arguments = call(folders, "svd", "--guidance=cfg", image=cat, out=tmp_path / "a.mp4")
+    assert main(arguments) == 0
+    assert "cat.png: 100 x 50 resized to 128 x 64, centre-cropped to 96 x 64" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("adapter", list(all_adapters()), ids=lambda adapter: adapter.family)
+def test_a_family_name_stands_for_a_repository_of_each_kind(monkeypatch, tmp_path, adapter):
+    asked = []
+
+    def fetch_file(repository, commit, name):
+        asked.append(repository)
+        wanted = adapter.image_to_video if repository == adapter.image_repository else adapter.pipelines[0]
+        (tmp_path / name).write_text(json.dumps({"_class_name": wanted}))
+        return tmp_path / name
+
+    monkeypatch.setattr(hub, "find_commit", lambda repository, revision: "c0ffee")
+    monkeypatch.setattr(hub, "fetch_file", fetch_file)
+    if adapter.text_to_video:
+        assert loading.find_model(adapter.family).pipeline_for(image=False) == adapter.text_to_video
+    if adapter.image_to_video:
+        source = loading.find_model(adapter.family, image=True)
+        assert source.pipeline_for(image=True) == adapter.image_to_video
+        assert asked[-1] == (adapter.image_repository or adapter.hub_repository)
+    assert loading.recipe_of(adapter.family) == adapter.family and len(asked) <= 2
+
+
+DTYPES = {
+    "wan-image": {"vae": "float32", "image_encoder": "float32"},
+    "hunyuan": {"vae": "float16", "text_encoder": "float16", "text_encoder_2": "float16"},
+    "ltx": {},
+}
+
+
+@pytest.mark.parametrize("name", DTYPES)
+def test_components_in_their_number_types_from_a_variant(capsys, tmp_path, folders, cat, monkeypatch, name):
+    MODELS[name].build().to(torch.bfloat16).save_pretrained(tmp_path / "m", variant="bf16")
+    index = json.loads((tmp_path / "m" / "model_index.json").read_text())
+    adapter = adapter_for_class(index["_class_name"])
+    weights = loading.component_weights(tmp_path / "m", "bf16", torch.bfloat16, adapter)
+    assert all(".bf16." in file.name for one in weights.values() for file in one.files)
+    loaded = []
+    original = loading.load_pipeline
+    monkeypatch.setattr(loading, "load_pipeline", lambda *given: loaded.append(original(*given)) or loaded[0])
+    flags = ["--model", tmp_path / "m", "--dtype=bfloat16", "--variant=bf16", "--guidance=cfg"]
+    (line,) = run(capsys, call(folders, name, *flags, image=cat, out=tmp_path / "a.mp4"))
+    assert read_manifest(Path(line["path"]))["job"]["dtype"] == "bfloat16"
+    for component, one in weights.items():
+        module = getattr(loaded[0], component)
+        expected = getattr(torch, DTYPES[name].get(component, "bfloat16"))
+        assert one.dtype == expected
+        kept = getattr(module, "_keep_in_fp32_modules", None) or () if component == "transformer" else ()
+        for parameter, value in module.named_parameters():
+            own = torch.float32 if set(parameter.split(".")) & set(kept) else expected
+            assert value.dtype == own, parameter
+        size = sum(p.numel() * p.itemsize for p in module.parameters())
+        assert one.bytes == pytest.approx(size, rel=0.02)
+    assert main(["reproduce", line["path"], "--quiet"]) == 0
+
+
+def test_modules_that_stay_in_float32_count():
+    """T5's output projections stay in float32 where it is loaded in float16, as transformers has it."""
+    entry = ["transformers", "T5EncoderModel"]
+    assert "wo" in loading._float32_modules(entry, torch.float16)
+    assert "wo" not in loading._float32_modules(entry, torch.bfloat16)
+    assert "time_embedder" in loading._float32_modules(["diffusers", "WanTransformer3DModel"], torch.bfloat16)
+    assert loading._float32_modules(["nowhere", "Nothing"], torch.float16) == ()
+
+
+@pytest.mark.parametrize("name", ["svd", "sdxl", "wan", "hunyuan", "hunyuan15", "cogvideox", "ltx"])
+def test_the_fewest_steps_that_are_allowed_run(capsys, tmp_path, folders, cat, name):
+    out = tmp_path / ("a.png" if name == "sdxl" else "a.mp4")
+    run(capsys, call(folders, name, "--guidance=cfg", "--steps=1", image=cat, out=out))
+
+
+def test_a_single_frame_clip(capsys, tmp_path, folders):
+    for name in ("ltx", "wan", "hunyuan", "cogvideox"):
+        (line,) = run(
+            capsys, call(folders, name, "--guidance=cfg", "--frames=1", out=tmp_path / f"{name}.mp4")
+        )
+        assert len(read_clip(Path(line["path"])).frames) == 1
