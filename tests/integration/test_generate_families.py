@@ -69,9 +69,10 @@ MODELS = {
     "hunyuan-image-replace": Model(
         partial(tiny_hunyuan_image, "token_replace"), HUNYUAN_SIZE, image=True, block="dual:1"
     ),
-    "hunyuan15": Model(tiny_hunyuan15, HUNYUAN15_SIZE),
+    # A guider that is off: whatever scale a clip has comes from its settings.
+    "hunyuan15": Model(partial(tiny_hunyuan15, guidance_scale=1.0), HUNYUAN15_SIZE),
     "hunyuan15-image": Model(
-        partial(tiny_hunyuan15, HunyuanVideo15ImageToVideoPipeline),
+        partial(tiny_hunyuan15, HunyuanVideo15ImageToVideoPipeline, guidance_scale=1.0),
         HUNYUAN15_LISTED_SIZE,
         image=True,
     ),
@@ -283,6 +284,12 @@ def test_settings_reach_the_stock_pipeline(capsys, tmp_path, folders, name, flag
     if "--negative-prompt=bad" in given:
         conditions["negative_prompt"] = "bad"
     assert stock(name, **conditions, **arguments) == line["sha256"]
+
+
+def test_one_scale_for_all_frames_is_a_level_ramp():
+    """Also where the guidance's own scale would do: the pipeline is called as the job says."""
+    arguments = adapter_for_class("StableVideoDiffusionPipeline").pipeline_arguments({"guidance_scale": 2.0})
+    assert arguments == {"min_guidance_scale": 2.0, "max_guidance_scale": 2.0}
 
 
 def test_a_schedule_turns_the_second_branch_on(capsys, tmp_path, folders):
