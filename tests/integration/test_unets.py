@@ -118,6 +118,9 @@ SELECTED: dict[str, dict[Any, Callable[[str, str], bool]]] = {
         "up.1:temporal": lambda name, stage: stage == "up.1" and is_temporal(name),
         "temporal:up.1": lambda name, stage: stage == "up.1" and is_temporal(name),
         "up.1:spatial:1": lambda name, stage: name == "up_blocks.1.attentions.1.transformer_blocks.0.attn1",
+        "up.2:temporal:1": lambda name, stage: (
+            name == "up_blocks.2.attentions.1.temporal_transformer_blocks.0.attn1"
+        ),
         "spatial": lambda name, stage: not is_temporal(name),
         "temporal": lambda name, stage: is_temporal(name),
         "down": lambda name, stage: stage in ("down.0", "down.1"),
