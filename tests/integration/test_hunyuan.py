@@ -17,8 +17,11 @@ from torch.testing import assert_close
 
 from oseg_video import CFG, OSEG, PAG, SEG, STG, GuidanceError, TokenGrid, guided
 from oseg_video.adapters import UnknownBlockError, UnsupportedPipelineError, adapter_for
-from oseg_video.guidance.plan import Branch
+from oseg_video.adapters.base import ClipSize
+from oseg_video.guidance.perturbations import SkipBlock
+from oseg_video.guidance.plan import Branch, Perturbation
 from oseg_video.runtime.branches import BranchRunner
+from oseg_video.runtime.cost import step_cost
 from tests.integration.families import CASES, HUNYUAN, HUNYUAN15, SCALE, STEPS, Case, plain_scale
 from tests.integration.slow_hunyuan import Change, SlowHunyuan
 from tests.tiny.hunyuan import tiny_hunyuan_image
@@ -178,6 +181,15 @@ def test_true_cfg_runs_the_full_rule_over_two_calls() -> None:
     )
 
 
+@pytest.mark.parametrize("case", (HUNYUAN, HUNYUAN15), ids=lambda case: case.name)
+def test_a_guidance_without_a_text_scale_takes_the_pipelines(case: Case, pipe: Any) -> None:
+    with guided(pipe, OSEG(blocks=(1,), guidance_scale=2.5)):
+        named = case.run(pipe)
+    with guided(pipe, OSEG(blocks=(1,))):
+        assert torch.equal(case.run(pipe, guidance_scale=2.5), named)
+        assert not torch.equal(case.run(pipe, guidance_scale=3.5), named)
+
+
 def test_a_negative_prompt_may_be_given_as_embeddings() -> None:
     pipe = built(HUNYUAN)
     embeds, pooled, mask = pipe.encode_prompt("bad", max_sequence_length=24)
@@ -329,8 +341,27 @@ def off_key_mean_per_frame(grid: TokenGrid) -> Callable[[Tensor, Tensor], Tensor
     return change
 
 
+def blurred_in_each_frame(grid: TokenGrid) -> Callable[[Tensor, Tensor], Tensor]:
+    """A Gaussian of one token along rows and columns, the picture going on as its own mirror image."""
+
+    def along(x: Tensor, dim: int) -> Tensor:
+        mirrored, length = torch.cat([x, x.flip(dim)], dim), x.shape[dim]
+        weights = {offset: math.exp(-(offset**2) / 2) for offset in range(-12, 13)}
+        blurred = [
+            sum(w * mirrored.select(dim, (i + offset) % (2 * length)) for offset, w in weights.items())
+            for i in range(length)
+        ]
+        return torch.stack(blurred, dim) / sum(weights.values())
+
+    def change(query: Tensor, key: Tensor) -> Tensor:
+        picture = query.unflatten(1, grid.shape)
+        return along(along(picture, 2), 3).flatten(1, 3)
+
+    return change
+
+
 @pytest.mark.parametrize(
-    "method", ("cfg", "stg", "stg-attention-skip", "pag", "seg", "oseg", "oseg-plain-uncond")
+    "method", ("cfg", "stg", "stg-attention-skip", "pag", "seg", "seg-blur", "oseg", "oseg-plain-uncond")
 )
 def test_the_guided_prediction_is_that_of_a_slow_float64_reference(
     case: Case, pipe: Any, method: str, monkeypatch: pytest.MonkeyPatch
@@ -344,6 +375,10 @@ def test_the_guided_prediction_is_that_of_a_slow_float64_reference(
         "stg-attention-skip": (STG(stg_scale=1.5, mode="attention_skip", **common), "input"),
         "pag": (PAG(pag_scale=1.5, **common), "values"),
         "seg": (SEG(seg_scale=1.5, **common), mean_everywhere),
+        "seg-blur": (
+            SEG(seg_scale=1.5, blur_sigma=(0.0, 1.0), **common),
+            blurred_in_each_frame(case.grid),
+        ),
         "oseg": (OSEG(**oseg, **common), off_key_mean_per_frame(case.grid)),
         "oseg-plain-uncond": (
             OSEG(perturb_unconditional=False, **oseg, **common),
@@ -548,3 +583,27 @@ def test_compiled_blocks_are_perturbed_all_the_same(case: Case, pipe: Any) -> No
     with guided(pipe, GUIDED[0]):
         assert_close(case.run(pipe), expected, **ACROSS_BATCHES)
     assert torch.equal(case.run(pipe), stock)
+
+
+# -- counted cost
+
+
+@pytest.mark.parametrize("case", (HUNYUAN, HUNYUAN15), ids=lambda case: case.name)
+def test_example_arguments_are_those_of_the_pipeline(case: Case, pipe: Any) -> None:
+    adapter, clip = adapter_for(pipe), ClipSize(9, 64, 48)
+    call, *_ = denoiser_calls(pipe, partial(case.run, pipe))
+    example = adapter.example_arguments(pipe.transformer, clip, 1)
+    assert example.keys() == {name for name, value in call.items() if isinstance(value, Tensor)}
+    for name, value in example.items():
+        text = value.ndim > 1 and name != "hidden_states" and name != "pooled_projections"
+        assert [*value.shape[:1], *value.shape[1 + text :]] == [
+            *call[name].shape[:1],
+            *call[name].shape[1 + text :],
+        ]
+    pipe.transformer.to("meta")
+    branches = {"cond": Branch("cond"), "perturbed": Branch("cond", Perturbation((4,), SkipBlock()))}
+    costs = [
+        step_cost(adapter, pipe.transformer, clip, branches, reuse_prefix=reuse).total
+        for reuse in (True, False)
+    ]
+    assert 0 < costs[0] < costs[1]
