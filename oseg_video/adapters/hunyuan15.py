@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import wraps
+from functools import cache, wraps
 from typing import Any, ClassVar
 
 import torch
@@ -194,6 +194,7 @@ def _with_a_margin(image: Any) -> Any:
     return larger
 
 
+@cache  # compiled blocks are compiled anew for every new class
 def _with_optional_mask(original: type) -> type:
     """A subclass of an attention processor's class that also takes no mask: then no text is padding.
 

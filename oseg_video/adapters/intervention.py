@@ -37,13 +37,21 @@ class BlockPlan:
 
 
 class Gate(nn.Module):
-    """Stands in for one module and follows the plan of the pass in progress, if there is one."""
+    """Stands in for one module and follows the plan of the pass in progress, if there is one.
+
+    It shows the parameters and submodules of that module as its own, so that everything inside the denoiser
+    keeps its name: LoRA and weights can be loaded while the gate is there.
+    """
+
+    block: nn.Module
 
     def __init__(
         self, block: nn.Module, name: str, is_block: bool, current_plan: Callable[[], BlockPlan | None]
     ) -> None:
         super().__init__()
-        self.block = block
+        self._parameters, self._buffers, self._modules = block._parameters, block._buffers, block._modules
+        self._non_persistent_buffers_set = block._non_persistent_buffers_set
+        object.__setattr__(self, "block", block)  # as a submodule it would add its name to all others
         self._name = name
         self._is_block = is_block
         self._current_plan = current_plan
@@ -66,7 +74,7 @@ class Gate(nn.Module):
         try:
             return super().__getattr__(name)
         except AttributeError:
-            return getattr(super().__getattr__("block"), name)
+            return getattr(self.block, name)
 
 
 @contextmanager

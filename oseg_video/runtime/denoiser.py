@@ -56,7 +56,8 @@ def guided(pipe: Any, guidance: Guidance, *, reuse_prefix: bool = True) -> Itera
         stack.enter_context(_intercepted_calls(pipe, "__call__", session.sample))
         for denoiser, runner in zip(denoisers, runners, strict=True):
             predict = partial(session.predict, denoiser, runner)
-            stack.enter_context(_intercepted_calls(denoiser, "forward", predict))
+            refused = ("enable_cache",) if guidance.blocks_used else ()
+            stack.enter_context(_intercepted_calls(denoiser, "forward", predict, refused))
             stack.enter_context(runner.active())
         yield report
     if not report.steps:
@@ -178,6 +179,13 @@ class _Session:
         else:
             return_dict = arguments.pop("return_dict", True)
             branches = {name: b for name, b in current.plan.branches.items() if b.condition in conditions}
+            left_out = set(conditions) - {branch.condition for branch in branches.values()}
+            if left_out and _has_step_cache(denoiser):
+                raise GuidanceError(
+                    f"a step cache is enabled on the denoiser and would miss step {current.step.index}, "
+                    f"where {type(self._guidance).__name__} runs no {left_out.pop()} branch; call its "
+                    f"disable_cache() first"
+                )
             predictions, records = runner.run(call, arguments, branches, conditions)
             answer = current.answer(predictions)
             current.answered(records)
@@ -235,10 +243,20 @@ def _check_denoiser(denoiser: nn.Module, guidance: Guidance) -> None:
         raise GuidanceError(
             "the denoiser is compiled as a whole, which hides its blocks; compile the repeated blocks instead"
         )
-    if getattr(denoiser, "is_cache_enabled", False):
+    if _has_step_cache(denoiser):
         raise GuidanceError(
             "a step cache is enabled on the denoiser and would mix branches; call its disable_cache() first"
         )
+
+
+def _has_step_cache(denoiser: nn.Module) -> bool:
+    """Whether a hook of diffusers keeps something from one call of the denoiser to the next.
+
+    `is_cache_enabled` knows of `enable_cache` alone, not of `apply_first_block_cache` and its kin.
+    """
+    registries = (getattr(module, "_diffusers_hook", None) for module in denoiser.modules())
+    hooks = (hook for registry in registries if registry is not None for hook in registry.hooks.values())
+    return getattr(denoiser, "is_cache_enabled", False) or any(hook._is_stateful for hook in hooks)
 
 
 @contextmanager
@@ -246,6 +264,7 @@ def _intercepted_calls(
     target: Any,
     implementation: str,
     answer: Callable[[Callable[..., Any], Callable[[], Any], inspect.BoundArguments], Any],
+    refused: tuple[str, ...] = (),
 ) -> Iterator[None]:
     """Send calls of this one object through `answer(call, call as it was made, bound arguments)`.
 
@@ -255,7 +274,7 @@ def _intercepted_calls(
     The instance gets a subclass of its class for the time being: offload hooks and compilers rewrite the
     `forward` of an instance whenever they like, but `__call__` is looked up on the class, so ours stays
     the outermost. (`torch.nn.utils.parametrize` swaps classes in the same way.) `implementation` names the
-    method that has the signature of a call.
+    method that has the signature of a call, `refused` those that must not be called meanwhile.
     """
     original = type(target)
     if getattr(original, "_guided", False):
@@ -267,7 +286,11 @@ def _intercepted_calls(
         call = partial(original.__call__, self)
         return answer(call, partial(call, *args, **kwargs), signature.bind(*args, **kwargs))
 
-    namespace = {"__call__": __call__, "__module__": original.__module__, "_guided": True}
+    def refuse(name: str, *_: Any, **__: Any) -> None:
+        raise GuidanceError(f"{name}() cannot be called inside guided() with a perturbed method")
+
+    namespace: dict[str, Any] = {name: partial(refuse, name) for name in refused if hasattr(target, name)}
+    namespace |= {"__call__": __call__, "__module__": original.__module__, "_guided": True}
     metaclass: Any = type(original)
     target.__class__ = metaclass(original.__name__, (original,), namespace)
     try:
