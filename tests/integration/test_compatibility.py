@@ -47,7 +47,6 @@ TRANSFORMERS = ("mochi", "ltx", "hunyuan", "hunyuan15", "wan", "cogvideox")
 BLOCK = 2
 TEXT_ONLY = CFG(guidance_scale=SCALE)
 PERTURBED = OSEG(guidance_scale=SCALE, blocks=(BLOCK,))
-STEPS = 2
 # Other kernels and batches of other sizes sum in another order; SVD starts from noise of sigma 700.
 ROUNDING = {"rtol": 5e-4, "atol": 5e-4}
 EXACT = {"rtol": 0.0, "atol": 0.0}
@@ -73,8 +72,8 @@ def sites_of(pipe: Any) -> list[AttentionSite]:
 
 
 def run(name: str, pipe: Any, guidance: Guidance | None, **overrides: Any) -> Tensor:
-    """Latents of a short run; a perturbed method must have reached the site of its block in every pass."""
-    arguments = {"num_inference_steps": STEPS, **overrides}
+    """Latents of the shortest run; a perturbed method must have reached its block's site in every pass."""
+    arguments = {"num_inference_steps": adapter_for(pipe).minimum_steps, **overrides}
     if guidance is None:
         return FAMILIES[name].run(pipe, **arguments)
     site = sites_of(pipe)[BLOCK].name
@@ -106,7 +105,7 @@ def assert_as(name: str, pipe: Any, reference: Any, **tolerance: float) -> None:
     for guidance, untouched in without(name).items():
         clip = run(name, pipe, guidance)
         assert_close(clip, run(name, reference, guidance), **tolerance)
-        assert not torch.allclose(clip, untouched, **ROUNDING)
+        assert not torch.allclose(clip, untouched, **tolerance)
 
 
 # -- several clips in one call, and negative prompts
@@ -204,7 +203,7 @@ def test_a_lora_loaded_while_the_pipeline_is_guided_counts_and_stays(name: str) 
     state = lora_of(pipe)
     with guided(pipe, PERTURBED):
         load(pipe, state)
-        inside = FAMILIES[name].run(pipe, num_inference_steps=STEPS)
+        inside = FAMILIES[name].run(pipe, num_inference_steps=adapter_for(pipe).minimum_steps)
     assert_close(inside, run(name, merged(name, state), PERTURBED), **ROUNDING)
     assert not torch.allclose(inside, without(name)[PERTURBED], **ROUNDING)
     assert_close(run(name, pipe, PERTURBED), inside, **EXACT)
@@ -330,14 +329,14 @@ def compiled_blocks(pipe: Any) -> list[str]:
 
 
 def assert_compiled_blocks_are_perturbed(name: str, pipe: Any) -> None:
-    """All blocks are compiled; only the perturbed one and the next stay so, as all would take a minute."""
+    """All blocks are compiled; only the perturbed one stays so, as all would take a minute."""
     adapter, denoiser = adapter_for(pipe), denoiser_of(pipe)
     blocks = compiled_blocks(pipe)
     assert blocks == [address.path for address in adapter.blocks(denoiser)]
     for path, module in denoiser.named_modules():
-        if path not in blocks[BLOCK : BLOCK + 2]:
+        if path != blocks[BLOCK]:
             module._compiled_call_impl = None
-    assert_as_without(name, pipe, **ROUNDING)
+    assert_close(run(name, pipe, PERTURBED), without(name)[PERTURBED], **ROUNDING)
 
 
 def test_compiled_blocks_of_svd(forgetful_compiler: None) -> None:
@@ -423,7 +422,7 @@ def test_a_step_cache_works_with_text_guidance_and_is_refused_with_a_perturbatio
     denoiser_of(pipe).enable_cache(CACHES[kind](pipe))
     cached = run(name, pipe, None, **steps)
     assert not torch.allclose(cached, plain, **ROUNDING)  # or there would be nothing to see
-    assert torch.equal(run(name, pipe, TEXT_ONLY, **steps), cached)
+    # At another scale than the pipeline's, so that it is our rule that combines the predictions.
     assert torch.equal(run(name, pipe, TEXT_ONLY, guidance_scale=2.0, **steps), cached)
     with pytest.raises(GuidanceError, match="a step cache is enabled"), guided(pipe, PERTURBED):
         pytest.fail("the body must not run")
@@ -431,7 +430,7 @@ def test_a_step_cache_works_with_text_guidance_and_is_refused_with_a_perturbatio
         with pytest.raises(GuidanceError, match=r"would miss step \d, where CFG.* runs no (un)?cond"):
             run(name, pipe, guidance, **steps)
     denoiser_of(pipe).disable_cache()
-    assert_as_without(name, pipe, **EXACT)
+    assert torch.equal(run(name, pipe, PERTURBED), without(name)[PERTURBED])
 
 
 @over(*TRANSFORMERS)
