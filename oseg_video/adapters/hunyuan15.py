@@ -153,7 +153,7 @@ class HunyuanVideo15Adapter(ModelAdapter):
     @contextmanager
     def prepared(self, denoiser: Any) -> Iterator[None]:
         processors = [block.attn.processor for block in denoiser.transformer_blocks]
-        originals = [type(processor) for processor in processors]
+        originals: list[Any] = [type(processor) for processor in processors]
         try:
             for processor, original in zip(processors, originals, strict=True):
                 processor.__class__ = _with_optional_mask(original)
