@@ -3,6 +3,7 @@
 from oseg_video.adapters import cogvideox, hunyuan, hunyuan15, ltx, mochi, sdxl, svd, wan
 from oseg_video.adapters.base import (
     AttentionSite,
+    ClipSize,
     ModelAdapter,
     UnsupportedPipelineError,
     VideoTokens,
@@ -15,6 +16,7 @@ from oseg_video.adapters.blocks import BlockAddress, UnknownBlockError
 __all__ = [
     "AttentionSite",
     "BlockAddress",
+    "ClipSize",
     "ModelAdapter",
     "UnknownBlockError",
     "UnsupportedPipelineError",
