@@ -111,6 +111,9 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
     generate = commands.add_parser("generate", help="make clips from prompts or a picture", epilog=_EXAMPLES)
     _add_setting_flags(generate)
     _add_run_flags(generate)
+    generate.add_argument(
+        "--explain", action="store_true", help="say what the job would do and cost, without loading weights"
+    )
     generate.set_defaults(run=_generate)
 
     reproduce = commands.add_parser("reproduce", help="make a clip again and compare its frames")
@@ -232,6 +235,11 @@ def _job(options: argparse.Namespace) -> GenerateJob:
 
 def _generate(options: argparse.Namespace) -> int:
     job = _job(options)
+    if options.explain:
+        from oseg_video.runtime.explain import explain
+
+        print(explain(job))
+        return 0
     from oseg_video.runtime.generate import generate
     from oseg_video.runtime.progress import Progress
 

@@ -219,6 +219,10 @@ class ModelAdapter(ABC):
         """The scale w of the pipeline's own `u + w (c - u)`; asked only when it runs an `uncond`."""
         return pipe.guidance_scale
 
+    def call_scale(self, call: Mapping[str, Any]) -> float:
+        """Largest scale of the pipeline's own text guidance, from its call's arguments; at most 1 is off."""
+        return call["guidance_scale"]
+
     def pipeline_rescale(self, pipe: Any, call: Mapping[str, Any]) -> float:
         """The pipeline's own rescaling of the guided prediction; 0 is off."""
         return getattr(pipe, "guidance_rescale", 0.0)

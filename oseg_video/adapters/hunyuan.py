@@ -65,6 +65,9 @@ class HunyuanVideoAdapter(ModelAdapter):
         "(its guidance_scale is an input of the network)"
     )
 
+    def call_scale(self, call: Mapping[str, Any]) -> float:
+        return call["true_cfg_scale"]
+
     def pipeline_arguments(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         arguments = super().pipeline_arguments(settings)
         if settings.get("guidance_scale", 1) > 1:  # without a negative prompt there is no second branch

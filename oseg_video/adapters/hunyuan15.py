@@ -66,6 +66,9 @@ class HunyuanVideo15Adapter(ModelAdapter):
     # The latents take on the dtype of the prediction, and go back into the network as they are.
     latents_take_prediction_dtype = True
 
+    def call_scale(self, call: Mapping[str, Any]) -> float:
+        return 6.0  # of the guider in the repository's weights, unless a job sets another
+
     def pipeline_arguments(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         arguments = super().pipeline_arguments(settings)
         if "image" not in settings:

@@ -94,6 +94,8 @@ class Case:
     condition: Callable[[Any], dict[str, Any]] = text_prompt
     result: str = "frames"
     """Attribute of the pipeline's output."""
+    handed_on: Callable[[Any, torch.Tensor], torch.Tensor] = lambda pipe, prediction: prediction
+    """What the pipeline gives its scheduler of a prediction, such as all frames but the image's."""
     blocks: int = 5
     """Number of blocks of the denoiser."""
 
@@ -142,6 +144,11 @@ def _keyframe() -> dict[str, Any]:
 
 _LTX_GRID = TokenGrid(5, 4, 8)
 
+
+def _all_but_the_first_frame(pipe: Any, prediction: torch.Tensor) -> torch.Tensor:
+    return pipe._unpack_latents(prediction, *_LTX_GRID.shape, 1, 1)[:, :, 1:]
+
+
 MOCHI = Case("mochi", tiny_mochi, MOCHI_SIZE, grid=TokenGrid(3, 3, 2))
 LTX = Case("ltx", tiny_ltx, LTX_SIZE, grid=_LTX_GRID)
 _WAN_GRID = TokenGrid(3, 3, 4)
@@ -162,6 +169,7 @@ CASES = (
         LTX_SIZE,
         lambda: {"image": _image()},
         grid=_LTX_GRID,
+        handed_on=_all_but_the_first_frame,
     ),
     Case(
         "ltx-condition",
@@ -170,6 +178,7 @@ CASES = (
         _keyframe,
         grid=_LTX_GRID,
         start=_LTX_GRID.height * _LTX_GRID.width,
+        handed_on=lambda pipe, prediction: -prediction,
     ),
     WAN,
     Case(

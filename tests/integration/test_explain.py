@@ -1,0 +1,40 @@
+"""`generate --explain`: what a job will do, from its configuration alone."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from oseg_video.cli import main
+
+
+def explained(capsys: pytest.CaptureFixture[str], *flags: str) -> str:
+    assert main(["generate", "--prompt", "a red circle", "--explain", *flags]) == 0
+    return capsys.readouterr().out
+
+
+def test_branches_rule_and_passes_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    text = explained(
+        capsys, "--guidance", "stg", "--blocks", "3", "--stg-scale", "0.5", "--guidance-scale", "4"
+    )
+    assert "C + 3 (C - U) + 0.5 (C - P)" in text
+    assert "conditional, hidden states passed on unchanged in block 3 (transformer_blocks.3)" in text
+    # Three of six blocks run again: 2.5 passes instead of CFG's 2.
+    assert "2.50 passes a step" in text and "50.0 passes (CFG: 40)" in text
+    cost = float(re.search(r"([\d.]+) x the FLOPs of CFG", text)[1])
+    assert 1.1 < cost < 1.25
+
+
+def test_an_interval_shows_its_steps(capsys: pytest.CaptureFixture[str]) -> None:
+    text = explained(capsys, "--guidance", "seg", "--interval", "0.25,0.5")
+    assert [line for line in text.splitlines() if line.startswith("steps")] == [
+        "steps 1 to 5",
+        "steps 6 to 10",
+        "steps 11 to 20",
+    ]
+
+
+def test_an_unknown_block_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", "--prompt", "x", "--explain", "--guidance", "stg", "--blocks", "9"]) == 2
+    assert "no block 9: this mochi model has 6 blocks, 0 to 5" in capsys.readouterr().err
