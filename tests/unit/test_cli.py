@@ -9,7 +9,8 @@ import sys
 import pytest
 
 from oseg_video.adapters import all_adapters
-from oseg_video.cli import _flag_settings, _parse, main
+from oseg_video.cli import main, parse
+from oseg_video.cli.settings import flag_settings
 from oseg_video.config import FIELDS
 
 PROMPT = ("--prompt", "a red circle")
@@ -20,7 +21,7 @@ def run(*arguments, program=("-m", "oseg_video")):
 
 
 def settings(*arguments):
-    return _flag_settings(_parse(["generate", *arguments]))
+    return flag_settings(parse(["generate", *arguments]))
 
 
 def refused(capsys, *arguments):

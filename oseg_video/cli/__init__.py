@@ -1,0 +1,120 @@
+"""The command `oseg-video`: parse, one library call, exit code.
+
+Exit codes: 0 done, 1 the clip was not reproduced or the program failed, 2 a mistake in the call or something
+that the user can mend (one line on standard error), 130 interrupted.
+
+Every command is one module with a function `register` that adds its parser; a new one joins `_COMMANDS`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any, NoReturn
+
+from oseg_video.cli import generate, info, models, reproduce
+from oseg_video.cli.output import PROGRAM, say
+from oseg_video.cli.parsing import Parser, UsageError
+from oseg_video.config import known_or_nearest
+from oseg_video.types import OsegVideoError
+
+_COMMANDS = (generate, reproduce, models, info)
+"""The modules of the commands, in the order of `--help`."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments
+    try:
+        options = parse(arguments)
+        with _terminable(), _quiet_libraries(debug):
+            return int(options.run(options))
+    except KeyboardInterrupt:
+        if debug:
+            raise
+        say("interrupted; finished clips are kept")
+        return 130
+    except BrokenPipeError:
+        # The reader of standard output went away (`| head`): nothing left to say to it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OsegVideoError as error:
+        if debug:
+            raise
+        say(f"error: {error}")
+        return 2
+    except Exception as error:
+        if debug:
+            raise
+        say(f"error: {type(error).__name__}: {error} (--debug shows where)")
+        return 1
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """The command's options; `run` among them is the function that carries it out. Raises UsageError."""
+    parser = Parser(prog=PROGRAM, description="Guided video generation (OSEG).", epilog=generate.EXAMPLES)
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for command in _COMMANDS:
+        command.register(commands)
+    options, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        flags = [
+            flag for action in commands.choices[options.command]._actions for flag in action.option_strings
+        ]
+        name = unknown[0].split("=")[0]
+        hint = f"; {known_or_nearest(name, flags)}" if name.startswith("--") else ""
+        if "known:" in hint:
+            hint = f"; see {PROGRAM} {options.command} --help"
+        raise UsageError(f"unknown argument {unknown[0]!r} of {options.command}{hint}")
+    return options
+
+
+class _Version(argparse.Action):
+    def __call__(self, *_: Any) -> NoReturn:
+        from importlib.metadata import version
+
+        print(f"{PROGRAM} {version(PROGRAM)}")
+        raise SystemExit(0)
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """Let SIGTERM end the run as Ctrl-C does, so that temporary files are removed."""
+
+    def stop(*_: Any) -> NoReturn:
+        raise KeyboardInterrupt
+
+    try:
+        before = signal.signal(signal.SIGTERM, stop)
+    except ValueError:  # not the main thread: signals are not ours
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def _quiet_libraries(debug: bool) -> Iterator[None]:
+    """Keep the libraries' warnings, meant for their developers, off the user's screen."""
+    if debug:
+        yield
+        return
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # These two set the level of their loggers when they are first imported, from the environment.
+    for library in ("DIFFUSERS", "TRANSFORMERS"):
+        os.environ.setdefault(f"{library}_VERBOSITY", "error")
+    for name in ("huggingface_hub", "imageio", "imageio_ffmpeg", "torch"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

@@ -1,0 +1,24 @@
+"""`oseg-video info`."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from pathlib import Path
+
+from oseg_video.cli.parsing import Commands, add_command, add_debug_flag
+
+
+def register(commands: Commands) -> None:
+    parser = add_command(commands, "info", _run, help="print how a clip was made")
+    parser.add_argument("file", metavar="FILE", help="a clip or its .json manifest")
+    parser.add_argument("--yaml", action="store_true", help="print its settings as a file for --config")
+    add_debug_flag(parser)
+
+
+def _run(options: Namespace) -> int:
+    from oseg_video.config import dump_yaml
+    from oseg_video.runtime.manifest import manifest_job, manifest_text, read_manifest
+
+    manifest = read_manifest(Path(options.file))
+    print(dump_yaml(manifest_job(manifest)) if options.yaml else manifest_text(manifest), end="")
+    return 0

@@ -1,0 +1,51 @@
+"""What the parsers of all commands share."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from oseg_video.types import OsegVideoError
+
+Commands = Any
+"""What `add_subparsers` returns; argparse keeps the type to itself."""
+
+
+class UsageError(OsegVideoError):
+    """A command line that cannot be parsed."""
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, but every mistake is one line, raised and not printed."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        options.setdefault("allow_abbrev", False)
+        options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        super().__init__(*arguments, **options)
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} (see {self.prog} --help)")
+
+
+def add_command(
+    commands: Commands, name: str, run: Callable[[argparse.Namespace], int], **options: Any
+) -> Parser:
+    """The parser of a new command; `run(options)` carries it out and returns the exit code."""
+    parser: Parser = commands.add_parser(name, **options)
+    parser.set_defaults(run=run)
+    return parser
+
+
+def add_debug_flag(parser: argparse.ArgumentParser) -> None:
+    """`--debug` of a command that runs no model; `main` heeds it."""
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+
+
+def add_run_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags of a command that makes clips."""
+    group = parser.add_argument_group("this run")
+    group.add_argument("--overwrite", action="store_true", help="replace outputs that exist")
+    group.add_argument("--quiet", action="store_true", help="no progress; print only the path of each clip")
+    group.add_argument("--json", action="store_true", help="print one JSON object a clip")
+    group.add_argument("--debug", action="store_true", help="show tracebacks and the libraries' messages")
