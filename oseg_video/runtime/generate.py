@@ -2,54 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-import inspect
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
-import torch
-
-from oseg_video.adapters import ModelAdapter
 from oseg_video.config import GenerateJob, build_guidance
-from oseg_video.guidance.methods import Guidance
-from oseg_video.media import frames_sha256, to_uint8, write_clip, write_text
 from oseg_video.runtime import loading
-from oseg_video.runtime.denoiser import guided
-from oseg_video.runtime.fitting import check_fits, clip_settings
-from oseg_video.runtime.manifest import build_manifest, manifest_comment, manifest_text
-from oseg_video.runtime.naming import ClipPlan, check_outputs, plan_clips
-from oseg_video.runtime.picture import Picture, load_picture, write_picture
-from oseg_video.runtime.progress import Progress, StepClock
-from oseg_video.types import OsegVideoError
-
-
-class GenerateError(OsegVideoError):
-    """A job that failed for a reason that the user can mend."""
-
-
-@dataclass(frozen=True)
-class ClipResult:
-    """One finished clip."""
-
-    path: Path
-    prompt: str | None
-    """None where the model takes no text."""
-    seed: int
-    seconds: float
-    """Wall clock from the prompt to the file, without loading the model."""
-    seconds_per_step: float | None
-    """Mean over all steps but the first; None for a single step."""
-    manifest: dict[str, Any]
-
-    @property
-    def sha256(self) -> str:
-        """SHA-256 of the generated frames, before any lossy encoding."""
-        return str(self.manifest["clip"]["sha256"])
+from oseg_video.runtime.fitting import check_fits
+from oseg_video.runtime.loaded import ClipResult, LoadedModel
+from oseg_video.runtime.naming import check_outputs, plan_clips
+from oseg_video.runtime.picture import load_picture
+from oseg_video.runtime.progress import Progress
 
 
 def generate(
@@ -65,163 +27,28 @@ def generate(
     Raises OsegVideoError for all that a user can mend; before the model is loaded where that is possible.
     """
     progress = progress or Progress(quiet=True)
-    source = loading.find_model(job.model, job.revision, image=job.image is not None)
-    adapter = source.adapter
-    source.pipeline_for(image=job.image is not None)
-    guidance = build_guidance(job)
-    check_fits(job, source, guidance)
-    if guidance.blocks_used:
-        adapter.resolve_blocks(loading.empty_denoiser(source), guidance.blocks_used)
-    plans = plan_clips(job, pictures=adapter.makes_pictures)
+    source = check_job(job)
+    plans = plan_clips(job, pictures=source.adapter.makes_pictures)
     check_outputs(plans, overwrite=overwrite)
     picture = load_picture(Path(job.image), job.height, job.width) if job.image else None
     if picture:
         progress.note(f"{job.image}: {picture.fitted}")
-    try:
-        pipe = loading.load_pipeline(source, job, progress)
-        model = {
-            "name": job.model,
-            "pipeline": type(pipe).__name__,
-            "repository": source.repository,
-            "commit": source.commit,
-            "sha256": loading.fingerprint(source.directory) if source.directory else None,
-        }
-        results = []
-        _note_long_prompts(job, pipe, adapter, progress)
-        for plan in plans:
-            result = _make_clip(job, plan, pipe, adapter, guidance, picture, model, progress)
-            results.append(result)
-            if on_clip:
-                on_clip(result)
-        return results
-    except torch.OutOfMemoryError as error:
-        raise GenerateError(
-            "out of GPU memory; try --offload model (or group, sequential), --vae-tiling, fewer frames or a "
-            "smaller size"
-        ) from error
-    except RuntimeError as error:
-        if "can't allocate memory" not in str(error):  # torch's CPU allocator has no error class of its own
-            raise
-        raise GenerateError("out of memory; try --vae-tiling, fewer frames or a smaller size") from error
+    model = LoadedModel(source, job, progress)
+    model.note_long_prompts(job, progress)
+    results = []
+    for plan in plans:
+        results.append(model.make_clip(job, plan, picture, progress))
+        if on_clip:
+            on_clip(results[-1])
+    return results
 
 
-def _note_long_prompts(job: GenerateJob, pipe: Any, adapter: ModelAdapter, progress: Progress) -> None:
-    """Say which prompts the pipeline cuts; it does so without a word that a user would see."""
-    parameter = inspect.signature(pipe.__call__).parameters.get("max_sequence_length")
-    limit = job.max_sequence_length or (parameter.default if parameter else adapter.text_limit(pipe))
-    if limit is None:
-        return
-    for prompt in job.prompts:
-        tokens = len(pipe.tokenizer(prompt).input_ids)
-        if tokens > limit:
-            progress.note(f"prompt {prompt[:30]!r} has {tokens} tokens; only the first {limit} count")
-
-
-def _make_clip(
-    job: GenerateJob,
-    plan: ClipPlan,
-    pipe: Any,
-    adapter: ModelAdapter,
-    guidance: Guidance,
-    picture: Picture | None,
-    model: dict[str, Any],
-    progress: Progress,
-) -> ClipResult:
-    began = time.perf_counter()
-    title = plan.path.name if plan.prompt is None else plan.prompt[:30]
-    if job.guidance_scale_2 is not None:  # one scale for each expert: the pipeline's, step by step
-        running = dataclasses.replace(guidance, guidance_scale=None)
-    else:
-        running = guidance
-    with (
-        progress.sampling(job.steps, f"{title} (seed {plan.seed})") as clock,
-        guided(pipe, running) as report,
-    ):
-        frames = _sample(job, plan, pipe, adapter, guidance, picture, clock)
-        clock.decoded()
-    made, asked = tuple(frames.shape), (job.frames, 3, job.height, job.width)
-    if made != asked:
-        raise GenerateError(f"the model made frames, channels, height, width {made} instead of {asked}")
-    step = clock.seconds_per_step
-    seconds = {
-        "generate": round(time.perf_counter() - began, 3),
-        "step": None if step is None else round(step, 4),
-    }
-    device = torch.device(pipe._execution_device)
-    clip_job = dataclasses.replace(
-        job,
-        prompts=() if plan.prompt is None else (plan.prompt,),
-        seeds=(plan.seed,),
-        dtype=str(loading.resolve_dtype(job.dtype, device)).removeprefix("torch."),
-        revision=model["commit"] or job.revision,
-    )
-    manifest = build_manifest(
-        clip_job,
-        model=model,
-        clip={
-            "frames": frames.shape[0],
-            "height": frames.shape[2],
-            "width": frames.shape[3],
-            "fps": job.fps,
-            "sha256": frames_sha256(frames),
-        },
-        passes=report.to_dict(),
-        seconds=seconds,
-        device=device,
-        image={"file": job.image, "sha256": picture.sha256, "fitted": picture.fitted} if picture else None,
-    )
-    _write(plan, frames, job.fps, manifest)
-    return ClipResult(plan.path, plan.prompt, plan.seed, time.perf_counter() - began, step, manifest)
-
-
-def _sample(
-    job: GenerateJob,
-    plan: ClipPlan,
-    pipe: Any,
-    adapter: ModelAdapter,
-    guidance: Guidance,
-    picture: Picture | None,
-    clock: StepClock,
-) -> torch.Tensor:
-    """Run the pipeline once -> uint8 [F, C, H, W]."""
-    given = clip_settings(job, guidance)
-    given |= {"prompt": plan.prompt} if plan.prompt is not None else {}
-    given |= {"image": picture.image} if picture else {}
-    settings = adapter.configure(pipe, given)
-    with _counting_steps(pipe, clock):
-        output = pipe(
-            **adapter.pipeline_arguments(settings),
-            # On the CPU whatever the device: the same seed, the same noise.
-            generator=torch.Generator("cpu").manual_seed(plan.seed),
-            output_type="pt",
-        )
-    return to_uint8(adapter.clip(output))
-
-
-@contextlib.contextmanager
-def _counting_steps(pipe: Any, clock: StepClock) -> Iterator[None]:
-    """Tell the clock of every step. Not every pipeline has a callback, but all move a progress bar."""
-
-    @contextlib.contextmanager
-    def progress_bar(*_: Any, **__: Any) -> Iterator[Any]:
-        yield SimpleNamespace(update=lambda *_: clock.step())
-
-    pipe.progress_bar = progress_bar
-    try:
-        yield
-    finally:
-        del pipe.progress_bar
-
-
-def _write(plan: ClipPlan, frames: torch.Tensor, fps: float | None, manifest: dict[str, Any]) -> None:
-    try:
-        plan.path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise GenerateError(f"cannot make the folder {plan.path.parent}: {error.strerror}") from None
-    comment = manifest_comment(manifest)
-    if plan.format == "picture":
-        write_picture(plan.path, frames, comment)
-    else:
-        assert fps is not None
-        write_clip(plan.path, frames, fps, format=plan.format, comment=comment)
-    write_text(plan.manifest, manifest_text(manifest))
+def check_job(job: GenerateJob) -> loading.ModelSource:
+    """The job's model, after a look at all that can be refused without its weights. Raises OsegVideoError."""
+    source = loading.find_model(job.model, job.revision, image=job.image is not None)
+    source.pipeline_for(image=job.image is not None)
+    guidance = build_guidance(job)
+    check_fits(job, source, guidance)
+    if guidance.blocks_used:
+        source.adapter.resolve_blocks(loading.empty_denoiser(source), guidance.blocks_used)
+    return source

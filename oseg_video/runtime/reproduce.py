@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 from oseg_video.adapters import adapter_for_class
-from oseg_video.runtime.generate import ClipResult, generate
+from oseg_video.runtime.generate import generate
+from oseg_video.runtime.loaded import ClipResult
 from oseg_video.runtime.manifest import manifest_job, read_manifest
 from oseg_video.runtime.progress import Progress
 
