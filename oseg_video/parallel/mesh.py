@@ -1,0 +1,87 @@
+"""The axes over which ranks work together, and the process groups along them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+from oseg_video.parallel.degrees import Degrees
+from oseg_video.parallel.group import Group, ParallelError
+from oseg_video.parallel.sequence import SequenceGroup
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """The groups that one rank belongs to."""
+
+    degrees: Degrees
+    data: Group
+    branch: Group
+    sequence: SequenceGroup
+    clip: Group
+    """All ranks that make one clip together: branch x ring x ulysses. Its rank 0 writes the clip."""
+
+    @classmethod
+    def of(cls, degrees: Degrees, device: str = "cpu") -> Mesh:
+        """The mesh over the running process group, or over no process group for one rank.
+
+        device: "cpu" or "cuda". Raises ParallelError unless the degrees multiply to the number of ranks.
+        """
+        world = dist.get_world_size() if dist.is_initialized() else 1
+        if degrees.ranks != world:
+            raise ParallelError(
+                f"parallel {degrees} needs {degrees.ranks} ranks, {world} "
+                f"{'is' if world == 1 else 'are'} running"
+            )
+        if world == 1:
+            return cls.on_paper(degrees)
+        names, sizes = zip(*degrees.items(), strict=True)
+        mesh = dist.init_device_mesh(device, sizes, mesh_dim_names=names)
+        traffic: Counter[str] = Counter()
+
+        def group(axis: str, *axes: str) -> Group:
+            part = mesh[axes or (axis,)]
+            part = part._flatten() if len(axes) > 1 else part
+            return Group(axis, part.get_local_rank(), part.size(), part.get_group(), traffic)
+
+        sequence = SequenceGroup(group("ulysses"), group("ring"), group("sequence", "ring", "ulysses"))
+        return cls(
+            degrees, group("data"), group("branch"), sequence, group("clip", "branch", "ring", "ulysses")
+        )
+
+    @classmethod
+    def on_paper(cls, degrees: Degrees) -> Mesh:
+        """What rank 0 of so many ranks would see; for meta tensors, which are never sent."""
+        traffic: Counter[str] = Counter()
+
+        def group(axis: str, size: int) -> Group:
+            return Group(axis, 0, size, traffic=traffic)
+
+        spread = degrees.ring * degrees.ulysses
+        sequence = SequenceGroup(
+            group("ulysses", degrees.ulysses), group("ring", degrees.ring), group("sequence", spread)
+        )
+        return cls(
+            degrees,
+            group("data", degrees.data),
+            group("branch", degrees.branch),
+            sequence,
+            group("clip", spread * degrees.branch),
+        )
+
+    @property
+    def traffic(self) -> Counter[str]:
+        """Bytes that this rank has sent, by collective, over all axes."""
+        return self.clip.traffic
+
+
+ONE_RANK = Mesh.on_paper(Degrees())
+"""The mesh of a single process."""
+
+
+def device_type(device: torch.device) -> str:
+    """The kind of device whose collectives a mesh uses: "cuda" or "cpu"."""
+    return "cuda" if device.type == "cuda" else "cpu"

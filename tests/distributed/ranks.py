@@ -1,0 +1,73 @@
+"""Real processes over gloo that stay alive between tests: starting one costs seconds, a test in it little."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.multiprocessing as multiprocessing
+
+
+class RankError(AssertionError):
+    """What went wrong on one rank, with its traceback."""
+
+
+class Ranks:
+    """`size` processes that run functions together."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self._folder = tempfile.TemporaryDirectory()
+        store = Path(self._folder.name) / "store"
+        context = multiprocessing.get_context("spawn")
+        self._pipes, self._processes = [], []
+        for rank in range(size):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_serve, args=(rank, size, str(store), theirs), daemon=True)
+            process.start()
+            self._pipes.append(ours)
+            self._processes.append(process)
+
+    def run(self, function: Callable[..., Any], *args: Any, timeout: float = 300) -> list[Any]:
+        """`function(*args)` on every rank at once; the results in order of rank. Raises RankError."""
+        for pipe in self._pipes:
+            pipe.send((function, args))
+        results, failures = [], []
+        for rank, pipe in enumerate(self._pipes):
+            if not pipe.poll(timeout):
+                raise RankError(f"rank {rank} did not answer within {timeout} s; {failures}")
+            ok, value = pipe.recv()
+            results.append(value)
+            if not ok:
+                failures.append(f"rank {rank}: {value}")
+        if failures:
+            raise RankError("\n".join(failures))
+        return results
+
+    def close(self) -> None:
+        """End the processes."""
+        for pipe in self._pipes:
+            pipe.send(None)
+        for process in self._processes:
+            process.join(timeout=20)
+            if process.is_alive():
+                process.kill()
+        self._folder.cleanup()
+
+
+def _serve(rank: int, size: int, store: str, pipe: Any) -> None:
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=size)
+    while (task := pipe.recv()) is not None:
+        function, args = task
+        try:
+            pipe.send((True, function(*args)))
+        except BaseException:
+            pipe.send((False, traceback.format_exc()))
+    torch.distributed.destroy_process_group()
