@@ -33,7 +33,7 @@ class MetricResult:
     name: str
     """The figure's exact name, e.g. "fvd:fvd2048_16f" or "alignment:embedded:colour"."""
     protocol: Mapping[str, Any]
-    """All that the number depends on besides the clips, as plain JSON types, versions included."""
+    """All that the number depends on besides the clips and `versions`, as plain JSON types."""
     value: float
     interval: tuple[float, float] | None
     """95 % interval (low, high), or None where there are too few clips for one."""
@@ -43,6 +43,8 @@ class MetricResult:
     """Value by clip name, for figures that a single clip has."""
     details: Mapping[str, Any] = field(default_factory=dict)
     """What else the metric found, as plain JSON types."""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    """Versions of the packages that computed it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +57,10 @@ class Figure:
     """Which way is better; None where neither is (how much a clip moves)."""
     protocol: Mapping[str, Any]
     """As in `MetricResult.protocol`."""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    """As in `MetricResult.versions`, for packages outside this interpreter; those inside are added."""
+    share: bool = False
+    """The mean of a yes or no per clip: its interval is Wilson's where each clip has a prompt of its own."""
 
 
 @dataclass(frozen=True)
@@ -88,19 +94,19 @@ class Metric(Protocol):
         """Look at the clips of all methods; shows progress on standard error unless `quiet`."""
         ...
 
-    def value(self, figure: str, rows: Tensor) -> float:
-        """The figure over clips with the given rows [n, D], any n >= 1, repetitions allowed.
+    def value(self, figure: str, rows: Tensor, index: Tensor) -> float:
+        """The figure over the clips `index`, int64 [n]: rows of `rows` [N, D], repetitions allowed.
 
-        Raises EvaluationError where the rows are too few for it.
+        Raises EvaluationError where the clips are too few for it.
         """
         ...
 
     def per_clip(self, figure: str, rows: Tensor) -> Tensor | None:
-        """The figure of every single clip, float [n], or None for a figure of whole sets only."""
+        """The figure of every single clip, float [N], or None for a figure of whole sets only."""
         ...
 
-    def details(self, figure: str, rows: Tensor) -> Mapping[str, Any]:
-        """For `MetricResult.details`."""
+    def details(self, figure: str, rows: Tensor, index: Tensor) -> Mapping[str, Any]:
+        """For `MetricResult.details`; arguments as of `value`."""
         ...
 
 
