@@ -3,7 +3,6 @@
 from oseg_video.adapters import cogvideox, hunyuan, hunyuan15, ltx, mochi, sdxl, svd, wan
 from oseg_video.adapters.base import (
     AttentionSite,
-    ClipSize,
     ModelAdapter,
     UnsupportedPipelineError,
     VideoTokens,
@@ -12,6 +11,7 @@ from oseg_video.adapters.base import (
     all_adapters,
 )
 from oseg_video.adapters.blocks import BlockAddress, UnknownBlockError
+from oseg_video.adapters.settings import ClipSize
 
 __all__ = [
     "AttentionSite",

@@ -5,35 +5,21 @@ It knows no guidance method. A new family is one file with one class under `@reg
 """
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from oseg_video.adapters.blocks import BlockAddress, UnknownBlockError
+from oseg_video.adapters.settings import ClipSize, FamilySettings
 from oseg_video.types import OsegVideoError, TokenGrid
 
 Condition = Literal["uncond", "cond"]
-TextUse = Literal["needed", "optional", "none"]
 Layout = Literal["BSC", "BSND", "BNSD"]
-
-
-ARGUMENTS: Mapping[str, str] = {
-    "prompt": "prompt",
-    "negative_prompt": "negative_prompt",
-    "image": "image",
-    "height": "height",
-    "width": "width",
-    "frames": "num_frames",
-    "steps": "num_inference_steps",
-    "guidance_scale": "guidance_scale",
-    "max_sequence_length": "max_sequence_length",
-}
-"""What most pipelines call the settings of a clip: setting -> argument of the pipeline's call."""
 
 
 class UnsupportedPipelineError(OsegVideoError):
@@ -84,54 +70,13 @@ class AttentionSite:
         return None if to_out is None else to_out[0]
 
 
-@dataclass(frozen=True)
-class ClipSize:
-    """Size of a clip in pixels."""
-
-    frames: int
-    height: int
-    width: int
-
-
-class ModelAdapter(ABC):
+class ModelAdapter(FamilySettings, ABC):
     """One model family. Subclasses are stateless: they describe, they hold no tensors."""
 
-    family: ClassVar[str]
-    """Name on the command line."""
-    text_to_video: ClassVar[str | None]
-    """diffusers pipeline class for text to video (or text to image)."""
-    image_to_video: ClassVar[str | None] = None
-    """diffusers pipeline class for image to video, if the family has one."""
-    other_pipelines: ClassVar[tuple[str, ...]] = ()
-    """Further pipeline classes of the family that `guided` accepts."""
-    universal_pipelines: ClassVar[tuple[str, ...]] = ()
-    """Those of `other_pipelines` that make clips from text, and from a picture and text."""
-    hub_repository: ClassVar[str]
-    """Hub repository that the family name stands for."""
-    image_repository: ClassVar[str | None] = None
-    """Hub repository of the image-to-video weights, where they are others."""
-    arguments: ClassVar[Mapping[str, str]] = ARGUMENTS
-    """Setting of a clip -> argument of the pipeline's call; a setting that is not here the family lacks."""
-    text: ClassVar[TextUse] = "needed"
-    """Whether a clip needs a prompt, may have one, or has none."""
-    makes_pictures: ClassVar[bool] = False
-    """Whether a clip is one picture."""
-    vae_tiles: ClassVar[bool] = True
-    """Whether the VAE can decode in tiles."""
-    dtypes: ClassVar[Mapping[str, str]] = {}
-    """Number types of pipeline components that differ from the one asked for, whatever that is."""
-    size_multiple: ClassVar[int]
-    """Height and width must be multiples of this many pixels."""
-    frame_multiple: ClassVar[int]
-    """The frame count must be a multiple of this, plus 1."""
-    spatial_compression: ClassVar[int] = 8
-    """Pixels per latent along height and width; `frame_multiple` is the same along time."""
     denoiser_class: ClassVar[str]
     """diffusers class of the denoiser."""
     full_size: ClassVar[Mapping[str, Any]] = {}
     """Configuration of the denoiser in `hub_repository`, as far as it differs from the class's defaults."""
-    minimum_steps: ClassVar[int] = 1
-    """Fewest sampling steps that the pipelines take."""
     denoiser_attributes: ClassVar[tuple[str, ...]] = ("transformer",)
     """Attributes of the pipeline that hold the denoisers; one that is None is left out."""
     stacks: ClassVar[Mapping[str, str]] = {"blocks": "transformer_blocks"}
@@ -151,47 +96,6 @@ class ModelAdapter(ABC):
     predictions are then handed to it in the dtype of plain ones, not in float32."""
     chained: ClassVar[bool] = True
     """Whether the replay units are a chain, each one's output being all that the next one takes."""
-
-    @property
-    def pipelines(self) -> tuple[str, ...]:
-        """All pipeline classes that the adapter serves."""
-        return tuple(filter(None, (self.text_to_video, self.image_to_video, *self.other_pipelines)))
-
-    # -- a clip's settings. `settings` are plain values by name, those that are not set left out; `read` reads
-    # a JSON file of the model, such as "transformer/config.json", before any weights are loaded.
-
-    def pipeline_arguments(self, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """Arguments of the pipeline's call. `guidance_scale` is a number: above 1 runs an unconditional
-        branch."""
-        return {argument: settings[name] for name, argument in self.arguments.items() if name in settings}
-
-    def configure(self, pipe: Any, settings: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Set what the pipeline takes from its components; the settings that are left for its call."""
-        return settings
-
-    def objection(self, settings: Mapping[str, Any], read: Callable[[str], Mapping[str, Any]]) -> str | None:
-        """Why this model cannot make a clip with these settings, if so: one sentence without the family."""
-        return None
-
-    def multiples(self, read: Callable[[str], Mapping[str, Any]]) -> tuple[int, int]:
-        """(pixels, frames): `size_multiple` and `frame_multiple` of this model."""
-        return self.size_multiple, self.frame_multiple
-
-    def serves_both(self, index: Mapping[str, Any]) -> bool:
-        """Whether the weights make clips from text and from a picture alike; `index` is model_index.json."""
-        return self.image_to_video is not None and self.image_repository is None
-
-    def component_dtype(self, component: str, dtype: torch.dtype) -> torch.dtype:
-        """Number type of a pipeline component's weights where `dtype` is asked for."""
-        return getattr(torch, self.dtypes[component]) if component in self.dtypes else dtype
-
-    def text_limit(self, pipe: Any) -> int | None:
-        """Tokens of a prompt that count, where that is no argument of the call."""
-        return None
-
-    def clip(self, output: Any) -> Tensor:
-        """The clip [F, C, H, W] in a pipeline's output, made with `output_type="pt"`."""
-        return output.frames[0]
 
     # -- the pipeline
 
@@ -218,10 +122,6 @@ class ModelAdapter(ABC):
     def pipeline_scale(self, pipe: Any, call: Mapping[str, Any], denoiser: nn.Module) -> float | Tensor:
         """The scale w of the pipeline's own `u + w (c - u)`; asked only when it runs an `uncond`."""
         return pipe.guidance_scale
-
-    def call_scale(self, call: Mapping[str, Any]) -> float:
-        """Largest scale of the pipeline's own text guidance, from its call's arguments; at most 1 is off."""
-        return call["guidance_scale"]
 
     def pipeline_rescale(self, pipe: Any, call: Mapping[str, Any]) -> float:
         """The pipeline's own rescaling of the guided prediction; 0 is off."""
@@ -262,11 +162,8 @@ class ModelAdapter(ABC):
 
     def _unknown_block(self, selector: int | str, blocks: Sequence[BlockAddress]) -> str:
         known = f"this {self.family} model has {len(blocks)} blocks, 0 to {len(blocks) - 1}"
-        groups = [(key, len(list(group))) for key, group in groupby(blocks, lambda block: block.group)]
-        if len(groups) > 1 or isinstance(selector, str):
-            counts: dict[str, int] = {}
-            for key, count in groups:
-                counts[key] = counts.get(key, 0) + count
+        counts = Counter(block.group for block in blocks)
+        if len(counts) > 1 or isinstance(selector, str):
             known += " (" + ", ".join(f"{key}:0 to {count - 1}" for key, count in counts.items()) + ")"
         return f"no block {selector}: {known}"
 
@@ -280,9 +177,9 @@ class ModelAdapter(ABC):
         name = f"{address.path}.{self.attention_attribute}"
         return AttentionSite(name, getattr(block, self.attention_attribute), self.norm_layout)
 
-    @abstractmethod
-    def skip_block(self, *args: Any, **kwargs: Any) -> Any:
+    def skip_block(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         """What a block returns when its hidden states pass through unchanged; takes the block's inputs."""
+        return hidden_states
 
     # -- the denoiser's calls
 
@@ -324,35 +221,18 @@ class ModelAdapter(ABC):
 
         return _map_tensors(take, output)
 
+    @abstractmethod
     def example_arguments(self, denoiser: Any, clip: ClipSize, rows: int) -> dict[str, Any]:
         """Arguments of a denoiser call as the pipeline makes them, of random values, `rows` in the batch.
 
         Text has the pipeline's full padded length, all of it valid.
         """
-        raise NotImplementedError
-
-    def latent_size(self, clip: ClipSize) -> tuple[int, int, int]:
-        """(frames, height, width) of a clip's latents."""
-        frames = (clip.frames - 1) // self.frame_multiple + 1
-        return frames, clip.height // self.spatial_compression, clip.width // self.spatial_compression
 
     def wrap_output(self, prediction: Tensor) -> Any:
         """The denoiser's output object (`return_dict=True`) around a prediction."""
         from diffusers.models.modeling_outputs import Transformer2DModelOutput
 
         return Transformer2DModelOutput(sample=prediction)
-
-
-def trim_padding(mask_BT: Tensor) -> tuple[int, bool]:
-    """Text length to keep so that no row loses a valid token, and whether no padding is left then.
-
-    mask_BT: nonzero at valid tokens, which come first in every row. Keeps at least one token.
-    """
-    if mask_BT.is_meta:  # every token counts
-        return mask_BT.shape[1], True
-    lengths = mask_BT.ne(0).sum(dim=1)
-    longest = max(int(lengths.max()), 1)
-    return longest, bool((lengths == longest).all())
 
 
 def random_like(denoiser: nn.Module, *shape: int) -> Tensor:

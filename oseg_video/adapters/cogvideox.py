@@ -1,26 +1,21 @@
 """CogVideoX: joint attention of text and video, text first (zai-org/CogVideoX)."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from oseg_video.adapters.base import (
-    ClipSize,
-    Condition,
-    ModelAdapter,
-    VideoTokens,
-    random_like,
-    register_adapter,
-)
+from oseg_video.adapters.base import Condition, VideoTokens, random_like, register_adapter
 from oseg_video.adapters.blocks import BlockAddress
+from oseg_video.adapters.joint import JointAttentionAdapter, patch_grid
+from oseg_video.adapters.settings import ClipSize, ReadJson
 from oseg_video.types import TokenGrid
 
 
 @register_adapter
-class CogVideoXAdapter(ModelAdapter):
+class CogVideoXAdapter(JointAttentionAdapter):
     """`CogVideoXTransformer3DModel`: text and video share their projections and norms."""
 
     family = "cogvideox"
@@ -41,7 +36,7 @@ class CogVideoXAdapter(ModelAdapter):
     # `ofs` has one entry whatever the batch.
     batched_arguments = ("hidden_states", "encoder_hidden_states", "timestep", "timestep_cond")
 
-    def objection(self, settings: Mapping[str, Any], read: Callable[[str], Mapping[str, Any]]) -> str | None:
+    def objection(self, settings: Mapping[str, Any], read: ReadJson) -> str | None:
         config = read("transformer/config.json")
         learned = config.get("use_learned_positional_embeddings", False)
         height, width = (
@@ -66,13 +61,8 @@ class CogVideoXAdapter(ModelAdapter):
         return _dynamic_scale(pipe, scale) if call["use_dynamic_cfg"] else scale
 
     def video_tokens(self, denoiser: Any, arguments: Mapping[str, Any], address: BlockAddress) -> VideoTokens:
-        grid = self._grid(denoiser, arguments)
-        return VideoTokens(grid, start=arguments["encoder_hidden_states"].shape[1])
-
-    def skip_block(
-        self, hidden_states: Tensor, encoder_hidden_states: Tensor, *_: Any, **__: Any
-    ) -> tuple[Tensor, Tensor]:
-        return hidden_states, encoder_hidden_states
+        text_BTC = arguments["encoder_hidden_states"]
+        return VideoTokens(_token_grid(denoiser, arguments), start=text_BTC.shape[1])
 
     def example_arguments(self, denoiser: Any, clip: ClipSize, rows: int) -> dict[str, Any]:
         config, device = denoiser.config, denoiser.device
@@ -86,15 +76,15 @@ class CogVideoXAdapter(ModelAdapter):
         }
         if config.ofs_embed_dim is not None:
             arguments["ofs"] = random_like(denoiser, 1)
-        tokens = self._grid(denoiser, arguments).tokens
+        tokens = _token_grid(denoiser, arguments).tokens
         angles = [torch.randn(tokens, config.attention_head_dim, device=device) for _ in range(2)]
         rotary = config.use_rotary_positional_embeddings
         return {**arguments, "image_rotary_emb": tuple(angles) if rotary else None}
 
-    def _grid(self, denoiser: Any, arguments: Mapping[str, Any]) -> TokenGrid:
-        frames, _, height, width = arguments["hidden_states"].shape[1:]
-        patch, frame_patch = denoiser.config.patch_size, denoiser.config.patch_size_t or 1
-        return TokenGrid(frames // frame_patch, height // patch, width // patch)
+
+def _token_grid(denoiser: Any, arguments: Mapping[str, Any]) -> TokenGrid:
+    frames, _, height, width = arguments["hidden_states"].shape[1:]
+    return patch_grid(denoiser.config, frames, height, width)
 
 
 def _dynamic_scale(pipe: Any, scale: float) -> float:

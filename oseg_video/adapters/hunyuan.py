@@ -4,26 +4,17 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from oseg_video.adapters.base import (
-    ARGUMENTS,
-    ClipSize,
-    Condition,
-    ModelAdapter,
-    VideoTokens,
-    random_like,
-    register_adapter,
-    trim_padding,
-)
-from oseg_video.adapters.blocks import BlockAddress
-from oseg_video.types import TokenGrid
+from oseg_video.adapters.base import Condition, random_like, register_adapter
+from oseg_video.adapters.joint import JointAttentionAdapter
+from oseg_video.adapters.settings import ARGUMENTS, ClipSize
 
 _TEXT_TOKENS = 256  # default max_sequence_length of the pipelines
 
 
 @register_adapter
-class HunyuanVideoAdapter(ModelAdapter):
+class HunyuanVideoAdapter(JointAttentionAdapter):
     """`HunyuanVideoTransformer3DModel`: the clip's tokens stand before those of the text.
 
     The released weights are guidance-distilled: `guidance_scale` is an input of the network, and there is
@@ -60,6 +51,8 @@ class HunyuanVideoAdapter(ModelAdapter):
         "pooled_projections",
         "guidance",
     )
+    padded_texts = (("encoder_hidden_states", "encoder_attention_mask"),)
+    mask_position = 3  # after hidden_states, encoder_hidden_states, temb
     unconditional_hint = (
         "give it a true_cfg_scale above 1 and a negative_prompt "
         "(its guidance_scale is an input of the network)"
@@ -92,37 +85,6 @@ class HunyuanVideoAdapter(ModelAdapter):
     def pipeline_scale(self, pipe: Any, call: Mapping[str, Any], denoiser: nn.Module) -> float:
         return call["true_cfg_scale"]
 
-    def video_tokens(self, denoiser: Any, arguments: Mapping[str, Any], address: BlockAddress) -> VideoTokens:
-        frames, height, width = arguments["hidden_states"].shape[2:]
-        config = denoiser.config
-        grid = TokenGrid(
-            frames // config.patch_size_t, height // config.patch_size, width // config.patch_size
-        )
-        return VideoTokens(grid)
-
-    def trim_text(self, arguments: dict[str, Any]) -> tuple[dict[str, Any], bool]:
-        mask_BT = arguments["encoder_attention_mask"]
-        if not _valid_come_first(mask_BT):
-            return arguments, False
-        length, no_padding = trim_padding(mask_BT)
-        text_BTC = arguments["encoder_hidden_states"]
-        trimmed = {
-            "encoder_hidden_states": text_BTC[:, :length],
-            "encoder_attention_mask": mask_BT[:, :length],
-        }
-        return arguments | trimmed, no_padding
-
-    def without_mask(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        # hidden_states, encoder_hidden_states, temb, attention_mask, and what is specific to a kind of block
-        return (*args[:3], None, *args[4:]), kwargs
-
-    def skip_block(
-        self, hidden_states: Tensor, encoder_hidden_states: Tensor, *_: Any, **__: Any
-    ) -> tuple[Tensor, Tensor]:
-        return hidden_states, encoder_hidden_states
-
     def example_arguments(self, denoiser: Any, clip: ClipSize, rows: int) -> dict[str, Any]:
         config, device = denoiser.config, denoiser.device
         return {
@@ -133,15 +95,3 @@ class HunyuanVideoAdapter(ModelAdapter):
             "pooled_projections": random_like(denoiser, rows, config.pooled_projection_dim),
             "guidance": torch.full((rows,), 6000.0, device=device) if config.guidance_embeds else None,
         }
-
-
-def _valid_come_first(mask_BT: Tensor) -> bool:
-    """Whether valid tokens come before padding in every row, as the network itself takes for granted.
-
-    Its joint attention takes as many tokens as are valid, from the first one on, whichever they are; only the
-    text refiner goes by the mask.
-    """
-    if mask_BT.is_meta:
-        return True
-    valid = mask_BT.ne(0)
-    return bool((valid[:, :-1] | ~valid[:, 1:]).all())

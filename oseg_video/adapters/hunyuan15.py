@@ -9,24 +9,16 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from oseg_video.adapters.base import (
-    ARGUMENTS,
-    ClipSize,
-    Condition,
-    ModelAdapter,
-    VideoTokens,
-    random_like,
-    register_adapter,
-)
-from oseg_video.adapters.blocks import BlockAddress
-from oseg_video.types import TokenGrid
+from oseg_video.adapters.base import Condition, random_like, register_adapter
+from oseg_video.adapters.joint import JointAttentionAdapter
+from oseg_video.adapters.settings import ARGUMENTS, ClipSize, ReadJson
 
 # What the pipelines pad to: the language model's text, the letters to be drawn, the image.
 _TEXT_TOKENS, _GLYPH_TOKENS, _IMAGE_TOKENS = 1000, 256, 729
 
 
 @register_adapter
-class HunyuanVideo15Adapter(ModelAdapter):
+class HunyuanVideo15Adapter(JointAttentionAdapter):
     """`HunyuanVideo15Transformer3DModel`: the clip's tokens stand before those of image and texts.
 
     Text guidance is the pipeline's guider's, with one call per condition. Both latents and image are
@@ -60,6 +52,11 @@ class HunyuanVideo15Adapter(ModelAdapter):
         "encoder_attention_mask_2",
         "image_embeds",
     )
+    padded_texts = (
+        ("encoder_hidden_states", "encoder_attention_mask"),
+        ("encoder_hidden_states_2", "encoder_attention_mask_2"),
+    )
+    mask_position = 3  # after hidden_states, encoder_hidden_states, temb
     unconditional_hint = (
         "give its guider a guidance_scale above 1, enabled at every step: pipe.guider = pipe.guider.new(...)"
     )
@@ -81,7 +78,7 @@ class HunyuanVideo15Adapter(ModelAdapter):
             pipe.guider = pipe.guider.new(guidance_scale=settings["guidance_scale"])
         return settings
 
-    def objection(self, settings: Mapping[str, Any], read: Callable[[str], Mapping[str, Any]]) -> str | None:
+    def objection(self, settings: Mapping[str, Any], read: ReadJson) -> str | None:
         if "image" not in settings:
             return None
         from diffusers.pipelines.hunyuan_video1_5.image_processor import generate_crop_size_list
@@ -120,38 +117,16 @@ class HunyuanVideo15Adapter(ModelAdapter):
     def pipeline_rescale(self, pipe: Any, call: Mapping[str, Any]) -> float:
         return pipe.guider.guidance_rescale
 
-    def video_tokens(self, denoiser: Any, arguments: Mapping[str, Any], address: BlockAddress) -> VideoTokens:
-        frames, height, width = arguments["hidden_states"].shape[2:]
-        config = denoiser.config
-        grid = TokenGrid(
-            frames // config.patch_size_t, height // config.patch_size, width // config.patch_size
-        )
-        return VideoTokens(grid)
-
     def trim_text(self, arguments: dict[str, Any]) -> tuple[dict[str, Any], bool]:
-        # Text tokens have no positions, and the network sorts the valid ones to the front, row by row.
-        trimmed: dict[str, Tensor] = {}
-        no_padding = True
-        for text, mask in (
-            ("encoder_hidden_states", "encoder_attention_mask"),
-            ("encoder_hidden_states_2", "encoder_attention_mask_2"),
-        ):
-            if arguments[mask].is_meta:
-                return arguments, True
-            valid_BT = arguments[mask].ne(0)
-            used = valid_BT.any(dim=0)
-            trimmed |= {text: arguments[text][:, used], mask: arguments[mask][:, used]}
-            no_padding = no_padding and bool(valid_BT[:, used].all())
+        trimmed, no_padding = super().trim_text(arguments)
         image_BTC = arguments["image_embeds"]
-        if not image_BTC.any():  # this is how the network knows that there is no image
+        if not image_BTC.is_meta and not image_BTC.any():  # so the network knows that there is no image
             trimmed["image_embeds"] = image_BTC[:, :0]
-        return arguments | trimmed, no_padding
+        return trimmed, no_padding
 
-    def without_mask(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        # hidden_states, encoder_hidden_states, temb, attention_mask, freqs_cis
-        return (*args[:3], None, *args[4:]), kwargs
+    def kept_tokens(self, valid_BT: Tensor) -> Tensor:
+        # Text tokens have no positions, and the network sorts the valid ones to the front, row by row.
+        return valid_BT.any(dim=0)
 
     @contextmanager
     def prepared(self, denoiser: Any) -> Iterator[None]:
@@ -164,11 +139,6 @@ class HunyuanVideo15Adapter(ModelAdapter):
         finally:
             for processor, original in zip(processors, originals, strict=True):
                 processor.__class__ = original
-
-    def skip_block(
-        self, hidden_states: Tensor, encoder_hidden_states: Tensor, *_: Any, **__: Any
-    ) -> tuple[Tensor, Tensor]:
-        return hidden_states, encoder_hidden_states
 
     def example_arguments(self, denoiser: Any, clip: ClipSize, rows: int) -> dict[str, Any]:
         config, device = denoiser.config, denoiser.device

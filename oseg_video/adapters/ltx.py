@@ -6,15 +6,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from oseg_video.adapters.base import (
-    ARGUMENTS,
-    ClipSize,
-    ModelAdapter,
-    VideoTokens,
-    random_like,
-    register_adapter,
-)
+from oseg_video.adapters.base import ModelAdapter, VideoTokens, random_like, register_adapter
 from oseg_video.adapters.blocks import BlockAddress
+from oseg_video.adapters.settings import ARGUMENTS, ClipSize
 from oseg_video.types import TokenGrid
 
 _TEXT_TOKENS = 128  # default max_sequence_length of the pipeline
@@ -50,9 +44,6 @@ class LTXAdapter(ModelAdapter):
             grid = TokenGrid(arguments["num_frames"], arguments["height"], arguments["width"])
             return VideoTokens(grid)
         return _tokens_from_coordinates(coordinates)
-
-    def skip_block(self, hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
-        return hidden_states
 
     def example_arguments(self, denoiser: Any, clip: ClipSize, rows: int) -> dict[str, Any]:
         config, device = denoiser.config, denoiser.device

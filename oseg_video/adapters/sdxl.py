@@ -6,8 +6,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from oseg_video.adapters.base import ARGUMENTS, ClipSize, VideoTokens, random_like, register_adapter
+from oseg_video.adapters.base import VideoTokens, random_like, register_adapter
 from oseg_video.adapters.blocks import BlockAddress
+from oseg_video.adapters.settings import ARGUMENTS, ClipSize
 from oseg_video.adapters.unet import UNetAdapter, level_size
 from oseg_video.types import TokenGrid
 

@@ -1,13 +1,14 @@
 """Stable Video Diffusion: image to video, spatial and temporal self-attention in a UNet."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from oseg_video.adapters.base import ClipSize, VideoTokens, random_like, register_adapter
+from oseg_video.adapters.base import VideoTokens, random_like, register_adapter
 from oseg_video.adapters.blocks import BlockAddress
+from oseg_video.adapters.settings import ClipSize, ReadJson
 from oseg_video.adapters.unet import UNetAdapter, level_size
 from oseg_video.types import TokenGrid
 
@@ -56,7 +57,7 @@ class SVDAdapter(UNetAdapter):
             arguments |= dict.fromkeys(_RAMP, settings["guidance_scale"])
         return arguments
 
-    def objection(self, settings: Mapping[str, Any], read: Callable[[str], Mapping[str, Any]]) -> str | None:
+    def objection(self, settings: Mapping[str, Any], read: ReadJson) -> str | None:
         given = [name for name in _RAMP if name in settings]
         if given and "guidance_scale" in settings:
             return (

@@ -46,9 +46,6 @@ class UNetAdapter(ModelAdapter):
             for j in range(len(getattr(attention, self.block_lists[0][1]))):
                 yield from ((kind, f"attentions.{i}.{blocks}.{j}") for kind, blocks in self.block_lists)
 
-    def skip_block(self, hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
-        return hidden_states
-
 
 def level_size(denoiser: Any, sample: Tensor, stage: str) -> tuple[int, int]:
     """Height and width of the tokens in a stage, for latents `sample` of shape [..., height, width].

@@ -1,21 +1,14 @@
 """Wan 2.1 and 2.2: self-attention of video tokens, then cross-attention to text (Wan-AI)."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from oseg_video.adapters.base import (
-    ARGUMENTS,
-    ClipSize,
-    Condition,
-    ModelAdapter,
-    VideoTokens,
-    random_like,
-    register_adapter,
-)
+from oseg_video.adapters.base import Condition, ModelAdapter, VideoTokens, random_like, register_adapter
 from oseg_video.adapters.blocks import BlockAddress
+from oseg_video.adapters.settings import ARGUMENTS, ClipSize, ReadJson
 from oseg_video.types import TokenGrid
 
 # Defaults of the pipelines.
@@ -50,7 +43,7 @@ class WanAdapter(ModelAdapter):
     norm_layout = "BSC"
     batched_arguments = ("hidden_states", "timestep", "encoder_hidden_states")
 
-    def objection(self, settings: Mapping[str, Any], read: Callable[[str], Mapping[str, Any]]) -> str | None:
+    def objection(self, settings: Mapping[str, Any], read: ReadJson) -> str | None:
         index = read("model_index.json")
         if "guidance_scale_2" in settings:
             if index.get("boundary_ratio") is None:
@@ -66,7 +59,7 @@ class WanAdapter(ModelAdapter):
             return f"max_sequence_length {text}: image to video with this model takes {_TEXT_TOKENS} only"
         return None
 
-    def multiples(self, read: Callable[[str], Mapping[str, Any]]) -> tuple[int, int]:
+    def multiples(self, read: ReadJson) -> tuple[int, int]:
         # Wan 2.2 5B has a VAE that halves once more.
         pixels = read("vae/config.json").get("scale_factor_spatial", self.spatial_compression)
         return 2 * pixels, self.frame_multiple
@@ -95,9 +88,6 @@ class WanAdapter(ModelAdapter):
             share = len(images) // len(arguments["hidden_states"])
             taken["encoder_hidden_states_image"] = images[rows.start * share : rows.stop * share]
         return taken
-
-    def skip_block(self, hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
-        return hidden_states
 
     def example_arguments(self, denoiser: Any, clip: ClipSize, rows: int) -> dict[str, Any]:
         config = denoiser.config

@@ -15,6 +15,9 @@ from torch.testing import assert_close
 
 from oseg_video import CFG, OSEG, SEG, STG, guided
 from oseg_video.adapters import adapter_for, adapter_for_class, all_adapters, base
+from oseg_video.adapters.base import ClipSize
+from oseg_video.guidance.plan import Branch
+from oseg_video.runtime.branches import BranchRunner
 from oseg_video.types import TokenGrid
 from tests.integration.families import CASES, LTX, MOCHI, SCALE, Case
 from tests.tiny import BLOCKS
@@ -70,6 +73,24 @@ def test_video_tokens_come_from_the_call(case: Case, pipe: Any, monkeypatch: pyt
     with guided(pipe, SEG(guidance_scale=SCALE, blocks=(BLOCK,))):
         case.run(pipe)
     assert {(tokens.grid, tokens.start) for tokens in seen} == {(case.grid, case.start)}
+
+
+# -- text without padding
+
+
+@pytest.mark.parametrize("valid", ("..ttt.......", ".........ttt", "t.t..t......", "............"))
+def test_text_is_not_cut_where_valid_tokens_do_not_come_first(valid: str) -> None:
+    """Mochi's attention takes the valid tokens of a row, wherever they stand."""
+    torch.manual_seed(0)
+    pipe = MOCHI.build()
+    text_BT = torch.tensor([[token == "t" for token in valid], [True] * 2 + [False] * (len(valid) - 2)])
+    call = adapter_for(pipe).example_arguments(pipe.transformer, ClipSize(13, 48, 32), len(text_BT))
+    call["encoder_hidden_states"] = call["encoder_hidden_states"][:, : len(valid)]
+    call["encoder_attention_mask"] = text_BT
+    runner = BranchRunner(adapter_for(pipe), pipe.transformer, (BLOCK,))
+    with torch.no_grad(), runner.active():
+        ours = runner.run(pipe.transformer, call, {"cond": Branch("cond")}, ("cond",))[0]["cond"]
+        assert_close(ours, pipe.transformer(**call)[0], rtol=0, atol=1e-5)
 
 
 # -- what attention sees

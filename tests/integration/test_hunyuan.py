@@ -267,12 +267,16 @@ def test_a_batch_keeps_the_longest_text_and_the_mask(
     assert all(one.mask is not None for one in calls)
 
 
-def test_a_mask_with_holes_is_left_alone_where_the_network_counts_only() -> None:
+def test_a_mask_with_holes_stays_where_the_network_counts_only(monkeypatch: pytest.MonkeyPatch) -> None:
     pipe = built(HUNYUAN)
     call, *_ = denoiser_calls(pipe, partial(HUNYUAN.run, pipe))
     call["encoder_attention_mask"] = torch.tensor([[0.0, 1, 1, 0] + [1] * 8 + [0] * 12])
     with torch.no_grad():
-        assert torch.equal(run_plain(pipe, call), pipe.transformer(**call)[0])
+        stock = pipe.transformer(**call)[0]
+    with attention_of_blocks(pipe.transformer, monkeypatch) as calls:
+        assert_close(run_plain(pipe, call), stock, **ONE_PASS)
+    assert {one.key.shape[2] for one in calls} == {HUNYUAN.grid.tokens + 12}
+    assert all(one.mask is not None for one in calls)
 
 
 def test_any_mask_is_trimmed_where_the_network_sorts_the_text(monkeypatch: pytest.MonkeyPatch) -> None:

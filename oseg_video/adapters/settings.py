@@ -1,0 +1,121 @@
+"""What a model family offers on the command line, and how a clip's settings reach its pipelines."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+TextUse = Literal["needed", "optional", "none"]
+ReadJson = Callable[[str], Mapping[str, Any]]
+"""Reads a JSON file of the model, such as "transformer/config.json", before any weights are loaded."""
+
+ARGUMENTS: Mapping[str, str] = {
+    "prompt": "prompt",
+    "negative_prompt": "negative_prompt",
+    "image": "image",
+    "height": "height",
+    "width": "width",
+    "frames": "num_frames",
+    "steps": "num_inference_steps",
+    "guidance_scale": "guidance_scale",
+    "max_sequence_length": "max_sequence_length",
+}
+"""What most pipelines call the settings of a clip: setting -> argument of the pipeline's call."""
+
+
+@dataclass(frozen=True)
+class ClipSize:
+    """Size of a clip in pixels."""
+
+    frames: int
+    height: int
+    width: int
+
+
+class FamilySettings:
+    """Pipelines, weights and settings of one model family.
+
+    `settings` are plain values by name, those that are not set left out.
+    """
+
+    family: ClassVar[str]
+    """Name on the command line."""
+    text_to_video: ClassVar[str | None]
+    """diffusers pipeline class for text to video (or text to image)."""
+    image_to_video: ClassVar[str | None] = None
+    """diffusers pipeline class for image to video, if the family has one."""
+    other_pipelines: ClassVar[tuple[str, ...]] = ()
+    """Further pipeline classes of the family that `guided` accepts."""
+    universal_pipelines: ClassVar[tuple[str, ...]] = ()
+    """Those of `other_pipelines` that make clips from text, and from a picture and text."""
+    hub_repository: ClassVar[str]
+    """Hub repository that the family name stands for."""
+    image_repository: ClassVar[str | None] = None
+    """Hub repository of the image-to-video weights, where they are others."""
+    arguments: ClassVar[Mapping[str, str]] = ARGUMENTS
+    """Setting of a clip -> argument of the pipeline's call; a setting that is not here the family lacks."""
+    text: ClassVar[TextUse] = "needed"
+    """Whether a clip needs a prompt, may have one, or has none."""
+    makes_pictures: ClassVar[bool] = False
+    """Whether a clip is one picture."""
+    vae_tiles: ClassVar[bool] = True
+    """Whether the VAE can decode in tiles."""
+    dtypes: ClassVar[Mapping[str, str]] = {}
+    """Number types of pipeline components that differ from the one asked for, whatever that is."""
+    size_multiple: ClassVar[int]
+    """Height and width must be multiples of this many pixels."""
+    frame_multiple: ClassVar[int]
+    """The frame count must be a multiple of this, plus 1."""
+    spatial_compression: ClassVar[int] = 8
+    """Pixels per latent along height and width; `frame_multiple` is the same along time."""
+    minimum_steps: ClassVar[int] = 1
+    """Fewest sampling steps that the pipelines take."""
+
+    @property
+    def pipelines(self) -> tuple[str, ...]:
+        """All pipeline classes of the family."""
+        return tuple(filter(None, (self.text_to_video, self.image_to_video, *self.other_pipelines)))
+
+    def pipeline_arguments(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Arguments of the pipeline's call. `guidance_scale` is a number: above 1 runs an unconditional
+        branch."""
+        return {argument: settings[name] for name, argument in self.arguments.items() if name in settings}
+
+    def configure(self, pipe: Any, settings: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Set what the pipeline takes from its components; the settings that are left for its call."""
+        return settings
+
+    def objection(self, settings: Mapping[str, Any], read: ReadJson) -> str | None:
+        """Why this model cannot make a clip with these settings, if so: one sentence without the family."""
+        return None
+
+    def multiples(self, read: ReadJson) -> tuple[int, int]:
+        """(pixels, frames): `size_multiple` and `frame_multiple` of this model."""
+        return self.size_multiple, self.frame_multiple
+
+    def serves_both(self, index: Mapping[str, Any]) -> bool:
+        """Whether the weights make clips from text and from a picture alike; `index` is model_index.json."""
+        return self.image_to_video is not None and self.image_repository is None
+
+    def component_dtype(self, component: str, dtype: torch.dtype) -> torch.dtype:
+        """Number type of a pipeline component's weights where `dtype` is asked for."""
+        return getattr(torch, self.dtypes[component]) if component in self.dtypes else dtype
+
+    def call_scale(self, call: Mapping[str, Any]) -> float:
+        """Largest scale of the pipeline's own text guidance, from its call's arguments; at most 1 is off."""
+        return call["guidance_scale"]
+
+    def text_limit(self, pipe: Any) -> int | None:
+        """Tokens of a prompt that count, where that is no argument of the call."""
+        return None
+
+    def latent_size(self, clip: ClipSize) -> tuple[int, int, int]:
+        """(frames, height, width) of a clip's latents."""
+        frames = (clip.frames - 1) // self.frame_multiple + 1
+        return frames, clip.height // self.spatial_compression, clip.width // self.spatial_compression
+
+    def clip(self, output: Any) -> Tensor:
+        """The clip [F, C, H, W] in a pipeline's output, made with `output_type="pt"`."""
+        return output.frames[0]
