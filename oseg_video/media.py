@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -41,6 +42,19 @@ class Clip:
     """Frames per second, or None where the file does not say (a folder of pictures)."""
     reader: str
     """What read it: "decord", "imageio-ffmpeg" or "pillow"."""
+
+
+@dataclass(frozen=True)
+class ClipShape:
+    """What a file says about its clip, without decoding all of it."""
+
+    frames: int
+    height: int
+    """Pixels."""
+    width: int
+    """Pixels."""
+    fps: float | None
+    """As in `Clip`."""
 
 
 def to_uint8(video: torch.Tensor) -> torch.Tensor:
@@ -112,11 +126,63 @@ def read_clip(path: Path) -> Clip:
         return _read_pictures(path)
     try:
         return _read_decord(path)
-    except Exception as first:  # decord has no wheel on some platforms, and errors of many types
+    except Exception:  # decord has no wheel on some platforms, and errors of many types
+        return _read_ffmpeg(path)
+
+
+def probe_clip(path: Path) -> ClipShape:
+    """Number of frames, size and rate of what `read_clip` reads. Raises MediaError naming the file.
+
+    It reads the file's index and no more where decord can; a file that is damaged further on passes.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise MediaError(f"no such file: {path}")
+    if path.is_dir() or path.suffix.lower() == ".gif":
+        return _probe_pictures(path)
+    try:
+        import decord
+
+        reader = decord.VideoReader(str(path), ctx=decord.cpu(0), num_threads=1)
+        height, width, channels = reader[0].shape
+        if channels == 3:
+            return ClipShape(len(reader), height, width, float(reader.get_avg_fps()))
+    except Exception:  # as in read_clip
+        pass
+    clip = _read_ffmpeg(path)
+    return ClipShape(clip.frames.shape[0], clip.frames.shape[2], clip.frames.shape[3], clip.fps)
+
+
+def stream_frames(path: Path, *, filters: str | None = None) -> Iterator[np.ndarray]:
+    """Frames of a video file one by one, uint8 [H, W, 3], RGB, decoded by ffmpeg.
+
+    Every frame of the file once, whatever its time stamp. A damaged file raises MediaError, at the latest
+    after the frames before the damage; ffmpeg left to itself would fill the gaps with copies.
+    filters: ffmpeg's filter graph to apply, e.g. for another colour conversion.
+    """
+    import imageio_ffmpeg
+
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-nostdin", "-v", "error", "-xerror", "-i", f"file:{path}"]
+    command += ["-map", "0:v:0", "-fps_mode", "passthrough", *(["-vf", filters] if filters else [])]
+    # PPM pictures carry their size.
+    command += ["-pix_fmt", "rgb24", "-c:v", "ppm", "-f", "image2pipe", "-"]
+    with tempfile.TemporaryFile() as messages:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=messages)
+        assert process.stdout is not None
         try:
-            return _read_ffmpeg(path)
-        except Exception:
-            raise MediaError(f"cannot read {path}: {_one_line(first)}") from first
+            while process.stdout.readline() == b"P6\n":
+                width, height = map(int, process.stdout.readline().split())
+                process.stdout.readline()  # the largest value, 255
+                data = process.stdout.read(height * width * 3)
+                if len(data) == height * width * 3:
+                    yield np.frombuffer(data, np.uint8).reshape(height, width, 3)
+            if process.wait():
+                messages.seek(0)
+                raise MediaError(f"cannot read {path}: {_first_message(messages.read())}")
+        finally:
+            process.kill()
+            process.stdout.close()
+            process.wait()
 
 
 def read_comment(path: Path) -> str:
@@ -294,9 +360,32 @@ def _read_decord(path: Path) -> Clip:
 def _read_ffmpeg(path: Path) -> Clip:
     import imageio_ffmpeg
 
-    stream = imageio_ffmpeg.read_frames(str(path))
-    info = next(stream)
-    width, height = info["size"]
-    pictures = [np.frombuffer(data, np.uint8).reshape(height, width, 3) for data in stream]
+    pictures = list(stream_frames(path))
+    if not pictures or len({picture.shape for picture in pictures}) > 1:
+        raise MediaError(f"cannot read {path}: no frames, or frames of different sizes")
     frames = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()
-    return Clip(frames, float(info["fps"]), "imageio-ffmpeg")
+    probe = imageio_ffmpeg.read_frames(f"file:{path}")
+    fps = float(next(probe)["fps"])
+    probe.close()
+    return Clip(frames, fps, "imageio-ffmpeg")
+
+
+def _probe_pictures(path: Path) -> ClipShape:
+    from PIL import Image
+
+    files = sorted(path.glob("*.png")) if path.is_dir() else [path]
+    if not files:
+        raise MediaError(f"cannot read {path}: no pictures")
+    try:
+        with Image.open(files[0]) as picture:
+            frames = len(files) if path.is_dir() else getattr(picture, "n_frames", 1)
+            duration = picture.info.get("duration")
+            fps = 1000 / duration if duration and not path.is_dir() else None
+            return ClipShape(frames, picture.height, picture.width, fps)
+    except OSError as error:
+        raise MediaError(f"cannot read {path}: {_one_line(error)}") from error
+
+
+def _first_message(output: bytes) -> str:
+    """ffmpeg's first message without the address of what says it, as in `[h264 @ 0x5653ebde6080] ...`."""
+    return re.sub(r"^(\[[^]]*\] )+", "", _one_line(output.decode(errors="replace")))

@@ -180,3 +180,53 @@ def test_a_path_that_looks_like_an_option_or_a_protocol_is_a_path(tmp_path, monk
     write_clip(Path("-y.mp4"), smooth_clip(frames=2), FPS, format="mp4", comment="c")
     write_clip(Path("data:x.mp4"), smooth_clip(frames=2), FPS, format="mp4", comment="d")
     assert read_comment(Path("-y.mp4")) == "c" and read_comment(Path("data:x.mp4")) == "d"
+
+
+def damaged(path):
+    """The file without its last third; the index in front says that all frames are there."""
+    clip = torch.randint(
+        0, 256, (8, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
+    write_clip(path, clip, FPS, format="mp4")
+    path.write_bytes(path.read_bytes()[: -path.stat().st_size // 3])
+    return path
+
+
+@pytest.mark.parametrize("without_decord", [False, True])
+def test_a_damaged_file_is_refused_and_not_filled_with_copies_of_a_frame(
+    tmp_path, monkeypatch, without_decord
+):
+    if without_decord:
+        monkeypatch.setitem(sys.modules, "decord", None)
+    with pytest.raises(MediaError, match=r"cannot read \S+a.mp4: \w[^\n]+$"):
+        read_clip(damaged(tmp_path / "a.mp4"))
+
+
+def test_frames_at_uneven_times_are_read_once_each(tmp_path, monkeypatch):
+    write_clip(tmp_path / "a.mp4", smooth_clip(frames=9), FPS, format="mp4")
+    uneven = ["-vf", "select=not(between(n\\,3\\,5))", "-fps_mode", "vfr", str(tmp_path / "b.mp4")]
+    assert media._ffmpeg("-i", str(tmp_path / "a.mp4"), *uneven).returncode == 0
+    first = read_clip(tmp_path / "b.mp4")
+    monkeypatch.setitem(sys.modules, "decord", None)
+    second = read_clip(tmp_path / "b.mp4")
+    assert len(first.frames) == 6 and torch.equal(first.frames, second.frames)
+
+
+@pytest.mark.parametrize("size", [(64, 80), (32, 48)])  # decord cannot read the second
+@pytest.mark.parametrize("suffix", ["mp4", "gif", "png"])
+def test_a_probe_says_what_reading_finds(tmp_path, suffix, size):
+    path = tmp_path / ("a" if suffix == "png" else f"a.{suffix}")
+    write_clip(path, smooth_clip(5, *size), FPS, format=suffix)
+    clip, shape = read_clip(path), media.probe_clip(path)
+    assert (shape.frames, shape.height, shape.width) == (5, *size)
+    assert shape.fps == (None if clip.fps is None else pytest.approx(clip.fps))
+
+
+def test_what_cannot_be_probed_is_one_line(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "a.mp4").write_bytes(b"")
+    (tmp_path / "a.gif").write_bytes(b"GIF89a")
+    for name in ("empty", "a.mp4", "a.gif", "missing.mp4"):
+        with pytest.raises(MediaError) as refused:
+            media.probe_clip(tmp_path / name)
+        assert name in str(refused.value) and "\n" not in str(refused.value)
