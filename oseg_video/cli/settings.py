@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from oseg_video.cli.parsing import UsageError
 from oseg_video.config import FIELDS, GenerateJob, resolve_job
 from oseg_video.config.kinds import SWITCH, TEXTS
+from oseg_video.config.prompts import read_prompts
 from oseg_video.types import SettingError
 
 _GROUPS = {
@@ -73,21 +73,8 @@ def flag_settings(options: argparse.Namespace) -> dict[str, Any]:
         except SettingError as error:
             raise SettingError(f"{flag} must be {error}") from None
     if options.prompts is not None:
-        given["prompts"] = given.get("prompts", []) + _read_prompts(Path(options.prompts))
+        given["prompts"] = given.get("prompts", []) + read_prompts(Path(options.prompts))
     return given
-
-
-def _read_prompts(path: Path) -> list[str]:
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise UsageError(f"{path} is not UTF-8 text") from None
-    prompts = [line.strip() for line in lines if line.strip()]
-    if not prompts:
-        raise UsageError(f"{path} has no prompts")
-    return prompts
 
 
 def job_of(options: argparse.Namespace) -> GenerateJob:

@@ -52,7 +52,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
 
 def read_notes(path: Path) -> dict[str, str]:
     """The texts `about` and `tested` of a recipe file."""
-    content = _load_yaml(path)
+    content = load_yaml(path)
     return {key: str(content[key]) for key in NOTES if key in content}
 
 
@@ -96,16 +96,17 @@ def _dump(settings: Mapping[str, Any]) -> str:
     return text
 
 
-def _read(path: Path, chain: tuple[Path, ...]) -> dict[str, Any]:
-    path = path.resolve()
-    if path in chain:
-        raise ConfigError(f"{path.name}: extends itself through {' -> '.join(p.name for p in chain)}")
-    content = _load_yaml(path)
+def settings_of(content: Mapping[Any, Any], path: Path, chain: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """Plain settings of a mapping in the file `path`, with those of the recipe that it extends.
+
+    chain: the files that extend this one, whose return would be a circle. Raises ConfigError naming the file
+    and the key.
+    """
     settings: dict[str, Any] = {}
     if "extends" in content:
-        settings = _read(_parent(path, content.pop("extends")), (*chain, path))
+        settings = _read(_parent(path, content["extends"]), chain)
     for key, value in content.items():
-        if key in NOTES:
+        if key in (*NOTES, "extends"):
             continue
         if key not in FIELDS:
             known = (*FIELDS, "extends", *NOTES)
@@ -118,6 +119,13 @@ def _read(path: Path, chain: tuple[Path, ...]) -> dict[str, Any]:
     return settings
 
 
+def _read(path: Path, chain: tuple[Path, ...]) -> dict[str, Any]:
+    path = path.resolve()
+    if path in chain:
+        raise ConfigError(f"{path.name}: extends itself through {' -> '.join(p.name for p in chain)}")
+    return settings_of(load_yaml(path), path, (*chain, path))
+
+
 def _parent(path: Path, name: Any) -> Path:
     if not isinstance(name, str):
         raise ConfigError(f"{path.name}: extends must be the name of a YAML file, got {name!r}")
@@ -125,7 +133,8 @@ def _parent(path: Path, name: Any) -> Path:
     return beside if beside.is_file() else recipe_path(name.removesuffix(".yaml")) or beside
 
 
-def _load_yaml(path: Path) -> dict[Any, Any]:
+def load_yaml(path: Path) -> dict[Any, Any]:
+    """The mapping in a YAML file. Raises ConfigError if it cannot be read, is none, or gives a key twice."""
     import yaml
 
     class StrictLoader(yaml.SafeLoader):
