@@ -18,6 +18,7 @@ import os
 import platform
 import statistics
 import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,8 @@ from oseg_video.guidance.methods import CFG, METHODS, OSEG, PAG, SEG, STG, Guida
 from oseg_video.guidance.plan import Step
 from oseg_video.media import write_text
 from oseg_video.runtime.branches import BranchRunner
-from oseg_video.runtime.cost import full_size_denoiser, step_cost
+from oseg_video.runtime.cost import step_cost
+from oseg_video.runtime.empty import full_size_denoiser
 from oseg_video.runtime.explain import pipeline_scale
 
 SMALL = {
@@ -70,6 +72,7 @@ def machine(threads: int) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "threads": threads,
         "torch": torch.__version__,
+        "diffusers": version("diffusers"),
     }
 
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from oseg_video.adapters.base import Condition, random_like, register_adapter
 from oseg_video.adapters.joint import JointAttentionAdapter
-from oseg_video.adapters.settings import ARGUMENTS, ClipSize
+from oseg_video.adapters.settings import ARGUMENTS, ClipSize, ReadJson
 
 _TEXT_TOKENS = 256  # default max_sequence_length of the pipelines
 
@@ -58,7 +58,7 @@ class HunyuanVideoAdapter(JointAttentionAdapter):
         "(its guidance_scale is an input of the network)"
     )
 
-    def call_scale(self, call: Mapping[str, Any]) -> float:
+    def call_scale(self, call: Mapping[str, Any], read: ReadJson) -> float:
         return call["true_cfg_scale"]
 
     def pipeline_arguments(self, settings: Mapping[str, Any]) -> dict[str, Any]:

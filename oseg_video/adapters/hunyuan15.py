@@ -15,6 +15,8 @@ from oseg_video.adapters.settings import ARGUMENTS, ClipSize, ReadJson
 
 # What the pipelines pad to: the language model's text, the letters to be drawn, the image.
 _TEXT_TOKENS, _GLYPH_TOKENS, _IMAGE_TOKENS = 1000, 256, 729
+# The guider in the repository's weights.
+_GUIDER = {"guidance_scale": 6.0, "use_original_formulation": False, "enabled": True}
 
 
 @register_adapter
@@ -63,8 +65,11 @@ class HunyuanVideo15Adapter(JointAttentionAdapter):
     # The latents take on the dtype of the prediction, and go back into the network as they are.
     latents_take_prediction_dtype = True
 
-    def call_scale(self, call: Mapping[str, Any]) -> float:
-        return 6.0  # of the guider in the repository's weights, unless a job sets another
+    def call_scale(self, call: Mapping[str, Any], read: ReadJson) -> float:
+        guider = {**_GUIDER, **read("guider/guider_config.json")}
+        if not guider["enabled"]:
+            return 1.0
+        return _text_scale(guider["guidance_scale"], guider["use_original_formulation"])
 
     def pipeline_arguments(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         arguments = super().pipeline_arguments(settings)
@@ -110,9 +115,7 @@ class HunyuanVideo15Adapter(JointAttentionAdapter):
         return (("cond",), ("uncond",)) if pipe.guider.num_conditions > 1 else (("cond",),)
 
     def pipeline_scale(self, pipe: Any, call: Mapping[str, Any], denoiser: nn.Module) -> float:
-        guider = pipe.guider
-        # The original formulation is c + s (c - u), that is u + (1 + s) (c - u).
-        return guider.guidance_scale + bool(guider.use_original_formulation)
+        return _text_scale(pipe.guider.guidance_scale, pipe.guider.use_original_formulation)
 
     def pipeline_rescale(self, pipe: Any, call: Mapping[str, Any]) -> float:
         return pipe.guider.guidance_rescale
@@ -165,6 +168,11 @@ def _with_a_margin(image: Any) -> Any:
     larger = Image.new(image.mode, (width + (width > height), height + (height > width)))
     larger.paste(image, (0, 0))
     return larger
+
+
+def _text_scale(guidance_scale: float, original_formulation: bool) -> float:
+    """The scale w of u + w (c - u), also of the original formulation: c + s (c - u) = u + (1 + s) (c - u)."""
+    return guidance_scale + bool(original_formulation)
 
 
 @cache  # compiled blocks are compiled anew for every new class

@@ -103,8 +103,11 @@ class FamilySettings:
         """Number type of a pipeline component's weights where `dtype` is asked for."""
         return getattr(torch, self.dtypes[component]) if component in self.dtypes else dtype
 
-    def call_scale(self, call: Mapping[str, Any]) -> float:
-        """Largest scale of the pipeline's own text guidance, from its call's arguments; at most 1 is off."""
+    def call_scale(self, call: Mapping[str, Any], read: ReadJson) -> float:
+        """Largest scale of the pipeline's own text guidance, from its call's arguments; at most 1 is off.
+
+        `read` gives nothing where the model's files are not at hand; then it is that of `hub_repository`.
+        """
         return call["guidance_scale"]
 
     def text_limit(self, pipe: Any) -> int | None:

@@ -69,7 +69,7 @@ class SVDAdapter(UNetAdapter):
             return f"min_guidance_scale {first:g} must not be above max_guidance_scale {last:g}"
         return None
 
-    def call_scale(self, call: Mapping[str, Any]) -> float:
+    def call_scale(self, call: Mapping[str, Any], read: ReadJson) -> float:
         return call["max_guidance_scale"]
 
     def video_tokens(self, denoiser: Any, arguments: Mapping[str, Any], address: BlockAddress) -> VideoTokens:

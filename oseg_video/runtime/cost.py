@@ -29,16 +29,6 @@ class StepCost:
     """Part of the total that the change of the queries takes."""
 
 
-def full_size_denoiser(adapter: ModelAdapter) -> nn.Module:
-    """The family's denoiser at its real size, without weights (meta device)."""
-    import diffusers
-
-    with torch.device("meta"):
-        denoiser = getattr(diffusers, adapter.denoiser_class)(**adapter.full_size)
-    # Some layers (SVD's blend of space and time) make their parameter on the CPU all the same.
-    return denoiser.to("meta").eval()
-
-
 def step_cost(
     adapter: ModelAdapter,
     denoiser: nn.Module,

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import inspect
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
 from oseg_video.adapters import ClipSize, ModelAdapter
 from oseg_video.adapters.base import Condition
+from oseg_video.adapters.settings import ReadJson
 from oseg_video.config import GenerateJob, build_guidance
 from oseg_video.guidance.methods import Guidance
 from oseg_video.guidance.perturbations import (
@@ -25,8 +26,10 @@ from oseg_video.guidance.schedule import Breakpoints
 from oseg_video.guidance.text import guides
 from oseg_video.runtime import loading
 from oseg_video.runtime.branches import BranchRunner
-from oseg_video.runtime.cost import full_size_denoiser, step_cost
+from oseg_video.runtime.cost import step_cost
+from oseg_video.runtime.empty import empty_denoiser, full_size_denoiser
 from oseg_video.runtime.fitting import clip_settings
+from oseg_video.runtime.generate import check_job
 from oseg_video.runtime.hub import HubError
 
 
@@ -53,14 +56,15 @@ class StepKind:
 def explain(job: GenerateJob) -> str:
     """Text that says what a job will do; reads the model's configuration only, no weights.
 
-    A family whose repository cannot be reached is explained by its full-size configuration. Raises
-    OsegVideoError for what `generate` would refuse about model and guidance.
+    Raises OsegVideoError for what `generate` would refuse about model, clip and guidance. A family whose
+    repository cannot be reached is explained by its full-size configuration; then only blocks and settings of
+    the guidance are checked.
     """
-    adapter, denoiser, note = _find(job)
+    adapter, denoiser, read, note = _find(job)
     guidance = build_guidance(job)
     adapter.resolve_blocks(denoiser, guidance.blocks_used)
     clip = ClipSize(job.frames, job.height, job.width)
-    scale = pipeline_scale(adapter, job, guidance)
+    scale = pipeline_scale(adapter, job, guidance, read)
     conditions: tuple[Condition, ...] = ("uncond", "cond") if guides(scale) else ("cond",)
     baseline = step_cost(adapter, denoiser, clip, {name: Branch(name) for name in conditions}).total
     kinds = []
@@ -87,27 +91,37 @@ def explain(job: GenerateJob) -> str:
     return "\n".join(lines)
 
 
-def _find(job: GenerateJob) -> tuple[ModelAdapter, Any, str]:
+def _find(job: GenerateJob) -> tuple[ModelAdapter, Any, ReadJson, str]:
+    """The adapter, its denoiser without weights, what reads the model's files, and a note on all that."""
     try:
-        source = loading.find_model(job.model, job.revision, image=job.image is not None)
-        return source.adapter, loading.empty_denoiser(source), ""
+        source = check_job(job)
+        return source.adapter, empty_denoiser(source), source.read_json, ""
     except HubError:
         adapter = loading.family(job.model)
         if adapter is None:
             raise
-        return adapter, full_size_denoiser(adapter), "; hub not reached, the family's full size"
+        note = "; hub not reached, the family's full size"
+        return adapter, full_size_denoiser(adapter), _read_nothing, note
 
 
-def pipeline_scale(adapter: ModelAdapter, job: GenerateJob, guidance: Guidance) -> Any:
-    """The scale that the pipeline will be called with."""
+def _read_nothing(name: str) -> Mapping[str, Any]:
+    return {}
+
+
+def pipeline_scale(
+    adapter: ModelAdapter, job: GenerateJob, guidance: Guidance, read: ReadJson = _read_nothing
+) -> Any:
+    """The scale that the pipeline will be called with; `read` reads the model's files, if they are there."""
     import diffusers
 
     name = adapter.image_to_video if job.image is not None else adapter.text_to_video
     parameters = inspect.signature(getattr(diffusers, str(name)).__call__).parameters.values()
     call = {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
-    call |= adapter.pipeline_arguments(clip_settings(job, guidance))
+    settings = clip_settings(job, guidance)
+    settings.pop("image", None)  # a file's name here, where the call takes a picture
+    call |= adapter.pipeline_arguments(settings)
     largest = guidance.largest_guidance_scale
-    return adapter.call_scale(call) if largest is None else largest
+    return adapter.call_scale(call, read) if largest is None else largest
 
 
 def _kinds(guidance: Guidance, steps: int, scale: Any) -> Iterator[tuple[str, int | None, StepPlan]]:

@@ -9,7 +9,6 @@ from typing import Any
 from oseg_video.adapters import ModelAdapter, all_adapters
 from oseg_video.config import FAMILY_FIELDS, GenerateJob
 from oseg_video.guidance.methods import Guidance
-from oseg_video.guidance.schedule import values_of
 from oseg_video.runtime.loading import ModelSource
 from oseg_video.types import SettingError
 
@@ -27,8 +26,7 @@ def clip_settings(job: GenerateJob, guidance: Guidance) -> dict[str, Any]:
     unconditional branch on or off, and beyond that the guidance's own scale counts.
     """
     values = {name: getattr(job, name) for name in (*_CLIP_FIELDS, *_OWNED_FIELDS)}
-    scale = guidance.guidance_scale
-    values["guidance_scale"] = None if scale is None else max(values_of(scale))
+    values["guidance_scale"] = guidance.largest_guidance_scale
     return {name: value for name, value in values.items() if value is not None}
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from oseg_video.config import GenerateJob, build_guidance
 from oseg_video.runtime import loading
+from oseg_video.runtime.empty import empty_denoiser
 from oseg_video.runtime.fitting import check_fits
 from oseg_video.runtime.loaded import ClipResult, LoadedModel
 from oseg_video.runtime.naming import check_outputs, plan_clips
@@ -50,5 +51,5 @@ def check_job(job: GenerateJob) -> loading.ModelSource:
     guidance = build_guidance(job)
     check_fits(job, source, guidance)
     if guidance.blocks_used:
-        source.adapter.resolve_blocks(loading.empty_denoiser(source), guidance.blocks_used)
+        source.adapter.resolve_blocks(empty_denoiser(source), guidance.blocks_used)
     return source

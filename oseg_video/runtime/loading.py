@@ -170,24 +170,6 @@ def load_pipeline(source: ModelSource, job: GenerateJob, progress: Progress) -> 
     return pipe
 
 
-def empty_denoiser(source: ModelSource) -> torch.nn.Module:
-    """The model's denoiser without weights, from its configuration alone. Raises LoadError or HubError."""
-    import diffusers
-
-    # Of several denoisers some may be missing.
-    present = [name for name in source.adapter.denoiser_attributes if _class_of(source.index, name)]
-    attribute = (present or source.adapter.denoiser_attributes)[0]
-    config = source.read_json(f"{attribute}/config.json")
-    try:
-        denoiser_class = getattr(diffusers, source.index[attribute][1])
-        with torch.device("meta"):
-            return denoiser_class.from_config(config)
-    except (KeyError, IndexError, TypeError, AttributeError) as error:
-        raise LoadError(
-            f"{source.name}: {attribute} is not described as a diffusers model ({error})"
-        ) from error
-
-
 def resolve_device(name: str) -> torch.device:
     """The device; `auto` is the first GPU, else the CPU. Raises LoadError if it is not there."""
     if name == "auto":
@@ -257,14 +239,6 @@ def _has_variant(directory: Path, variant: str | None) -> bool:
 
 def _families() -> dict[str, ModelAdapter]:
     return {adapter.family: adapter for adapter in all_adapters()}
-
-
-def _class_of(index: dict[str, Any], component: str) -> tuple[str, str] | None:
-    """(library, class) of a pipeline component; None if the pipeline has none."""
-    entry = index.get(component)
-    if not isinstance(entry, list) or len(entry) != 2 or not all(isinstance(part, str) for part in entry):
-        return None
-    return entry[0], entry[1]
 
 
 def _float32_modules(entry: Any, dtype: torch.dtype) -> Collection[str]:

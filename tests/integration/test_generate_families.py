@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -389,7 +390,39 @@ def test_what_a_family_lacks_is_refused(capsys, tmp_path, folders, cat, unloadab
     given = [flag.format(cat=cat, tmp=tmp_path) for flag in flags.split(" ")]
     arguments = call(folders, name, "--out", tmp_path / "out", *method, *given, image=cat)
     assert message in refused(capsys, arguments)
+    if not flags.startswith("--out"):
+        assert message in refused(capsys, [*arguments, "--explain"])
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_family_is_explained_without_its_weights(capsys, folders, cat, unloadable, name):
+    flags = ["--guidance=oseg", f"--blocks={MODELS[name].block}", "--explain"]
+    assert main(call(folders, name, *flags, image=cat)) == 0
+    text = capsys.readouterr().out
+    adapter = loading.find_model(str(folders(name))).adapter
+    assert re.match(rf"model      {folders(name)} \({adapter.family}, \d+ blocks\)\n", text)
+    # HunyuanVideo's text guidance is an input of the network, so that there is one condition only.
+    conditions = ["cond"] if adapter.family == "hunyuan" else ["uncond", "cond"]
+    assert re.findall(r"branch    (\w+)_perturbed:", text) == conditions
+
+
+def test_the_scale_of_a_guider_is_read_from_the_model(capsys, tmp_path, folders, unloadable):
+    shutil.copytree(folders("hunyuan15"), tmp_path / "m")
+    path = tmp_path / "m" / "guider" / "guider_config.json"
+    config = json.loads(path.read_text())
+    (tmp_path / "own.yaml").write_text("guidance: stg\nguidance_scale: null\nblocks: [1]\nstg_scale: 1\n")
+    flags = ["--config", tmp_path / "own.yaml", "--model", tmp_path / "m", "--explain"]
+    arguments = call(folders, "hunyuan15", *flags)
+    for change, text in (
+        ({"guidance_scale": 3.5}, "C + 2.5 (C - U)"),
+        ({"guidance_scale": 3.5, "use_original_formulation": True}, "C + 3.5 (C - U)"),
+        ({"enabled": False}, "C + 1 (C - P)"),
+    ):
+        path.write_text(json.dumps(config | change))
+        capsys.readouterr()
+        assert main(arguments) == 0
+        assert f"rule      {text}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["svd", "wan-image", "hunyuan-image", "cogvideox-image"])
