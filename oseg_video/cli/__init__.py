@@ -10,11 +10,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import logging
 import os
 import signal
 import sys
-import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
@@ -22,6 +20,7 @@ from oseg_video.cli import generate, info, models, reproduce
 from oseg_video.cli.output import PROGRAM, say
 from oseg_video.cli.parsing import Parser, UsageError
 from oseg_video.config import known_or_nearest
+from oseg_video.runtime.quiet import quiet_libraries
 from oseg_video.types import OsegVideoError
 
 _COMMANDS = (generate, reproduce, models, info)
@@ -34,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in arguments
     try:
         options = parse(arguments)
-        with _terminable(), _quiet_libraries(debug):
+        with _terminable(), contextlib.nullcontext() if debug else quiet_libraries():
             return int(options.run(options))
     except KeyboardInterrupt:
         if debug:
@@ -101,20 +100,3 @@ def _terminable() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-@contextlib.contextmanager
-def _quiet_libraries(debug: bool) -> Iterator[None]:
-    """Keep the libraries' warnings, meant for their developers, off the user's screen."""
-    if debug:
-        yield
-        return
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    # These two set the level of their loggers when they are first imported, from the environment.
-    for library in ("DIFFUSERS", "TRANSFORMERS"):
-        os.environ.setdefault(f"{library}_VERBOSITY", "error")
-    for name in ("huggingface_hub", "imageio", "imageio_ffmpeg", "torch"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield

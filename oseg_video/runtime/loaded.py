@@ -60,12 +60,17 @@ class LoadedModel:
         with _naming_lack_of_memory():
             self._pipe = loading.load_pipeline(source, job, progress)
         self._adapter = source.adapter
+        self._placed = _placement(job)
         self._identity = {
             "pipeline": type(self._pipe).__name__,
             "repository": source.repository,
             "commit": source.commit,
             "sha256": loading.fingerprint(source.directory) if source.directory else None,
         }
+
+    def serves(self, job: GenerateJob) -> bool:
+        """Whether this is the model that the job asks for, loaded as it asks."""
+        return _placement(job) == self._placed
 
     def note_long_prompts(self, job: GenerateJob, progress: Progress) -> None:
         """Say which prompts the pipeline cuts; it does so without a word that a user would see."""
@@ -84,7 +89,7 @@ class LoadedModel:
     ) -> ClipResult:
         """Make one clip of the job and write it with its manifest, clip first.
 
-        The job must be one that this model was loaded for. Raises NotEnoughMemoryError, GenerateError, or
+        The job must be one that the model `serves`. Raises NotEnoughMemoryError, GenerateError, or
         what guiding and writing raise.
         """
         began = time.perf_counter()
@@ -159,6 +164,12 @@ class LoadedModel:
                 output_type="pt",
             )
         return to_uint8(adapter.clip(output))
+
+
+def _placement(job: GenerateJob) -> tuple[Any, ...]:
+    """What of a job decides which weights are loaded, and how."""
+    names = ("model", "revision", "variant", "dtype", "device", "offload", "vae_tiling", "compile")
+    return (*(getattr(job, name) for name in names), job.image is None)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,89 @@
+"""Workers on a Ray cluster: an actor for each GPU, which keeps the loaded model."""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import Any
+
+from oseg_video.runtime.quiet import quiet_libraries
+from oseg_video.sweep.store import open_store
+from oseg_video.sweep.table import SweepError
+from oseg_video.sweep.worker import Outcome, Task, Worker
+
+
+class RayActors:
+    """Actors on the cluster. One that is lost, with its process or its machine, is replaced."""
+
+    def __init__(self, location: str, address: str | None, workers: int | None) -> None:
+        """location: of the store, which all machines must reach.
+
+        address: of a running cluster; without it the one that Ray finds by RAY_ADDRESS or on this machine, or
+        else a new one on this machine. workers: by default one for each GPU of the cluster, or one for each
+        machine if it has none. Raises SweepError.
+        """
+        try:
+            import ray
+        except ImportError:
+            raise SweepError("--engine ray needs Ray: pip install 'oseg-video[cluster]'") from None
+        self._ray: Any = ray
+        options: dict[str, Any] = {} if address else {"include_dashboard": False}
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            line = next(iter(str(error).splitlines()), "")
+            raise SweepError(f"cannot use the Ray cluster {address or 'of this machine'}: {line}") from error
+        resources = ray.cluster_resources()
+        gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 1))
+        self.device = "cuda" if gpus else "cpu"
+        """Kind of device that the workers have."""
+        self.size = workers or gpus or sum(node["Alive"] for node in ray.nodes())
+        share = {"num_gpus": 1} if gpus else {"num_cpus": max(1, cpus // self.size)}
+        self._actor_class: Any = self._ray.remote(_Actor).options(**share)
+        self._location = location
+        self._idle: list[Any] = []
+        self._running: dict[Any, tuple[Any, Task]] = {}
+
+    @property
+    def busy(self) -> int:
+        return len(self._running)
+
+    def start(self, task: Task) -> None:
+        assert self.busy < self.size
+        actor = self._idle.pop() if self._idle else self._actor_class.remote(self._location, os.getcwd())
+        self._running[actor.make.remote(task)] = actor, task
+
+    def finished(self, timeout: float) -> list[Outcome]:
+        if not self._running:
+            return []
+        ready, _ = self._ray.wait(list(self._running), num_returns=1, timeout=timeout)
+        return [self._receive(reference) for reference in ready]
+
+    def close(self) -> None:
+        self._ray.shutdown()
+
+    def _receive(self, reference: Any) -> Outcome:
+        actor, task = self._running.pop(reference)
+        try:
+            outcome = self._ray.get(reference)
+        except self._ray.exceptions.RayError as error:
+            self._ray.kill(actor)  # in case it is only out of reach
+            line = next(iter(str(error).splitlines()), "") or type(error).__name__
+            return Outcome(task.item.key, "lost", {"reason": f"its Ray worker was lost: {line}"})
+        self._idle.append(actor)
+        return outcome
+
+
+class _Actor:
+    """A worker on some machine of the cluster."""
+
+    def __init__(self, location: str, folder: str) -> None:
+        """folder: the driver's working directory, from which models and pictures may be named."""
+        if os.path.isdir(folder):
+            os.chdir(folder)
+        with quiet_libraries():
+            self._worker = Worker(open_store(location))
+
+    def make(self, task: Task) -> Outcome:
+        with quiet_libraries():
+            return self._worker.make(task)

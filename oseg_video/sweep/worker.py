@@ -1,0 +1,119 @@
+"""What makes the items of a sweep: one process with one loaded model."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from oseg_video.config import GenerateJob
+from oseg_video.runtime.generate import check_job
+from oseg_video.runtime.loaded import LoadedModel
+from oseg_video.runtime.loading import resolve_device
+from oseg_video.runtime.memory import NotEnoughMemoryError
+from oseg_video.runtime.naming import ClipPlan
+from oseg_video.runtime.picture import load_picture
+from oseg_video.runtime.progress import Progress
+from oseg_video.sweep.store import Store
+from oseg_video.sweep.table import SweepError, SweepItem
+from oseg_video.sweep.validity import manifest_key
+from oseg_video.types import OsegVideoError
+
+
+@dataclass(frozen=True)
+class Task:
+    """An item for a worker."""
+
+    item: SweepItem
+    offload: str | None = None
+    """In place of the job's own."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a task."""
+
+    key: str
+    state: Literal["done", "failed", "out of memory", "lost"]
+    """"out of memory": of a GPU's. "lost": its worker died or could not be reached."""
+    results: dict[str, Any] = field(default_factory=dict)
+    """Fields of `Record`."""
+
+
+class Worker:
+    """Makes one item after another; keeps the model as long as items want the same."""
+
+    def __init__(self, store: Store, device: str | None = None) -> None:
+        """device: where items run whose job leaves it open; None: where `generate` would run them."""
+        self._store = store
+        self._device = device
+        self._model: LoadedModel | None = None
+
+    def make(self, task: Task) -> Outcome:
+        """Make an item and publish it in the store. Every error but an interruption is an outcome."""
+        job = self._placed(task)
+        try:
+            return Outcome(task.item.key, "done", self._make(task.item, job))
+        except NotEnoughMemoryError as error:
+            on_gpu = resolve_device(job.device).type == "cuda"
+            outcome = Outcome(task.item.key, "out of memory" if on_gpu else "failed", {"reason": str(error)})
+        except OsegVideoError as error:
+            outcome = Outcome(task.item.key, "failed", {"reason": str(error)})
+        except Exception as error:
+            line = " ".join(str(error).split())
+            outcome = Outcome(task.item.key, "failed", {"reason": f"{type(error).__name__}: {line}"})
+        if outcome.state == "out of memory":  # now that the error, which held on to tensors, is gone
+            self._unload()
+        return outcome
+
+    def _make(self, item: SweepItem, job: GenerateJob) -> dict[str, Any]:
+        notes = _Notes()
+        model = self._loaded(job)
+        model.note_long_prompts(job, notes)
+        picture = load_picture(Path(job.image), job.height, job.width) if job.image else None
+        with self._store.workspace(item.key) as folder:
+            plan = ClipPlan(item.prompt, item.seed, folder / item.file, item.format)
+            result = model.make_clip(job, plan, picture, Progress(quiet=True))
+            if manifest_key(result.manifest, item.format) != item.key:
+                raise SweepError("model or picture changed while the sweep ran")
+            self._store.publish(item.key, plan.path)
+        stat = self._store.stat(item.file)
+        return {
+            "seconds": round(result.seconds, 3),
+            "seconds_per_step": result.seconds_per_step,
+            "size": stat.size if stat else None,
+            "modified": stat.modified if stat else None,
+            "notes": tuple(notes.lines),
+        }
+
+    def _placed(self, task: Task) -> GenerateJob:
+        job = task.item.job
+        device = self._device if self._device and job.device == "auto" else job.device
+        return dataclasses.replace(job, device=device, offload=task.offload or job.offload)
+
+    def _loaded(self, job: GenerateJob) -> LoadedModel:
+        if self._model is None or not self._model.serves(job):
+            self._unload()  # first, so that two models need not fit at once
+            self._model = LoadedModel(check_job(job), job, Progress(quiet=True))
+        return self._model
+
+    def _unload(self) -> None:
+        self._model = None
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+class _Notes(Progress):
+    """Keeps what would be said."""
+
+    def __init__(self) -> None:
+        super().__init__(quiet=True)
+        self.lines: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.lines.append(text)
