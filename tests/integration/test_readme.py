@@ -2,21 +2,44 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import numpy as np
 import pytest
 import torch
 
+from oseg_video.adapters import all_adapters
 from oseg_video.embedded.classifier import load_classifier
 from oseg_video.embedded.dataset import parse_caption
+from oseg_video.guidance.methods import METHODS, STG
 from oseg_video.media import read_clip
+from oseg_video.runtime.loading import EMBEDDED, find_model
+from tests.integration.families import CASES
 
-README = Path(__file__).parents[2] / "README.md"
+ROOT = Path(__file__).parents[2]
+README = ROOT / "README.md"
+
+
+def table(first_header: str) -> list[dict[str, str]]:
+    """The README's table whose first column has this header: a dict by header for each row."""
+    lines = iter(README.read_text(encoding="utf-8").splitlines())
+    header = next(line for line in lines if line.startswith(f"| {first_header} |"))
+    rows = [
+        line for line in itertools.takewhile(lambda line: line.startswith("|"), lines) if "---" not in line
+    ]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in (header, *rows)]
+    return [dict(zip(cells[0], row, strict=True)) for row in cells[1:]]
+
+
+def methods(text: str) -> list[str]:
+    """Names of the methods in a list such as "CFG-Zero*, STG (3 modes)"."""
+    return [name.strip(" *").lower() for name in re.sub(r"\(.*?\)", "", text).split(",")]
 
 
 def test_the_python_sample_runs_and_shows_what_its_prompt_says(capsys: pytest.CaptureFixture) -> None:
@@ -29,6 +52,27 @@ def test_the_python_sample_runs_and_shows_what_its_prompt_says(capsys: pytest.Ca
     (judged,) = load_classifier().judge(frames.permute(0, 3, 1, 2)[None] / 255)
     assert judged == parse_caption(names["prompt"])
     assert "'method': 'oseg'" in capsys.readouterr().out
+
+
+def test_the_table_of_models_and_methods_is_of_what_there_is() -> None:
+    family, pipelines, *columns = table("family (`--model`)")[0]
+    assert [name for column in columns for name in methods(column)] == list(METHODS)
+    modes = get_args(get_type_hints(STG)["mode"])
+    assert f"STG ({len(modes)} modes)" in columns[1]
+    rows = {re.search(r"`(.+)`", row[family])[1]: row for row in table("family (`--model`)")}
+    served = {name: [f"{one}Pipeline" for one in row[pipelines].split(", ")] for name, row in rows.items()}
+    expected = {adapter.family: list(adapter.pipelines) for adapter in all_adapters()}
+    assert served == {EMBEDDED: [find_model(EMBEDDED).pipeline], **expected}
+    measured = json.loads((ROOT / "scripts" / "measure_tiny.json").read_text())["rows"]
+    judged = []
+    for name, row in rows.items():
+        for column in columns:
+            if name == EMBEDDED:
+                which = re.fullmatch(r"end to end(?: \((.+)\))?", row[column])[1]
+                judged += methods(which or column)
+            else:  # test_every_method runs all of these cases
+                assert row[column] == "tiny" and name in {case.name for case in CASES}
+    assert {*judged, "none"} == measured.keys()
 
 
 def test_the_shipped_recipe_makes_the_clip_and_reproduce_makes_it_again(tmp_path: Path) -> None:
