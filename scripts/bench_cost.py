@@ -32,8 +32,8 @@ from oseg_video.guidance.plan import Step
 from oseg_video.media import write_text
 from oseg_video.runtime.branches import BranchRunner
 from oseg_video.runtime.cost import step_cost
+from oseg_video.runtime.counted import pipeline_scale
 from oseg_video.runtime.empty import full_size_denoiser
-from oseg_video.runtime.explain import pipeline_scale
 
 SMALL = {
     "num_attention_heads": 4,
