@@ -1,0 +1,222 @@
+"""VBench's dimensions as metrics, computed by the package `vbench` in an interpreter of its own.
+
+`vbench:DIMENSION` takes any clips (VBench's "custom_input"). `vbench_standard:DIMENSION` takes the clips of
+VBench's standard suite; `vbench_standard` is all 16 dimensions and the totals.
+
+On a device "cuda" all visible GPUs share the clips; "cuda:1" is one of them.
+
+A row has two numbers for each dimension: what the clip adds to the numerator and to the denominator of the
+score. Both are 0 where the dimension does not look at the clip.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .base import EvaluationError, Figure, MetricOptions, Observations, register_metrics
+from .clips import ClipFile
+from .vbench_checks import check_custom, check_dimensions, check_files, check_imports
+from .vbench_environment import Environment, VBenchError, find_environment
+from .vbench_jobs import Job, custom_job, standard_job
+from .vbench_process import ask
+from .vbench_run import Machine, Tallies, run_jobs, run_static_filter
+from .vbench_scores import DIMENSIONS, TOTALS, members, normalise, total
+from .vbench_suite import SAMPLES, Suite, check_complete, check_surplus, match, static_candidates
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+CUSTOM, STANDARD = "vbench", "vbench_standard"
+_FLICKERING = "temporal_flickering"
+
+
+class _VBenchMetric:
+    """What both modes share: figures from rows."""
+
+    mode: str
+
+    def __init__(self, names: Sequence[str], options: MetricOptions) -> None:
+        self._names = _expand(self.mode, names)
+        self.dimensions = [d for d in DIMENSIONS if any(d in _members(name) for name in self._names)]
+        environment = find_environment()
+        self.about = ask(environment, {"task": "describe", "dimensions": self.dimensions})
+        check_imports(self.about["failures"])
+        self.machine = _machine(environment, options.device, self.about["gpus"])
+
+    @property
+    def figures(self) -> list[Figure]:
+        return [
+            Figure(
+                name=f"{self.mode}:{name}",
+                better="higher",
+                protocol=self._protocol(name),
+                versions=self.about["versions"],
+            )
+            for name in self._names
+        ]
+
+    def _protocol(self, name: str) -> dict[str, Any]:
+        return {
+            "mode": "vbench_standard" if self.mode == STANDARD else "custom_input",
+            "dimensions": list(_members(name)),
+            "device": self.machine.device,
+        }
+
+    def value(self, figure: str, rows: Tensor, index: Tensor) -> float:
+        name = figure.partition(":")[2]
+        scores = self._scores(_members(name), rows, index)
+        return total(name, scores) if name in TOTALS else scores[name]
+
+    def per_clip(self, figure: str, rows: Tensor) -> Tensor | None:
+        name = figure.partition(":")[2]
+        if name in TOTALS:
+            return None
+        column = 2 * self.dimensions.index(name)
+        # 0 / 0 is NaN: a clip that the dimension does not look at has no value.
+        return rows[:, column] / rows[:, column + 1]
+
+    def _scores(self, dimensions: Sequence[str], rows: Tensor, index: Tensor) -> dict[str, float]:
+        sums = rows[index].sum(dim=0).tolist()
+        scores = {}
+        for dimension in dimensions:
+            column = 2 * self.dimensions.index(dimension)
+            if not sums[column + 1]:
+                raise EvaluationError(f"VBench's {dimension} has no value for any of {len(index)} clips")
+            scores[dimension] = sums[column] / sums[column + 1]
+        return scores
+
+    def _run(self, jobs: Sequence[Job], *, quiet: bool) -> Tallies:
+        """All jobs, after one prompt or clip of every dimension.
+
+        The short run first fetches the weights, in one process, and finds what fails before the long one.
+        """
+        several = len(jobs) > 1 or len(self.machine.gpus) > 1
+        if several and any(len(job.groups) > 1 for job in jobs):
+            first = {job.dimension: Job(job.name, job.dimension, job.groups[:1]) for job in reversed(jobs)}
+            run_jobs(self.machine, list(first.values()), quiet=True)
+        return run_jobs(self.machine, jobs, quiet=quiet)
+
+    def _observations(self, clips: Sequence[ClipFile], jobs: Sequence[Job], tallies: Tallies) -> Observations:
+        import torch
+
+        rows = {clip.name: [0.0] * (2 * len(self.dimensions)) for clip in clips}
+        skipped = {}
+        for job in jobs:
+            column = 2 * self.dimensions.index(job.dimension)
+            for clip in job.clips.values():
+                if found := tallies[job.name].get(clip.name):
+                    rows[clip.name][column : column + 2] = found
+                elif job.dimension != "color":  # which has a value only where the object is found
+                    skipped[clip.name] = f"VBench's {job.dimension} gave no value"
+        seen = tuple(clip for clip in clips if clip.name not in skipped)
+        table = torch.tensor([rows[clip.name] for clip in seen], dtype=torch.float64)
+        return Observations(seen, table, skipped)
+
+
+class CustomVBench(_VBenchMetric):
+    """Dimensions over any clips."""
+
+    mode = CUSTOM
+
+    def __init__(self, names: Sequence[str], options: MetricOptions) -> None:
+        check_dimensions([name.partition(":")[2] for name in names])
+        super().__init__(names, options)
+
+    def check(self, clips: Sequence[ClipFile]) -> list[str]:
+        """Formats, lengths and prompts."""
+        lines = Path(self.about["actions"]).read_text(encoding="utf-8").splitlines()
+        actions = [line.partition("\t")[0].lower() for line in lines]
+        return check_files(clips, self.dimensions) + check_custom(clips, self.dimensions, actions)
+
+    def observe(self, clips: Sequence[ClipFile], *, quiet: bool) -> Observations:
+        jobs = [custom_job(dimension, clips) for dimension in self.dimensions]
+        return self._observations(clips, jobs, self._run(jobs, quiet=quiet))
+
+    def details(self, figure: str, rows: Tensor, index: Tensor) -> dict[str, Any]:
+        return {}
+
+
+class StandardVBench(_VBenchMetric):
+    """Dimensions and totals over the standard suite, one suite for each method."""
+
+    mode = STANDARD
+
+    def __init__(self, names: Sequence[str], options: MetricOptions) -> None:
+        super().__init__(names, options)
+        self.suite = Suite.read(Path(self.about["suite"]))
+
+    def check(self, clips: Sequence[ClipFile]) -> list[str]:
+        """Whether every prompt has its clips, and what they are."""
+        found, strangers = match(self.suite, clips)
+        check_complete(self.suite, found, self.dimensions)
+        wanted = [clip for prompt in self.suite.prompts(self.dimensions) for clip in found[prompt]]
+        flickering = self.suite.prompts([d for d in self.dimensions if d == _FLICKERING])
+        return check_surplus(found, strangers, flickering) + check_files(wanted, self.dimensions)
+
+    def observe(self, clips: Sequence[ClipFile], *, quiet: bool) -> Observations:
+        methods = list(dict.fromkeys(clip.method for clip in clips))
+        found = {m: match(self.suite, [c for c in clips if c.method == m])[0] for m in methods}
+        for method in methods:
+            candidates = static_candidates(self.suite, found[method], self.dimensions)
+            if candidates:
+                found[method] |= run_static_filter(self.machine, candidates, SAMPLES, quiet=quiet)
+        jobs = [
+            standard_job(f"{dimension}-{place}", dimension, self.suite, found[method])
+            for dimension in self.dimensions
+            for place, method in enumerate(methods)
+        ]
+        tallies = self._run(jobs, quiet=quiet)
+        seen = {clip.name for job in jobs for clip in job.clips.values()}
+        return self._observations([clip for clip in clips if clip.name in seen], jobs, tallies)
+
+    def details(self, figure: str, rows: Tensor, index: Tensor) -> dict[str, Any]:
+        """Normalised scores, and how many clips each is about: the static filter may leave too few."""
+        dimensions = _members(figure.partition(":")[2])
+        scores = self._scores(dimensions, rows, index)
+        counts = (rows[index, 1::2] > 0).sum(dim=0).tolist()
+        return {
+            "normalised": {d: normalise(d, score) for d, score in scores.items()},
+            "clips": {d: counts[self.dimensions.index(d)] for d in dimensions},
+        }
+
+
+def _expand(mode: str, names: Sequence[str]) -> list[str]:
+    """Figures without their prefix; the bare name of a mode stands for all of them."""
+    if mode in names:
+        return [*DIMENSIONS, *TOTALS]
+    return [name.removeprefix(f"{mode}:") for name in names]
+
+
+def _members(name: str) -> tuple[str, ...]:
+    return members(name) if name in TOTALS else (name,)
+
+
+def _machine(environment: Environment, device: str, gpus: int) -> Machine:
+    kind, _, index = device.partition(":")
+    if kind == "cpu":
+        return Machine(environment, kind, ())
+    if kind != "cuda" or not gpus or (index and int(index) >= gpus):
+        seen = f"{gpus} GPUs" if gpus else "no GPU"
+        raise VBenchError(f"VBench runs on cpu or cuda, not on {device!r}; its interpreter sees {seen}")
+    return Machine(environment, kind, (int(index),) if index else tuple(range(gpus)))
+
+
+register_metrics(
+    {
+        f"{CUSTOM}:{name}": entry.summary if entry.custom else f"refused: only {STANDARD}:{name}"
+        for name, entry in DIMENSIONS.items()
+    },
+    CustomVBench,
+)
+register_metrics(
+    {
+        STANDARD: "all of the standard suite",
+        **{f"{STANDARD}:{name}": entry.summary for name, entry in DIMENSIONS.items()},
+        f"{STANDARD}:quality": "weighted mean of the 7 quality dimensions, normalised",
+        f"{STANDARD}:semantic": "mean of the 9 semantic dimensions, normalised",
+        f"{STANDARD}:total": "(4 quality + semantic) / 5",
+    },
+    StandardVBench,
+)
