@@ -6,6 +6,7 @@ import inspect
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any
 
 from oseg_video.adapters import ClipSize, ModelAdapter
@@ -55,11 +56,15 @@ class CountedJob:
     full_size: bool
     """Whether the hub was not reached, so that the denoiser is the family's at full size."""
     kinds: tuple[StepKind, ...]
+    clip: ClipSize
     steps: int
-    plain_passes: int
-    """Passes of a step of the pipeline without this guidance."""
-    plain_flops: int
-    """FLOPs of such a step."""
+    plain: Mapping[str, Branch]
+    """Branches of a step of the pipeline without this guidance, one pass each."""
+
+    @cached_property
+    def plain_flops(self) -> int:
+        """FLOPs of such a step."""
+        return step_cost(self.adapter, self.denoiser, self.clip, self.plain).total
 
     @property
     def passes(self) -> tuple[float, float]:
@@ -91,7 +96,6 @@ def count_job(job: GenerateJob) -> CountedJob:
     clip = ClipSize(job.frames, job.height, job.width)
     scale = pipeline_scale(adapter, job, guidance, read)
     conditions: tuple[Condition, ...] = ("uncond", "cond") if guides(scale) else ("cond",)
-    plain = step_cost(adapter, denoiser, clip, {name: Branch(name) for name in conditions}).total
     kinds = []
     costs: dict[str, int] = {}
     for when, count, plan in _kinds(guidance, job.steps, scale):
@@ -106,7 +110,8 @@ def count_job(job: GenerateJob) -> CountedJob:
         )
         kinds.append(StepKind(when, count, plan, passes, costs[structure]))
     full_size = read is _read_nothing
-    return CountedJob(adapter, denoiser, full_size, tuple(kinds), job.steps, len(conditions), plain)
+    plain: dict[str, Branch] = {name: Branch(name) for name in conditions}
+    return CountedJob(adapter, denoiser, full_size, tuple(kinds), clip, job.steps, plain)
 
 
 def _find(job: GenerateJob) -> tuple[ModelAdapter, Any, ReadJson]:

@@ -76,8 +76,8 @@ def _change(change: Change) -> str:
 
 
 def _totals(counted: CountedJob) -> Iterator[str]:
-    plain = "CFG" if counted.plain_passes == 2 else "no text guidance"
-    reference = f"{plain}: {counted.steps * counted.plain_passes}"
+    plain = "CFG" if len(counted.plain) == 2 else "no text guidance"
+    reference = f"{plain}: {counted.steps * len(counted.plain)}"
     yield ""
     (fewest, most), (least, largest) = counted.passes, counted.flops
     whole = counted.steps * counted.plain_flops

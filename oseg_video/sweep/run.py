@@ -72,7 +72,8 @@ def run_sweep(
     made = failed = 0
     try:
         todo = run.prepare(items, retry_failed=retry_failed, quiet=quiet)
-        with tqdm(total=len(todo), desc="sweep", unit="clip", disable=quiet, file=sys.stderr) as bar:
+        hidden = quiet or not todo
+        with tqdm(total=len(todo), desc="sweep", unit="clip", disable=hidden, file=sys.stderr) as bar:
             for settled, ours in run.settle(todo):
                 made += ours and settled.state == "done"
                 failed += settled.state == "failed"

@@ -1,0 +1,129 @@
+"""`oseg-video sweep`."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import math
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from oseg_video.cli.output import say
+from oseg_video.cli.parsing import Commands, UsageError, add_command
+
+if TYPE_CHECKING:
+    from oseg_video.sweep.records import Record
+
+_EXAMPLES = """examples:
+  oseg-video sweep configs/sweeps/embedded.yaml --dry-run
+  oseg-video sweep configs/sweeps/embedded.yaml
+  oseg-video sweep mine.yaml --engine ray --address auto --out s3://bucket/clips
+
+The same command goes on where a run stopped, was killed, or made only some of the clips. Exit code 0 says
+that every clip is there, 1 that some failed; the index in the folder says why.
+"""
+
+
+def register(commands: Commands) -> None:
+    parser = add_command(
+        commands, "sweep", _run, help="make prompts x seeds x methods x models, each once", epilog=_EXAMPLES
+    )
+    parser.add_argument(
+        "recipe", metavar="RECIPE.yaml", help="prompts, seeds, methods, models, settings, out"
+    )
+    parser.add_argument(
+        "--out", metavar="FOLDER", help="folder or URL of the clips, in place of the recipe's"
+    )
+    parser.add_argument("--retry-failed", action="store_true", help="try failed clips again")
+    workers = parser.add_argument_group("workers")
+    workers.add_argument(
+        "--engine", choices=("local", "ray"), default="local", help="where they run (default: local)"
+    )
+    workers.add_argument(
+        "--workers",
+        metavar="N",
+        type=_count,
+        help="how many (default: one for each GPU; without GPUs one, on a cluster one for each machine)",
+    )
+    workers.add_argument(
+        "--address",
+        metavar="TEXT",
+        help="ray: cluster to join (default: the one it finds, or a new one here)",
+    )
+    dry = parser.add_argument_group("dry run")
+    dry.add_argument("--dry-run", action="store_true", help="count clips, passes and GPU hours; make nothing")
+    dry.add_argument(
+        "--tflops", metavar="X", type=_rate, help="assumed 10^12 FLOPs a second of a GPU, for the hours"
+    )
+    run = parser.add_argument_group("this run")
+    run.add_argument("--quiet", action="store_true", help="no progress")
+    run.add_argument("--json", action="store_true", help="print one JSON object a clip, or one for a dry run")
+    run.add_argument("--debug", action="store_true", help="show tracebacks and the libraries' messages")
+
+
+def _run(options: argparse.Namespace) -> int:
+    for flag, given, needed in (
+        ("--address", options.address is not None, ("--engine ray", options.engine == "ray")),
+        ("--tflops", options.tflops is not None, ("--dry-run", options.dry_run)),
+    ):
+        if given and not needed[1]:
+            raise UsageError(f"{flag} has no effect without {needed[0]}")
+    from oseg_video.sweep.estimate import describe
+    from oseg_video.sweep.launch import dry_run, sweep
+    from oseg_video.sweep.recipe import read_sweep
+
+    recipe = read_sweep(Path(options.recipe))
+    cluster = options.engine == "ray"
+    if options.dry_run:
+        found = dry_run(
+            recipe,
+            options.out,
+            cluster=cluster,
+            tflops=options.tflops,
+            retry_failed=options.retry_failed,
+            quiet=options.quiet,
+        )
+        print(json.dumps(found.to_dict()) if options.json else "\n".join(describe(found)))
+        return 0
+    summary = sweep(
+        recipe,
+        options.out,
+        cluster=cluster,
+        address=options.address,
+        workers=options.workers,
+        retry_failed=options.retry_failed,
+        quiet=options.quiet,
+        on_record=lambda settled: _print_record(settled, options),
+    )
+    if not options.json:
+        there = f"{summary.done} of {summary.total} clips are in {options.out or recipe.out}"
+        print(f"{there}, {summary.made} of them made now")
+    if summary.failed:
+        say(f"{len(summary.failed)} clips failed; --retry-failed tries them again")
+    return 0 if summary.done == summary.total else 1
+
+
+def _print_record(settled: Record, options: argparse.Namespace) -> None:
+    """A clip that is done or failed: a line of JSON, or a word about a failure above the progress bar."""
+    from tqdm import tqdm
+
+    if options.json:
+        print(json.dumps(dataclasses.asdict(settled)), flush=True)
+    elif settled.state == "failed" and not options.quiet:
+        tqdm.write(f"failed: {settled.file}: {settled.reason}", file=sys.stderr)
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be an integer of at least 1, got {text!r}")
+    return int(text)
+
+
+def _rate(text: str) -> float:
+    with contextlib.suppress(ValueError):
+        if 0 < (rate := float(text)) < math.inf:
+            return rate
+    raise argparse.ArgumentTypeError(f"must be a number above 0, got {text!r}")
