@@ -1,0 +1,105 @@
+"""From a recipe to its clips: choose the workers, make the table, carry it out."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+
+import torch
+
+from oseg_video.runtime.hub import HubError
+from oseg_video.sweep.engines.base import Engine
+from oseg_video.sweep.engines.cluster import RayActors
+from oseg_video.sweep.engines.local import InProcess, Processes
+from oseg_video.sweep.estimate import Estimate, estimate
+from oseg_video.sweep.recipe import SweepRecipe
+from oseg_video.sweep.records import Record
+from oseg_video.sweep.run import Summary, run_sweep, survey
+from oseg_video.sweep.store import Store, open_store
+from oseg_video.sweep.table import SweepError, Variation, build_table, plan_variations
+
+
+def sweep(
+    recipe: SweepRecipe,
+    out: str | None = None,
+    *,
+    cluster: bool = False,
+    address: str | None = None,
+    workers: int | None = None,
+    retry_failed: bool = False,
+    quiet: bool = True,
+    on_record: Callable[[Record], None] | None = None,
+) -> Summary:
+    """Make the clips of a recipe that are not there yet.
+
+    out: folder or URL, in place of the recipe's. cluster: on Ray, at `address`. workers: on this machine by
+    default one for each GPU, or this process; on a cluster one for each of its GPUs, or machines. The rest is
+    that of `run_sweep`. All that can be refused before a model is loaded is. Raises OsegVideoError.
+    """
+    variations = plan_variations(recipe)
+    with contextlib.ExitStack() as stack:
+        store = open_store(_place(recipe, out))
+        stack.callback(store.close)
+        engine: Engine
+        if cluster:
+            _require_free_devices(variations)
+            engine = RayActors(store.location, address, workers)
+            stack.callback(engine.close)
+            items = build_table(variations, engine.device)
+        else:
+            engine = _local_engine(store, workers)
+            items = build_table(variations)
+        stack.pop_all()  # from here on run_sweep closes both
+        return run_sweep(items, store, engine, retry_failed=retry_failed, quiet=quiet, on_record=on_record)
+
+
+def dry_run(
+    recipe: SweepRecipe,
+    out: str | None = None,
+    *,
+    cluster: bool = False,
+    tflops: float | None = None,
+    retry_failed: bool = False,
+    quiet: bool = True,
+) -> Estimate:
+    """What `sweep` would do, without doing it. Raises OsegVideoError.
+
+    Where the hub cannot be reached, families are counted at full size and every clip counts as one to make. A
+    cluster is taken to have GPUs.
+    """
+    variations = plan_variations(recipe)
+    records: Sequence[Record] = ()
+    try:
+        items = build_table(variations, "cuda" if cluster else None)
+    except HubError:
+        pass
+    else:
+        with contextlib.closing(open_store(_place(recipe, out))) as store:
+            records, _ = survey(items, store, quiet=quiet)
+    return estimate(variations, records, tflops=tflops, retry_failed=retry_failed)
+
+
+def _place(recipe: SweepRecipe, out: str | None) -> str:
+    place = out or recipe.out
+    if place is None:
+        raise SweepError("nothing says where the clips go: give --out, or out in the recipe")
+    return place
+
+
+def _local_engine(store: Store, workers: int | None) -> Engine:
+    gpus = torch.cuda.device_count()
+    if workers is None:
+        workers = max(1, gpus)
+    if gpus and workers > gpus:
+        raise SweepError(f"{workers} workers: this machine has {gpus} GPUs, and each worker needs one")
+    if workers == 1:
+        return InProcess(store)
+    return Processes(store.location, [f"cuda:{index}" if gpus else None for index in range(workers)])
+
+
+def _require_free_devices(variations: Sequence[Variation]) -> None:
+    for variation in variations:
+        if variation.job.device != "auto":
+            raise SweepError(
+                f"device {variation.job.device}: on a cluster it must be auto; Ray gives each worker its GPU"
+            )
