@@ -119,9 +119,7 @@ def read_clip(path: Path) -> Clip:
 
     Video files are read by decord, and by imageio-ffmpeg where decord is missing or fails.
     """
-    path = Path(path)
-    if not path.exists():
-        raise MediaError(f"no such file: {path}")
+    path = _existing(path)
     if path.is_dir() or path.suffix.lower() == ".gif":
         return _read_pictures(path)
     try:
@@ -135,15 +133,11 @@ def probe_clip(path: Path) -> ClipShape:
 
     It reads the file's index and no more where decord can; a file that is damaged further on passes.
     """
-    path = Path(path)
-    if not path.exists():
-        raise MediaError(f"no such file: {path}")
+    path = _existing(path)
     if path.is_dir() or path.suffix.lower() == ".gif":
         return _probe_pictures(path)
     try:
-        import decord
-
-        reader = decord.VideoReader(str(path), ctx=decord.cpu(0), num_threads=1)
+        reader = _decord_reader(path)
         height, width, channels = reader[0].shape
         if channels == 3:
             return ClipShape(len(reader), height, width, float(reader.get_avg_fps()))
@@ -347,10 +341,24 @@ def _read_pictures(path: Path) -> Clip:
     return Clip(torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous(), fps, "pillow")
 
 
-def _read_decord(path: Path) -> Clip:
+def _existing(path: Path) -> Path:
+    path = Path(path)
+    if not path.exists():
+        raise MediaError(f"no such file: {path}")
+    if path.is_file() and not path.stat().st_size:
+        raise MediaError(f"cannot read {path}: the file is empty")
+    return path
+
+
+def _decord_reader(path: Path) -> Any:
     import decord
 
-    reader = decord.VideoReader(str(path), ctx=decord.cpu(0), num_threads=1)
+    decord.logging.set_level(decord.logging.QUIET)  # ffmpeg's messages; an error says enough
+    return decord.VideoReader(str(path), ctx=decord.cpu(0), num_threads=1)
+
+
+def _read_decord(path: Path) -> Clip:
+    reader = _decord_reader(path)
     pictures = reader.get_batch(range(len(reader))).asnumpy()
     frames = torch.from_numpy(pictures).permute(0, 3, 1, 2).contiguous()
     _require_clip(frames)

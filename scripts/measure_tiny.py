@@ -28,15 +28,16 @@ from tqdm import tqdm
 from oseg_video.adapters import adapter_for
 from oseg_video.embedded import MODEL_PATH
 from oseg_video.embedded.classifier import ClipClassifier, load_classifier
-from oseg_video.embedded.dataset import VOCABULARIES, caption, sample_attributes, sample_clips
+from oseg_video.embedded.dataset import VOCABULARIES, caption, sample_attributes
+from oseg_video.evaluation.alignment import ATTRIBUTES
+from oseg_video.evaluation.base import MetricOptions
 from oseg_video.evaluation.bootstrap import bootstrap, share
-from oseg_video.evaluation.frechet import Moments, frechet_distance
+from oseg_video.evaluation.features import EmbeddedClassifier
+from oseg_video.evaluation.frechet import Moments, frechet_distance, moments_of_rows
+from oseg_video.evaluation.real_clips import DRAWN_CLIPS, DRAWN_SEED, look_at_drawn
 from oseg_video.guidance.methods import METHODS, Guidance
 from oseg_video.runtime.denoiser import guided
 
-JUDGED = ("colour", "shape", "motion")
-REFERENCE_SEED = 77
-REFERENCE_CLIPS = 2048
 _WEIGHTS = {"text_encoder": "model.safetensors", "transformer": "diffusion_pytorch_model.safetensors"}
 
 
@@ -73,7 +74,8 @@ def main() -> None:
     if arguments.sample_only:
         return
     results = {label: judge(pipe, classifier, sampled, arguments) for label, sampled in latents.items()}
-    reference = Moments.of(reference_features(classifier))
+    extractor = EmbeddedClassifier("measure_tiny", MetricOptions())
+    reference, _ = look_at_drawn(extractor.features, quiet=False)
     table = summarise(results, settings, reference, arguments)
     table["protocol"] = {
         "command": " ".join(["python", *sys.argv]),
@@ -81,7 +83,7 @@ def main() -> None:
         "seed": arguments.seed,
         "steps": arguments.steps,
         "fast (bfloat16 autocast, compiled blocks)": arguments.fast,
-        "reference": f"{REFERENCE_CLIPS} drawn clips, seed {REFERENCE_SEED}",
+        "reference": f"{DRAWN_CLIPS} drawn clips, seed {DRAWN_SEED}",
         "torch": torch.__version__,
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "seconds": round(time.monotonic() - began),
@@ -161,15 +163,6 @@ def judge(
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
-@torch.no_grad()
-def reference_features(classifier: ClipClassifier) -> Tensor:
-    parts = []
-    for first in range(0, REFERENCE_CLIPS, 64):
-        clips, _ = sample_clips(REFERENCE_SEED, range(first, first + 64))
-        parts.append(classifier.features(clips.float() / 255))
-    return torch.cat(parts)
-
-
 def denoiser_digest() -> str:
     """Short digest of the weights that sampling uses, so that latents of other weights are never reused."""
     digest = hashlib.sha256()
@@ -183,7 +176,9 @@ def summarise(
 ) -> dict[str, Any]:
     """Shares right and Fréchet distances, each with its interval, and paired differences to the baseline."""
     rows = {}
-    all_right = {k: torch.stack([r[name] for name in JUDGED]).all(dim=0).double() for k, r in results.items()}
+    all_right = {
+        k: torch.stack([r[name] for name in ATTRIBUTES]).all(dim=0).double() for k, r in results.items()
+    }
     distances = {k: fast_distance(r["features"], reference) for k, r in results.items()}
     base = arguments.baseline
     for label, result in results.items():
@@ -203,8 +198,7 @@ def summarise(
 
 
 def fast_distance(features: Tensor, reference: Moments) -> Any:
-    features = features.double()
-    return lambda rows: frechet_distance(Moments.of(features[rows]), reference)
+    return lambda rows: frechet_distance(moments_of_rows(features, rows), reference)
 
 
 def as_markdown(table: dict[str, Any]) -> str:

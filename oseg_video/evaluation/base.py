@@ -8,6 +8,7 @@ N clips, D numbers a row.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -60,7 +61,9 @@ class Figure:
     versions: Mapping[str, str] = field(default_factory=dict)
     """As in `MetricResult.versions`, for packages outside this interpreter; those inside are added."""
     share: bool = False
-    """The mean of a yes or no per clip: its interval is Wilson's where each clip has a prompt of its own."""
+    """The mean of a yes or no per clip: its interval is Wilson's."""
+    resamples: int = 1000
+    """Bootstrap resamples of its interval; fewer for figures that take long."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,8 @@ class Observations:
     """Float [N, D]; the meaning of the columns is the metric's own."""
     skipped: Mapping[str, str] = field(default_factory=dict)
     """Clips that it could not look at: clip name -> why, one line. They make the command fail at its end."""
+    read_by: Mapping[str, str] = field(default_factory=dict)
+    """Clip name -> what decoded it, where the metric knows."""
 
 
 class Metric(Protocol):
@@ -119,11 +124,17 @@ class MetricOptions:
     batch: int = 8
     """Clips that a network sees at once; changes no value beyond rounding."""
     weights: Mapping[str, str] = field(default_factory=dict)
-    """Metric name -> path of its weights, for metrics that need some."""
+    """Metric name -> path of its weights or a hub repository, for metrics that need some."""
     trust_weights: bool = False
     """Load torchscript files (executable code) whose SHA-256 is not the expected one."""
     reference: Path | None = None
-    """Real clips or their saved statistics, for metrics that compare with a set."""
+    """Folder of real clips, or a .safetensors file of their statistics, for metrics that need a set."""
+    save_reference: Path | None = None
+    """A .safetensors file that the statistics of the reference are added to."""
+    overwrite: bool = False
+    """Replace statistics that `save_reference` has already."""
+    quiet: bool = True
+    """No progress on standard error while metrics are built."""
 
 
 Builder = Callable[[Sequence[str], MetricOptions], Metric]
@@ -133,7 +144,7 @@ Raises EvaluationError for what is missing (weights, a reference, an interpreter
 """
 
 # Each registers its metrics when imported; heavy libraries are imported by the builders, not by the modules.
-_MODULES: tuple[str, ...] = ()
+_MODULES: tuple[str, ...] = ("fvd", "inception", "alignment", "flicker", "motion", "vbench")
 _REGISTRY: dict[str, tuple[str, Builder]] = {}
 
 
@@ -157,7 +168,9 @@ def build_metrics(names: Sequence[str], options: MetricOptions) -> list[Metric]:
     known = known_metrics()
     for name in names:
         if name not in known:
-            raise EvaluationError(f"no metric is called {name!r}; known: {', '.join(known)}")
+            nearest = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {nearest[0]!r}?" if nearest else "--list-metrics shows all"
+            raise EvaluationError(f"no metric is called {name!r}; {hint}")
     groups: dict[Builder, list[str]] = {}
     for name in dict.fromkeys(names):
         groups.setdefault(_REGISTRY[name][1], []).append(name)

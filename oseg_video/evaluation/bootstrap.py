@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -22,13 +22,38 @@ class Interval95(NamedTuple):
         return f"{self.value:.4g} [{self.low:.4g}, {self.high:.4g}]"
 
 
-def bootstrap(
-    statistic: Callable[[Tensor], float], count: int, *, resamples: int = 1000, seed: int = 0
-) -> Interval95:
-    """Interval of `statistic(indices)` over resampled clips (Efron 1979), centred on the value.
+def resampled(groups: Sequence[Hashable], resamples: int, seed: int = 0) -> Iterator[Tensor]:
+    """Clip indices, int64, with repetitions, of sets with as many groups as there are (Efron 1979).
+
+    groups: what each clip belongs to (its prompt); clips of a group come and go together, because they are
+        not independent. Clips of two methods with equal groups in equal order get equal resamples.
+    """
+    members: dict[Hashable, list[int]] = {}
+    for index, group in enumerate(groups):
+        members.setdefault(group, []).append(index)
+    indices = [torch.tensor(group) for group in members.values()]
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(resamples):
+        chosen = torch.randint(len(indices), (len(indices),), generator=generator)
+        yield torch.cat([indices[group] for group in chosen.tolist()])
+
+
+def interval_of(value: float, draws: Sequence[float]) -> Interval95:
+    """Interval of a value from the values of resampled sets, centred on the value.
 
     Centred, because a resampled set repeats clips, which biases some statistics: it raises every Fréchet
     distance by about the same amount.
+    """
+    values = torch.tensor(draws, dtype=torch.float64)
+    spread = (values - values.mean()).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64))
+    low, high = (value + spread).tolist()
+    return Interval95(value, low, high)
+
+
+def bootstrap(
+    statistic: Callable[[Tensor], float], count: int, *, resamples: int = 1000, seed: int = 0
+) -> Interval95:
+    """Interval of `statistic(indices)` over resampled clips.
 
     statistic: takes int64 clip indices [count], with repetitions, and returns a number. A statistic that
         indexes the results of two methods over the same prompts and seeds gives a paired interval.
@@ -36,19 +61,16 @@ def bootstrap(
     """
     if count < 2:
         raise OsegVideoError(f"a bootstrap interval needs at least 2 clips, got {count}")
-    generator = torch.Generator().manual_seed(seed)
-    values = torch.tensor(
-        [statistic(torch.randint(count, (count,), generator=generator)) for _ in range(resamples)],
-        dtype=torch.float64,
-    )
-    spread = (values - values.mean()).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64))
-    value = statistic(torch.arange(count))
-    low, high = (value + spread).tolist()
-    return Interval95(value, low, high)
+    draws = [statistic(index) for index in resampled(range(count), resamples, seed)]
+    return interval_of(statistic(torch.arange(count)), draws)
 
 
-def share(hits: int, count: int) -> Interval95:
-    """A share of clips with its Wilson score interval (1927), which does not shrink to nothing at 0 or 1."""
+def share(hits: float, count: int) -> Interval95:
+    """A share of clips with its Wilson score interval (1927), which does not shrink to nothing at 0 or 1.
+
+    count: of independent clips; where several share a prompt, the number of prompts, and `hits` the sum of
+        their mean shares.
+    """
     z, rate = 1.959964, hits / count
     centre = (rate + z**2 / (2 * count)) / (1 + z**2 / count)
     half = z / (1 + z**2 / count) * (rate * (1 - rate) / count + z**2 / (4 * count**2)) ** 0.5

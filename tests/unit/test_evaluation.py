@@ -7,14 +7,25 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
+from torchmetrics.image.fid import FrechetInceptionDistance
 
-from oseg_video.evaluation.bootstrap import bootstrap, share
-from oseg_video.evaluation.frechet import Moments, frechet_distance
+from oseg_video.evaluation.bootstrap import bootstrap, interval_of, resampled, share
+from oseg_video.evaluation.frechet import Moments, frechet_distance, moments_of_rows
 from oseg_video.types import OsegVideoError
 
 
+class Colours(nn.Module):
+    """A feature extractor that both sides can use: means over quarters of the picture, per channel."""
+
+    num_features = 12
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        return nn.functional.avg_pool2d(pictures.double(), pictures.shape[-1] // 2).flatten(1)
+
+
 def moments(mean: list[float], covariance: list[list[float]]) -> Moments:
-    return Moments(10, torch.tensor(mean).double(), torch.tensor(covariance).double())
+    return Moments(10, torch.tensor(mean).double(), 9 * torch.tensor(covariance).double())
 
 
 def test_frechet_distance_of_diagonal_gaussians_is_the_closed_form() -> None:
@@ -43,9 +54,55 @@ def test_a_set_has_distance_zero_to_itself_in_any_order_also_when_degenerate() -
     assert frechet_distance(Moments.of(features), Moments.of(features.flip(0))) == pytest.approx(0, abs=1e-6)
 
 
-def test_one_vector_has_no_moments() -> None:
+def test_one_vector_has_no_covariance() -> None:
+    one = Moments.of(torch.zeros(1, 4))
     with pytest.raises(OsegVideoError, match="at least 2"):
-        Moments.of(torch.zeros(1, 4))
+        frechet_distance(one, one)
+    with pytest.raises(OsegVideoError, match="feature vectors"):
+        Moments.of(torch.zeros(0, 4))
+
+
+# A mean far from zero: sums of squares would lose all digits of the covariance in float32, half in float64.
+FAR = 1e6
+
+
+@pytest.mark.parametrize("sizes", [[300], [1] * 300, [7, 1, 0, 192, 100], [299, 1]])
+def test_moments_of_parts_are_those_of_the_whole(sizes: list[int]) -> None:
+    features = torch.randn(300, 5, generator=torch.Generator().manual_seed(6)).double() + FAR
+    total = Moments.empty(5)
+    for part in features.split(sizes):
+        total = total + (Moments.of(part) if len(part) else Moments.empty(5))
+    assert total.count == 300
+    torch.testing.assert_close(total.mean_D, features.mean(dim=0))
+    expected = torch.from_numpy(np.cov(features.numpy().T))
+    torch.testing.assert_close(total.covariance(), expected, rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(total.covariance(ddof=0), expected * 299 / 300, rtol=1e-8, atol=1e-8)
+
+
+def test_moments_of_chosen_rows_count_repetitions_in_any_order() -> None:
+    rows = torch.randn(50, 3, generator=torch.Generator().manual_seed(7)).double()
+    index = torch.randint(50, (120,), generator=torch.Generator().manual_seed(8))
+    chunked = moments_of_rows(rows, index, chunk=7)
+    torch.testing.assert_close(chunked.covariance(), Moments.of(rows[index]).covariance())
+    torch.testing.assert_close(chunked.mean_D, rows[index].mean(dim=0))
+
+
+def test_frechet_distance_is_that_of_torchmetrics() -> None:
+    generator = torch.Generator().manual_seed(9)
+    real, fake = (torch.rand(n, 3, 8, 8, generator=generator) * scale for n, scale in ((40, 1.0), (30, 0.7)))
+    oracle = FrechetInceptionDistance(feature=Colours(), input_img_size=(3, 8, 8), normalize=True)
+    oracle.set_dtype(torch.float64)
+    oracle.update(real, real=True)
+    oracle.update(fake, real=False)
+    sets = [Moments.of(Colours()(pictures)) for pictures in (fake, real)]
+    assert frechet_distance(*sets) == pytest.approx(float(oracle.compute()), rel=1e-6)
+
+
+def test_distance_between_samples_of_known_gaussians_comes_close_to_the_closed_form() -> None:
+    generator = torch.Generator().manual_seed(10)
+    one = Moments.of(torch.randn(20_000, 2, generator=generator) * torch.tensor([2.0, 3.0]) + 1)
+    other = Moments.of(torch.randn(20_000, 2, generator=generator) * torch.tensor([1.0, 4.0]))
+    assert frechet_distance(one, other) == pytest.approx(2 + 1 + 1, rel=0.05)
 
 
 def test_bootstrap_interval_of_a_mean_is_that_of_the_normal_approximation() -> None:
@@ -80,3 +137,24 @@ def test_an_interval_of_a_biased_statistic_still_holds_its_value() -> None:
         lambda rows: frechet_distance(Moments.of(features[rows]), reference), 60, resamples=100
     )
     assert interval.low < interval.value < interval.high
+
+
+def test_clips_of_a_prompt_are_resampled_together() -> None:
+    prompts = ["a", "b", "a", "c", "b", "a"]
+    for index in resampled(prompts, 50):
+        counts = torch.bincount(index, minlength=6).tolist()
+        assert counts[0] == counts[2] == counts[5] and counts[1] == counts[4]
+        assert counts[0] + counts[1] + counts[3] == 3
+
+
+def test_an_interval_over_prompts_is_wider_where_clips_of_a_prompt_are_alike() -> None:
+    values = torch.randn(40, generator=torch.Generator().manual_seed(11)).repeat_interleave(10)
+    value = float(values.mean())
+
+    def width(groups: list[int]) -> float:
+        interval = interval_of(value, [float(values[index].mean()) for index in resampled(groups, 1000)])
+        return interval.high - interval.low
+
+    over_prompts = width([clip // 10 for clip in range(400)])
+    assert over_prompts == pytest.approx(2 * 1.96 * float(values.std()) / math.sqrt(40), rel=0.1)
+    assert width(list(range(400))) == pytest.approx(over_prompts / math.sqrt(10), rel=0.1)

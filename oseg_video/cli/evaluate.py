@@ -1,0 +1,162 @@
+"""`oseg-video evaluate`."""
+
+from __future__ import annotations
+
+from argparse import Action, Namespace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from oseg_video.cli.output import say
+from oseg_video.cli.parsing import Commands, UsageError, add_command
+
+if TYPE_CHECKING:
+    from oseg_video.evaluation.base import MetricOptions
+    from oseg_video.evaluation.results import Evaluation
+
+EXAMPLES = """examples:
+  oseg-video evaluate clips/ --metrics alignment:embedded,fvd:embedded --baseline cfg --out a.json a.md
+  oseg-video evaluate cfg/ oseg/ --metrics temporal_flickering,frame_difference --baseline cfg
+  oseg-video evaluate clips/ --metrics fvd:fvd2048_16f --reference real/ --save-reference real.safetensors
+  oseg-video evaluate clips/ --metrics is:c3d --weights is:c3d=c3d_ucf101.pt --trust-weights --device cuda
+"""
+
+
+def register(commands: Commands) -> None:
+    parser = add_command(
+        commands,
+        "evaluate",
+        _run,
+        help="measure clips and compare methods",
+        description="Figures of the clips in folders, with intervals. A folder of several methods (by their "
+        "manifests) or several folders give a row each. Exit code 1: clips or figures had to be left out.",
+        epilog=EXAMPLES,
+    )
+    parser.add_argument("folders", nargs="+", metavar="FOLDER", help="clips: videos, GIFs, folders of PNG")
+    parser.add_argument(
+        "--metrics", required=True, metavar="A,B", help="exact names; --list-metrics shows all of them"
+    )
+    parser.add_argument("--list-metrics", action=_ListMetrics, nargs=0, help="print all metrics and exit")
+    parser.add_argument(
+        "--baseline", metavar="METHOD", help="compare the other methods with this one, paired"
+    )
+    real = parser.add_argument_group("real clips, for fvd")
+    real.add_argument(
+        "--reference",
+        metavar="PATH",
+        help="a folder of real clips, or a .safetensors file of their statistics",
+    )
+    real.add_argument("--save-reference", metavar="FILE", help="keep their statistics in a .safetensors file")
+    networks = parser.add_argument_group("networks")
+    networks.add_argument(
+        "--weights",
+        action="append",
+        default=[],
+        metavar="METRIC=PATH",
+        help="weights of a metric: a file, a folder or a hub repository (default: from the hub)",
+    )
+    networks.add_argument(
+        "--trust-weights",
+        action="store_true",
+        help="load torchscript files whose checksum is not known; they can run any code",
+    )
+    networks.add_argument("--device", default="auto", metavar="TEXT", help="default: a GPU if there is one")
+    networks.add_argument("--batch", default="8", metavar="N", help="clips that a network sees at once (8)")
+    output = parser.add_argument_group("output")
+    output.add_argument(
+        "--out", nargs="+", default=[], metavar="FILE", help="results as .json (all), .csv, .md or .tex"
+    )
+    output.add_argument(
+        "--format", default="markdown", metavar="TEXT", help="printed: markdown (default), latex, csv, json"
+    )
+    output.add_argument("--overwrite", action="store_true", help="replace results and statistics that exist")
+    output.add_argument("--quiet", action="store_true", help="no progress and no warnings before the end")
+    output.add_argument("--debug", action="store_true", help="show tracebacks and the libraries' messages")
+
+
+class _ListMetrics(Action):
+    def __call__(self, *_: Any) -> NoReturn:
+        from oseg_video.evaluation.base import known_metrics
+
+        known = known_metrics()
+        width = max(map(len, known))
+        for name, summary in known.items():
+            print(f"{name:{width}}  {summary}")
+        raise SystemExit(0)
+
+
+def _run(options: Namespace) -> int:
+    from oseg_video.evaluation.evaluate import evaluate
+    from oseg_video.evaluation.tables import FORMATS, format_of
+
+    outputs = {Path(out): format_of(Path(out)) for out in options.out}
+    _check_outputs(options, outputs)
+    if options.format not in FORMATS:
+        raise UsageError(f"--format must be one of {', '.join(FORMATS)}, got {options.format!r}")
+    work = next((out.with_name(f".{out.name}.unfinished") for out in outputs), None)
+    evaluation = evaluate(
+        [Path(folder) for folder in options.folders],
+        [name.strip() for name in options.metrics.split(",") if name.strip()],
+        options=_metric_options(options),
+        baseline=options.baseline,
+        work=work,
+        quiet=options.quiet,
+        notify=(lambda line: None) if options.quiet else (lambda line: say(f"warning: {line}")),
+    )
+    from oseg_video.media import write_text
+
+    for path, form in outputs.items():
+        write_text(path, FORMATS[form](evaluation))
+    if work is not None:
+        import shutil
+
+        shutil.rmtree(work, ignore_errors=True)
+    print(FORMATS[options.format](evaluation), end="")
+    return _verdict(evaluation)
+
+
+def _verdict(evaluation: Evaluation) -> int:
+    for name, reason in evaluation.skipped.items():
+        say(f"skipped {name}: {reason}")
+    for figure, reason in evaluation.failed.items():
+        say(f"no value for {figure}: {reason}")
+    return 0 if evaluation.complete else 1
+
+
+def _check_outputs(options: Namespace, outputs: dict[Path, str]) -> None:
+    for path in outputs:
+        if path.exists() and not options.overwrite:
+            raise UsageError(f"{path} exists already; --overwrite replaces it")
+        if not path.absolute().parent.is_dir():
+            raise UsageError(f"cannot write {path}: there is no folder {path.parent}")
+
+
+def _metric_options(options: Namespace) -> MetricOptions:
+    import torch
+
+    from oseg_video.evaluation.base import MetricOptions
+
+    weights = {}
+    for given in options.weights:
+        metric, equals, path = given.partition("=")
+        if not (metric and equals and path):
+            raise UsageError(f"--weights must be METRIC=PATH, got {given!r}")
+        weights[metric] = path
+    if not options.batch.isascii() or not options.batch.isdigit() or int(options.batch) < 1:
+        raise UsageError(f"--batch must be a positive integer, got {options.batch!r}")
+    device = options.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"--device {device!r} cannot be used: {str(error).splitlines()[0]}") from None
+    return MetricOptions(
+        device=device,
+        batch=int(options.batch),
+        weights=weights,
+        trust_weights=options.trust_weights,
+        reference=Path(options.reference) if options.reference else None,
+        save_reference=Path(options.save_reference) if options.save_reference else None,
+        overwrite=options.overwrite,
+        quiet=options.quiet,
+    )

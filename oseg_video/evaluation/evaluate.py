@@ -1,0 +1,180 @@
+"""Metrics over the clips of one or several methods, with intervals and paired differences."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from .base import EvaluationError, Figure, Metric, MetricOptions, MetricResult, Observations, build_metrics
+from .clips import ClipFile, FoundClips, find_clips
+from .observe import ClipMetric, observe_together
+from .results import Difference, Evaluation, evaluation_versions
+from .sample import Sample
+
+Notify = Callable[[str], None]
+"""Takes one line for the user."""
+
+
+def evaluate(
+    folders: Sequence[Path],
+    metrics: Sequence[str],
+    *,
+    options: MetricOptions | None = None,
+    baseline: str | None = None,
+    work: Path | None = None,
+    quiet: bool = True,
+    notify: Notify = lambda line: None,
+) -> Evaluation:
+    """Figures of the clips in folders (see `find_clips`), one row per method.
+
+    metrics: exact names, see `known_metrics`.
+    baseline: a method that the others are compared with, paired by prompt, picture and seed.
+    work: folder that keeps what an interrupted run has seen; the same call goes on there.
+    notify: called with warnings as soon as they are known, before the long part.
+
+    Raises EvaluationError, before any long work, for what cannot be done. A clip that cannot be read is left
+    out and named in the result, and so is a figure that has no value without it.
+    """
+    options = options or MetricOptions()
+    if not metrics:
+        raise EvaluationError("no metric was asked for")
+    built = build_metrics(metrics, options)
+    found = find_clips(folders, quiet=quiet)
+    _check_baseline(found, baseline)
+    warnings = _mixed_clips(found)
+    for metric in built:
+        for clips in found.methods.values():
+            warnings += metric.check(clips)
+    for line in warnings:
+        notify(line)
+    run = _Run(built, found, baseline, work, quiet)
+    return run.evaluation(found, warnings)
+
+
+class _Run:
+    """One pass over the clips, and all the figures that follow."""
+
+    def __init__(
+        self, metrics: list[Metric], found: FoundClips, baseline: str | None, work: Path | None, quiet: bool
+    ) -> None:
+        self.baseline = baseline
+        self.samples = [
+            Sample(metric, seen, method)
+            for metric, seen in _observe(metrics, found.clips, work, quiet)
+            for method in found.methods
+        ]
+        self.results: dict[str, list[MetricResult]] = {method: [] for method in found.methods}
+        self.differences: list[Difference] = []
+        self.failed: dict[str, str] = {}
+        self.versions = evaluation_versions()
+        steps = sum(len(sample.figures) for sample in self.samples)
+        with tqdm(total=steps, desc="values and intervals", disable=quiet, file=sys.stderr) as self.bar:
+            for sample in self.samples:
+                self._add(sample)
+
+    def evaluation(self, found: FoundClips, warnings: Sequence[str]) -> Evaluation:
+        skipped = dict(found.broken)
+        read_by: dict[str, str] = {}
+        for sample in self.samples:
+            skipped |= sample.seen.skipped
+            read_by |= sample.seen.read_by
+        fallback = sorted(name for name, reader in read_by.items() if reader == "imageio-ffmpeg")
+        if fallback:
+            named = ", ".join(fallback[:3]) + (", ..." if len(fallback) > 3 else "")
+            warnings = [
+                *warnings,
+                f"{len(fallback)} clips that decord cannot read were read by ffmpeg: {named}",
+            ]
+        return Evaluation(
+            methods={m: _facts(clips, read_by) for m, clips in found.methods.items()},
+            results={method: tuple(results) for method, results in self.results.items()},
+            better={figure.name: figure.better for sample in self.samples for figure in sample.figures},
+            differences=tuple(self.differences),
+            baseline=self.baseline,
+            skipped=skipped,
+            failed=self.failed,
+            warnings=tuple(warnings),
+            versions=self.versions,
+        )
+
+    def _add(self, sample: Sample) -> None:
+        """The figures of one metric and method, and their differences to the baseline."""
+        base = next(
+            (s for s in self.samples if s.metric is sample.metric and s.method == self.baseline), None
+        )
+        for figure in sample.figures:
+            try:
+                self.results[sample.method].append(sample.result(figure, self.versions))
+            except EvaluationError as error:
+                self.failed[f"{sample.method}: {figure.name}"] = str(error)
+            else:
+                self._compare(sample, base, figure)
+            self.bar.update()
+
+    def _compare(self, sample: Sample, base: Sample | None, figure: Figure) -> None:
+        if base is None or base is sample:
+            return
+        try:
+            self.differences.append(sample.minus(base, figure))
+        except EvaluationError as error:
+            self.failed[f"{sample.method} minus {base.method}: {figure.name}"] = str(error)
+
+
+def _observe(
+    metrics: Sequence[Metric], clips: Sequence[ClipFile], work: Path | None, quiet: bool
+) -> list[tuple[Metric, Observations]]:
+    """What every metric sees; those that look at frames share the reading."""
+    sharing = [metric for metric in metrics if isinstance(metric, ClipMetric)]
+    together = iter(observe_together(sharing, clips, work=work, quiet=quiet) if sharing else ())
+    return [
+        (metric, next(together) if isinstance(metric, ClipMetric) else metric.observe(clips, quiet=quiet))
+        for metric in metrics
+    ]
+
+
+def _check_baseline(found: FoundClips, baseline: str | None) -> None:
+    if baseline is None:
+        return
+    methods = found.methods
+    if baseline not in methods:
+        raise EvaluationError(f"no clips of the baseline {baseline!r}; there are: {', '.join(methods)}")
+    if len(methods) < 2:
+        raise EvaluationError(f"there is no other method to compare {baseline} with")
+    for method, clips in methods.items():
+        (key, count), *_ = Counter(clip.key for clip in clips).most_common(1)
+        if count > 1:
+            names = [clip.name for clip in clips if clip.key == key]
+            raise EvaluationError(
+                f"{method} has {count} clips of the same prompt and seed, so they cannot be paired: "
+                f"{names[0]}, {names[1]}"
+            )
+        if not {clip.key for clip in clips} & {clip.key for clip in methods[baseline]}:
+            raise EvaluationError(f"{method} and {baseline} have no prompt and seed (or file name) in common")
+
+
+def _mixed_clips(found: FoundClips) -> list[str]:
+    """A warning for each way in which clips that are compared differ in shape."""
+    facts = _facts(found.clips, {})
+    kinds = {"numbers of frames": "frames", "sizes": "sizes", "frame rates": "fps"}
+    return [
+        f"the clips have different {what}: {', '.join(map(str, facts[name]))}"
+        for what, name in kinds.items()
+        if len(facts[name]) > 1
+    ]
+
+
+def _facts(clips: Sequence[ClipFile], read_by: Mapping[str, str]) -> dict[str, Any]:
+    return {
+        "clips": len(clips),
+        "prompts": len({clip.start for clip in clips}),
+        "frames": sorted({clip.frames for clip in clips}),
+        "sizes": sorted({f"{clip.height} x {clip.width}" for clip in clips}),
+        "fps": sorted({round(clip.fps, 3) for clip in clips if clip.fps}),
+        "kinds": dict(Counter(clip.kind for clip in clips)),
+        "read_by": dict(Counter(read_by[clip.name] for clip in clips if clip.name in read_by)),
+    }

@@ -1,0 +1,63 @@
+"""What an evaluation returns."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from .base import MetricResult
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """A method's figure minus the baseline's, over the clips that both have."""
+
+    name: str
+    """As of `MetricResult`."""
+    method: str
+    baseline: str
+    value: float
+    interval: tuple[float, float] | None
+    """95 % interval of the paired bootstrap, or None where there are too few pairs for one."""
+    pairs: int
+    """Clips of each method that both have: the same prompt, picture and seed, or else the same file name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Figures of several methods, and what is needed to trust them."""
+
+    methods: Mapping[str, Mapping[str, Any]]
+    """Facts about the clips of every method, as plain JSON types: number, frames, sizes, rates, kinds."""
+    results: Mapping[str, tuple[MetricResult, ...]]
+    """By method, in the order in which the metrics were asked for."""
+    better: Mapping[str, Literal["higher", "lower"] | None]
+    """Figure -> which way is better."""
+    differences: tuple[Difference, ...]
+    """Empty without a baseline."""
+    baseline: str | None
+    skipped: Mapping[str, str]
+    """Clips left out of at least one figure: name -> why."""
+    failed: Mapping[str, str]
+    """"method: figure" -> why it has no value."""
+    warnings: tuple[str, ...]
+    versions: Mapping[str, str]
+
+    @property
+    def complete(self) -> bool:
+        """Whether every clip was looked at and every figure has a value."""
+        return not self.skipped and not self.failed
+
+
+def evaluation_versions() -> dict[str, str]:
+    """Versions of Python and of the packages that figures may depend on."""
+    versions = {"python": platform.python_version()}
+    for package in ("oseg-video", "torch", "numpy", "decord", "imageio-ffmpeg", "pillow", "transformers"):
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = "not installed"
+    return versions

@@ -1,0 +1,90 @@
+"""Rows of numbers on disk, one per clip: memory does not depend on their number, and a stop loses none.
+
+N clips, B clips of a batch, D numbers a row.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def file_state(path: Path) -> str:
+    """What changes when a clip is made anew: its path, and size and time of change of its file or files."""
+    try:
+        states = [file.stat() for file in ([path, *path.iterdir()] if path.is_dir() else [path])]
+    except OSError:
+        states = []  # gone or unreadable: reading it says so
+    size, changed = sum(s.st_size for s in states), max((s.st_mtime_ns for s in states), default=0)
+    return f"{path.resolve()}|{size}|{changed}"
+
+
+class RowStore:
+    """A file of float64 rows that grows, and beside it whose rows they are.
+
+    A row counts when its name is written, so a stop at any moment leaves complete rows.
+    """
+
+    def __init__(self, folder: Path, protocol: Mapping[str, Any]) -> None:
+        """Open the rows that `folder` has of this protocol, or begin with none."""
+        digest = hashlib.sha256(json.dumps(protocol, sort_keys=True).encode()).hexdigest()[:16]
+        folder.mkdir(parents=True, exist_ok=True)
+        self._numbers = folder / f"{digest}.f64"
+        self._names = folder / f"{digest}.jsonl"
+        self._place: dict[str, int] = {}
+        self._read_by: dict[str, str] = {}
+        self._width = 0
+        self._count = 0
+        self._recover()
+
+    def __contains__(self, state: str) -> bool:
+        return state in self._place
+
+    def append(self, states: Sequence[str], readers: Sequence[str], rows_BD: Tensor) -> None:
+        """Add the rows of clips in the given states, and what read each."""
+        rows_BD = rows_BD.detach().double().cpu().contiguous()
+        self._width = self._width or rows_BD.shape[1]
+        with open(self._numbers, "ab") as numbers:
+            numbers.write(rows_BD.numpy().tobytes())
+        with open(self._names, "a", encoding="utf-8") as names:
+            for state, reader in zip(states, readers, strict=True):
+                names.write(json.dumps([self._width, state, reader]) + "\n")
+                self._add(state, reader)
+
+    def read_by(self, state: str) -> str:
+        """What read the clip; "" if nothing decoded it."""
+        return self._read_by[state]
+
+    def take(self, states: Sequence[str]) -> Tensor:
+        """Rows [N, D] of clips, mapped from the file; a copy only if they were not added in this order."""
+        places = [self._place[state] for state in states]
+        if not places:
+            return torch.empty(0, self._width, dtype=torch.float64)
+        size = self._count * self._width
+        rows_ND = torch.from_file(str(self._numbers), size=size, dtype=torch.float64).view(-1, self._width)
+        first = places[0]
+        if places == list(range(first, first + len(places))):
+            return rows_ND[first : first + len(places)]
+        return rows_ND[torch.tensor(places)]
+
+    def _add(self, state: str, reader: str) -> None:
+        self._place[state] = self._count
+        self._read_by[state] = reader
+        self._count += 1
+
+    def _recover(self) -> None:
+        """Read what is there, and cut off what a stop left incomplete."""
+        lines = self._names.read_bytes().split(b"\n")[:-1] if self._names.exists() else []
+        for line in lines:
+            self._width, state, reader = json.loads(line)
+            self._add(state, reader)
+        with open(self._names, "ab") as names:
+            names.truncate(sum(len(line) + 1 for line in lines))
+        with open(self._numbers, "ab") as numbers:
+            numbers.truncate(self._count * self._width * 8)

@@ -1,0 +1,120 @@
+"""One metric's view of one method's clips: value, interval, difference to a baseline."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Hashable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from .base import EvaluationError, Figure, Metric, MetricResult, Observations
+from .bootstrap import interval_of, resampled, share
+from .clips import ClipFile
+from .results import Difference
+
+
+class Sample:
+    """What one metric saw of one method's clips."""
+
+    def __init__(self, metric: Metric, seen: Observations, method: str) -> None:
+        self.metric = metric
+        self.seen = seen
+        self.method = method
+        self.figures = metric.figures
+        places = [place for place, clip in enumerate(seen.clips) if clip.method == method]
+        self.index = torch.tensor(places, dtype=torch.int64)
+        self.clips = [seen.clips[place] for place in places]
+        self._draws: dict[tuple[str, tuple[int, ...]], list[float]] = {}
+
+    def result(self, figure: Figure, versions: Mapping[str, str]) -> MetricResult:
+        """Raises EvaluationError if clips had to be skipped and the metric does not work without them."""
+        self._check_enough()
+        rows = self.seen.rows
+        every = self.metric.per_clip(figure.name, rows)
+        values = [] if every is None else every[self.index].tolist()
+        groups, units = independent(self.clips)
+        value = self.metric.value(figure.name, rows, self.index)
+        interval = self._interval(figure, value, groups)
+        details = dict(self.metric.details(figure.name, rows, self.index))
+        if interval is not None:
+            details["interval"] = {
+                "by": "Wilson score" if figure.share else "centred bootstrap",
+                "over": units,
+                "units": len(set(groups)),
+                "resamples": 0 if figure.share else figure.resamples,
+            }
+        return MetricResult(
+            name=figure.name,
+            protocol=figure.protocol,
+            value=value,
+            interval=interval,
+            clips=len(self.clips),
+            per_clip={c.name: v for c, v in zip(self.clips, values, strict=False) if v == v},
+            details=details,
+            versions={**versions, **figure.versions},
+        )
+
+    def minus(self, base: Sample, figure: Figure) -> Difference:
+        """This method's figure minus the baseline's over common requests."""
+        base._check_enough()
+        mine, theirs = self._by_key(), base._by_key()
+        keys = [key for key in mine if key in theirs]
+        ours, others = (torch.tensor([places[key] for key in keys]) for places in (mine, theirs))
+        groups, _ = independent([self.seen.clips[place] for place in ours.tolist()])
+        value = self.metric.value(figure.name, self.seen.rows, ours) - self.metric.value(
+            figure.name, base.seen.rows, others
+        )
+        interval = None
+        if len(set(groups)) > 1:
+            with contextlib.suppress(EvaluationError):
+                pairs = zip(self.draws(figure, ours, groups), base.draws(figure, others, groups), strict=True)
+                interval = interval_of(value, [a - b for a, b in pairs])[1:]
+        return Difference(
+            name=figure.name,
+            method=self.method,
+            baseline=base.method,
+            value=value,
+            interval=interval,
+            pairs=len(keys),
+        )
+
+    def draws(self, figure: Figure, index: Tensor, groups: Sequence[Hashable]) -> list[float]:
+        """The figure over resampled clips; kept, for a method's interval and its differences."""
+        key = (figure.name, tuple(index.tolist()))
+        if key not in self._draws:
+            self._draws[key] = [
+                self.metric.value(figure.name, self.seen.rows, index[chosen])
+                for chosen in resampled(groups, figure.resamples)
+            ]
+        return self._draws[key]
+
+    def _interval(
+        self, figure: Figure, value: float, groups: Sequence[Hashable]
+    ) -> tuple[float, float] | None:
+        units = len(set(groups))
+        if units < 2:
+            return None
+        if figure.share:
+            return share(value * units, units)[1:]
+        try:
+            return interval_of(value, self.draws(figure, self.index, groups))[1:]
+        except EvaluationError:  # some resamples have no value, e.g. no clip that shows the object asked for
+            return None
+
+    def _check_enough(self) -> None:
+        if not self.clips:
+            raise EvaluationError("none of the clips can be looked at")
+        if self.seen.skipped:
+            self.metric.check(self.clips)
+
+    def _by_key(self) -> dict[tuple[str, int], int]:
+        return {clip.key: place for clip, place in zip(self.clips, self.index.tolist(), strict=True)}
+
+
+def independent(clips: Sequence[ClipFile]) -> tuple[list[Hashable], str]:
+    """What to resample: prompts where there are several, otherwise clips; a group per clip, and the word."""
+    starts = [clip.start for clip in clips]
+    if len(set(starts)) > 1:
+        return list(starts), "prompts" if any(clip.settings for clip in clips) else "clips"
+    return list(range(len(clips))), "clips of one prompt"

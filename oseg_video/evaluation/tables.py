@@ -1,0 +1,209 @@
+"""An evaluation as JSON (everything), CSV (a line per figure), Markdown or LaTeX (a row per method)."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from .base import EvaluationError
+from .results import Difference, Evaluation
+
+SCHEMA = 1
+"""Version of the JSON file's layout."""
+_COLUMNS = (
+    *("method", "metric", "value", "low", "high", "clips"),
+    *("baseline", "difference", "difference_low", "difference_high", "pairs", "better"),
+    *("details", "protocol", "versions"),
+)
+
+
+def as_json(evaluation: Evaluation) -> str:
+    """All of it, values per clip included. Numbers that are not finite are null."""
+    plain = {"schema": SCHEMA, "made_by": "oseg-video evaluate", **asdict(evaluation)}
+    return json.dumps(_finite(plain), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def as_csv(evaluation: Evaluation) -> str:
+    """A line for every figure of every method, with its difference to the baseline if there is one."""
+    differences = {(d.method, d.name): d for d in evaluation.differences}
+    text = io.StringIO()
+    writer = csv.DictWriter(text, _COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    for method, results in evaluation.results.items():
+        for result in results:
+            difference = differences.get((method, result.name))
+            low, high = result.interval or (None, None)
+            line: dict[str, Any] = {
+                "method": method,
+                "metric": result.name,
+                "value": result.value,
+                "low": low,
+                "high": high,
+                "clips": result.clips,
+                "better": evaluation.better[result.name],
+                "details": json.dumps(_finite(result.details), ensure_ascii=False),
+                "protocol": json.dumps(result.protocol, ensure_ascii=False),
+                "versions": json.dumps(result.versions),
+            }
+            if difference is not None:
+                line["baseline"], line["difference"] = difference.baseline, difference.value
+                line["difference_low"], line["difference_high"] = difference.interval or (None, None)
+                line["pairs"] = difference.pairs
+            writer.writerow(line)
+    return text.getvalue()
+
+
+def as_markdown(evaluation: Evaluation) -> str:
+    """A row per method: value and 95 % interval, and below the differences to the baseline."""
+    header, rows = _grid(evaluation, arrows={"higher": " ↑", "lower": " ↓"}, dash="-")
+    lines = [_pipes(header), _pipes(["---"] * len(header)), *map(_pipes, rows)]
+    if evaluation.differences:
+        header, rows = _differences(evaluation, arrows={"higher": " ↑", "lower": " ↓"}, dash="-")
+        lines += ["", _pipes(header), _pipes(["---"] * len(header)), *map(_pipes, rows)]
+    lines += ["", "In brackets: 95 % intervals, " + _how(evaluation), *_remarks(evaluation)]
+    return "\n".join(lines) + "\n"
+
+
+def as_latex(evaluation: Evaluation) -> str:
+    """The tables of `as_markdown` for the package booktabs."""
+    arrows = {"higher": r" $\uparrow$", "lower": r" $\downarrow$"}
+    parts = [_tabular(*_grid(evaluation, arrows=arrows, dash="--", escape=_latex))]
+    if evaluation.differences:
+        parts.append(_tabular(*_differences(evaluation, arrows=arrows, dash="--", escape=_latex)))
+    remarks = ["In brackets: 95 % intervals, " + _how(evaluation), *_remarks(evaluation)]
+    return "\n".join([*parts, *(f"% {line}" for line in remarks if line)]) + "\n"
+
+
+FORMATS: dict[str, Callable[[Evaluation], str]] = {
+    "json": as_json,
+    "csv": as_csv,
+    "markdown": as_markdown,
+    "latex": as_latex,
+}
+_SUFFIXES = {".json": "json", ".csv": "csv", ".md": "markdown", ".tex": "latex"}
+
+
+def format_of(path: Path) -> str:
+    """The format that a file's suffix stands for. Raises EvaluationError."""
+    if path.suffix.lower() not in _SUFFIXES:
+        raise EvaluationError(f"results are written as {', '.join(_SUFFIXES)}, not {path}")
+    return _SUFFIXES[path.suffix.lower()]
+
+
+def _plain(text: str) -> str:
+    return text.replace("|", r"\|").replace("\n", " ")
+
+
+def _grid(
+    evaluation: Evaluation, *, arrows: Mapping[str, str], dash: str, escape: Callable[[str], str] = _plain
+) -> tuple[list[str], list[list[str]]]:
+    names = list(evaluation.better)
+    header = [
+        "method",
+        "clips",
+        *(escape(name) + arrows.get(evaluation.better[name] or "", "") for name in names),
+    ]
+    rows = []
+    for method, results in evaluation.results.items():
+        cells = {result.name: _cell(result.value, result.interval, escape) for result in results}
+        count = str(evaluation.methods[method]["clips"])
+        rows.append([escape(method), count, *(cells.get(name, dash) for name in names)])
+    return header, rows
+
+
+def _differences(
+    evaluation: Evaluation, *, arrows: Mapping[str, str], dash: str, escape: Callable[[str], str] = _plain
+) -> tuple[list[str], list[list[str]]]:
+    names = list(evaluation.better)
+    header = [escape(f"minus {evaluation.baseline}"), "pairs"]
+    header += [escape(name) + arrows.get(evaluation.better[name] or "", "") for name in names]
+    methods: dict[str, dict[str, Difference]] = {}
+    for difference in evaluation.differences:
+        methods.setdefault(difference.method, {})[difference.name] = difference
+    rows = []
+    for method, found in methods.items():
+        cells = [
+            _cell(found[name].value, found[name].interval, escape, sign="+") if name in found else dash
+            for name in names
+        ]
+        rows.append([escape(method), str(next(iter(found.values())).pairs), *cells])
+    return header, rows
+
+
+def _cell(
+    value: float, interval: tuple[float, float] | None, escape: Callable[[str], str], sign: str = ""
+) -> str:
+    digits = _digits(value, interval)
+    shown = f"{value:{sign}.{digits}f}"
+    if interval is not None:
+        low, high = interval
+        shown += f" [{low:{sign}.{digits}f}, {high:{sign}.{digits}f}]"
+    return escape(shown)
+
+
+def _digits(value: float, interval: tuple[float, float] | None) -> int:
+    """Decimals that show two digits of the interval's width, or four of the value without one; 1 to 6."""
+    width = interval[1] - interval[0] if interval is not None else abs(value) / 100
+    return min(max(1 - math.floor(math.log10(width)), 1), 6) if width > 0 and math.isfinite(width) else 4
+
+
+def _how(evaluation: Evaluation) -> str:
+    """What the intervals resample, and what is paired."""
+    ways = {
+        f"{about['by']} over {about['units']} {about['over']}": None
+        for results in evaluation.results.values()
+        for result in results
+        if (about := result.details.get("interval"))
+    }
+    paired = " Differences are paired by prompt and seed, or by file name." if evaluation.differences else ""
+    return "; ".join(ways) + "." + paired if ways else ""
+
+
+def _remarks(evaluation: Evaluation) -> list[str]:
+    return [
+        *(f"Warning: {line}" for line in evaluation.warnings),
+        *(f"No value: {figure}: {reason}" for figure, reason in evaluation.failed.items()),
+        *(f"Skipped: {name}: {reason}" for name, reason in evaluation.skipped.items()),
+    ]
+
+
+def _pipes(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _tabular(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    def line(cells: Sequence[str]) -> str:
+        return " & ".join(cells) + r" \\"
+
+    return "\n".join(
+        [
+            r"\begin{tabular}{l" + "r" * (len(header) - 1) + "}",
+            r"\toprule",
+            line(header),
+            r"\midrule",
+            *map(line, rows),
+            r"\bottomrule",
+            r"\end{tabular}",
+        ]
+    )
+
+
+def _latex(text: str) -> str:
+    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    return "".join(special.get(letter, f"\\{letter}" if letter in "&%$#_{}" else letter) for letter in text)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(entry) for entry in value]
+    return value
