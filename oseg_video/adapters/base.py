@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -16,6 +17,8 @@ from torch import Tensor, nn
 
 from oseg_video.adapters.blocks import BlockAddress, UnknownBlockError
 from oseg_video.adapters.settings import ClipSize, FamilySettings
+from oseg_video.parallel.sequence import SpreadSequence
+from oseg_video.parallel.shards import Shard, with_size
 from oseg_video.types import OsegVideoError, TokenGrid
 
 Condition = Literal["uncond", "cond"]
@@ -34,11 +37,23 @@ class VideoTokens:
     """Token grid of the clip, frame-major."""
     start: int = 0
     """Index of the clip's first token; tokens outside [start, start + grid.tokens) are never changed."""
+    text_first: int = 0
+    """How many of the tokens before `start` are text; the others are video that is no part of the clip."""
+    spread: SpreadSequence | None = None
+    """How the video tokens are spread over ranks, if they are."""
+
+    @property
+    def video(self) -> int:
+        """Number of video tokens: the clip's, and those before it."""
+        return self.start - self.text_first + self.grid.tokens
 
     @property
     def span(self) -> slice:
-        """The clip's tokens along the sequence dimension."""
-        return slice(self.start, self.start + self.grid.tokens)
+        """The clip's tokens along the sequence dimension, of those that this rank has."""
+        first, stop = self.start - self.text_first, self.video
+        if self.spread is not None:
+            first, stop = self.spread.shard.local(first), self.spread.shard.local(stop)
+        return slice(self.text_first + first, self.text_first + stop)
 
 
 @dataclass(frozen=True)
@@ -94,6 +109,12 @@ class ModelAdapter(FamilySettings, ABC):
     latents_take_prediction_dtype: ClassVar[bool] = False
     """Whether the pipeline feeds its latents back without casting them to the denoiser's dtype; guided
     predictions are then handed to it in the dtype of plain ones, not in float32."""
+    sequence_parallel: ClassVar[bool] = True
+    """Whether one sequence of video tokens runs through all blocks, so that ranks can share it."""
+    token_arguments: ClassVar[Mapping[str, int]] = {}
+    """Inputs of a block with an entry per video token, beside its hidden states: name -> their dimension."""
+    channel_dim: ClassVar[int] = 1
+    """Dimension of the channels in the denoiser's sample and prediction."""
     chained: ClassVar[bool] = True
     """Whether the replay units are a chain, each one's output being all that the next one takes."""
 
@@ -204,6 +225,20 @@ class ModelAdapter(FamilySettings, ABC):
     def without_mask(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
         """A block's inputs with no attention mask; asked only when `trim_text` says that none is needed."""
         return args, kwargs
+
+    def shard_inputs(self, inputs: dict[str, Any], shard: Shard) -> dict[str, Any]:
+        """A block's inputs by name, beside its hidden states, for some of the video tokens."""
+        taken = {
+            name: _map_tensors(partial(shard.take, dim=dim), inputs[name])
+            for name, dim in self.token_arguments.items()
+            if name in inputs
+        }
+        return inputs | taken
+
+    def prediction_shape(self, denoiser: Any, sample: Tensor) -> tuple[int, ...]:
+        """Shape of the denoiser's prediction."""
+        config = denoiser.config
+        return with_size(sample.shape, self.channel_dim, config.out_channels or config.in_channels)
 
     def prepared(self, denoiser: nn.Module) -> AbstractContextManager[None]:
         """Open around every pass of a denoiser whose blocks are perturbed: what else has to change on it."""

@@ -33,6 +33,8 @@ class CogVideoXAdapter(JointAttentionAdapter):
         "use_rotary_positional_embeddings": True,
     }
     norm_layout = "BNSD"
+    token_arguments: ClassVar[Mapping[str, int]] = {"image_rotary_emb": 0}
+    channel_dim = 2
     # `ofs` has one entry whatever the batch.
     batched_arguments = ("hidden_states", "encoder_hidden_states", "timestep", "timestep_cond")
 
@@ -61,8 +63,8 @@ class CogVideoXAdapter(JointAttentionAdapter):
         return _dynamic_scale(pipe, scale) if call["use_dynamic_cfg"] else scale
 
     def video_tokens(self, denoiser: Any, arguments: Mapping[str, Any], address: BlockAddress) -> VideoTokens:
-        text_BTC = arguments["encoder_hidden_states"]
-        return VideoTokens(_token_grid(denoiser, arguments), start=text_BTC.shape[1])
+        text = arguments["encoder_hidden_states"].shape[1]
+        return VideoTokens(_token_grid(denoiser, arguments), start=text, text_first=text)
 
     def example_arguments(self, denoiser: Any, clip: ClipSize, rows: int) -> dict[str, Any]:
         config, device = denoiser.config, denoiser.device

@@ -9,6 +9,7 @@ from torch import nn
 from oseg_video.adapters.base import Condition, random_like, register_adapter
 from oseg_video.adapters.joint import JointAttentionAdapter
 from oseg_video.adapters.settings import ARGUMENTS, ClipSize, ReadJson
+from oseg_video.parallel.shards import Shard
 
 _TEXT_TOKENS = 256  # default max_sequence_length of the pipelines
 
@@ -43,6 +44,8 @@ class HunyuanVideoAdapter(JointAttentionAdapter):
     }
     attention_attribute = "attn"
     norm_layout = "BSND"
+    # Two names for the same rotation, one in each kind of block.
+    token_arguments: ClassVar[Mapping[str, int]] = {"freqs_cis": 0, "image_rotary_emb": 0}
     batched_arguments = (
         "hidden_states",
         "timestep",
@@ -84,6 +87,13 @@ class HunyuanVideoAdapter(JointAttentionAdapter):
 
     def pipeline_scale(self, pipe: Any, call: Mapping[str, Any], denoiser: nn.Module) -> float:
         return call["true_cfg_scale"]
+
+    def shard_inputs(self, inputs: dict[str, Any], shard: Shard) -> dict[str, Any]:
+        sharded = super().shard_inputs(inputs, shard)
+        first_frame = inputs.get("num_tokens")  # of the frame whose place a picture has taken
+        if first_frame is not None:
+            sharded["num_tokens"] = shard.local(first_frame)
+        return sharded
 
     def example_arguments(self, denoiser: Any, clip: ClipSize, rows: int) -> dict[str, Any]:
         config, device = denoiser.config, denoiser.device

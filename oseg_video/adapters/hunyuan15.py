@@ -44,6 +44,7 @@ class HunyuanVideo15Adapter(JointAttentionAdapter):
     denoiser_class = "HunyuanVideo15Transformer3DModel"
     attention_attribute = "attn"
     norm_layout = "BSND"
+    token_arguments: ClassVar[Mapping[str, int]] = {"freqs_cis": 0}
     batched_arguments = (
         "hidden_states",
         "timestep",

@@ -13,10 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from oseg_video.adapters.base import AttentionSite, Layout, ModelAdapter, VideoTokens
+from oseg_video.parallel.sequence import SpreadSequence
 
 QueryChange = Callable[[Tensor, Tensor], Tensor]
 """New video queries from the video queries and their keys."""
-BlockInputs = Callable[[tuple[Any, ...], dict[str, Any]], tuple[tuple[Any, ...], dict[str, Any]]]
+Inputs = tuple[tuple[Any, ...], dict[str, Any]]
+BlockInputs = Callable[[nn.Module, str, Inputs], Inputs]
+"""New inputs from a block, its name and its inputs."""
 
 
 @dataclass(kw_only=True)
@@ -32,6 +35,10 @@ class BlockPlan:
     """Called with the block and its inputs in place of the block."""
     change_inputs: BlockInputs | None = None
     """Applied to the inputs of every block."""
+    change_output: Callable[[str, Any], Any] | None = None
+    """Applied to the name and the output of every block."""
+    spread: SpreadSequence | None = None
+    """How the video tokens are spread over ranks, if they are."""
     fired: list[str] = field(default_factory=list)
     """Names of the sites and blocks at which an intervention took place, in order."""
 
@@ -63,11 +70,13 @@ class Gate(nn.Module):
         if self._name in plan.replay:
             return plan.replay[self._name]
         if plan.change_inputs and self._is_block:
-            args, kwargs = plan.change_inputs(args, kwargs)
+            args, kwargs = plan.change_inputs(self.block, self._name, (args, kwargs))
         action = plan.actions.get(self._name)
         output = action(self.block, *args, **kwargs) if action else self.block(*args, **kwargs)
         if self._name in plan.capture:
             plan.captured[self._name] = output
+        if plan.change_output and self._is_block:
+            output = plan.change_output(self._name, output)
         return output
 
     def __getattr__(self, name: str) -> Any:
@@ -122,12 +131,12 @@ def changed_queries(
     def changed(query_BSC: Tensor, key_BSC: Tensor) -> Tensor:
         video = change(query_BSC[:, tokens.span], key_BSC[:, tokens.span])
         fired(site.name)
-        return _with_span(query_BSC, video, tokens, dim=1)
+        return _with_span(query_BSC, video, tokens.span, dim=1)
 
     def changed_heads(query_BNSD: Tensor, key_BNSD: Tensor) -> Tensor:
-        video = change(query_BNSD[:, :, tokens.span], key_BNSD[:, :, tokens.span])
+        video = _changed_video(change, query_BNSD, key_BNSD, tokens)
         fired(site.name)
-        return _with_span(query_BNSD, video, tokens, dim=2)
+        return _with_span(query_BNSD, video, tokens.span, dim=2)
 
     def before_norm(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor] | None:
         if not noted_key:
@@ -188,7 +197,7 @@ def replaced_attention(
 
     def replaced(mixed_BSC: Tensor) -> Tensor:
         fired(site.name)
-        return _with_span(mixed_BSC, noted[0][:, tokens.span].to(mixed_BSC.dtype), tokens, dim=1)
+        return _with_span(mixed_BSC, noted[0][:, tokens.span].to(mixed_BSC.dtype), tokens.span, dim=1)
 
     def before_projection(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
         return (replaced(args[0]), *args[1:]) if noted else None
@@ -238,7 +247,26 @@ def _from_heads(x_BNSD: Tensor, layout: Layout) -> Tensor:
     return x_BSND.flatten(2) if layout == "BSC" else x_BSND.contiguous()
 
 
-def _with_span(x: Tensor, video: Tensor, tokens: VideoTokens, dim: int) -> Tensor:
-    """`x` with its video tokens along `dim` replaced by `video`."""
-    before, _, after = x.tensor_split((tokens.start, tokens.span.stop), dim=dim)
+def _changed_video(change: QueryChange, query_BNSD: Tensor, key_BNSD: Tensor, tokens: VideoTokens) -> Tensor:
+    """The changed queries of the clip's tokens, of those that this rank has: [B, N, S, D].
+
+    Where tokens are spread over ranks, each rank changes those of all ranks for some of the heads.
+    """
+    span, spread = tokens.span, tokens.spread
+    if spread is None:
+        return change(query_BNSD[:, :, span], key_BNSD[:, :, span])
+    first = tokens.start - tokens.text_first
+    clip = slice(first, first + tokens.grid.tokens)
+
+    def change_whole(query_BMLD: Tensor, key_BMLD: Tensor) -> Tensor:
+        return _with_span(query_BMLD, change(query_BMLD[:, :, clip], key_BMLD[:, :, clip]), clip, dim=2)
+
+    mine = slice(tokens.text_first, tokens.text_first + len(spread.shard))
+    video = spread.over_heads(change_whole, query_BNSD[:, :, mine], key_BNSD[:, :, mine])
+    return video[:, :, span.start - tokens.text_first : span.stop - tokens.text_first]
+
+
+def _with_span(x: Tensor, video: Tensor, span: slice, dim: int) -> Tensor:
+    """`x` with its tokens in `span` along `dim` replaced by `video`."""
+    before, _, after = x.tensor_split((span.start, span.stop), dim=dim)
     return torch.cat([before, video, after], dim=dim) if video.shape != x.shape else video

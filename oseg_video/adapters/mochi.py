@@ -1,6 +1,7 @@
 """Mochi: joint attention of video and text (genmo/mochi-1-preview)."""
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
 
@@ -24,6 +25,7 @@ class MochiAdapter(JointAttentionAdapter):
     minimum_steps = 2
     denoiser_class = "MochiTransformer3DModel"
     norm_layout = "BSND"
+    token_arguments: ClassVar[Mapping[str, int]] = {"image_rotary_emb": 0}
     batched_arguments = ("hidden_states", "encoder_hidden_states", "timestep", "encoder_attention_mask")
     # The attention of a row takes its valid tokens only, so the mask can stay whatever the other rows have.
     padded_texts = (("encoder_hidden_states", "encoder_attention_mask"),)

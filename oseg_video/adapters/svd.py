@@ -47,6 +47,7 @@ class SVDAdapter(UNetAdapter):
         "noise_aug_strength": "noise_aug_strength",
         "decode_chunk_size": "decode_chunk_size",
     }
+    channel_dim = 2
     unconditional_hint = "give it a max_guidance_scale above 1"
     batched_arguments = ("sample", "encoder_hidden_states", "added_time_ids")
     block_lists = (("spatial", "transformer_blocks"), ("temporal", "temporal_transformer_blocks"))

@@ -22,6 +22,7 @@ class UNetAdapter(ModelAdapter):
     sample_argument = "sample"
     norm_layout = "BNSD"
     latents_take_prediction_dtype = True
+    sequence_parallel = False
     chained = False
     block_lists: ClassVar[tuple[tuple[str, str], ...]]
     """(kind, attribute of an attention module that holds its blocks of this kind); the module runs the first

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from oseg_video.adapters.base import Condition, ModelAdapter, VideoTokens, random_like, register_adapter
 from oseg_video.adapters.blocks import BlockAddress
 from oseg_video.adapters.settings import ARGUMENTS, ClipSize, ReadJson
+from oseg_video.parallel.shards import Shard
 from oseg_video.types import TokenGrid
 
 # Defaults of the pipelines.
@@ -41,6 +42,7 @@ class WanAdapter(ModelAdapter):
     denoiser_attributes = ("transformer", "transformer_2")
     stacks: ClassVar[Mapping[str, str]] = {"blocks": "blocks"}
     norm_layout = "BSC"
+    token_arguments: ClassVar[Mapping[str, int]] = {"rotary_emb": 1}
     batched_arguments = ("hidden_states", "timestep", "encoder_hidden_states")
 
     def objection(self, settings: Mapping[str, Any], read: ReadJson) -> str | None:
@@ -88,6 +90,12 @@ class WanAdapter(ModelAdapter):
             share = len(images) // len(arguments["hidden_states"])
             taken["encoder_hidden_states_image"] = images[rows.start * share : rows.stop * share]
         return taken
+
+    def shard_inputs(self, inputs: dict[str, Any], shard: Shard) -> dict[str, Any]:
+        sharded = super().shard_inputs(inputs, shard)
+        if inputs["temb"].ndim == 4:  # a timestep per token (Wan 2.2 5B)
+            sharded["temb"] = shard.take(inputs["temb"], 1)
+        return sharded
 
     def example_arguments(self, denoiser: Any, clip: ClipSize, rows: int) -> dict[str, Any]:
         config = denoiser.config

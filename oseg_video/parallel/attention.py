@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from oseg_video.parallel.sequence import SequenceGroup, gather_parts, heads_to_tokens, tokens_to_heads
-from oseg_video.parallel.shards import Shard, part_sizes, with_size
+from oseg_video.parallel.sequence import SpreadSequence, gather_parts, heads_to_tokens, tokens_to_heads
+from oseg_video.parallel.shards import Shard, with_size
 
 
 def sequence_attention(
@@ -26,44 +26,35 @@ def sequence_attention(
     value_BNSD: Tensor,
     mask: Tensor | None,
     *,
-    sequence: SequenceGroup,
-    length: int,
-    text_first: int = 0,
+    spread: SpreadSequence,
     scale: float | None = None,
 ) -> Tensor:
     """Attention of all tokens to all tokens; on each rank its own tokens, [B, N, S, D] in and out.
 
-    A rank's tokens are `text_first` text tokens, its part of the video's `length` tokens, and further text
-    tokens; text is the same on every rank. mask: as in `scaled_dot_product_attention`, broadcast over heads;
+    A rank's tokens are `spread.text_first` text tokens, its part of the video's, and further text tokens;
+    text is the same on every rank. mask: as in `scaled_dot_product_attention`, broadcast over heads;
     only its columns of text count (video tokens are never masked), in the row of the first video token.
     """
-    shard = sequence.shard(length)
-    ulysses, ring = sequence.ulysses, sequence.ring
+    shard, text_first = spread.shard, spread.text_first
+    ulysses, ring = spread.group.ulysses, spread.group.ring
     heads = query_BNSD.shape[1]
-    sizes = part_sizes(length, sequence.size)
-    token_sizes = sizes[ring.rank * ulysses.size : (ring.rank + 1) * ulysses.size]
+    token_sizes = _chunks(spread)[ring.rank]
     text_last = query_BNSD.shape[2] - text_first - len(shard)
     own_heads = Shard.of(heads, ulysses.rank, ulysses.size)
 
-    def spread(x_BNSD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def cut(x_BNSD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(text before, this chunk's video tokens, text after), of this rank's heads."""
         before, video, after = x_BNSD.split((text_first, len(shard), text_last), dim=2)
         video = tokens_to_heads(ulysses, video, token_sizes)
         return own_heads.take(before, 1), video, own_heads.take(after, 1)
 
-    query_parts, key_parts, value_parts = (spread(x) for x in (query_BNSD, key_BNSD, value_BNSD))
+    query_parts, key_parts, value_parts = (cut(x) for x in (query_BNSD, key_BNSD, value_BNSD))
     text_mask = None if mask is None else _text_columns(mask, text_first, text_last)
-    mixed = _ring_attention(query_parts, key_parts, value_parts, text_mask, sequence, length, scale)
+    mixed = _ring_attention(query_parts, key_parts, value_parts, text_mask, spread, scale)
     before, video, after = mixed.split((text_first, sum(token_sizes), text_last), dim=2)
     video = heads_to_tokens(ulysses, video, token_sizes, heads)
-    before, after = (gather_parts(ulysses, x, heads, 1) if x.shape[2] else x for x in (before, after))
-    return _joined(before, video, after, heads)
-
-
-def _joined(before: Tensor, video: Tensor, after: Tensor, heads: int) -> Tensor:
-    parts = [x for x in (before, video, after) if x.shape[2]]
-    assert all(x.shape[1] == heads for x in parts)
-    return torch.cat(parts, dim=2)
+    texts = [gather_parts(ulysses, x, heads, dim=1) for x in (before, after) if x.shape[2]]
+    return torch.cat([*texts[: bool(text_first)], video, *texts[bool(text_first) :]], dim=2)
 
 
 def _text_columns(mask: Tensor, text_first: int, text_last: int) -> Tensor:
@@ -77,8 +68,7 @@ def _ring_attention(
     key: tuple[Tensor, Tensor, Tensor],
     value: tuple[Tensor, Tensor, Tensor],
     text_mask: Tensor | None,
-    sequence: SequenceGroup,
-    length: int,
+    spread: SpreadSequence,
     scale: float | None,
 ) -> Tensor:
     """Attention of this chunk's queries, and those of the text, to all keys: [B, M, Q, D]."""
@@ -88,13 +78,10 @@ def _ring_attention(
         torch.cat((value[0], value[2], value[1]), 2),
     )
     mask = None if text_mask is None else _padded_mask(text_mask, key_BMKD.shape[2])
-    ring = sequence.ring
+    ring = spread.group.ring
     if ring.size == 1:
         return F.scaled_dot_product_attention(query_BMQD, key_BMKD, value_BMKD, attn_mask=mask, scale=scale)
-    sizes = part_sizes(length, sequence.size)
-    chunks = [
-        sum(sizes[r * sequence.ulysses.size : (r + 1) * sequence.ulysses.size]) for r in range(ring.size)
-    ]
+    chunks = [sum(sizes) for sizes in _chunks(spread)]
     merged, log_sum = attention_with_log_sum(query_BMQD, key_BMKD, value_BMKD, mask, scale)
     moving = [key[1], value[1]]
     for turn in range(1, ring.size):
@@ -103,6 +90,12 @@ def _ring_attention(
         mixed, mixed_log_sum = attention_with_log_sum(query_BMQD, moving[0], moving[1], None, scale)
         merged, log_sum = _merge(merged, log_sum, mixed, mixed_log_sum)
     return merged.to(query_BMQD.dtype)
+
+
+def _chunks(spread: SpreadSequence) -> list[list[int]]:
+    """Tokens of each ulysses rank, for every chunk that goes around the ring."""
+    sizes, ranks = spread.sizes, spread.group.ulysses.size
+    return [sizes[first : first + ranks] for first in range(0, len(sizes), ranks)]
 
 
 def _padded_mask(text_mask: Tensor, keys: int) -> Tensor:

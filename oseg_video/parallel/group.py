@@ -68,7 +68,7 @@ class Group:
         mine[: x.numel()] = x.reshape(-1)
         received = x.new_empty(self.size * largest)
         with self._collective("all-gather"):
-            dist.all_gather_into_tensor(received, mine, group=self.process_group)
+            _all_gather(received, mine, group=self.process_group)
         rows = received.view(self.size, largest)
         return [row[:size].view(shape) for row, size, shape in zip(rows, sizes, shapes, strict=True)]
 
@@ -105,6 +105,18 @@ class Group:
             dist.broadcast(x, dist.get_global_rank(self.process_group, source), group=self.process_group)
         return x
 
+    def broadcast_object(self, value: Any, source: int = 0) -> Any:
+        """A small Python value of rank `source` on every rank."""
+        if self.size == 1:
+            return value
+        assert self.process_group is not None
+        box = [value]
+        with self._collective("broadcast of an object"):
+            dist.broadcast_object_list(
+                box, dist.get_global_rank(self.process_group, source), group=self.process_group
+            )
+        return box[0]
+
     def gather_objects(self, value: Any) -> list[Any]:
         """Small Python values of all ranks, in order of rank."""
         if self.size == 1:
@@ -127,6 +139,10 @@ class Group:
             raise ParallelError(
                 f"{name} over the {self.axis} axis (rank {self.rank} of {self.size}) failed: {reason}"
             ) from error
+
+
+# torch 2.13 has renamed it.
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 
 
 def _bytes(x: Tensor) -> int:

@@ -29,13 +29,41 @@ class SequenceGroup:
         """Number of ranks."""
         return self.whole.size
 
-    def shard(self, length: int) -> Shard:
-        """This rank's part of a sequence."""
-        return Shard.of(length, self.whole.rank, self.size)
 
-    def gather(self, x: Tensor, length: int, dim: int) -> Tensor:
+@dataclass(frozen=True)
+class SpreadSequence:
+    """One sequence of video tokens, as one of its ranks has it."""
+
+    group: SequenceGroup
+    length: int
+    """Tokens of all ranks."""
+    text_first: int = 0
+    """Text tokens, the same on every rank, that stand before the video's in attention."""
+
+    @property
+    def shard(self) -> Shard:
+        """The part of this rank."""
+        return Shard.of(self.length, self.group.whole.rank, self.group.size)
+
+    @property
+    def sizes(self) -> list[int]:
+        """Tokens of each rank."""
+        return part_sizes(self.length, self.group.size)
+
+    def gather(self, x: Tensor, dim: int) -> Tensor:
         """Every rank's part [.., S, ..] along `dim` -> the whole sequence [.., L, ..] on every rank."""
-        return gather_parts(self.whole, x, length, dim)
+        return gather_parts(self.group.whole, x, self.length, dim)
+
+    def over_heads(self, change: Callable[..., Tensor], *inputs_BNSD: Tensor) -> Tensor:
+        """`change` of whole sequences, for a change that works head by head: [B, N, S, D] in and out.
+
+        Every rank changes all L tokens of its part of the heads, [B, M, L, D], so the result is exact
+        whatever the change does over tokens. A rank with no head (more ranks than heads) changes nothing.
+        """
+        heads = inputs_BNSD[0].shape[1]
+        whole = [tokens_to_heads(self.group.whole, x, self.sizes) for x in inputs_BNSD]
+        changed = change(*whole) if whole[0].shape[1] else whole[0]
+        return heads_to_tokens(self.group.whole, changed, self.sizes, heads)
 
 
 def gather_parts(group: Group, x: Tensor, total: int, dim: int) -> Tensor:
@@ -73,18 +101,3 @@ def heads_to_tokens(group: Group, x_BMSD: Tensor, token_sizes: list[int], heads:
         [(batch, size, mine, dim) for size in part_sizes(heads, group.size)],
     )
     return torch.cat(parts, dim=1)
-
-
-def over_heads(
-    sequence: SequenceGroup, length: int, change: Callable[..., Tensor], *inputs_BNSD: Tensor
-) -> Tensor:
-    """`change` of whole sequences, for a change that works head by head: [B, N, S, D] of each input, and out.
-
-    Every rank changes all L tokens of its part of the heads, [B, M, L, D], so the result is exact whatever
-    the change does over tokens. A rank with no head (more ranks than heads) changes nothing.
-    """
-    sizes = part_sizes(length, sequence.size)
-    heads = inputs_BNSD[0].shape[1]
-    whole = [tokens_to_heads(sequence.whole, x, sizes) for x in inputs_BNSD]
-    changed = change(*whole) if whole[0].shape[1] else whole[0]
-    return heads_to_tokens(sequence.whole, changed, sizes, heads)

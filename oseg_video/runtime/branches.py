@@ -1,7 +1,8 @@
 """Run the branches of one step: which passes they share, what is perturbed in them, what is not run twice."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -11,8 +12,11 @@ from torch import Tensor, nn
 from oseg_video.adapters.base import Condition, ModelAdapter, VideoTokens
 from oseg_video.adapters.blocks import BlockAddress
 from oseg_video.adapters.intervention import BlockPlan, changed_queries, gated, replaced_attention
+from oseg_video.adapters.sharding import BlockStack, spread_attention
 from oseg_video.guidance.perturbations import QueryTransform, ReplaceAttention, SkipBlock
 from oseg_video.guidance.plan import Branch, Perturbation
+from oseg_video.parallel.mesh import ONE_RANK
+from oseg_video.parallel.sequence import SequenceGroup, SpreadSequence
 from oseg_video.runtime.report import PassRecord
 from oseg_video.types import OsegVideoError, TokenGrid
 
@@ -45,9 +49,19 @@ class BranchRunner:
         selectors: Sequence[int | str] = (),
         *,
         reuse_prefix: bool = True,
+        sequence: SequenceGroup = ONE_RANK.sequence,
     ) -> None:
-        """`selectors` name every block that any branch perturbs. Raises `UnknownBlockError`."""
+        """`selectors` name every block that any branch perturbs; `sequence`: the ranks that share the tokens.
+
+        Raises `UnknownBlockError`, and `GuidanceError` for tokens that ranks cannot share.
+        """
+        if sequence.size > 1 and not adapter.sequence_parallel:
+            raise GuidanceError(
+                f"{adapter.family} has no sequence of tokens that ranks could share (ulysses, ring); "
+                f"it runs in parallel over branch and data"
+            )
         self._adapter = adapter
+        self._sequence = sequence
         self._denoiser = denoiser
         self._reuse_prefix = reuse_prefix
         self._selectors = tuple(selectors)
@@ -57,6 +71,8 @@ class BranchRunner:
         for selector in self._selectors:
             self._addresses[selector,] = adapter.resolve_blocks(denoiser, (selector,))
         self._plan: BlockPlan | None = None
+        self._stack = BlockStack(adapter, denoiser)
+        self._first_block = adapter.blocks(denoiser)[0]
 
     @property
     def unit_count(self) -> int:
@@ -65,15 +81,27 @@ class BranchRunner:
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """Gates in front of the denoiser's blocks, if any branch is perturbed."""
-        if not self._selectors:
+        """Gates in front of the denoiser's blocks, if any branch is perturbed or ranks share its tokens."""
+        with ExitStack() as stack:
+            if self.intervenes:
+                stack.enter_context(self._adapter.prepared(self._denoiser))
+                stack.enter_context(gated(self._adapter, self._denoiser, lambda: self._plan))
+            if self._sequence.size > 1:
+                stack.enter_context(spread_attention(self._adapter, self._denoiser, self._current_spread))
             yield
-            return
-        with (
-            self._adapter.prepared(self._denoiser),
-            gated(self._adapter, self._denoiser, lambda: self._plan),
-        ):
-            yield
+
+    @property
+    def intervenes(self) -> bool:
+        """Whether anything inside the denoiser's blocks changes."""
+        return bool(self._selectors) or self._sequence.size > 1
+
+    def _current_spread(self) -> SpreadSequence | None:
+        return self._plan.spread if self._plan else None
+
+    def run_plain(self, call: Callable[[], Any], arguments: Mapping[str, Any]) -> Any:
+        """The denoiser's call as the pipeline made it, with `arguments`; ranks share its tokens."""
+        with self._following(self._stack.plan(self._spread(arguments), no_padding=False)):
+            return call()
 
     def run(
         self,
@@ -86,7 +114,7 @@ class BranchRunner:
 
         call: the denoiser's own call. arguments: those that the pipeline passed, without `return_dict`.
         conditions: of the rows in `arguments`, in equal shares; every branch's condition is among them.
-        Raises `SilentGuidanceError` when a perturbation had no effect.
+        Raises `SilentGuidanceError` when a perturbed site did not fire.
         """
         batch = len(arguments[self._adapter.sample_argument]) // len(conditions)
         passes = self.passes(branches, conditions)
@@ -97,17 +125,18 @@ class BranchRunner:
         prefix_conditions: tuple[Condition, ...] = ()
         for current in passes:
             inputs = self._adapter.take_rows(arguments, _rows(current.conditions, conditions, batch))
-            plan = BlockPlan()
-            if self._selectors:
+            no_padding = False
+            if self.intervenes:
                 inputs, no_padding = self._adapter.trim_text(inputs)
-                plan.change_inputs = self._adapter.without_mask if no_padding else None
-            plan.actions = self._actions(current.perturbation, inputs)
+            plan = self._stack.plan(self._spread(inputs), no_padding=no_padding)
+            plan.actions = self._actions(current.perturbation, inputs, plan.spread)
             if current.start_unit > 0:
                 rows = _rows(current.conditions, prefix_conditions, batch)
                 plan.replay = self._replay(prefix, prefix_units, rows, batch * len(prefix_conditions))
             elif current.perturbation is None and prefix_units:
                 plan.capture = frozenset(prefix_units[-1:] if self._adapter.chained else prefix_units)
-            prediction = self._run_pass(call, inputs, plan)
+            with self._following(plan):
+                prediction = call(**inputs, return_dict=False)[0]
             if current.perturbation is None:
                 prefix, prefix_conditions = plan.captured, current.conditions
             else:
@@ -115,7 +144,6 @@ class BranchRunner:
             predictions |= zip(current.names, prediction.split(batch), strict=True)
             fired = tuple(plan.fired)
             records.append(PassRecord(current.names, len(prediction), current.start_unit, fired))
-        _require_effect(branches, predictions)
         return predictions, records
 
     def passes(self, branches: Mapping[str, Branch], conditions: tuple[Condition, ...]) -> list[Pass]:
@@ -134,6 +162,13 @@ class BranchRunner:
         ]
         return sorted(passes, key=lambda one: one.perturbation is not None)
 
+    def cost(self, branches: Mapping[str, Branch], conditions: tuple[Condition, ...]) -> float:
+        """Passes through the whole denoiser that these branches take, counted in units."""
+        return sum(
+            len(one.names) * (1 - one.start_unit / self.unit_count)
+            for one in self.passes(branches, conditions)
+        )
+
     def _resolve(self, perturbation: Perturbation) -> list[BlockAddress]:
         selectors = perturbation.blocks
         if selectors not in self._addresses:
@@ -145,15 +180,30 @@ class BranchRunner:
         taken = {name: self._adapter.take_output_rows(out, rows, count) for name, out in prefix.items()}
         return {name: taken[units[-1] if self._adapter.chained else name] for name in units}
 
-    def _run_pass(self, call: Callable[..., Any], arguments: Mapping[str, Any], plan: BlockPlan) -> Tensor:
+    @contextmanager
+    def _following(self, plan: BlockPlan) -> Iterator[None]:
+        """The gates follow this plan."""
         self._plan = plan
         try:
-            return call(**arguments, return_dict=False)[0]
+            yield
         finally:
             self._plan = None
 
+    def _spread(self, arguments: Mapping[str, Any]) -> SpreadSequence | None:
+        """How the ranks share the tokens of a denoiser call."""
+        ranks = self._sequence.size
+        if ranks == 1:
+            return None
+        tokens = self._adapter.video_tokens(self._denoiser, arguments, self._first_block)
+        if tokens.video < ranks:
+            raise GuidanceError(f"{tokens.video} video tokens cannot be shared by {ranks} ranks")
+        return SpreadSequence(self._sequence, tokens.video, tokens.text_first)
+
     def _actions(
-        self, perturbation: Perturbation | None, arguments: Mapping[str, Any]
+        self,
+        perturbation: Perturbation | None,
+        arguments: Mapping[str, Any],
+        spread: SpreadSequence | None,
     ) -> dict[str, Callable[..., Any]]:
         """What the gates of the perturbed blocks do in place of the block."""
         if perturbation is None:
@@ -166,7 +216,8 @@ class BranchRunner:
         tokens: dict[str, VideoTokens] = {}
         for address in addresses:
             if address.group not in tokens:
-                tokens[address.group] = self._adapter.video_tokens(self._denoiser, arguments, address)
+                found = self._adapter.video_tokens(self._denoiser, arguments, address)
+                tokens[address.group] = replace(found, spread=spread)
         return {
             address.path: partial(self._change_attention, change, tokens[address.group], address)
             for address in addresses
@@ -218,7 +269,8 @@ def _rows(wanted: tuple[Condition, ...], conditions: tuple[Condition, ...], batc
     return slice(first * batch, (first + len(wanted)) * batch)
 
 
-def _require_effect(branches: Mapping[str, Branch], predictions: Mapping[str, Tensor]) -> None:
+def require_effect(branches: Mapping[str, Branch], predictions: Mapping[str, Tensor]) -> None:
+    """Raises `SilentGuidanceError` if a perturbed prediction equals the plain one of its condition."""
     plain = {b.condition: predictions[name] for name, b in branches.items() if b.perturbation is None}
     for name, branch in branches.items():
         if branch.perturbation is None or branch.condition not in plain or predictions[name].is_meta:

@@ -15,8 +15,12 @@ from torch._dynamo.eval_frame import OptimizedModule
 from oseg_video.adapters.base import Condition, ModelAdapter, UnsupportedPipelineError, adapter_for
 from oseg_video.guidance.methods import Guidance
 from oseg_video.guidance.numerics import upcast
-from oseg_video.guidance.plan import Step, StepPlan
-from oseg_video.runtime.branches import BranchRunner, GuidanceError, SilentGuidanceError
+from oseg_video.guidance.plan import Branch, Step, StepPlan
+from oseg_video.parallel.group import Group
+from oseg_video.parallel.mesh import ONE_RANK, Mesh
+from oseg_video.runtime.assignment import assign_branches
+from oseg_video.runtime.branches import BranchRunner, GuidanceError, SilentGuidanceError, require_effect
+from oseg_video.runtime.first_rank import inputs_of_first_rank
 from oseg_video.runtime.report import GuidanceReport, PassRecord, StepRecord
 from oseg_video.runtime.sampling import sampling_position
 
@@ -26,7 +30,9 @@ logger = logging.getLogger(__name__)
 
 
 @contextmanager
-def guided(pipe: Any, guidance: Guidance, *, reuse_prefix: bool = True) -> Iterator[GuidanceReport]:
+def guided(
+    pipe: Any, guidance: Guidance, *, reuse_prefix: bool = True, mesh: Mesh = ONE_RANK
+) -> Iterator[GuidanceReport]:
     """Guide every call of a stock diffusers pipeline inside the `with`; leave the pipeline as it was after.
 
     The pipeline's own guidance scale only decides whether there is an unconditional branch (above 1);
@@ -36,6 +42,8 @@ def guided(pipe: Any, guidance: Guidance, *, reuse_prefix: bool = True) -> Itera
     guidance: the method, for example `OSEG(guidance_scale=4.5, blocks=(34,))`.
     reuse_prefix: start a perturbed pass at its first perturbed block, with what the unperturbed pass of
         the same condition had there. Exact; False runs every pass whole.
+    mesh: the ranks that make the clip together (`oseg_video.parallel`); each calls the pipeline alike, and
+        each gets the whole result. Encoders run on the first one only, and its latents are used by all.
 
     Yields the report, which fills while the pipeline runs. Raises `UnsupportedPipelineError` for another
     pipeline class, `UnknownBlockError` for an unknown block, `GuidanceError` for nesting, before any model
@@ -48,15 +56,20 @@ def guided(pipe: Any, guidance: Guidance, *, reuse_prefix: bool = True) -> Itera
     denoisers = adapter.denoisers(pipe)
     runners = []
     for denoiser in denoisers:
-        runners.append(BranchRunner(adapter, denoiser, guidance.blocks_used, reuse_prefix=reuse_prefix))
-        _check_denoiser(denoiser, guidance)
+        runners.append(
+            BranchRunner(
+                adapter, denoiser, guidance.blocks_used, reuse_prefix=reuse_prefix, sequence=mesh.sequence
+            )
+        )
+        _check_denoiser(denoiser, intervenes=runners[-1].intervenes or mesh.branch.size > 1)
     report = GuidanceReport(guidance.name, runners[0].unit_count)
-    session = _Session(pipe, adapter, guidance, report)
+    session = _Session(pipe, adapter, guidance, report, mesh)
     with ExitStack() as stack:
         stack.enter_context(_intercepted_calls(pipe, "__call__", session.sample))
+        stack.enter_context(inputs_of_first_rank(pipe, mesh.clip))
         for denoiser, runner in zip(denoisers, runners, strict=True):
             predict = partial(session.predict, denoiser, runner)
-            refused = ("enable_cache",) if guidance.blocks_used else ()
+            refused = ("enable_cache",) if runner.intervenes else ()
             stack.enter_context(_intercepted_calls(denoiser, "forward", predict, refused))
             stack.enter_context(runner.active())
         yield report
@@ -65,26 +78,35 @@ def guided(pipe: Any, guidance: Guidance, *, reuse_prefix: bool = True) -> Itera
 
 
 class _OpenStep:
-    """A step until all its denoiser calls are answered."""
+    """A step until all its denoiser calls are answered.
+
+    Of its branches each rank of the branch axis runs some. A rank that runs none of those of a call answers
+    it at once, so that ranks work on different calls at the same time.
+    """
 
     def __init__(
         self,
         step: Step,
         plan: StepPlan,
         calls: tuple[tuple[Condition, ...], ...],
+        ranks: Mapping[str, int],
+        group: Group,
         *,
         keep_dtype: bool = False,
     ) -> None:
-        """`keep_dtype`: answer in the predictions' dtype, not in float32."""
+        """`ranks`: the rank that runs each branch. `keep_dtype`: answer in the predictions' dtype, not in
+        float32."""
         self.step = step
         self.plan = plan
         self._keep_dtype = keep_dtype
         self.records: list[PassRecord] = []
         self._calls = calls
+        self._ranks = ranks
+        self._group = group
         self._answered = 0
         self._predictions: dict[str, Tensor] = {}
-        self._guided: Tensor | None = None
-        self._waiting: list[weakref.ref[Tensor]] = []
+        self._results: dict[Condition, Tensor] = {}
+        self._waiting: list[tuple[Condition, weakref.ref[Tensor]]] = []
 
     @property
     def conditions(self) -> tuple[Condition, ...]:
@@ -96,53 +118,96 @@ class _OpenStep:
         """Whether every call of the step is answered."""
         return self._answered == len(self._calls)
 
+    @property
+    def as_made(self) -> bool:
+        """Whether the pipeline's own calls, as it makes them, are all that the step needs."""
+        return self.plan.rule is None and self._group.size == 1
+
+    @property
+    def own_branches(self) -> dict[str, Branch]:
+        """What this rank runs for the call to be answered."""
+        return {
+            name: branch
+            for name, branch in self.plan.branches.items()
+            if branch.condition in self.conditions and self._ranks[name] == self._group.rank
+        }
+
     def answered(self, passes: list[PassRecord]) -> None:
         """Count one call, which took these passes."""
         self._answered += 1
         self.records += passes
 
-    def answer(self, predictions: dict[str, Tensor]) -> Tensor:
-        """The result of a call, from the predictions of its branches.
+    def answer(self, predictions: dict[str, Tensor], blank: Callable[[], Tensor]) -> Tensor:
+        """The result of a call, from the predictions of this rank's branches.
 
         The same prediction for every condition makes the pipeline's own `u + w (c - u)` the identity. A
         pipeline that calls once per condition holds the first result while it asks for the second, so the
-        guided prediction is written into that result once it is known.
+        guided prediction is written into that result once it is known. `blank`: a tensor like a prediction.
         """
-        assert self.plan.rule is not None
         self._predictions |= predictions
-        if self._guided is None and self._predictions.keys() == self.plan.branches.keys():
-            guided_prediction = self.plan.rule(**self._predictions)
-            dtype = next(iter(predictions.values())).dtype
-            self._guided = guided_prediction.to(dtype) if self._keep_dtype else guided_prediction
-            self._hand_on(self._guided)
-        if self._guided is not None:
-            return torch.cat([self._guided] * len(self.conditions))
-        (prediction,) = [
+        seen = {condition for call in self._calls[: self._answered + 1] for condition in call}
+        if not self._results and {branch.condition for branch in self.plan.branches.values()} <= seen:
+            self._results = self._combined(self._exchanged(blank))
+            self._hand_on()
+        if self._results:
+            return torch.cat([self._results[condition] for condition in self.conditions])
+        (condition,) = self.conditions
+        plain = [
             value for name, value in predictions.items() if self.plan.branches[name].perturbation is None
         ]
-        waiting = (prediction if self._keep_dtype else upcast(prediction)).clone()
-        self._waiting.append(weakref.ref(waiting))
+        waiting = self._in_answer_dtype(plain[0] if plain else blank()).clone()
+        self._waiting.append((condition, weakref.ref(waiting)))
         return waiting
 
-    def _hand_on(self, guided_prediction: Tensor) -> None:
-        for reference in self._waiting:
+    def _exchanged(self, blank: Callable[[], Tensor]) -> dict[str, Tensor]:
+        """The predictions of all branches, each from the rank that ran it."""
+        if self._group.size == 1:
+            return self._predictions
+        exchanged = {}
+        for name, rank in self._ranks.items():
+            own = self._predictions[name] if rank == self._group.rank else blank()
+            assert own.shape == blank().shape
+            exchanged[name] = self._group.broadcast(upcast(own), rank)
+        return exchanged
+
+    def _combined(self, predictions: dict[str, Tensor]) -> dict[Condition, Tensor]:
+        """What the pipeline gets for each condition: the guided prediction, or without a rule its own."""
+        require_effect(self.plan.branches, predictions)
+        if self.plan.rule is None:
+            return {
+                branch.condition: self._in_answer_dtype(predictions[name])
+                for name, branch in self.plan.branches.items()
+            }
+        guided_prediction = self.plan.rule(**predictions)
+        if self._keep_dtype:
+            guided_prediction = guided_prediction.to(next(iter(predictions.values())).dtype)
+        return {condition: guided_prediction for call in self._calls for condition in call}
+
+    def _in_answer_dtype(self, prediction: Tensor) -> Tensor:
+        return prediction if self._keep_dtype else upcast(prediction)
+
+    def _hand_on(self) -> None:
+        for condition, reference in self._waiting:
             earlier = reference()
             if earlier is None:
                 raise GuidanceError(
                     "the pipeline copies one prediction before it asks for the next, so that guidance over "
                     "both cannot reach it; this version of diffusers is not supported"
                 )
-            earlier.copy_(guided_prediction)
+            earlier.copy_(self._results[condition])
 
 
 class _Session:
     """Guides the calls of one pipeline, and knows where they stand."""
 
-    def __init__(self, pipe: Any, adapter: ModelAdapter, guidance: Guidance, report: GuidanceReport) -> None:
+    def __init__(
+        self, pipe: Any, adapter: ModelAdapter, guidance: Guidance, report: GuidanceReport, mesh: Mesh
+    ) -> None:
         self._pipe = pipe
         self._adapter = adapter
         self._guidance = guidance
         self._report = report
+        self._mesh = mesh
         self._call: Mapping[str, Any] | None = None
         self._memory: dict[str, Tensor] = {}
         self._open: _OpenStep | None = None
@@ -168,26 +233,28 @@ class _Session:
 
         `call` is the denoiser's own; `as_made` repeats the pipeline's call.
         """
-        _check_denoiser(denoiser, self._guidance)
+        _check_denoiser(denoiser, intervenes=runner.intervenes or self._mesh.branch.size > 1)
         arguments = dict(bound.arguments)
-        current = self._current_step(denoiser, arguments)
+        sample = arguments[self._adapter.sample_argument]
+        current = self._current_step(denoiser, runner, arguments)
         conditions = current.conditions
-        if current.plan.rule is None:
-            output = as_made()
-            rows = len(arguments[self._adapter.sample_argument])
-            current.answered([PassRecord(conditions, rows, 0, ())])
+        if current.as_made:
+            output = runner.run_plain(as_made, arguments)
+            current.answered([PassRecord(conditions, len(sample), 0, ())])
         else:
             return_dict = arguments.pop("return_dict", True)
-            branches = {name: b for name, b in current.plan.branches.items() if b.condition in conditions}
-            left_out = set(conditions) - {branch.condition for branch in branches.values()}
+            branches = current.own_branches
+            left_out = set(conditions) - {branch.condition for branch in current.plan.branches.values()}
             if left_out and _has_step_cache(denoiser):
                 raise GuidanceError(
                     f"a step cache is enabled on the denoiser and would miss step {current.step.index}, "
                     f"where {type(self._guidance).__name__} runs no {left_out.pop()} branch; call its "
                     f"disable_cache() first"
                 )
-            predictions, records = runner.run(call, arguments, branches, conditions)
-            answer = current.answer(predictions)
+            predictions, records = runner.run(call, arguments, branches, conditions) if branches else ({}, [])
+            shape = self._adapter.prediction_shape(denoiser, sample[: len(sample) // len(conditions)])
+            blank = partial(torch.zeros, shape, dtype=denoiser.dtype, device=sample.device)
+            answer = current.answer(predictions, blank)
             current.answered(records)
             output = self._adapter.wrap_output(answer) if return_dict else (answer,)
         if current.complete:
@@ -197,7 +264,9 @@ class _Session:
             )
         return output
 
-    def _current_step(self, denoiser: nn.Module, arguments: Mapping[str, Any]) -> _OpenStep:
+    def _current_step(
+        self, denoiser: nn.Module, runner: BranchRunner, arguments: Mapping[str, Any]
+    ) -> _OpenStep:
         """The step that a denoiser call belongs to, begun with its first call."""
         call = self._call
         if call is None:
@@ -211,6 +280,7 @@ class _Session:
                     f"supported"
                 )
             return self._open
+        self._require_same_sample(position.index, arguments[self._adapter.sample_argument])
         calls = self._adapter.calls(self._pipe, call)
         conditions = {condition for one in calls for condition in one}
         scale = self._adapter.pipeline_scale(self._pipe, call, denoiser) if "uncond" in conditions else 1.0
@@ -218,8 +288,25 @@ class _Session:
         plan = self._guidance.plan(step)
         self._check_plan(plan, conditions, call)
         keep_dtype = self._adapter.latents_take_prediction_dtype
-        self._open = _OpenStep(step, plan, calls, keep_dtype=keep_dtype)
+        branch = self._mesh.branch
+        every = tuple(condition for one in calls for condition in one)
+        ranks = assign_branches(runner, plan.branches, every, branch.size)
+        self._open = _OpenStep(step, plan, calls, ranks, branch, keep_dtype=keep_dtype)
         return self._open
+
+    def _require_same_sample(self, index: int, sample: Tensor) -> None:
+        """Ranks that sample apart from each other would mix parts of different clips."""
+        clip = self._mesh.clip
+        if clip.size == 1:
+            return
+        mark = torch.stack([sample.double().sum(), sample.double().square().sum()])
+        marks = clip.gather(mark, [mark.shape] * clip.size)
+        for rank, other in enumerate(marks):
+            if not torch.equal(other, marks[0]):
+                raise GuidanceError(
+                    f"rank {rank} holds other latents than rank 0 at step {index}; give the pipeline the "
+                    f"same arguments on every rank, and a generator if its scheduler draws noise"
+                )
 
     def _check_plan(self, plan: StepPlan, conditions: set[Condition], call: Mapping[str, Any]) -> None:
         name = type(self._guidance).__name__
@@ -236,8 +323,8 @@ class _Session:
             )
 
 
-def _check_denoiser(denoiser: nn.Module, guidance: Guidance) -> None:
-    if not guidance.blocks_used:
+def _check_denoiser(denoiser: nn.Module, *, intervenes: bool) -> None:
+    if not intervenes:
         return
     if isinstance(denoiser, OptimizedModule) or denoiser._compiled_call_impl is not None:
         raise GuidanceError(

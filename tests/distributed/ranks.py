@@ -6,6 +6,7 @@ import os
 import tempfile
 import traceback
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,10 @@ class Ranks:
 
     def __init__(self, size: int) -> None:
         self.size = size
+        self._start()
+
+    def _start(self) -> None:
+        size = self.size
         self._folder = tempfile.TemporaryDirectory()
         store = Path(self._folder.name) / "store"
         context = multiprocessing.get_context("spawn")
@@ -39,13 +44,14 @@ class Ranks:
             pipe.send((function, args))
         results, failures = [], []
         for rank, pipe in enumerate(self._pipes):
-            if not pipe.poll(timeout):
-                raise RankError(f"rank {rank} did not answer within {timeout} s; {failures}")
-            ok, value = pipe.recv()
+            answered = pipe.poll(1 if failures else timeout)
+            ok, value = pipe.recv() if answered else (False, f"no answer within {timeout} s")
             results.append(value)
             if not ok:
                 failures.append(f"rank {rank}: {value}")
         if failures:
+            self.close()  # a rank may still wait for one that failed
+            self._start()
             raise RankError("\n".join(failures))
         return results
 
@@ -54,7 +60,7 @@ class Ranks:
         for pipe in self._pipes:
             pipe.send(None)
         for process in self._processes:
-            process.join(timeout=20)
+            process.join(timeout=3)
             if process.is_alive():
                 process.kill()
         self._folder.cleanup()
@@ -63,7 +69,13 @@ class Ranks:
 def _serve(rank: int, size: int, store: str, pipe: Any) -> None:
     os.environ["HF_HUB_OFFLINE"] = "1"
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=size)
+    torch.distributed.init_process_group(
+        "gloo",
+        init_method=f"file://{store}",
+        rank=rank,
+        world_size=size,
+        timeout=timedelta(seconds=120),
+    )
     while (task := pipe.recv()) is not None:
         function, args = task
         try:

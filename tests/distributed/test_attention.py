@@ -14,7 +14,7 @@ from oseg_video.guidance.queries import oseg_queries
 from oseg_video.parallel.attention import attention_with_log_sum, sequence_attention
 from oseg_video.parallel.degrees import Degrees
 from oseg_video.parallel.mesh import Mesh
-from oseg_video.parallel.sequence import over_heads
+from oseg_video.parallel.sequence import SpreadSequence
 from oseg_video.types import TokenGrid
 
 from .ranks import Ranks
@@ -32,13 +32,13 @@ def tensors(length: int, heads: int, text: int, dtype: torch.dtype) -> list[torc
 
 
 def _attend(degrees: Degrees, length: int, heads: int, first: int, last: int, masked: bool) -> list[Any]:
-    sequence = mesh(degrees).sequence
-    shard = sequence.shard(length)
+    spread = SpreadSequence(mesh(degrees).sequence, length, text_first=first)
+    shard = spread.shard
     columns = [*range(first), *range(first + shard.start, first + shard.stop)]
     columns += range(first + length, first + length + last)
     local = [x[:, :, columns] for x in tensors(length, heads, first + last, torch.float64)]
     mask = text_mask(length, first, last) if masked else None
-    mixed = sequence_attention(*local, mask, sequence=sequence, length=length, text_first=first)
+    mixed = sequence_attention(*local, mask, spread=spread)
     return [columns, mixed]
 
 
@@ -78,14 +78,14 @@ GRID = TokenGrid(3, 2, 3)
 
 
 def _transform(degrees: Degrees, heads: int, reference: str) -> list[Any]:
-    sequence = mesh(degrees).sequence
-    shard = sequence.shard(GRID.tokens)
+    spread = SpreadSequence(mesh(degrees).sequence, GRID.tokens)
+    shard = spread.shard
     query, key, _ = (shard.take(x, 2) for x in tensors(GRID.tokens, heads, 0, torch.float64))
 
     def change(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
         return oseg_queries(query, key, GRID, blur_sigma=1.5, reference=reference)
 
-    return [shard, over_heads(sequence, GRID.tokens, change, query, key)]
+    return [shard, spread.over_heads(change, query, key)]
 
 
 @pytest.mark.parametrize("degrees", [Degrees(ulysses=2, ring=2), Degrees(ring=4)])
