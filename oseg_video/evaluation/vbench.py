@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 CUSTOM, STANDARD = "vbench", "vbench_standard"
 _FLICKERING = "temporal_flickering"
+_FEW = 10
+"""Clips or prompts, up to which a run is its own rehearsal."""
 
 
 class _VBenchMetric:
@@ -88,14 +90,15 @@ class _VBenchMetric:
         return scores
 
     def _run(self, jobs: Sequence[Job], *, quiet: bool) -> Tallies:
-        """All jobs, after one prompt or clip of every dimension.
+        """All jobs; where that takes long, after one clip or prompt of every dimension.
 
-        The short run first fetches the weights, in one process, and finds what fails before the long one.
+        The trial fetches the weights, which several processes must not do at once, and finds the dimension
+        that would fail after hours.
         """
-        several = len(jobs) > 1 or len(self.machine.gpus) > 1
-        if several and any(len(job.groups) > 1 for job in jobs):
+        longest = max(len(job.groups) for job in jobs)
+        if longest > 1 and (len(self.machine.gpus) > 1 or (len(jobs) > 1 and longest > _FEW)):
             first = {job.dimension: Job(job.name, job.dimension, job.groups[:1]) for job in reversed(jobs)}
-            run_jobs(self.machine, list(first.values()), quiet=True)
+            run_jobs(self.machine, list(first.values()), quiet=quiet, title="VBench trial")
         return run_jobs(self.machine, jobs, quiet=quiet)
 
     def _observations(self, clips: Sequence[ClipFile], jobs: Sequence[Job], tallies: Tallies) -> Observations:
@@ -110,9 +113,7 @@ class _VBenchMetric:
                     rows[clip.name][column : column + 2] = found
                 elif job.dimension != "color":  # which has a value only where the object is found
                     skipped[clip.name] = f"VBench's {job.dimension} gave no value"
-        seen = tuple(clip for clip in clips if clip.name not in skipped)
-        table = torch.tensor([rows[clip.name] for clip in seen], dtype=torch.float64)
-        return Observations(seen, table, skipped)
+        return Observations(tuple(clips), torch.tensor(list(rows.values()), dtype=torch.float64), skipped)
 
 
 class CustomVBench(_VBenchMetric):

@@ -28,8 +28,8 @@ def check_files(clips: Sequence[ClipFile], dimensions: Sequence[str]) -> list[st
         needed = 3 if dimension == "motion_smoothness" else 2
         if short := [clip for clip in clips if clip.frames < needed]:
             raise VBenchError(
-                f"VBench's {dimension} needs {needed} frames; {_counted(short)} have fewer: "
-                f"{short[0].name} has {short[0].frames}"
+                f"VBench's {dimension} needs {needed} frames; {len(short)} of {len(clips)} clips have fewer, "
+                f"first {short[0].name} with {short[0].frames}"
             )
     if "dynamic_degree" in dimensions:
         _check_sampled(clips)
@@ -56,8 +56,8 @@ def _long(clips: Sequence[ClipFile]) -> list[str]:
         return []
     seconds = long[0].frames / (long[0].fps or 1)
     return [
-        f"{_counted(long)} last {LONG_SECONDS:g} s or longer ({long[0].name}: {seconds:.1f} s); VBench has "
-        "VBench-Long for those, and its scores do not compare with these"
+        f"{len(long)} of {len(clips)} clips last {LONG_SECONDS:g} s or longer, first {long[0].name} with "
+        f"{seconds:.1f} s; VBench has VBench-Long for those, whose scores do not compare with these"
     ]
 
 
@@ -124,7 +124,3 @@ def listed(names: Sequence[str], limit: int = 3) -> str:
     """The first names, and how many more there are."""
     shown = ", ".join(names[:limit])
     return f"{shown} and {len(names) - limit} more" if len(names) > limit else shown
-
-
-def _counted(clips: Sequence[ClipFile]) -> str:
-    return f"{len(clips)} clip{'s' * (len(clips) > 1)}"

@@ -92,11 +92,10 @@ def set_up(
     folder = (where.expanduser() if where else _noted_folder() or default_folder()).absolute()
     environment = Environment(folder)
     wanted = {"complete": True, "requirements": _requirements_sha256()}
+    base = _interpreter(python)
+    _check_folder(folder)
     with _alone_in(folder):
-        record = _read_json(folder / _RECORD)
-        if record != wanted or not environment.python.exists():
-            base = _interpreter(python)
-            _check_folder(folder, record)
+        if _read_json(folder / _RECORD) != wanted or not environment.python.exists():
             _write_json(folder / _RECORD, {**wanted, "complete": False})
             _write_json(_note(), {"folder": str(folder)})
             say(f"1/3 virtual environment in {folder}")
@@ -157,22 +156,30 @@ def _interpreter(python: Path | None) -> Path:
 
 
 def _version_of(python: str) -> str:
-    code = "import sys, venv, ensurepip; print('%d.%d' % sys.version_info[:2])"
+    code = "import sys; print('%d.%d' % sys.version_info[:2]); import venv, ensurepip"
     try:
         done = subprocess.run([python, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return "no Python"
-    missing = "a Python without venv and ensurepip (Debian: the package python3.11-venv)"
-    return done.stdout.strip() if done.returncode == 0 else missing
+    if done.returncode and done.stdout:
+        return f"{done.stdout.strip()} without venv (Debian has it in python{_PYTHON}-venv)"
+    return done.stdout.strip() or "no Python"
 
 
-def _check_folder(folder: Path, record: dict[str, Any]) -> None:
-    strangers = [path.name for path in folder.iterdir() if path.name != _LOCK]
-    if strangers and not record:
+def _check_folder(folder: Path) -> None:
+    """Whether it is ours or empty, and has room."""
+    try:
+        inside = [path.name for path in folder.iterdir()] if folder.exists() else []
+    except OSError as error:
+        raise VBenchError(f"cannot use {folder}: {error.strerror}") from None
+    if _RECORD in inside:
+        return
+    if strangers := [name for name in inside if name != _LOCK]:
         raise VBenchError(f"{folder} holds other things ({strangers[0]}); give --where an empty folder")
-    free = shutil.disk_usage(folder).free / 1e9
-    if not record and free < _DISK_GB:
-        raise VBenchError(f"{folder} has {free:.1f} GB free; VBench's packages need {_DISK_GB}")
+    nearest = next(path for path in (folder, *folder.parents) if path.exists())
+    free = shutil.disk_usage(nearest).free / 1e9
+    if free < _DISK_GB:
+        raise VBenchError(f"{nearest} has {free:.1f} GB free; VBench's packages need {_DISK_GB}")
 
 
 @contextlib.contextmanager
@@ -203,7 +210,8 @@ def _mend(environment: Environment, *, quiet: bool) -> None:
         if not broken:
             return
         if attempt == 1:
-            _pip(environment, "--no-build-isolation", "--no-deps", "--force-reinstall", *broken, quiet=quiet)
+            # Not --force-reinstall: pip cannot uninstall a package whose list of files is missing.
+            _pip(environment, "--no-build-isolation", "--no-deps", "--ignore-installed", *broken, quiet=quiet)
     raise VBenchError(
         f"packages in {environment.folder} stay incomplete: {', '.join(broken)}; delete the folder"
     )

@@ -38,7 +38,7 @@ class Machine:
         return [{"device": self.device, "gpu": gpu} for gpu in self.gpus[:count]]
 
 
-def run_jobs(machine: Machine, jobs: Sequence[Job], *, quiet: bool) -> Tallies:
+def run_jobs(machine: Machine, jobs: Sequence[Job], *, quiet: bool, title: str = "VBench") -> Tallies:
     """Run the jobs one after the other, each spread over all processes. Raises VBenchError.
 
     A clip that VBench gave no value for is missing in the result.
@@ -55,17 +55,16 @@ def run_jobs(machine: Machine, jobs: Sequence[Job], *, quiet: bool) -> Tallies:
             request["jobs"] = [
                 part.lay_out(folder / str(place)) for place, part in enumerate(shares[-1].values())
             ]
-        with _Bar("VBench", sum(len(job.clips) for job in jobs), quiet) as bar:
+        with _Bar(title, sum(len(job.clips) for job in jobs), quiet) as bar:
 
             def on_event(number: int, event: Event) -> None:
-                part = shares[number].get(event.get("job", ""))
-                if event["event"] == "started":
-                    bar.start(
-                        number, f"VBench {part.dimension}" if part else "", len(part.clips) if part else 0
-                    )
-                elif event["event"] == "progress":
+                if event["event"] == "progress":
                     bar.move(number, event["done"] / event["total"])
-                elif part is not None:
+                    return
+                part = shares[number][event["job"]]
+                if event["event"] == "started":
+                    bar.start(number, f"{title} {part.dimension}", len(part.clips))
+                else:
                     tallies[part.name].update(_read(part, event))
                     bar.move(number, 1)
 

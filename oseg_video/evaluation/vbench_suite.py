@@ -78,7 +78,7 @@ def check_complete(suite: Suite, found: Mapping[str, Sequence[ClipFile]], dimens
     one = short[0]
     lines = (
         f"VBench's standard suite needs {SAMPLES} clips of each of the {len(prompts)} prompts of "
-        f"{listed(dimensions)}; {missing} clips of {len(short)} prompts are missing, first "
+        f"{listed(dimensions)}; {missing} clips are missing (prompts with too few: {len(short)}), first "
         f"{one + '-' + str(len(found[one])) + '.mp4'!r}"
     )
     twins = _differ_by_case(prompts)

@@ -1,0 +1,366 @@
+"""The bridge to VBench's interpreter, with a stand-in for the package in an interpreter of its own.
+
+`test_vbench_real.py` does the same with the real package.
+"""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from oseg_video.evaluation.base import MetricOptions, build_metrics
+from oseg_video.evaluation.clips import ClipFile
+from oseg_video.evaluation.vbench_process import ask
+from oseg_video.evaluation.vbench_scores import DIMENSIONS, normalise, total
+from oseg_video.types import OsegVideoError
+from tests.fake_vbench import FLICKERING, SUITE, build_environment
+
+
+@pytest.fixture(scope="module")
+def data_home(tmp_path_factory):
+    home = tmp_path_factory.mktemp("data")
+    build_environment(home)
+    return home
+
+
+@pytest.fixture(autouse=True)
+def environment(data_home, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_DATA_HOME", str(data_home))
+    monkeypatch.setenv("VBENCH_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("FAKE_LOG", str(tmp_path / "calls.jsonl"))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    for name in ("FAKE_VBENCH", "FAKE_GPUS", "CUDA_VISIBLE_DEVICES"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def calls(tmp_path):
+    """What the stand-in was called with, one entry per call."""
+
+    def read():
+        path = tmp_path / "calls.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    return read
+
+
+def make_clip(folder, name, content=None, *, prompt=None, seed=None, method="cfg"):
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content or f"{method} {name} {seed}")
+    frames = path.stat().st_size % 8 + 3  # as the stand-in sees it
+    facts = {"height": 64, "width": 64, "fps": 8.0, "frames": frames, "start": prompt or name}
+    return ClipFile(path=path, name=name, method=method, prompt=prompt, seed=seed, **facts)
+
+
+def make_clips(tmp_path, count=7, **options):
+    return [make_clip(tmp_path / "clips", f"{n}{'x' * n}.mp4", **options) for n in range(count)]
+
+
+def score(dimension, clip):
+    digest = hashlib.sha256(dimension.encode() + clip.path.read_bytes()).hexdigest()
+    return int(digest[:8], 16) / 2**32
+
+
+def metric_of(*names, **options):
+    (metric,) = build_metrics(names, MetricOptions(**options))
+    return metric
+
+
+def values_of(metric, seen):
+    every = torch.arange(len(seen.clips))
+    return {figure.name: metric.value(figure.name, seen.rows, every) for figure in metric.figures}
+
+
+def mean(values):
+    return sum(values) / len(values)
+
+
+def test_own_clips_are_averaged_as_vbench_does(tmp_path, calls):
+    clips = make_clips(tmp_path)
+    metric = metric_of("vbench:imaging_quality", "vbench:subject_consistency", "vbench:dynamic_degree")
+    assert metric.check(clips) == []
+    seen = metric.observe(clips, quiet=True)
+    imaging = [score("imaging_quality", clip) for clip in clips]
+    pairs = [clip.frames - 1 for clip in clips]
+    weighted = [score("subject_consistency", c) * n for c, n in zip(clips, pairs, strict=True)]
+    assert values_of(metric, seen) == pytest.approx(
+        {
+            "vbench:subject_consistency": sum(weighted) / sum(pairs),
+            "vbench:dynamic_degree": mean([score("dynamic_degree", clip) > 0.5 for clip in clips]),
+            "vbench:imaging_quality": mean(imaging),
+        }
+    )
+    assert len(set(pairs)) > 1, "the clips must differ in length for the weights to show"
+    assert metric.per_clip("vbench:imaging_quality", seen.rows).tolist() == pytest.approx(imaging)
+    figure = next(f for f in metric.figures if f.name == "vbench:imaging_quality")
+    assert figure.protocol["mode"] == "custom_input" and figure.versions["python"] == sys.version.split()[0]
+    assert {call["mode"] for call in calls()} == {"custom_input"}
+    assert not list(tmp_path.glob("oseg-video-*")), "logs and links are removed"
+
+
+def test_values_follow_from_any_choice_of_rows(tmp_path):
+    clips = make_clips(tmp_path)
+    metric = metric_of("vbench:background_consistency")
+    seen = metric.observe(clips, quiet=True)
+    some = torch.tensor([4, 0, 0])
+    weights = [clips[i].frames - 1 for i in some]
+    parts = [score("background_consistency", clips[i]) * w for i, w in zip(some, weights, strict=True)]
+    value = metric.value("vbench:background_consistency", seen.rows, some)
+    assert value == pytest.approx(sum(parts) / sum(weights))
+
+
+def test_prompts_reach_vbench_whatever_the_files_are_called(tmp_path, calls):
+    prompts = ['a/b: "c" *?<>|\'\n$(touch x)', "é" * 300]
+    clips = [make_clip(tmp_path / "clips", f"{n}.mp4", prompt=prompt) for n, prompt in enumerate(prompts)]
+    metric_of("vbench:overall_consistency").observe(clips, quiet=True)
+    assert sorted(entry["prompt_en"] for call in calls() for entry in call["info"]) == sorted(prompts)
+
+
+def test_human_action_reads_its_label_from_the_name_that_it_is_given(tmp_path, calls):
+    clips = [make_clip(tmp_path / "clips", f"{n}.mp4", prompt="A person is riding a bike") for n in "ab"]
+    metric = metric_of("vbench:human_action")
+    metric.check(clips)
+    metric.observe(clips, quiet=True)
+    names = [Path(path).name for call in calls() for entry in call["info"] for path in entry["video_list"]]
+    # VBench's own rule, from its source.
+    labels = {name.lower().split("-")[0].split("person is ")[-1].split("_")[0] for name in names}
+    assert labels == {"riding a bike"} and len(names) == 2
+    with pytest.raises(OsegVideoError, match="'A person is thinking'"):
+        metric.check([make_clip(tmp_path / "clips", "c.mp4", prompt="A person is thinking")])
+
+
+def test_gpus_share_the_clips(tmp_path, calls, monkeypatch):
+    monkeypatch.setenv("FAKE_GPUS", "3")
+    clips = make_clips(tmp_path)
+    names = ("vbench:imaging_quality", "vbench:background_consistency")
+    alone = metric_of(*names)
+    together = metric_of(*names, device="cuda")
+    expected = values_of(alone, alone.observe(clips, quiet=True))
+    (tmp_path / "calls.jsonl").unlink()
+    assert values_of(together, together.observe(clips, quiet=True)) == pytest.approx(expected)
+    rehearsal = calls()[:2]
+    assert [len(call["info"]) for call in rehearsal] == [1, 1], "one clip of each dimension comes first"
+    shares = [(c["gpu"], len(c["info"])) for c in calls()[2:] if c["dimensions"] == ["imaging_quality"]]
+    assert sorted(shares) == [("0", 3), ("1", 2), ("2", 2)]
+    assert {call["device"] for call in calls()} == {"cuda"}
+
+
+def test_one_gpu_among_those_that_are_visible(tmp_path, calls, monkeypatch):
+    monkeypatch.setenv("FAKE_GPUS", "2")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,GPU-7")
+    metric_of("vbench:imaging_quality", device="cuda:1").observe(make_clips(tmp_path), quiet=True)
+    assert {call["gpu"] for call in calls()} == {"GPU-7"}
+
+
+@pytest.mark.parametrize("device", ["cuda", "cuda:0", "mps"])
+def test_a_device_that_is_not_there(device):
+    with pytest.raises(OsegVideoError, match=f"not on '{device}'; its interpreter sees no GPU"):
+        metric_of("vbench:imaging_quality", device=device)
+
+
+def test_a_dimension_without_its_package_is_named_with_the_reason(monkeypatch):
+    monkeypatch.setenv("FAKE_VBENCH", "import:imaging_quality")
+    with pytest.raises(
+        OsegVideoError, match=r"run imaging_quality: ModuleNotFoundError: No module .*detectron2"
+    ):
+        metric_of("vbench:imaging_quality", "vbench:aesthetic_quality")
+    metric_of("vbench:aesthetic_quality")
+
+
+@pytest.mark.parametrize(
+    ("fault", "line"),
+    [
+        (
+            "broken",
+            r"imaging_quality failed: RuntimeError: PytorchStreamReader .*archive \(a weights file may",
+        ),
+        ("crash", r"process was ended by signal 9 \(9: often too little memory\)"),
+        ("drift", r"imaging_quality is 0\.123, but the values of its clips give"),
+    ],
+)
+def test_failures_are_one_line_with_the_log(tmp_path, monkeypatch, fault, line):
+    monkeypatch.setenv("FAKE_VBENCH", f"{fault}:imaging_quality")
+    metric = metric_of("vbench:imaging_quality")
+    with pytest.raises(OsegVideoError, match=line) as failed:
+        metric.observe(make_clips(tmp_path, 2), quiet=True)
+    logs = Path(str(failed.value).rsplit("printed: ", 1)[1].rstrip(")"))
+    assert "\n" not in str(failed.value) and (logs / "0.txt").exists()
+    if fault == "broken":
+        assert "Traceback" in (logs / "0.txt").read_text()
+
+
+def test_weights_that_cannot_be_fetched(tmp_path, monkeypatch):
+    monkeypatch.setenv("FAKE_VBENCH", "fetch:imaging_quality")
+    monkeypatch.setenv("FAKE_URL", (tmp_path / "nowhere" / "w.pth").as_uri())
+    metric = metric_of("vbench:imaging_quality")
+    with pytest.raises(OsegVideoError) as failed:
+        metric.observe(make_clips(tmp_path, 1), quiet=True)
+    path = tmp_path / "cache" / "weights" / "w.pth"
+    assert f"put the file at {path}" in str(failed.value) and "fetched from file://" in str(failed.value)
+    assert not list(path.parent.iterdir()), "no file that would pass for whole weights"
+
+
+def test_weights_are_fetched_once_and_whole(tmp_path, monkeypatch):
+    source = tmp_path / "w.pth"
+    source.write_text("weights")
+    monkeypatch.setenv("FAKE_VBENCH", "fetch:imaging_quality")
+    monkeypatch.setenv("FAKE_URL", source.as_uri())
+    monkeypatch.setenv("FAKE_GPUS", "2")
+    metric_of("vbench:imaging_quality", device="cuda").observe(make_clips(tmp_path, 4), quiet=True)
+    assert [path.name for path in (tmp_path / "cache" / "weights").iterdir()] == ["w.pth"]
+    assert (tmp_path / "cache" / "weights" / "w.pth").read_text() == "weights"
+
+
+def test_a_clip_that_vbench_leaves_out_in_silence_is_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("FAKE_VBENCH", "lose:temporal_flickering")
+    clips = make_clips(tmp_path)
+    lost = {clip.name for clip in clips if score("temporal_flickering", clip) < 0.5}
+    metric = metric_of("vbench:temporal_flickering", "vbench:imaging_quality")
+    seen = metric.observe(clips, quiet=True)
+    assert set(seen.skipped) == lost and 0 < len(lost) < len(clips)
+    kept = [score("temporal_flickering", clip) for clip in clips if clip.name not in lost]
+    values = values_of(metric, seen)
+    assert values["vbench:temporal_flickering"] == pytest.approx(mean(kept))
+    assert values["vbench:imaging_quality"] == pytest.approx(
+        mean([score("imaging_quality", c) for c in clips])
+    )
+
+
+def make_suite(folder, *, method="cfg", flickering=5, static=()):
+    """Five clips of every prompt, named as VBench wants them, and as many as asked of the flickering one."""
+    clips = []
+    for entry in SUITE:
+        prompt = entry["prompt_en"]
+        for number in range(flickering if prompt == FLICKERING else 5):
+            still = prompt == FLICKERING and number in static
+            content = f"{method} {prompt} {number}" + " static" * still
+            clips.append(make_clip(folder, f"{prompt}-{number}.mp4", content, method=method))
+    return clips
+
+
+def of(dimension, clips):
+    prompts = [entry["prompt_en"] for entry in SUITE if dimension in entry["dimension"]]
+    return [clip for clip in clips if clip.path.stem.rsplit("-", 1)[0] in prompts]
+
+
+def test_the_standard_suite_has_all_dimensions_and_totals(tmp_path, calls):
+    clips = make_suite(tmp_path / "suite")
+    metric = metric_of("vbench_standard")
+    (warning,) = metric.check(clips)
+    assert "static filter" in warning
+    seen = metric.observe(clips, quiet=True)
+    values = values_of(metric, seen)
+    assert list(values) == [
+        f"vbench_standard:{name}" for name in (*DIMENSIONS, "quality", "semantic", "total")
+    ]
+    for dimension in ("imaging_quality", "overall_consistency", "temporal_flickering"):
+        expected = mean([score(dimension, clip) for clip in of(dimension, clips)])
+        assert values[f"vbench_standard:{dimension}"] == pytest.approx(expected)
+    found = [value for clip in of("color", clips) if (value := score("color", clip)) >= 0.5]
+    assert values["vbench_standard:color"] == pytest.approx(mean(found)) and len(found) < 5
+    scores = {dimension: values[f"vbench_standard:{dimension}"] for dimension in DIMENSIONS}
+    assert values["vbench_standard:total"] == pytest.approx(total("total", scores))
+    details = metric.details("vbench_standard:scene", seen.rows, torch.arange(len(clips)))
+    assert details["normalised"] == pytest.approx({"scene": normalise("scene", scores["scene"])})
+    assert details["clips"] == {"scene": 5}
+    per_clip = metric.per_clip("vbench_standard:imaging_quality", seen.rows)
+    assert per_clip.isfinite().sum() == 5, "one of the prompts has this dimension"
+    assert {call["mode"] for call in calls()} == {"vbench_standard"}
+
+
+def test_clips_of_the_suite_by_manifest_and_of_two_methods(tmp_path):
+    clips = []
+    for method in ("cfg", "oseg"):
+        for place, entry in enumerate(SUITE):
+            for seed in range(5):
+                facts = {"prompt": entry["prompt_en"], "seed": seed, "method": method}
+                clips.append(make_clip(tmp_path, f"{method}/p{place}-{seed}.mp4", **facts))
+    # One clip too many of a prompt: VBench never looks at a sixth.
+    clips.append(make_clip(tmp_path, "late.mp4", prompt="alley", seed=5, method="cfg"))
+    metric = metric_of("vbench_standard:background_consistency")
+    seen = metric.observe(clips, quiet=True)
+    assert len(seen.clips) == 10 and "late.mp4" not in {clip.name for clip in seen.clips}
+    for method in ("cfg", "oseg"):
+        index = torch.tensor([i for i, clip in enumerate(seen.clips) if clip.method == method])
+        mine = [clip for clip in clips if clip.method == method and clip.prompt == "alley"][:5]
+        weights = [clip.frames - 1 for clip in mine]
+        sums = [score("background_consistency", c) * w for c, w in zip(mine, weights, strict=True)]
+        value = metric.value("vbench_standard:background_consistency", seen.rows, index)
+        assert value == pytest.approx(sum(sums) / sum(weights))
+
+
+def test_the_static_filter_keeps_the_first_five_static_clips(tmp_path, calls, monkeypatch):
+    clips = make_suite(tmp_path / "suite", flickering=25, static=(1, 2, 10, 11, 12, 20, 3))
+    metric = metric_of("vbench_standard:temporal_flickering")
+    assert metric.check(clips) == []
+    seen = metric.observe(clips, quiet=True)
+    # As text: 1, 10, 11, 12, 2, 20, 3.
+    kept = {clip.path.stem.rsplit("-", 1)[1] for clip in seen.clips}
+    assert kept == {"1", "10", "11", "12", "2"}
+    value = values_of(metric, seen)["vbench_standard:temporal_flickering"]
+    assert value == pytest.approx(mean([score("temporal_flickering", clip) for clip in seen.clips]))
+
+
+def test_an_incomplete_suite_is_refused_before_any_work(tmp_path, calls):
+    clips = [clip for clip in make_suite(tmp_path / "suite") if clip.name != "alley-4.mp4"]
+    with pytest.raises(OsegVideoError, match=r"1 clips are missing .* first 'alley-4\.mp4'"):
+        metric_of("vbench_standard").check(clips)
+    metric_of("vbench_standard:imaging_quality").check(clips)
+    assert calls() == []
+
+
+def test_the_refused_six_of_custom_input():
+    with pytest.raises(OsegVideoError, match="only for the prompts of its standard suite"):
+        metric_of("vbench:scene")
+
+
+def test_without_an_environment(monkeypatch, tmp_path, data_home):
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "elsewhere"))
+    with pytest.raises(OsegVideoError, match=r"VBench is not set up; `oseg-video vbench setup`"):
+        metric_of("vbench:imaging_quality")
+
+
+def test_interrupting_ends_vbench_too(tmp_path, data_home):
+    clips = make_clips(tmp_path, 1)
+    code = f"""
+from pathlib import Path
+from oseg_video.evaluation.base import MetricOptions, build_metrics
+from oseg_video.evaluation.clips import ClipFile
+(metric,) = build_metrics(["vbench:imaging_quality"], MetricOptions())
+clip = ClipFile(path=Path({str(clips[0].path)!r}), name="a", frames=2, height=8, width=8, fps=8.0,
+                method="m", prompt=None, seed=None, start="a")
+metric.observe([clip], quiet=True)
+"""
+    variables = {**os.environ, "FAKE_VBENCH": "hang:imaging_quality"}
+    process = subprocess.Popen([sys.executable, "-c", code], env=variables, stderr=subprocess.DEVNULL)
+    note = tmp_path / "calls.jsonl"
+    try:
+        _wait(lambda: note.exists() and note.read_text())
+        process.send_signal(signal.SIGKILL)  # the hardest way: nothing of ours can clean up
+        process.wait()
+        _wait(lambda: not Path(f"/proc/{note.read_text()}").exists())
+    finally:
+        process.kill()
+
+
+def _wait(condition):
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline, "gave up waiting"
+        time.sleep(0.05)
+
+
+def test_describe_names_the_package_and_its_files(data_home):
+    from oseg_video.evaluation.vbench_environment import find_environment
+
+    about = ask(find_environment(), {"task": "describe", "dimensions": list(DIMENSIONS)})
+    assert about["failures"] == {} and json.loads(Path(about["suite"]).read_text()) == SUITE
