@@ -6,7 +6,7 @@ import contextlib
 import datetime
 import tempfile
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
 
@@ -38,19 +38,14 @@ class Bucket(Store):
         self._sizes: dict[str, int] = {}
         self._seen: dict[str, int] = {}
 
-    def listing(self) -> Mapping[str, Stat]:
+    def listing(self, names: Iterable[str] | None = None) -> dict[str, Stat]:
+        sizes: dict[str, int] = {}
         with self._naming("read"):
-            sizes: dict[str, int] = {}
-            for path, size in self._find():
-                name = path.split("/")[0]  # files of a folder of pictures count together
-                sizes[name] = sizes.get(name, 0) + size
-        return {name: Stat(size, None) for name, size in sizes.items() if name != WORK}
-
-    def stat(self, name: str) -> Stat | None:
-        with self._naming("read"):
-            if not self._files.exists(self._path(name)):
-                return None
-            return Stat(int(self._files.du(self._path(name))), None)
+            for below in ("",) if names is None else names:
+                for path, size in self._find(below):
+                    name = path.split("/")[0]  # files of a folder of pictures count together
+                    sizes[name] = sizes.get(name, 0) + size
+        return {name: Stat(size, None) for name, size in sizes.items()}
 
     @contextlib.contextmanager
     def fetched(self, names: Iterable[str]) -> Iterator[Path]:

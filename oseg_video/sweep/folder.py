@@ -6,7 +6,7 @@ import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
 
@@ -26,17 +26,15 @@ class Folder(Store):
         if self._root.exists() and not self._root.is_dir():
             raise StoreError(f"{location} is a file; a sweep needs a folder")
 
-    def listing(self) -> Mapping[str, Stat]:
+    def listing(self, names: Iterable[str] | None = None) -> dict[str, Stat]:
+        found = {}
         with self._naming("read"):
-            if not self._root.is_dir():
-                return {}
-            return {entry.name: _stat(entry) for entry in self._root.iterdir() if entry.name != WORK}
-
-    def stat(self, name: str) -> Stat | None:
-        try:
-            return _stat(self._root / name)
-        except FileNotFoundError:
-            return None
+            if names is None:
+                names = os.listdir(self._root) if self._root.is_dir() else ()
+            for name in names:
+                with contextlib.suppress(FileNotFoundError):
+                    found[name] = _stat(self._root / name)
+        return found
 
     @contextlib.contextmanager
     def fetched(self, names: Iterable[str]) -> Iterator[Path]:

@@ -39,9 +39,9 @@ class Record:
     seconds_per_step: float | None = None
     """done: mean over all steps but the first."""
     size: int | None = None
-    """done: bytes of the clip's file or folder."""
+    """done: bytes of clip and manifest."""
     modified: int | None = None
-    """done: its time of modification in nanoseconds, where the storage has one that stays."""
+    """done: when the later of them was written, in nanoseconds, where the storage has a time that stays."""
     reason: str | None = None
     """failed: why."""
     notes: tuple[str, ...] = ()

@@ -15,7 +15,7 @@ from oseg_video.sweep.engines.base import Engine
 from oseg_video.sweep.records import Record, now, record
 from oseg_video.sweep.store import Stat, Store
 from oseg_video.sweep.table import SweepError, SweepItem
-from oseg_video.sweep.validity import is_unchanged, is_whole, manifest_name
+from oseg_video.sweep.validity import is_whole, item_stat, names_of
 from oseg_video.sweep.worker import Outcome, Task
 
 _LOOK_SECONDS = 2.0
@@ -172,8 +172,7 @@ class _Run:
         known = self._records.get(item.key)
         if known and known.state == "failed" and known.time > self._began:
             return known
-        names = item.file, manifest_name(item.file)
-        listing = {name: stat for name in names if (stat := self._store.stat(name))}
+        listing = self._store.listing(names_of(known.file if known else item.file))
         found = _standing(item, known, listing, self._store)
         if found.state != "done":
             return None
@@ -210,11 +209,13 @@ class _Run:
 
 def _standing(item: SweepItem, known: Record | None, listing: Mapping[str, Stat], store: Store) -> Record:
     """How an item stands: `known`, the index's last line about it, if that still holds, else a new line."""
-    if known and known.state == "done" and is_unchanged(known, listing):
-        return known
-    clip = listing.get(item.file)
-    if clip and manifest_name(item.file) in listing and is_whole(store, item):
-        return record(item, "done", size=clip.size, modified=clip.modified)
+    if known and known.state == "done":
+        there = item_stat(known.file, listing)
+        if there and there == Stat(known.size or 0, known.modified):
+            return known
+    there = item_stat(item.file, listing)
+    if there and is_whole(store, item):
+        return record(item, "done", size=there.size, modified=there.modified)
     return known if known and known.state != "done" else record(item, "pending")
 
 

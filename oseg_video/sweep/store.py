@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,12 +40,8 @@ class Store(ABC):
     """Path or URL, as `open_store` takes it."""
 
     @abstractmethod
-    def listing(self) -> Mapping[str, Stat]:
-        """What is there, by name."""
-
-    @abstractmethod
-    def stat(self, name: str) -> Stat | None:
-        """One clip or manifest; None if it is not there."""
+    def listing(self, names: Iterable[str] | None = None) -> dict[str, Stat]:
+        """What is there, or which of `names` are there."""
 
     @abstractmethod
     def fetched(self, names: Iterable[str]) -> AbstractContextManager[Path]:

@@ -11,19 +11,19 @@ from PIL import Image
 from oseg_video.media import read_clip
 from oseg_video.runtime.manifest import read_manifest
 from oseg_video.runtime.naming import manifest_path
-from oseg_video.sweep.records import Record
 from oseg_video.sweep.store import Stat, Store
 from oseg_video.sweep.table import SweepItem, item_key
 
+_GIF_TRAILER = b";"
 
-def is_unchanged(known: Record, listing: Mapping[str, Stat]) -> bool:
-    """Whether the clip of a "done" record is as it was then, by its size and time."""
-    clip = listing.get(known.file)
-    return (
-        manifest_name(known.file) in listing
-        and clip is not None
-        and clip == Stat(known.size or 0, known.modified)
-    )
+
+def item_stat(clip: str, listing: Mapping[str, Stat]) -> Stat | None:
+    """A clip and its manifest from outside, taken together; None unless both are there."""
+    both = [listing[name] for name in names_of(clip) if name in listing]
+    if len(both) < 2:
+        return None
+    times = [one.modified for one in both if one.modified is not None]
+    return Stat(sum(one.size for one in both), max(times, default=None))
 
 
 def is_whole(store: Store, item: SweepItem) -> bool:
@@ -31,8 +31,8 @@ def is_whole(store: Store, item: SweepItem) -> bool:
 
     Every frame is read. Raises StoreError.
     """
-    names = item.file, manifest_name(item.file)
-    if any(store.stat(name) is None for name in names):
+    names = names_of(item.file)
+    if item_stat(item.file, store.listing(names)) is None:
         return False
     with store.fetched(names) as folder:
         try:
@@ -44,9 +44,9 @@ def is_whole(store: Store, item: SweepItem) -> bool:
             return False
 
 
-def manifest_name(clip: str) -> str:
-    """Name of a clip's manifest."""
-    return manifest_path(Path(clip)).name
+def names_of(clip: str) -> tuple[str, str]:
+    """Names of a clip and of its manifest."""
+    return clip, manifest_path(Path(clip)).name
 
 
 def manifest_key(manifest: Mapping[str, Any], format: str) -> str:
@@ -63,6 +63,8 @@ def _holds(path: Path, clip: Mapping[str, Any], format: str) -> bool:
             picture.load()
             return picture.size == (width, height)
     frames = read_clip(path).frames
-    # A GIF shows equal neighbouring frames as one.
-    complete = len(frames) <= clip["frames"] if format == "gif" else len(frames) == clip["frames"]
+    if format == "gif":  # it shows equal neighbouring frames as one, so only its last byte says that it ends
+        complete = len(frames) <= clip["frames"] and path.read_bytes().endswith(_GIF_TRAILER)
+    else:
+        complete = len(frames) == clip["frames"]
     return complete and tuple(frames.shape[2:]) == (height, width)

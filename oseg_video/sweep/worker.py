@@ -20,7 +20,7 @@ from oseg_video.runtime.picture import load_picture
 from oseg_video.runtime.progress import Progress
 from oseg_video.sweep.store import Store
 from oseg_video.sweep.table import SweepError, SweepItem
-from oseg_video.sweep.validity import manifest_key
+from oseg_video.sweep.validity import item_stat, manifest_key, names_of
 from oseg_video.types import OsegVideoError
 
 
@@ -81,7 +81,7 @@ class Worker:
             if manifest_key(result.manifest, item.format) != item.key:
                 raise SweepError("model or picture changed while the sweep ran")
             self._store.publish(item.key, plan.path)
-        stat = self._store.stat(item.file)
+        stat = item_stat(item.file, self._store.listing(names_of(item.file)))
         return {
             "seconds": round(result.seconds, 3),
             "seconds_per_step": result.seconds_per_step,

@@ -1,0 +1,284 @@
+"""The driver of a sweep: what it hands out, what it records, and what it does when things go wrong."""
+
+import json
+from collections import deque
+
+import pytest
+
+from oseg_video.cli import main
+from oseg_video.runtime.memory import NotEnoughMemoryError
+from oseg_video.sweep.engines.local import InProcess
+from oseg_video.sweep.records import record
+from oseg_video.sweep.run import run_sweep, survey
+from oseg_video.sweep.store import open_store
+from oseg_video.sweep.table import SweepError
+from oseg_video.sweep.validity import is_whole
+from oseg_video.sweep.worker import Outcome, Task, Worker
+from oseg_video.types import OsegVideoError
+from tests.sweeps import GIF, table, write_recipe
+
+
+class Scripted:
+    """Two workers that do for each task what a script says: a state to report, or None to make it."""
+
+    size = 2
+
+    def __init__(self, store, script):
+        self.worker = Worker(store)
+        self.script = script
+        self.tasks = deque()
+        self.given = []
+
+    @property
+    def busy(self):
+        return len(self.tasks)
+
+    def start(self, task):
+        assert self.busy < self.size
+        self.tasks.append(task)
+        self.given.append(task)
+
+    def finished(self, timeout):
+        task = self.tasks.popleft()
+        state = self.script(task, len([one for one in self.given if one.item == task.item]))
+        made = {"done": self.worker.make(task).results} if state in (None, "done") else {}
+        return [Outcome(task.item.key, state or "done", made.get("done", {"reason": f"scripted: {state}"}))]
+
+    def close(self):
+        self.tasks.clear()
+
+
+def scripted(items, location, script, **options):
+    store = open_store(location)
+    engine = Scripted(store, script)
+    return run_sweep(items, store, engine, **options), engine
+
+
+def in_process(items, location, **options):
+    store = open_store(location)
+    return run_sweep(items, store, InProcess(store), **options)
+
+
+@pytest.fixture
+def location(tmp_path):
+    return str(tmp_path / "clips")
+
+
+def test_every_item_is_made_once(tmp_path, location, painter):
+    items = table(tmp_path)
+    seen = []
+    summary = in_process(items, location, on_record=seen.append)
+    assert (summary.total, summary.done, summary.made, summary.failed) == (8, 8, 8, ())
+    assert [one.item for one in seen] == [item.key for item in items]
+    assert painter.painted == [(item.prompt, item.seed, item.job.guidance) for item in items]
+    assert painter.loaded == 1
+    assert all(is_whole(open_store(location), item) for item in items)
+
+    again = in_process(items, location, on_record=seen.append)
+    assert (again.done, again.made, len(seen), len(painter.painted)) == (8, 0, 8, 8)
+    more = in_process(table(tmp_path, seeds=[0, 1, 2]), location)
+    assert (more.total, more.done, more.made) == (12, 12, 4)
+    assert len(painter.painted) == 12
+
+
+def test_a_changed_setting_makes_new_items_and_keeps_the_old_clips(tmp_path, location, painter):
+    in_process(table(tmp_path), location)
+    changed = in_process(table(tmp_path, settings={**GIF, "steps": 3}), location)
+    assert changed.made == 8
+    assert in_process(table(tmp_path), location).made == 0
+
+
+def test_the_index_names_every_item_from_the_start(tmp_path, location, painter):
+    items = table(tmp_path)
+
+    def look(task, tries):
+        lines = [json.loads(line) for line in open(f"{location}/index.jsonl")]
+        assert [line["item"] for line in lines[:8]] == [item.key for item in items]
+        assert {line["state"] for line in lines[:8]} == {"pending"}
+
+    scripted(items, location, look)
+    last = {json.loads(line)["item"]: json.loads(line) for line in open(f"{location}/index.jsonl")}
+    for item in items:
+        line = last[item.key]
+        assert (line["state"], line["file"], line["seconds"]) == ("done", item.file, 0.5)
+        assert (line["prompt"], line["seed"], line["method"]) == (item.prompt, item.seed, item.method)
+
+
+def test_a_failed_item_is_recorded_and_the_rest_goes_on(tmp_path, location, painter, monkeypatch):
+    paint = painter.make_clip
+
+    def fail(self, job, plan, picture, progress):
+        if plan.seed == 1 and job.guidance == "cfg":
+            raise ValueError("two\nlines") if "red" in plan.prompt else OsegVideoError("refused")
+        return paint(self, job, plan, picture, progress)
+
+    monkeypatch.setattr(painter, "make_clip", fail)
+    items = table(tmp_path)
+    summary = in_process(items, location)
+    assert (summary.done, summary.made) == (6, 6)
+    assert [one.reason for one in summary.failed] == ["ValueError: two lines", "refused"]
+
+    tries = len(painter.painted)
+    again = in_process(items, location)
+    assert (again.done, again.made, len(again.failed), len(painter.painted)) == (6, 0, 2, tries)
+    monkeypatch.setattr(painter, "make_clip", paint)
+    retried = in_process(items, location, retry_failed=True)
+    assert (retried.done, retried.made, retried.failed) == (8, 2, ())
+
+
+def test_an_item_that_kills_its_workers_fails_and_the_rest_goes_on(tmp_path, location, painter):
+    items = table(tmp_path)
+    poison = items[2]
+    summary, engine = scripted(items, location, lambda task, tries: "lost" if task.item == poison else None)
+    assert [one.item for one in summary.failed] == [poison.key] and summary.done == 7
+    assert "scripted: lost" in summary.failed[0].reason
+    assert [task.item for task in engine.given].count(poison) == 3
+
+
+def test_a_worker_lost_once_costs_nothing(tmp_path, location, painter):
+    summary, _ = scripted(
+        table(tmp_path), location, lambda task, tries: "lost" if tries == 1 and task.item.seed else None
+    )
+    assert summary.done == summary.made == 8
+
+
+def test_a_worker_lost_after_it_had_published_its_clip_is_not_repeated(tmp_path, location, painter):
+    def publish_and_die(task, tries):
+        assert tries == 1
+        Worker(open_store(location)).make(task)
+        return "lost"
+
+    summary, _ = scripted(table(tmp_path), location, publish_and_die)
+    assert summary.done == 8 and len(painter.painted) == 8
+
+
+def test_workers_that_keep_dying_end_the_sweep(tmp_path, location, painter):
+    with pytest.raises(SweepError, match="workers keep dying, the last 10 in a row: scripted: lost"):
+        scripted(table(tmp_path), location, lambda task, tries: "lost")
+
+
+def test_out_of_memory_is_tried_once_more_with_offload(tmp_path, location, painter):
+    settings = {**GIF, "device": "auto"}
+
+    def too_big(task, tries):
+        return "out of memory" if task.offload is None else "done"
+
+    items = table(tmp_path, settings=settings)
+    store = open_store(location)
+    engine = Scripted(store, too_big)
+    engine.worker.make = lambda task: Worker(store).make(Task(task.item))  # no GPU here to offload from
+    summary = run_sweep(items, store, engine)
+    assert summary.done == 8
+    # Both workers ran out of memory; from then on all clips of this model and size were offloaded.
+    assert [task.offload for task in engine.given].count(None) == 2
+    assert all("offload" in one.notes[0] for one in survey(items, open_store(location))[0])
+
+    summary, engine = scripted(table(tmp_path, seeds=[7]), location, lambda *_: "out of memory")
+    assert len(summary.failed) == 4 and len(engine.given) == 6
+
+
+def test_lack_of_memory_on_the_cpu_is_a_failure(tmp_path, location, painter, monkeypatch):
+    def fail(*_):
+        raise NotEnoughMemoryError("out of memory")
+
+    monkeypatch.setattr(painter, "make_clip", fail)
+    summary = in_process(table(tmp_path)[:1], location)
+    assert summary.failed[0].reason == "out of memory"
+
+
+def test_items_of_another_run_are_left_to_it(tmp_path, location, painter, monkeypatch):
+    """Another process holds an item; when it is let go it is done, or not."""
+    items = table(tmp_path)
+    held = {items[0].key: 2, items[1].key: 3}  # looks until it is free
+    store = open_store(location)
+    take = store.claim
+
+    def claim(key):
+        if held.get(key, 0) > 0:
+            held[key] -= 1
+            if held[key] == 0 and key == items[0].key:
+                other = open_store(location)
+                other.add_records([record(items[0], "done", **Worker(other).make(Task(items[0])).results)])
+            return False
+        return take(key)
+
+    monkeypatch.setattr(store, "claim", claim)
+    monkeypatch.setattr("oseg_video.sweep.run._LOOK_SECONDS", 0.01)
+    summary = run_sweep(items, store, InProcess(store))
+    assert (summary.done, summary.made) == (8, 7)
+    assert len(painter.painted) == 8
+
+
+def test_a_model_that_changes_under_the_sweep_fails_its_items(tmp_path, location, painter, monkeypatch):
+    (item, *_) = table(tmp_path)
+    monkeypatch.setattr("oseg_video.runtime.loading.fingerprint", lambda _: "another")
+    summary = in_process([item], location)
+    assert "changed while the sweep ran" in summary.failed[0].reason
+    assert not is_whole(open_store(location), item)
+
+
+def test_prompts_that_are_cut_are_noted(tmp_path, location, painter):
+    items = table(tmp_path, prompts=["word " * 20])
+    in_process(items, location)
+    assert {one.notes for one in survey(items, open_store(location))[0]} == {("cut",)}
+
+
+def test_an_interrupted_run_lets_go_of_its_item(tmp_path, location, painter, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(painter, "make_clip", stop)
+    items = table(tmp_path)
+    store = open_store(location)
+    with pytest.raises(KeyboardInterrupt):
+        run_sweep(items, store, InProcess(store))
+    left = sorted(path.name for path in (tmp_path / "clips").rglob("*"))
+    assert left == [".work", "claims", "index.jsonl"]
+
+
+def test_the_command(capsys, tmp_path, painter):
+    path = str(write_recipe(tmp_path))
+    assert main(["sweep", path]) == 0
+    output = capsys.readouterr()
+    assert output.out == f"8 of 8 clips are in {tmp_path}/out, 8 of them made now\n"
+    assert "sweep: 100%" in output.err and "clip/s" in output.err
+    assert main(["sweep", path, "--json", "--quiet", "--out", str(tmp_path / "b")]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert len(lines) == 8 and {line["state"] for line in lines} == {"done"}
+
+
+def test_the_command_with_failures(capsys, tmp_path, painter, monkeypatch):
+    monkeypatch.setattr(painter, "make_clip", lambda *_: 1 / 0)
+    path = str(write_recipe(tmp_path))
+    assert main(["sweep", path]) == 1
+    output = capsys.readouterr()
+    assert "failed: a-red-circle-cfg-seed0-" in output.err and "ZeroDivisionError: division" in output.err
+    assert output.err.endswith("oseg-video: 8 clips failed; --retry-failed tries them again\n")
+    assert main(["sweep", path, "--quiet"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--workers", "0"], "--workers: must be an integer of at least 1, got '0'"),
+        (["--workers", "two"], "--workers: must be an integer of at least 1, got 'two'"),
+        (["--dry-run", "--tflops", "-1"], "--tflops: must be a number above 0, got '-1'"),
+        (["--dry-run", "--tflops", "inf"], "--tflops: must be a number above 0, got 'inf'"),
+        (["--tflops", "3"], "--tflops has no effect without --dry-run"),
+        (["--address", "auto"], "--address has no effect without --engine ray"),
+        (["--engine", "ray"], "device cpu: on a cluster it must be auto"),
+        (["--engine", "slurm"], "invalid choice: 'slurm'"),
+        (["--out", "nothing://x"], "cannot use nothing://x"),
+    ],
+)
+def test_a_mistake_is_one_line(capsys, tmp_path, flags, message):
+    assert main(["sweep", str(write_recipe(tmp_path)), *flags]) == 2
+    output = capsys.readouterr()
+    assert output.out == "" and output.err.count("\n") == 1 and message in output.err
+
+
+def test_nowhere_to_go_is_one_line(capsys, tmp_path):
+    assert main(["sweep", str(write_recipe(tmp_path, out=None))]) == 2
+    assert "nothing says where the clips go: give --out, or out in the recipe" in capsys.readouterr().err
+    assert main(["sweep", str(tmp_path / "none.yaml")]) == 2
+    assert "none.yaml: No such file" in capsys.readouterr().err
