@@ -1,10 +1,14 @@
-"""Which rank runs which branch of a step."""
+"""Which rank runs which branch of a step, and how all ranks get all predictions."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import product
 
+from torch import Tensor
+
 from oseg_video.adapters.base import Condition
+from oseg_video.guidance.numerics import upcast
 from oseg_video.guidance.plan import Branch
+from oseg_video.parallel.group import Group
 from oseg_video.runtime.branches import BranchRunner
 
 
@@ -30,3 +34,20 @@ def assign_branches(
             best = (max(costs), sum(costs), assignment)
     assert best is not None
     return best[2]
+
+
+def exchange_predictions(
+    group: Group, ranks: Mapping[str, int], own: Mapping[str, Tensor], blank: Callable[[], Tensor]
+) -> dict[str, Tensor]:
+    """The predictions of all branches, each from the rank that ran it, in float32 or better.
+
+    A group of one gives back its own as they are. `blank`: a tensor like a prediction.
+    """
+    if group.size == 1:
+        return dict(own)
+    exchanged = {}
+    for name, rank in ranks.items():
+        prediction = own[name] if rank == group.rank else blank()
+        assert prediction.shape == blank().shape
+        exchanged[name] = group.broadcast(upcast(prediction), rank)
+    return exchanged

@@ -18,7 +18,7 @@ from oseg_video.guidance.numerics import upcast
 from oseg_video.guidance.plan import Branch, Step, StepPlan
 from oseg_video.parallel.group import Group
 from oseg_video.parallel.mesh import ONE_RANK, Mesh
-from oseg_video.runtime.assignment import assign_branches
+from oseg_video.runtime.assignment import assign_branches, exchange_predictions
 from oseg_video.runtime.branches import BranchRunner, GuidanceError, SilentGuidanceError, require_effect
 from oseg_video.runtime.first_rank import inputs_of_first_rank
 from oseg_video.runtime.report import GuidanceReport, PassRecord, StepRecord
@@ -147,7 +147,8 @@ class _OpenStep:
         self._predictions |= predictions
         seen = {condition for call in self._calls[: self._answered + 1] for condition in call}
         if not self._results and {branch.condition for branch in self.plan.branches.values()} <= seen:
-            self._results = self._combined(self._exchanged(blank))
+            everyones = exchange_predictions(self._group, self._ranks, self._predictions, blank)
+            self._results = self._combined(everyones)
             self._hand_on()
         if self._results:
             return torch.cat([self._results[condition] for condition in self.conditions])
@@ -158,17 +159,6 @@ class _OpenStep:
         waiting = self._in_answer_dtype(plain[0] if plain else blank()).clone()
         self._waiting.append((condition, weakref.ref(waiting)))
         return waiting
-
-    def _exchanged(self, blank: Callable[[], Tensor]) -> dict[str, Tensor]:
-        """The predictions of all branches, each from the rank that ran it."""
-        if self._group.size == 1:
-            return self._predictions
-        exchanged = {}
-        for name, rank in self._ranks.items():
-            own = self._predictions[name] if rank == self._group.rank else blank()
-            assert own.shape == blank().shape
-            exchanged[name] = self._group.broadcast(upcast(own), rank)
-        return exchanged
 
     def _combined(self, predictions: dict[str, Tensor]) -> dict[Condition, Tensor]:
         """What the pipeline gets for each condition: the guided prediction, or without a rule its own."""
