@@ -131,6 +131,8 @@ class MetricOptions:
     """Folder of real clips, or a .safetensors file of their statistics, for metrics that need a set."""
     save_reference: Path | None = None
     """A .safetensors file that the statistics of the reference are added to."""
+    work: Path | None = None
+    """A folder that keeps what an interrupted run has found, for metrics that keep it themselves."""
     overwrite: bool = False
     """Replace statistics that `save_reference` has already."""
     quiet: bool = True

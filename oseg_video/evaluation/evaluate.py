@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ def evaluate(
     Raises EvaluationError, before any long work, for what cannot be done. A clip that cannot be read is left
     out and named in the result, and so is a figure that has no value without it.
     """
-    options = options or MetricOptions()
+    options = replace(options or MetricOptions(), work=work)
     if not metrics:
         raise EvaluationError("no metric was asked for")
     built = build_metrics(metrics, options)

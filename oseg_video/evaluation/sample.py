@@ -31,12 +31,12 @@ class Sample:
         """Raises EvaluationError if clips had to be skipped and the metric does not work without them."""
         self._check_enough()
         rows = self.seen.rows
-        every = self.metric.per_clip(figure.name, rows)
-        values = [] if every is None else every[self.index].tolist()
-        groups, units = independent(self.clips)
-        value = self.metric.value(figure.name, rows, self.index)
-        interval = self._interval(figure, value, groups)
-        details = dict(self.metric.details(figure.name, rows, self.index))
+        index, values = self._about(figure)
+        clips = [self.seen.clips[place] for place in index.tolist()]
+        groups, units = independent(clips)
+        value = self.metric.value(figure.name, rows, index)
+        interval = self._interval(figure, value, index, groups)
+        details = dict(self.metric.details(figure.name, rows, index))
         if interval is not None:
             details["interval"] = {
                 "by": "Wilson score" if figure.share else "centred bootstrap",
@@ -49,8 +49,8 @@ class Sample:
             protocol=figure.protocol,
             value=value,
             interval=interval,
-            clips=len(self.clips),
-            per_clip={c.name: v for c, v in zip(self.clips, values, strict=False) if v == v},
+            clips=len(clips),
+            per_clip={clip.name: one for clip, one in zip(clips, values, strict=False)},
             details=details,
             versions={**versions, **figure.versions},
         )
@@ -58,7 +58,7 @@ class Sample:
     def minus(self, base: Sample, figure: Figure) -> Difference:
         """This method's figure minus the baseline's over common requests."""
         base._check_enough()
-        mine, theirs = self._by_key(), base._by_key()
+        mine, theirs = self._by_key(figure), base._by_key(figure)
         keys = [key for key in mine if key in theirs]
         ours, others = (torch.tensor([places[key] for key in keys]) for places in (mine, theirs))
         groups, _ = independent([self.seen.clips[place] for place in ours.tolist()])
@@ -89,8 +89,19 @@ class Sample:
             ]
         return self._draws[key]
 
+    def _about(self, figure: Figure) -> tuple[Tensor, list[float]]:
+        """The clips that the figure is about, and the figure of each; no values if it is one of whole sets.
+
+        A metric of many figures need not look at every clip for each; those without a value are left out.
+        """
+        every = self.metric.per_clip(figure.name, self.seen.rows)
+        if every is None:
+            return self.index, []
+        index = self.index[~every[self.index].isnan()]
+        return index, every[index].tolist()
+
     def _interval(
-        self, figure: Figure, value: float, groups: Sequence[Hashable]
+        self, figure: Figure, value: float, index: Tensor, groups: Sequence[Hashable]
     ) -> tuple[float, float] | None:
         units = len(set(groups))
         if units < 2:
@@ -98,7 +109,7 @@ class Sample:
         if figure.share:
             return share(value * units, units)[1:]
         try:
-            return interval_of(value, self.draws(figure, self.index, groups))[1:]
+            return interval_of(value, self.draws(figure, index, groups))[1:]
         except EvaluationError:  # some resamples have no value, e.g. no clip that shows the object asked for
             return None
 
@@ -108,8 +119,9 @@ class Sample:
         if self.seen.skipped:
             self.metric.check(self.clips)
 
-    def _by_key(self) -> dict[tuple[str, int], int]:
-        return {clip.key: place for clip, place in zip(self.clips, self.index.tolist(), strict=True)}
+    def _by_key(self, figure: Figure) -> dict[tuple[str, int], int]:
+        index, _ = self._about(figure)
+        return {self.seen.clips[place].key: place for place in index.tolist()}
 
 
 def independent(clips: Sequence[ClipFile]) -> tuple[list[Hashable], str]:

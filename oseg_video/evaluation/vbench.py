@@ -20,6 +20,7 @@ from .clips import ClipFile
 from .vbench_checks import check_custom, check_dimensions, check_files, check_imports
 from .vbench_environment import Environment, VBenchError, find_environment
 from .vbench_jobs import Job, custom_job, standard_job
+from .vbench_kept import KeptAnswers
 from .vbench_process import ask
 from .vbench_run import Machine, Tallies, run_jobs, run_static_filter
 from .vbench_scores import DIMENSIONS, TOTALS, members, normalise, total
@@ -46,6 +47,7 @@ class _VBenchMetric:
         self.about = ask(environment, {"task": "describe", "dimensions": self.dimensions})
         check_imports(self.about["failures"])
         self.machine = _machine(environment, options.device, self.about["gpus"])
+        self.kept = KeptAnswers(options.work, {**self.about["versions"], "device": self.machine.device})
 
     @property
     def figures(self) -> list[Figure]:
@@ -98,8 +100,8 @@ class _VBenchMetric:
         longest = max(len(job.groups) for job in jobs)
         if longest > 1 and (len(self.machine.gpus) > 1 or (len(jobs) > 1 and longest > _FEW)):
             first = {job.dimension: Job(job.name, job.dimension, job.groups[:1]) for job in reversed(jobs)}
-            run_jobs(self.machine, list(first.values()), quiet=quiet, title="VBench trial")
-        return run_jobs(self.machine, jobs, quiet=quiet)
+            run_jobs(self.machine, list(first.values()), self.kept, quiet=quiet, title="VBench trial")
+        return run_jobs(self.machine, jobs, self.kept, quiet=quiet)
 
     def _observations(self, clips: Sequence[ClipFile], jobs: Sequence[Job], tallies: Tallies) -> Observations:
         import torch
@@ -162,7 +164,7 @@ class StandardVBench(_VBenchMetric):
         for method in methods:
             candidates = static_candidates(self.suite, found[method], self.dimensions)
             if candidates:
-                found[method] |= run_static_filter(self.machine, candidates, SAMPLES, quiet=quiet)
+                found[method] |= run_static_filter(self.machine, candidates, SAMPLES, self.kept, quiet=quiet)
         jobs = [
             standard_job(f"{dimension}-{place}", dimension, self.suite, found[method])
             for dimension in self.dimensions

@@ -12,6 +12,10 @@ from .clips import ClipFile
 from .vbench_checks import action_of
 from .vbench_suite import SAMPLES, Suite
 
+Group = tuple[Mapping[str, Any] | None, Mapping[str, ClipFile]]
+"""Clips by the name that VBench sees. In the standard suite a group is a prompt, with VBench's entry for it;
+otherwise a clip, with None."""
+
 
 @dataclass(frozen=True)
 class Job:
@@ -23,9 +27,8 @@ class Job:
     name: str
     """Unique, and fit for a file name."""
     dimension: str
-    groups: tuple[tuple[Mapping[str, Any] | None, Mapping[str, ClipFile]], ...]
-    """Clips by the name that VBench sees. In the standard suite a group is a prompt, with VBench's entry for
-    it; otherwise a clip, with None."""
+    groups: tuple[Group, ...]
+    """What is spread over processes."""
 
     @property
     def clips(self) -> dict[str, ClipFile]:

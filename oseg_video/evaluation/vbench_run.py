@@ -12,12 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from .clips import ClipFile
+from .rows import file_state
 from .vbench_environment import Environment, VBenchError
-from .vbench_jobs import Job
+from .vbench_jobs import Group, Job
+from .vbench_kept import KeptAnswers
 from .vbench_process import Event, run_workers
 from .vbench_scores import tally
 
-Tallies = dict[str, dict[str, tuple[float, float]]]
+Tally = tuple[float, float]
+Tallies = dict[str, dict[str, Tally]]
 """Job name -> clip name -> (numerator, denominator)."""
 
 
@@ -38,13 +41,38 @@ class Machine:
         return [{"device": self.device, "gpu": gpu} for gpu in self.gpus[:count]]
 
 
-def run_jobs(machine: Machine, jobs: Sequence[Job], *, quiet: bool, title: str = "VBench") -> Tallies:
+def run_jobs(
+    machine: Machine, jobs: Sequence[Job], kept: KeptAnswers, *, quiet: bool, title: str = "VBench"
+) -> Tallies:
     """Run the jobs one after the other, each spread over all processes. Raises VBenchError.
 
-    A clip that VBench gave no value for is missing in the result.
+    What `kept` has is not run again, and what is run is added to it. A clip that VBench gave no value for is
+    missing in the result.
     """
-    requests = machine.requests(max(len(job.groups) for job in jobs))
     tallies: Tallies = {job.name: {} for job in jobs}
+    left = []
+    for job in jobs:
+        groups = []
+        for group in job.groups:
+            answer = kept.find(_question(job, group))
+            if answer is None:
+                groups.append(group)
+            else:
+                tallies[job.name] |= {clip: tuple(tally) for clip, tally in answer.items()}
+        if groups:
+            left.append(Job(job.name, job.dimension, tuple(groups)))
+    if left:
+        for name, clip, found in _run_in_processes(machine, left, kept, quiet, title):
+            tallies[name][clip] = found
+    return tallies
+
+
+def _run_in_processes(
+    machine: Machine, jobs: Sequence[Job], kept: KeptAnswers, quiet: bool, title: str
+) -> list[tuple[str, str, Tally]]:
+    """(job name, clip name, what the clip adds)."""
+    requests = machine.requests(max(len(job.groups) for job in jobs))
+    results: list[tuple[str, str, Tally]] = []
     with tempfile.TemporaryDirectory(prefix="oseg-video-vbench-") as work:
         shares = []
         for number, request in enumerate(requests):
@@ -64,51 +92,83 @@ def run_jobs(machine: Machine, jobs: Sequence[Job], *, quiet: bool, title: str =
                 part = shares[number][event["job"]]
                 if event["event"] == "started":
                     bar.start(number, f"{title} {part.dimension}", len(part.clips))
-                else:
-                    tallies[part.name].update(_read(part, event))
-                    bar.move(number, 1)
+                    return
+                found = _read(part, event)
+                for group in part.groups:
+                    mine = {c.name: found[c.name] for c in group[1].values() if c.name in found}
+                    kept.add(_question(part, group), mine)
+                    results.extend((part.name, clip, tally) for clip, tally in mine.items())
+                bar.move(number, 1)
 
             run_workers(machine.environment, requests, on_event)
-    return tallies
+    return results
+
+
+def _question(job: Job, group: Group) -> Any:
+    """All that VBench's values for a group depend on, besides versions."""
+    entry, clips = group
+    return [
+        job.dimension,
+        entry,
+        [[clip.name, clip.prompt, file_state(clip.path)] for clip in clips.values()],
+    ]
 
 
 def run_static_filter(
-    machine: Machine, candidates: Mapping[str, Sequence[ClipFile]], keep: int, *, quiet: bool
+    machine: Machine,
+    candidates: Mapping[str, Sequence[ClipFile]],
+    keep: int,
+    kept: KeptAnswers,
+    *,
+    quiet: bool,
 ) -> dict[str, list[ClipFile]]:
     """The first `keep` static clips of every prompt, by VBench's own filter. Raises VBenchError.
 
     First in the order of VBench's command: of file names as text, 0, 1, 10, 11, ..., 2, 20, ...
     """
-    prompts = list(candidates)
-    requests = machine.requests(len(prompts))
-    kept: dict[str, list[ClipFile]] = {}
-    with tempfile.TemporaryDirectory(prefix="oseg-video-vbench-") as work:
-        links = {}
-        for place, clips in enumerate(candidates.values()):
-            for number, clip in enumerate(clips):
-                link = Path(work) / f"{place:03d}-{number}.mp4"
-                link.symlink_to(clip.path.resolve())
-                links[str(link)] = (prompts[place], clip)
-        for number, request in enumerate(requests):
-            mine = prompts[number :: len(requests)]
-            request.update(task="filter", keep=keep)
-            request["clips"] = {p: [link for link, (of, _) in links.items() if of == p] for p in mine}
-        with _Bar("VBench static filter", len(prompts), quiet) as bar:
+    questions = {
+        prompt: ["static filter", keep, [file_state(clip.path) for clip in clips]]
+        for prompt, clips in candidates.items()
+    }
+    left = [prompt for prompt, question in questions.items() if kept.find(question) is None]
+    if left:
+        requests = machine.requests(len(left))
+        with (
+            tempfile.TemporaryDirectory(prefix="oseg-video-vbench-") as work,
+            _Bar("VBench static filter", sum(len(candidates[prompt]) for prompt in left), quiet) as bar,
+        ):
             for number, request in enumerate(requests):
-                bar.start(number, "VBench static filter", len(request["clips"]))
+                mine = left[number :: len(requests)]
+                clips = {
+                    prompt: _links(candidates[prompt], Path(work) / str(left.index(prompt)))
+                    for prompt in mine
+                }
+                request.update(task="filter", keep=keep, clips=clips)
+                bar.start(number, "VBench static filter", sum(map(len, clips.values())))
 
             def on_event(number: int, event: Event) -> None:
                 if event["event"] == "progress":
                     bar.move(number, event["done"] / event["total"])
                 elif event["event"] == "filtered":
-                    for prompt, paths in event["kept"].items():
-                        kept[prompt] = [links[path][1] for path in paths]
+                    kept.add(questions[event["prompt"]], [int(Path(path).stem) for path in event["kept"]])
 
             run_workers(machine.environment, requests, on_event)
-    return kept
+    return {
+        prompt: [candidates[prompt][place] for place in kept.find(question)]
+        for prompt, question in questions.items()
+    }
 
 
-def _read(part: Job, event: Event) -> dict[str, tuple[float, float]]:
+def _links(clips: Sequence[ClipFile], folder: Path) -> list[str]:
+    """Links `0.mp4`, `1.mp4`, ... to clips."""
+    folder.mkdir()
+    links = [folder / f"{number}.mp4" for number in range(len(clips))]
+    for link, clip in zip(links, clips, strict=True):
+        link.symlink_to(clip.path.resolve())
+    return list(map(str, links))
+
+
+def _read(part: Job, event: Event) -> dict[str, Tally]:
     """What each clip adds; refused where that does not make the score that VBench itself reports."""
     names = part.clips
     found = {}

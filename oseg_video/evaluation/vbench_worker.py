@@ -12,6 +12,7 @@ import argparse
 import functools
 import importlib
 import importlib.metadata
+import itertools
 import json
 import os
 import shutil
@@ -138,31 +139,27 @@ def _evaluate_job(job: Request, device: str) -> Any:
 
 
 def filter_static(request: Request, emit: Emit) -> None:
-    """VBench's static filter: "filtered" with the first `keep` static clips of every prompt, in its order."""
+    """VBench's static filter: "filtered" with the first `keep` static clips of each prompt, in its order."""
     try:
-        kept = _filter_static(request, emit)
+        judge = _static_filter(request["device"])
+        for done, (prompt, paths) in enumerate(request["clips"].items()):
+            emit("progress", done=done, total=len(request["clips"]))
+            static = (path for path in sorted(paths) if judge.infer(path))
+            emit("filtered", prompt=prompt, kept=list(itertools.islice(static, request["keep"])))
     except Exception as error:
         traceback.print_exc()
         emit("failed", job="static filter", reason=reason(error))
-        return
-    emit("filtered", kept=kept)
 
 
-def _filter_static(request: Request, emit: Emit) -> dict[str, list[str]]:
+def _static_filter(name: str) -> Any:
     from vbench.cli import static_filter
     from vbench.utils import init_submodules
 
-    device = _use_device(request["device"])
+    device = _use_device(name)
     static_filter.DEVICE = device  # its own is always "cuda"
     weights = init_submodules(["dynamic_degree"])["dynamic_degree"]["model"]
     options = argparse.Namespace(model=weights, small=False, mixed_precision=False, alternate_corr=False)
-    judge = static_filter.StaticFilter(options, device)
-    kept: dict[str, list[str]] = {}
-    for done, (prompt, paths) in enumerate(request["clips"].items()):
-        emit("progress", done=done, total=len(request["clips"]))
-        static = (path for path in sorted(paths) if judge.infer(path))
-        kept[prompt] = [path for path, _ in zip(static, range(request["keep"]), strict=False)]
-    return kept
+    return static_filter.StaticFilter(options, device)
 
 
 def _use_device(name: str) -> Any:

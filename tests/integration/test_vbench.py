@@ -147,10 +147,10 @@ def test_gpus_share_the_clips(tmp_path, calls, monkeypatch):
     expected = values_of(alone, alone.observe(clips, quiet=True))
     (tmp_path / "calls.jsonl").unlink()
     assert values_of(together, together.observe(clips, quiet=True)) == pytest.approx(expected)
-    rehearsal = calls()[:2]
-    assert [len(call["info"]) for call in rehearsal] == [1, 1], "one clip of each dimension comes first"
+    trial = calls()[:2]
+    assert [len(call["info"]) for call in trial] == [1, 1], "one clip of each dimension comes first"
     shares = [(c["gpu"], len(c["info"])) for c in calls()[2:] if c["dimensions"] == ["imaging_quality"]]
-    assert sorted(shares) == [("0", 3), ("1", 2), ("2", 2)]
+    assert sorted(shares) == [("0", 2), ("1", 2), ("2", 2)], "the clip of the trial is not done again"
     assert {call["device"] for call in calls()} == {"cuda"}
 
 
@@ -218,6 +218,30 @@ def test_weights_are_fetched_once_and_whole(tmp_path, monkeypatch):
     metric_of("vbench:imaging_quality", device="cuda").observe(make_clips(tmp_path, 4), quiet=True)
     assert [path.name for path in (tmp_path / "cache" / "weights").iterdir()] == ["w.pth"]
     assert (tmp_path / "cache" / "weights" / "w.pth").read_text() == "weights"
+
+
+def test_a_run_goes_on_where_it_was_stopped(tmp_path, calls, monkeypatch):
+    names = ("vbench:imaging_quality", "vbench:aesthetic_quality")  # aesthetic_quality comes first
+    clips = make_clips(tmp_path)
+    monkeypatch.setenv("FAKE_VBENCH", "crash:imaging_quality")
+    with pytest.raises(OsegVideoError, match="signal 9"):
+        metric_of(*names, work=tmp_path / "work").observe(clips, quiet=True)
+    with open(tmp_path / "work" / "vbench.jsonl", "a") as file:
+        file.write('["half a li')
+    monkeypatch.delenv("FAKE_VBENCH")
+    done = len(calls())
+    clips[2].path.write_text("made anew, just as long"[: clips[2].path.stat().st_size])
+    metric = metric_of(*names, work=tmp_path / "work")
+    seen = metric.observe(clips, quiet=True)
+    again = {tuple(call["dimensions"]): len(call["info"]) for call in calls()[done:]}
+    assert again == {("aesthetic_quality",): 1, ("imaging_quality",): 7}, (
+        "the clip made anew, and what crashed"
+    )
+    assert values_of(metric, seen) == pytest.approx(
+        {f"vbench:{d}": mean([score(d, c) for c in clips]) for d in ("aesthetic_quality", "imaging_quality")}
+    )
+    metric_of(*names, work=tmp_path / "work").observe(clips, quiet=True)
+    assert len(calls()) == done + 2
 
 
 def test_a_clip_that_vbench_leaves_out_in_silence_is_named(tmp_path, monkeypatch):
