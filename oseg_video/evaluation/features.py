@@ -53,7 +53,7 @@ class I3D:
 
     def __init__(self, metric: str, options: MetricOptions) -> None:
         given = options.weights.get(metric)
-        path = Path(given) if given else fetch(I3D_REPOSITORY, None, I3D_FILE, metric=metric)
+        path = Path(given) if given else fetch(I3D_REPOSITORY, I3D_FILE, metric=metric)
         network, digest = load_torchscript(
             path, expected=I3D_SHA256, trusted=options.trust_weights, metric=metric
         )
@@ -153,8 +153,8 @@ def _videomae_files(given: str, metric: str) -> tuple[Path, Path]:
     if Path(given).exists():
         folder = Path(given)
     else:
-        folder = fetch(given, None, "config.json", metric=metric).parent
-        fetch(given, folder.name, "model.safetensors", metric=metric)
+        fetch(given, "model.safetensors", metric=metric)
+        folder = fetch(given, "config.json", metric=metric).parent
     weights = folder / "model.safetensors"
     if not weights.is_file():
         raise EvaluationError(f"{folder} holds no model.safetensors")

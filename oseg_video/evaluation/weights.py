@@ -9,6 +9,9 @@ from typing import Any
 
 from .base import EvaluationError
 
+# One try: without a network the hub client's own retries take half a minute.
+_TIMEOUT_SECONDS = 15
+
 
 def file_sha256(path: Path) -> str:
     """SHA-256 of a file's bytes. Raises EvaluationError if it cannot be read."""
@@ -44,23 +47,36 @@ def load_torchscript(path: Path, *, expected: str | None, trusted: bool, metric:
         raise EvaluationError(f"{path} is not a torchscript file") from None
 
 
-def fetch(repository: str, revision: str | None, name: str, *, metric: str) -> Path:
+def fetch(repository: str, name: str, *, metric: str) -> Path:
     """A file of a hub repository, downloaded unless cached; large files are checked against their checksum.
 
     Raises EvaluationError saying how to give a path instead.
     """
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import HfApi, hf_hub_download
 
     try:
-        path = Path(hf_hub_download(repository, name, revision=revision))
+        commit = HfApi().model_info(repository, timeout=_TIMEOUT_SECONDS).sha
+        path = Path(hf_hub_download(repository, name, revision=commit))
     except Exception as error:  # the hub client's errors have many types, and change with its HTTP library
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "no reason given")
-        raise EvaluationError(
-            f"cannot fetch {name} of {repository} for {metric} ({reason}); "
-            f"download it elsewhere and give --weights {metric}=PATH"
-        ) from None
+        path = _cached(repository, name)
+        if path is None:
+            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+            raise EvaluationError(
+                f"cannot fetch {name} of {repository} for {metric} ({lines[0] if lines else type(error)}); "
+                f"download it elsewhere and give --weights {metric}=PATH"
+            ) from None
     # The cache names a large file (Git LFS) by the SHA-256 that the hub states for it.
     stated = path.resolve().name
     if len(stated) == 64 and file_sha256(path) != stated:
         raise EvaluationError(f"{path} is damaged: its SHA-256 is not {stated}; delete it and try again")
     return path
+
+
+def _cached(repository: str, name: str) -> Path | None:
+    from huggingface_hub import errors, try_to_load_from_cache
+
+    try:
+        path = try_to_load_from_cache(repository, name)
+    except errors.HFValidationError:  # no name of a repository
+        return None
+    return Path(path) if isinstance(path, str) else None

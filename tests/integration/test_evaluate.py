@@ -1,0 +1,397 @@
+"""`oseg-video evaluate` and its library call: values, intervals, differences, files, and what goes wrong."""
+
+import csv
+import io
+import json
+import math
+import re
+import shutil
+
+import pytest
+import torch
+
+from oseg_video.cli import main
+from oseg_video.evaluation import evaluate as module
+from oseg_video.evaluation import fvd, observe
+from oseg_video.evaluation.base import EvaluationError, Figure, known_metrics
+from oseg_video.evaluation.evaluate import evaluate
+from oseg_video.evaluation.observe import MeanMetric
+from oseg_video.evaluation.tables import as_csv, as_json, as_latex, as_markdown
+from oseg_video.types import OsegVideoError
+from tests.drawn import write_drawn, write_frames, write_manifest
+
+
+def levels(step, frames=2):
+    """Frames whose neighbours differ by `step` everywhere."""
+    return (
+        torch.arange(0, frames * step + 1, step)[:frames]
+        .to(torch.uint8)[:, None, None, None]
+        .expand(-1, 3, 8, 8)
+    )
+
+
+def write_levels(folder, method, steps_by_request):
+    """One clip per (prompt, seed) with the given frame difference."""
+    for (prompt, seed), step in steps_by_request.items():
+        path = folder / f"{method}-{prompt}-{seed}"
+        write_frames(path, levels(step))
+        write_manifest(path, prompts=[prompt], seeds=[seed], guidance=method)
+
+
+def difference_of(evaluation, method, name="frame_difference"):
+    (found,) = [d for d in evaluation.differences if (d.method, d.name) == (method, name)]
+    return found
+
+
+def result_of(evaluation, method, name="frame_difference"):
+    (found,) = [r for r in evaluation.results[method] if r.name == name]
+    return found
+
+
+@pytest.fixture
+def pairs(tmp_path):
+    """Two methods over 30 prompts, alike within a prompt: 20 to 79 against 5 to 8 more."""
+    generator = torch.Generator().manual_seed(0)
+    easy = torch.randint(20, 80, (30,), generator=generator).tolist()
+    more = torch.randint(5, 9, (30,), generator=generator).tolist()
+    write_levels(tmp_path, "cfg", {(f"p{n:02d}", 0): easy[n] for n in range(30)})
+    write_levels(tmp_path, "oseg", {(f"p{n:02d}", 0): easy[n] + more[n] for n in range(30)})
+    return tmp_path, torch.tensor(easy).double(), torch.tensor(more).double()
+
+
+def half_width(values):
+    """Of the normal approximation of a mean's interval."""
+    return 1.96 * float(values.std(correction=0)) / math.sqrt(len(values))
+
+
+def test_values_and_paired_differences_have_the_intervals_of_their_means(pairs):
+    folder, easy, more = pairs
+    evaluation = evaluate([folder], ["frame_difference"], baseline="cfg")
+    cfg = result_of(evaluation, "cfg")
+    assert cfg.value == pytest.approx(float(easy.mean())) and cfg.clips == 30
+    assert cfg.interval[1] - cfg.interval[0] == pytest.approx(2 * half_width(easy), rel=0.1)
+    assert cfg.per_clip["cfg-p07-0"] == pytest.approx(float(easy[7]))
+    assert cfg.details["interval"] == {
+        **{"by": "centred bootstrap", "over": "prompts", "units": 30, "resamples": 1000}
+    }
+    difference = difference_of(evaluation, "oseg")
+    assert difference.value == pytest.approx(float(more.mean())) and difference.pairs == 30
+    low, high = difference.interval
+    assert high - low == pytest.approx(2 * half_width(more), rel=0.1)
+    assert high - low < (cfg.interval[1] - cfg.interval[0]) / 5  # what is shared cancels
+    assert evaluation.complete and [d.method for d in evaluation.differences] == ["oseg"]
+
+
+def test_pairs_are_what_both_methods_have_and_names_do_not_matter(pairs):
+    folder, _, more = pairs
+    for n in range(30):
+        (clip, manifest), new = (folder / f"oseg-p{n:02d}-0{end}" for end in ("", ".json")), f"{30 - n}-x"
+        if n in (3, 4):
+            shutil.rmtree(clip)
+        else:
+            clip.rename(folder / new)
+            manifest.rename(folder / f"{new}.json")
+    evaluation = evaluate([folder], ["frame_difference"], baseline="cfg")
+    kept = [n for n in range(30) if n not in (3, 4)]
+    difference = difference_of(evaluation, "oseg")
+    assert difference.pairs == 28 and difference.value == pytest.approx(float(more[kept].mean()))
+    assert result_of(evaluation, "cfg").clips == 30
+
+
+def test_clips_of_one_prompt_are_not_independent(tmp_path):
+    steps = {(f"p{p}", seed): 10 + 20 * p for p in range(6) for seed in range(4)}
+    write_levels(tmp_path, "cfg", steps)
+    result = result_of(evaluate([tmp_path], ["frame_difference"]), "cfg")
+    per_prompt = torch.tensor([10.0 + 20 * p for p in range(6)])
+    assert result.interval[1] - result.interval[0] == pytest.approx(2 * half_width(per_prompt), rel=0.15)
+    assert result.details["interval"]["units"] == 6
+    one = {("p", seed): 10 + seed for seed in range(8)}
+    write_levels(tmp_path / "one", "cfg", one)
+    result = result_of(evaluate([tmp_path / "one"], ["frame_difference"]), "cfg")
+    assert result.details["interval"]["over"] == "clips of one prompt"
+    assert result.details["interval"]["units"] == 8
+
+
+def test_one_clip_has_no_interval(tmp_path):
+    write_levels(tmp_path, "cfg", {("p", 0): 7})
+    result = result_of(evaluate([tmp_path], ["frame_difference"]), "cfg")
+    assert result.value == pytest.approx(7) and result.interval is None
+
+
+def test_shares_have_wilson_intervals_also_where_every_clip_is_right(tmp_path):
+    write_drawn(tmp_path, 4)
+    result = result_of(evaluate([tmp_path], ["alignment:embedded"]), "cfg", "alignment:embedded:all")
+    assert result.value == 1 and result.interval == pytest.approx((1 / (1 + 1.959964**2 / 4), 1))
+
+
+def test_folders_are_methods_and_pair_by_file_name(tmp_path):
+    for folder, steps in (("old", (4, 9, 30)), ("new", (6, 10, 33))):
+        for index, step in enumerate(steps):
+            write_frames(tmp_path / folder / f"clip{index}", levels(step))
+    evaluation = evaluate([tmp_path / "old", tmp_path / "new"], ["frame_difference"], baseline="old")
+    assert list(evaluation.results) == ["old", "new"]
+    difference = difference_of(evaluation, "new")
+    assert difference.pairs == 3 and difference.value == pytest.approx(2)
+
+
+def test_a_difference_of_distances_uses_the_resamples_of_both(tmp_path, monkeypatch):
+    for guidance, seed in (("cfg", 0), ("oseg", 5)):
+        write_drawn(tmp_path, 6, guidance=guidance, seed=seed)
+    monkeypatch.setattr(fvd, "RESAMPLES", 20)
+    computed, warnings, distance = [], [], fvd.frechet_distance
+    monkeypatch.setattr(fvd, "frechet_distance", lambda *a, **b: computed.append(1) or distance(*a, **b))
+    evaluation = evaluate([tmp_path], ["fvd:embedded"], baseline="cfg", notify=warnings.append)
+    cfg, oseg = (result_of(evaluation, method, "fvd:embedded") for method in ("cfg", "oseg"))
+    difference = difference_of(evaluation, "oseg", "fvd:embedded")
+    assert difference.value == pytest.approx(oseg.value - cfg.value)
+    for result in (cfg, oseg, difference):
+        assert result.interval[0] < result.value < result.interval[1]
+    assert len(computed) == 2 * (1 + 20 + 1) + 2  # value, resamples, half; the difference
+    assert len([line for line in warnings if "6 clips of" in line and "raise the distance" in line]) == 2
+
+
+# What is refused before any work
+
+
+def test_comparisons_that_cannot_be_paired_are_refused(tmp_path):
+    write_levels(tmp_path, "cfg", {("p", 0): 1, ("q", 0): 2})
+    for baseline, message in (("stg", "no clips of the baseline 'stg'; there are: cfg"), ("cfg", "no other")):
+        with pytest.raises(OsegVideoError, match=message):
+            evaluate([tmp_path], ["frame_difference"], baseline=baseline)
+    write_levels(tmp_path, "oseg", {("r", 0): 1})
+    with pytest.raises(OsegVideoError, match=r"oseg and cfg have no prompt and seed .* in common"):
+        evaluate([tmp_path], ["frame_difference"], baseline="cfg")
+    write_levels(tmp_path / "again", "oseg", {("p", 0): 1})
+    write_levels(tmp_path / "more", "oseg", {("p", 0): 1})
+    with pytest.raises(
+        OsegVideoError, match=r"oseg has 2 clips of the same prompt and seed, .*: again/oseg-p-0"
+    ):
+        evaluate([tmp_path], ["frame_difference"], baseline="cfg")
+
+
+def test_unknown_metrics_are_refused_with_the_nearest(tmp_path):
+    write_levels(tmp_path, "cfg", {("p", 0): 1})
+    for name, hint in (("frame_diference", "did you mean 'frame_difference'"), ("zzz", "--list-metrics")):
+        with pytest.raises(OsegVideoError, match=hint):
+            evaluate([tmp_path], [name])
+    with pytest.raises(OsegVideoError, match="no metric"):
+        evaluate([tmp_path], [])
+
+
+def test_no_metric_has_the_name_of_another():
+    assert {"fvd:fvd2048_16f", "fvd:videomae_16f", "is:c3d", "temporal_flickering"} <= set(known_metrics())
+    assert not {"fvd", "is", "motion_smoothness", "dynamic_degree"} & set(known_metrics())
+
+
+def test_clips_of_different_lengths_and_sizes_are_told(tmp_path):
+    write_frames(tmp_path / "a", levels(3, frames=2))
+    write_frames(tmp_path / "b", levels(3, frames=4)[:, :, :4])
+    evaluation = evaluate([tmp_path], ["frame_difference"])
+    assert evaluation.warnings == (
+        "the clips have different numbers of frames: 2, 4",
+        "the clips have different sizes: 4 x 8, 8 x 8",
+    )
+
+
+# Clips and figures that have to be left out
+
+
+def test_broken_clips_are_named_and_never_part_of_a_mean(tmp_path, capsys):
+    write_levels(tmp_path, "cfg", {("p", 0): 10, ("q", 0): 20, ("r", 0): 60})
+    (tmp_path / "empty.mp4").write_bytes(b"")
+    (tmp_path / "cfg-r-0" / "00001.png").write_bytes(b"junk")
+    assert (
+        main(["evaluate", str(tmp_path), "--metrics", "frame_difference", "--quiet", "--format", "json"]) == 1
+    )
+    output = capsys.readouterr()
+    found = json.loads(output.out)
+    assert found["results"]["cfg"][0]["value"] == pytest.approx(15)
+    assert found["results"]["cfg"][0]["clips"] == 2
+    assert set(found["skipped"]) == {"empty.mp4", "cfg-r-0"}
+    for name in ("empty.mp4", "cfg-r-0"):
+        assert re.search(rf"^oseg-video: skipped {name}: cannot read [^\n]+$", output.err, re.MULTILINE)
+
+
+class Fragile(MeanMetric):
+    """Needs three clips; sees none of the method "bad"."""
+
+    def __init__(self):
+        self.figures = [Figure(name="fragile", better="higher", protocol={})]
+        self.row_protocol = {"metric": "fragile"}
+
+    def check(self, clips):
+        if len(clips) < 3:
+            raise EvaluationError(f"three clips are needed, not {len(clips)}")
+        return ()
+
+    def see(self, clip):
+        if clip.file.prompt == "q" and clip.file.method == "oseg":
+            raise OsegVideoError("not this one")
+        return torch.ones(1)
+
+
+def test_a_figure_that_misses_a_clip_it_needs_has_no_value(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "build_metrics", lambda names, options: [Fragile()])
+    for method in ("cfg", "oseg"):
+        write_levels(tmp_path, method, {("p", 0): 1, ("q", 0): 2, ("r", 0): 3})
+    evaluation = evaluate([tmp_path], ["fragile"], baseline="cfg")
+    assert evaluation.failed == {"oseg: fragile": "three clips are needed, not 2"}
+    assert evaluation.skipped == {"oseg-q-0": "not this one"}
+    assert not evaluation.results["oseg"] and len(evaluation.results["cfg"]) == 1
+    assert not evaluation.differences and not evaluation.complete
+    assert "No value: oseg: fragile: three clips" in as_markdown(evaluation)
+
+
+# Files
+
+
+@pytest.fixture
+def evaluation(pairs):
+    return evaluate([pairs[0]], ["frame_difference"], baseline="cfg")
+
+
+def test_json_holds_everything(evaluation):
+    found = json.loads(as_json(evaluation))
+    assert found["schema"] == 1 and set(found["methods"]) == {"cfg", "oseg"}
+    assert found["methods"]["cfg"] == {
+        **{"clips": 30, "prompts": 30, "frames": [2], "sizes": ["8 x 8"], "fps": []},
+        **{"kinds": {"png": 30}, "read_by": {"pillow": 30}},
+    }
+    result = found["results"]["oseg"][0]
+    assert len(result["per_clip"]) == 30 and result["interval"][0] < result["value"] < result["interval"][1]
+    assert result["versions"]["torch"] == torch.__version__
+    assert found["differences"][0]["baseline"] == "cfg"
+
+
+def test_csv_has_a_line_per_figure(evaluation):
+    cfg, oseg = csv.DictReader(io.StringIO(as_csv(evaluation)))
+    assert (cfg["method"], cfg["metric"], cfg["clips"], cfg["difference"]) == (
+        "cfg",
+        "frame_difference",
+        "30",
+        "",
+    )
+    assert float(oseg["difference"]) == pytest.approx(float(oseg["value"]) - float(cfg["value"]))
+    assert (oseg["baseline"], oseg["pairs"]) == ("cfg", "30")
+    assert "definition" in json.loads(oseg["protocol"]) and json.loads(oseg["versions"])["torch"]
+
+
+def test_markdown_and_latex_show_values_with_intervals(evaluation):
+    oseg = result_of(evaluation, "oseg")
+    cell = rf"{oseg.value:.1f} [{oseg.interval[0]:.1f}, {oseg.interval[1]:.1f}]"
+    text = as_markdown(evaluation)
+    assert f"| oseg | 30 | {cell} |" in text and "| minus cfg | pairs | frame_difference |" in text
+    assert re.search(r"^\| oseg \| 30 \| \+\d\.\d+ \[\+\d\.\d+, \+\d\.\d+\] \|$", text, re.MULTILINE)
+    assert "centred bootstrap over 30 prompts" in text
+    tex = as_latex(evaluation)
+    assert rf"oseg & 30 & {cell} \\" in tex and r"frame\_difference" in tex
+    assert tex.count(r"\begin{tabular}{lrr}") == tex.count(r"\end{tabular}") == 2
+
+
+def test_names_that_mean_something_to_a_format_are_escaped(tmp_path):
+    name = "a_b&c|d% $x$"
+    write_frames(tmp_path / name / "clip", levels(3))
+    evaluation = evaluate([tmp_path / name], ["frame_difference"])
+    assert r"a_b&c\|d% $x$" in as_markdown(evaluation)
+    assert r"a\_b\&c|d\% \$x\$" in as_latex(evaluation)
+    assert next(csv.DictReader(io.StringIO(as_csv(evaluation))))["method"] == name
+
+
+def refused(capsys, *arguments):
+    assert main(["evaluate", *map(str, arguments)]) == 2
+    output = capsys.readouterr()
+    assert output.out == "" and re.fullmatch(r"oseg-video: error: [^\n]+\n", output.err), output.err
+    return output.err
+
+
+def test_the_command_writes_every_format_and_overwrites_only_if_told(tmp_path, capsys):
+    write_levels(tmp_path / "clips", "cfg", {("p", 0): 10, ("q", 0): 20})
+    outs = [tmp_path / f"r.{suffix}" for suffix in ("json", "csv", "md", "tex")]
+    command = ["evaluate", str(tmp_path / "clips"), "--metrics", "frame_difference", "--quiet"]
+    assert main([*command, "--out", *map(str, outs)]) == 0
+    assert capsys.readouterr().out == outs[2].read_text()
+    assert json.loads(outs[0].read_text())["results"]["cfg"][0]["value"] == pytest.approx(15)
+    assert {path.name for path in tmp_path.iterdir()} == {"clips", *(out.name for out in outs)}
+    before = [out.read_bytes() for out in outs]
+    message = refused(capsys, tmp_path / "clips", "--metrics", "frame_difference", "--out", outs[1])
+    assert "r.csv exists already; --overwrite replaces it" in message
+    assert [out.read_bytes() for out in outs] == before
+    assert main([*command, "--out", str(outs[1]), "--overwrite", "--format", "csv"]) == 0
+
+
+def test_mistakes_are_one_line(tmp_path, capsys):
+    write_levels(tmp_path, "cfg", {("p", 0): 10})
+    fine = [tmp_path, "--metrics", "frame_difference", "--quiet"]
+    for extra, message in (
+        (["--out", "a.xls"], "results are written as .json, .csv, .md, .tex, not a.xls"),
+        (["--out", tmp_path / "missing" / "a.json"], "there is no folder"),
+        (["--format", "xml"], "--format must be one of json, csv, markdown, latex, got 'xml'"),
+        (["--batch", "0"], "--batch must be a positive integer, got '0'"),
+        (["--weights", "is:c3d"], "--weights must be METRIC=PATH, got 'is:c3d'"),
+        (["--device", "warp"], "--device 'warp' cannot be used"),
+        (["--baseline", "oseg"], "no clips of the baseline 'oseg'"),
+    ):
+        assert message in refused(capsys, *fine, *extra)
+    assert "no such folder" in refused(capsys, tmp_path / "no", "--metrics", "frame_difference")
+
+
+def test_metrics_are_listed_with_what_they_are(capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["evaluate", "--list-metrics"])
+    assert end.value.code == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(known_metrics()) and any(line.startswith("fvd:fvd2048_16f  ") for line in lines)
+
+
+def test_an_interrupted_command_leaves_no_results_and_goes_on(tmp_path, capsys, monkeypatch):
+    write_levels(tmp_path / "clips", "cfg", {(f"p{n}", 0): 10 + n for n in range(5)})
+    out = tmp_path / "r.json"
+    command = [
+        "evaluate",
+        str(tmp_path / "clips"),
+        "--metrics",
+        "frame_difference",
+        "--out",
+        str(out),
+        "--quiet",
+    ]
+    reads, read = [], observe.read_clip
+
+    def interrupted(path):
+        reads.append(path.name)
+        if len(reads) == 3:
+            raise KeyboardInterrupt
+        return read(path)
+
+    monkeypatch.setattr(observe, "read_clip", interrupted)
+    assert main(command) == 130
+    assert not out.exists()
+    assert main(command) == 0
+    assert reads == [f"cfg-p{n}-0" for n in (0, 1, 2, 2, 3, 4)]
+    assert json.loads(out.read_text())["results"]["cfg"][0]["value"] == pytest.approx(12)
+    assert {path.name for path in tmp_path.iterdir()} == {"clips", "r.json"}
+
+
+def test_options_reach_the_metrics(tmp_path, capsys):
+    write_drawn(tmp_path / "clips", 3)
+    write_drawn(tmp_path / "real", 4, seed=9)
+    saved = tmp_path / "real.safetensors"
+    command = [
+        "evaluate",
+        str(tmp_path / "clips"),
+        "--metrics",
+        "fvd:embedded",
+        "--quiet",
+        "--format",
+        "json",
+    ]
+    values = []
+    for extra in (
+        ["--reference", str(tmp_path / "real"), "--save-reference", str(saved), "--batch", "2"],
+        ["--reference", str(saved), "--device", "cpu"],
+    ):
+        assert main([*command, *extra]) == 0
+        values.append(json.loads(capsys.readouterr().out)["results"]["cfg"][0]["value"])
+    assert values[0] == pytest.approx(values[1]) and values[0] > 1
+    assert main([*command, "--save-reference", str(saved)]) == 2
+    assert "has statistics of fvd:embedded already" in capsys.readouterr().err
