@@ -47,3 +47,7 @@ class TokenGrid:
 
     def __str__(self) -> str:
         return f"{self.frames}x{self.height}x{self.width}"
+
+
+class SaidElsewhereError(OsegVideoError):
+    """Something that another process says; this one ends without a word."""

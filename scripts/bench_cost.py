@@ -1,13 +1,13 @@
-"""What guidance costs: counted FLOPs at full size, and wall clock on a scaled-down model.
+"""What guidance costs: counted FLOPs at full size, and seconds on a scaled-down model.
 
     python scripts/bench_cost.py --out scripts/bench_cost.json
-    python scripts/bench_cost.py --only mochi ltx --no-clock
+    python scripts/bench_cost.py --parts counted --only mochi ltx
 
 Counted: one guided step of every recipe (`configs/FAMILY-METHOD.yaml`) at the size that the recipe sets, on
 the meta device, with and without prefix reuse, against the same pipeline's plain step (CFG where it runs an
 unconditional branch). Matrix products, convolutions and attention count, two operations per multiply-add.
-Measured: seconds of one step of a Mochi with all its 48 blocks but small ones, methods in turn within each
-round, as ratios to CFG in the same round.
+Clock: seconds of one step of a Mochi with all its 48 blocks but small ones, on the wall and of this process
+alone, methods in turn within each round, as ratios to CFG in the same round.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import os
 import platform
 import statistics
 import time
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -32,8 +33,8 @@ from oseg_video.guidance.plan import Step
 from oseg_video.media import write_text
 from oseg_video.runtime.branches import BranchRunner
 from oseg_video.runtime.cost import step_cost
-from oseg_video.runtime.counted import pipeline_scale
 from oseg_video.runtime.empty import full_size_denoiser
+from oseg_video.runtime.step_kinds import pipeline_scale
 
 SMALL = {
     "num_attention_heads": 4,
@@ -43,37 +44,42 @@ SMALL = {
 }
 SMALL_CLIP = ClipSize(19, 160, 208)  # 4 x 10 x 13 tokens
 CONDITIONS = ("uncond", "cond")
+PARTS = ("counted", "clock")
+CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "process": time.process_time}
+"""The second one does not see what else the machine does."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--only", nargs="*", help="families (default: all)")
-    parser.add_argument("--rounds", type=int, default=15, help="of the wall clock")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--only", nargs="+", help="families to count (default: all)")
+    parser.add_argument("--rounds", type=int, default=15, help="of the clock")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--no-clock", action="store_true")
-    parser.add_argument("--out", type=Path, help="JSON file")
+    parser.add_argument("--out", type=Path, help="JSON file; a part that is not made anew stays in it")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    families = [one for one in all_adapters() if not options.only or one.family in options.only]
-    result: dict[str, Any] = {"machine": machine(options.threads), "counted": counted(families)}
-    if not options.no_clock:
-        result["clock"] = clock(options.rounds)
-    print(table(result))
-    if options.out:
-        write_text(options.out, json.dumps(result, indent=1) + "\n")
+    out = options.out
+    result: dict[str, Any] = json.loads(out.read_text()) if out and out.exists() else {}
+    if "counted" in options.parts:
+        families = [one for one in all_adapters() if not options.only or one.family in options.only]
+        result["counted"] = {"versions": versions(), "rows": counted(families)}
+    if "clock" in options.parts:
+        result["clock"] = {"versions": versions(), "machine": machine(), **clock(options.rounds)}
+    print("\n\n".join(tables(result)))
+    if out:
+        write_text(out, json.dumps(result, indent=1) + "\n")
 
 
-def machine(threads: int) -> dict[str, Any]:
-    """What the figures were taken on."""
-    return {
-        "processor": platform.machine(),
-        "cores": os.cpu_count(),
-        "threads": threads,
-        "torch": torch.__version__,
-        "diffusers": version("diffusers"),
-    }
+def versions() -> dict[str, str]:
+    """Versions of what the figures depend on."""
+    return {name: version(name) for name in ("torch", "diffusers")}
+
+
+def machine() -> dict[str, Any]:
+    """What the seconds were taken on."""
+    return {"processor": platform.machine(), "cores": os.cpu_count(), "threads": torch.get_num_threads()}
 
 
 def counted(families: list[ModelAdapter]) -> list[dict[str, Any]]:
@@ -119,7 +125,7 @@ def count_recipe(adapter: ModelAdapter, denoiser: Any, method: str) -> dict[str,
 
 
 def clock(rounds: int) -> dict[str, Any]:
-    """Seconds of one step of a scaled-down Mochi, methods in turn within each round."""
+    """Time of one step of a scaled-down Mochi, methods in turn within each round."""
     adapter = adapter_for_class("MochiPipeline")
     import diffusers
 
@@ -134,54 +140,89 @@ def clock(rounds: int) -> dict[str, Any]:
         "SEG": (SEG(blocks=(34,)), True),
         "OSEG": (OSEG(blocks=(34,)), True),
     }
-    seconds: dict[str, list[float]] = {name: [] for name in settings}
     step = Step(25, 50, 0.5, 4.5)
+    seconds: dict[str, dict[str, list[float]]] = {kind: {name: [] for name in settings} for kind in CLOCKS}
     with torch.inference_mode():
-        for round_ in tqdm(range(rounds + 1), desc="wall clock"):
+        for round_ in tqdm(range(rounds + 1), desc="clock"):
             for name, (guidance, reuse) in settings.items():
                 runner = BranchRunner(adapter, denoiser, guidance.blocks_used, reuse_prefix=reuse)
                 with runner.active():
-                    began = time.perf_counter()
+                    began = {kind: read() for kind, read in CLOCKS.items()}
                     runner.run(denoiser, arguments, guidance.plan(step).branches, CONDITIONS)
                     if round_:  # the first one warms up
-                        seconds[name].append(time.perf_counter() - began)
-    ratios = {
-        name: sorted(own / cfg for own, cfg in zip(values, seconds["CFG"], strict=True))
-        for name, values in seconds.items()
-    }
+                        for kind, read in CLOCKS.items():
+                            seconds[kind][name].append(read() - began[kind])
     return {
         "model": {"class": adapter.denoiser_class, **SMALL},
         "clip": f"{SMALL_CLIP.frames} x {SMALL_CLIP.height} x {SMALL_CLIP.width}",
         "rounds": rounds,
-        "cfg_seconds": statistics.median(seconds["CFG"]),
+        "cfg_seconds": {kind: statistics.median(taken["CFG"]) for kind, taken in seconds.items()},
         "ratio_to_cfg": {
-            name: {
-                "median": statistics.median(values),
-                "quartiles": [values[len(values) // 4], values[-1 - len(values) // 4]],
-            }
-            for name, values in ratios.items()
+            name: {kind: ratio_to_cfg(taken[name], taken["CFG"]) for kind, taken in seconds.items()}
+            for name in settings
+            if name != "CFG"
         },
     }
 
 
-def table(result: dict[str, Any]) -> str:
-    """The figures as Markdown."""
-    lines = [
-        "| family | method | blocks | TFLOPs of a plain step | x plain step | x, whole passes | transform |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for row in result["counted"]:
-        blocks = ", ".join(map(str, row["blocks"]))
-        lines.append(
-            f"| {row['family']} | {row['method']} | {blocks} | {row['plain_step_tflops']:,.0f} | "
-            f"{row['ratio']:.3f} | {row['ratio_whole_passes']:.3f} | {row['transform_share']:.3%} |"
-        )
-    if "clock" in result:
-        lines += ["", "| method | seconds of a step against CFG: median [quartiles] |", "|---|---|"]
-        for name, ratio in result["clock"]["ratio_to_cfg"].items():
-            low, high = ratio["quartiles"]
-            lines.append(f"| {name} | {ratio['median']:.2f} [{low:.2f}, {high:.2f}] |")
+def ratio_to_cfg(seconds: list[float], cfg: list[float]) -> dict[str, Any]:
+    """Median and quartiles of the ratios, round by round."""
+    ratios = sorted(own / plain for own, plain in zip(seconds, cfg, strict=True))
+    return {
+        "median": statistics.median(ratios),
+        "quartiles": [ratios[len(ratios) // 4], ratios[-1 - len(ratios) // 4]],
+    }
+
+
+def tables(result: dict[str, Any]) -> list[str]:
+    """The figures as Markdown, as the README has them."""
+    makers = {"counted": counted_table, "clock": clock_table}
+    return [make(result[part]) for part, make in makers.items() if part in result]
+
+
+def counted_table(counted: dict[str, Any]) -> str:
+    """A row for each family: x plain step with reuse (in whole passes) of every perturbed method."""
+    families: dict[str, dict[str, Any]] = {}
+    for row in counted["rows"]:
+        if row["blocks"]:
+            families.setdefault(row["family"], {})[row["method"]] = row
+    methods = list(next(iter(families.values())))
+    lines = [markdown("family", "block", *(name.upper() for name in methods), "transform")]
+    lines.append("|---" * (len(methods) + 3) + "|")
+    for family, rows in families.items():
+        costs = [f"{rows[name]['ratio']:.3f} ({rows[name]['ratio_whole_passes']:.3f})" for name in methods]
+        largest = max(row["transform_share"] for row in rows.values())
+        lines.append(markdown(family, block_names(rows), *costs, f"{largest:.3%}"))
     return "\n".join(lines)
+
+
+def block_names(rows: dict[str, Any]) -> str:
+    """The blocks of a family's recipes: once where all methods have the same, else by method."""
+    methods: dict[str, list[str]] = {}
+    for method, row in rows.items():
+        methods.setdefault(", ".join(map(str, row["blocks"])), []).append(method.upper())
+    if len(methods) == 1:
+        return next(iter(methods))
+    return "; ".join(f"{', '.join(names)}: {blocks}" for blocks, names in methods.items())
+
+
+def clock_table(clock: dict[str, Any]) -> str:
+    """A row for each method: its time against CFG's, median [quartiles]."""
+    lines = [markdown("seconds of a step against CFG", *CLOCKS), "|---" * (len(CLOCKS) + 1) + "|"]
+    for name, ratios in clock["ratio_to_cfg"].items():
+        lines.append(markdown(name, *(spread(ratios[kind]) for kind in CLOCKS)))
+    return "\n".join(lines)
+
+
+def spread(ratio: dict[str, Any]) -> str:
+    """Median [quartiles]."""
+    low, high = ratio["quartiles"]
+    return f"{ratio['median']:.2f} [{low:.2f}, {high:.2f}]"
+
+
+def markdown(*cells: str) -> str:
+    """A row of a table."""
+    return f"| {' | '.join(cells)} |"
 
 
 if __name__ == "__main__":

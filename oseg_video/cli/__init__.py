@@ -21,7 +21,7 @@ from oseg_video.cli.output import PROGRAM, say
 from oseg_video.cli.parsing import Parser, UsageError
 from oseg_video.config import known_or_nearest
 from oseg_video.runtime.quiet import quiet_libraries
-from oseg_video.types import OsegVideoError
+from oseg_video.types import OsegVideoError, SaidElsewhereError
 
 _COMMANDS = (generate, reproduce, sweep, evaluate, vbench, models, info)
 """The modules of the commands, in the order of `--help`."""
@@ -38,12 +38,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         if debug:
             raise
-        say("interrupted; finished clips are kept")
+        if _speaks_for_all():
+            say("interrupted; finished clips are kept")
         return 130
     except BrokenPipeError:
         # The reader of standard output went away (`| head`): nothing left to say to it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except SaidElsewhereError:
+        return 2
     except OsegVideoError as error:
         if debug:
             raise
@@ -64,6 +67,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     for command in _COMMANDS:
         command.register(commands)
     options, unknown = parser.parse_known_args(arguments)
+    options.arguments = arguments
     if unknown:
         flags = [
             flag for action in commands.choices[options.command]._actions for flag in action.option_strings
@@ -74,6 +78,11 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
             hint = f"; see {PROGRAM} {options.command} --help"
         raise UsageError(f"unknown argument {unknown[0]!r} of {options.command}{hint}")
     return options
+
+
+def _speaks_for_all() -> bool:
+    """Whether this is a process of its own, or the first of the ranks that torchrun has started."""
+    return os.environ.get("RANK", "0") == "0" and "OSEG_VIDEO_ONE_MACHINE" not in os.environ
 
 
 class _Version(argparse.Action):

@@ -5,13 +5,15 @@ from __future__ import annotations
 from argparse import Namespace
 
 from oseg_video.cli.output import print_clip
-from oseg_video.cli.parsing import Commands, add_command, add_run_flags
+from oseg_video.cli.parsing import Commands, Parser, add_command, add_run_flags, seconds, whole_number
 from oseg_video.cli.settings import add_setting_flags, job_of
+from oseg_video.parallel.degrees import Degrees
 
 EXAMPLES = """examples:
   oseg-video generate --prompt "a blue square moving up on a black background" --out a.mp4
   oseg-video generate --model mochi --offload model --prompt "a paper boat" --seed 1 2 3 --out clips/
   oseg-video generate --model svd --offload model --image cat.png --out cat.mp4
+  oseg-video generate --model mochi --gpus 4 --prompt "a paper boat" --out boat.mp4
   oseg-video reproduce a.mp4
 """
 
@@ -22,8 +24,33 @@ def register(commands: Commands) -> None:
     )
     add_setting_flags(parser)
     add_run_flags(parser)
+    _add_parallel_flags(parser)
     parser.add_argument(
         "--explain", action="store_true", help="say what the job would do and cost, without loading weights"
+    )
+
+
+def _add_parallel_flags(parser: Parser) -> None:
+    group = parser.add_argument_group("several GPUs")
+    group.add_argument(
+        "--gpus",
+        metavar="N",
+        type=whole_number,
+        help="run on N GPUs of this machine; with --device cpu on N processes (several machines: torchrun)",
+    )
+    group.add_argument(
+        "--parallel",
+        metavar="TEXT",
+        default="auto",
+        help="auto, or ranks per axis: data (clips), branch (branches of a step), ulysses and ring (tokens), "
+        "such as ulysses=2,branch=2 (default: auto)",
+    )
+    group.add_argument(
+        "--timeout",
+        metavar="SECONDS",
+        type=seconds,
+        default=600.0,
+        help="when ranks wait for each other longer than this, it is an error (default: 600)",
     )
 
 
@@ -34,6 +61,14 @@ def _run(options: Namespace) -> int:
 
         print(explain(job))
         return 0
+    if options.parallel != "auto":
+        Degrees.parse(options.parallel)
+    if options.gpus is not None:
+        from oseg_video.runtime.launch import is_rank, launch
+
+        if not is_rank():
+            launch(options.arguments, options.gpus, job.device)
+            return 0
     from oseg_video.runtime.generate import generate
     from oseg_video.runtime.progress import Progress
 
@@ -42,5 +77,7 @@ def _run(options: Namespace) -> int:
         overwrite=options.overwrite,
         progress=Progress(quiet=options.quiet),
         on_clip=lambda result: print_clip(result, options),
+        parallel=options.parallel,
+        timeout=options.timeout,
     )
     return 0

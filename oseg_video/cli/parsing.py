@@ -49,3 +49,19 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--quiet", action="store_true", help="no progress; print only the path of each clip")
     group.add_argument("--json", action="store_true", help="print one JSON object a clip")
     group.add_argument("--debug", action="store_true", help="show tracebacks and the libraries' messages")
+
+
+def whole_number(text: str) -> int:
+    """An integer of at least 1. Raises ValueError, which argparse turns into a line of its own."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text}")
+    return number
+
+
+def seconds(text: str) -> float:
+    """A number above 0."""
+    number = float(text)
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be a number above 0, got {text}")
+    return number

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
-import itertools
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -13,17 +11,15 @@ from oseg_video.adapters import ClipSize, ModelAdapter
 from oseg_video.adapters.base import Condition
 from oseg_video.adapters.settings import ReadJson
 from oseg_video.config import GenerateJob, build_guidance
-from oseg_video.guidance.methods import Guidance
-from oseg_video.guidance.plan import Branch, Step, StepPlan
-from oseg_video.guidance.schedule import Breakpoints
+from oseg_video.guidance.plan import Branch, StepPlan
 from oseg_video.guidance.text import guides
 from oseg_video.runtime import loading
 from oseg_video.runtime.branches import BranchRunner
 from oseg_video.runtime.cost import step_cost
 from oseg_video.runtime.empty import empty_denoiser, full_size_denoiser
-from oseg_video.runtime.fitting import clip_settings
 from oseg_video.runtime.generate import check_job
 from oseg_video.runtime.hub import HubError
+from oseg_video.runtime.step_kinds import pipeline_scale, read_nothing, step_kinds
 
 
 @dataclass(frozen=True)
@@ -98,7 +94,7 @@ def count_job(job: GenerateJob) -> CountedJob:
     conditions: tuple[Condition, ...] = ("uncond", "cond") if guides(scale) else ("cond",)
     kinds = []
     costs: dict[str, int] = {}
-    for when, count, plan in _kinds(guidance, job.steps, scale):
+    for when, count, plan in step_kinds(guidance, job.steps, scale):
         structure = repr(plan.branches)
         if structure not in costs:
             costs[structure] = step_cost(adapter, denoiser, clip, plan.branches).total
@@ -109,7 +105,7 @@ def count_job(job: GenerateJob) -> CountedJob:
             (one.names, (units - one.start_unit) / units) for one in runner.passes(plan.branches, conditions)
         )
         kinds.append(StepKind(when, count, plan, passes, costs[structure]))
-    full_size = read is _read_nothing
+    full_size = read is read_nothing
     plain: dict[str, Branch] = {name: Branch(name) for name in conditions}
     return CountedJob(adapter, denoiser, full_size, tuple(kinds), clip, job.steps, plain)
 
@@ -123,48 +119,4 @@ def _find(job: GenerateJob) -> tuple[ModelAdapter, Any, ReadJson]:
         adapter = loading.family(job.model)
         if adapter is None:
             raise
-        return adapter, full_size_denoiser(adapter), _read_nothing
-
-
-def _read_nothing(name: str) -> Mapping[str, Any]:
-    return {}
-
-
-def pipeline_scale(
-    adapter: ModelAdapter, job: GenerateJob, guidance: Guidance, read: ReadJson = _read_nothing
-) -> Any:
-    """The scale that the pipeline will be called with; `read` reads the model's files, if they are there."""
-    import diffusers
-
-    name = adapter.image_to_video if job.image is not None else adapter.text_to_video
-    parameters = inspect.signature(getattr(diffusers, str(name)).__call__).parameters.values()
-    call = {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
-    settings = clip_settings(job, guidance)
-    settings.pop("image", None)  # a file's name here, where the call takes a picture
-    call |= adapter.pipeline_arguments(settings)
-    largest = guidance.largest_guidance_scale
-    return adapter.call_scale(call, read) if largest is None else largest
-
-
-def _kinds(guidance: Guidance, steps: int, scale: Any) -> Iterator[tuple[str, int | None, StepPlan]]:
-    """Steps that do the same, in order: which, how many, and the plan."""
-    levels = _levels(guidance)
-    for level, lower in itertools.pairwise([*levels, 0.0]):
-        plans = [guidance.plan(Step(index, steps, level, scale)) for index in range(steps)]
-        first = 0
-        for _, group in itertools.groupby(plans, lambda plan: (plan.formula, repr(plan.branches))):
-            same = list(group)
-            span = f"steps {first + 1} to {first + len(same)}"
-            first += len(same)
-            if len(levels) == 1:
-                yield span, len(same), same[0]
-            else:
-                within = f"noise level {level:.4g} down to {lower:.4g}"
-                yield within if len(same) == steps else f"{within}, {span}", None, same[0]
-
-
-def _levels(guidance: Guidance) -> list[float]:
-    """The noise levels at which a setting of the guidance changes, from 1 down."""
-    values = [getattr(guidance, spec.name) for spec in fields(guidance)]
-    levels = {level for value in values if isinstance(value, Breakpoints) for level, _ in value.points}
-    return sorted(levels | {1.0}, reverse=True)
+        return adapter, full_size_denoiser(adapter), read_nothing

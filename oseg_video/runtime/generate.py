@@ -13,6 +13,7 @@ from oseg_video.runtime.loaded import ClipResult, LoadedModel
 from oseg_video.runtime.naming import check_outputs, plan_clips
 from oseg_video.runtime.picture import load_picture
 from oseg_video.runtime.progress import Progress
+from oseg_video.runtime.ranks import AUTO, COLLECTIVE_TIMEOUT, Ranks, make_mesh
 
 
 def generate(
@@ -21,27 +22,39 @@ def generate(
     overwrite: bool = False,
     progress: Progress | None = None,
     on_clip: Callable[[ClipResult], None] | None = None,
+    parallel: str = AUTO,
+    timeout: float = COLLECTIVE_TIMEOUT,
 ) -> list[ClipResult]:
     """Make every clip of the job: prompts x seeds, one at a time, each from a generator of its own.
 
     A clip does not depend on which others the job makes. `on_clip` is called as soon as a clip is written.
+    Under torchrun the ranks share the work as `parallel` says ("auto", or degrees such as
+    "ulysses=2,branch=2"); `on_clip` is called on the rank that wrote the clip, and each rank returns the
+    clips that it took part in. timeout: seconds after which a collective that hangs is an error.
+
     Raises OsegVideoError for all that a user can mend; before the model is loaded where that is possible.
     """
-    progress = progress or Progress(quiet=True)
-    source = check_job(job)
-    plans = plan_clips(job, pictures=source.adapter.makes_pictures)
-    check_outputs(plans, overwrite=overwrite)
-    picture = load_picture(Path(job.image), job.height, job.width) if job.image else None
-    if picture:
-        progress.note(f"{job.image}: {picture.fitted}")
-    model = LoadedModel(source, job, progress)
-    model.note_long_prompts(job, progress)
-    results = []
-    for plan in plans:
-        results.append(model.make_clip(job, plan, picture, progress))
-        if on_clip:
-            on_clip(results[-1])
-    return results
+    ranks = Ranks.started()
+    progress = progress if progress and ranks.rank == 0 else Progress(quiet=True)
+    with ranks.joined(job.device, timeout):
+        source = check_job(job)
+        plans = plan_clips(job, pictures=source.adapter.makes_pictures)
+        if ranks.rank == 0:
+            check_outputs(plans, overwrite=overwrite)
+        picture = load_picture(Path(job.image), job.height, job.width) if job.image else None
+        if picture:
+            progress.note(f"{job.image}: {picture.fitted}")
+        mesh, why = make_mesh(ranks, parallel, job, source, len(plans))
+        if why:
+            progress.note(f"{ranks.size} ranks, {mesh.degrees}: {why}")
+        model = LoadedModel(source, job, progress, mesh=mesh, device=ranks.device(job.device))
+        model.note_long_prompts(job, progress)
+        results = []
+        for plan in plans[mesh.data.rank :: mesh.data.size]:
+            results.append(model.make_clip(job, plan, picture, progress))
+            if on_clip and mesh.clip.rank == 0:
+                on_clip(results[-1])
+        return results
 
 
 def check_job(job: GenerateJob) -> loading.ModelSource:

@@ -17,6 +17,7 @@ import torch
 from oseg_video.config import GenerateJob, build_guidance
 from oseg_video.guidance.methods import Guidance
 from oseg_video.media import frames_sha256, to_uint8, write_clip, write_text
+from oseg_video.parallel.mesh import ONE_RANK, Mesh
 from oseg_video.runtime import loading
 from oseg_video.runtime.denoiser import guided
 from oseg_video.runtime.fitting import clip_settings
@@ -55,10 +56,23 @@ class ClipResult:
 class LoadedModel:
     """A pipeline with its weights. A clip does not depend on which others it made before."""
 
-    def __init__(self, source: loading.ModelSource, job: GenerateJob, progress: Progress) -> None:
-        """Load it as the job says. Raises LoadError, HubError or NotEnoughMemoryError."""
+    def __init__(
+        self,
+        source: loading.ModelSource,
+        job: GenerateJob,
+        progress: Progress,
+        *,
+        mesh: Mesh = ONE_RANK,
+        device: str | None = None,
+    ) -> None:
+        """Load it as the job says. Raises LoadError, HubError or NotEnoughMemoryError.
+
+        mesh: the ranks that make each clip together. device: this rank's, in place of the job's.
+        """
+        placed = dataclasses.replace(job, device=device or job.device)
         with _naming_lack_of_memory():
-            self._pipe = loading.load_pipeline(source, job, progress)
+            self._pipe = loading.load_pipeline(source, placed, progress)
+        self._mesh = mesh
         self._adapter = source.adapter
         self._placed = _placement(job)
         self._identity = {
@@ -87,7 +101,8 @@ class LoadedModel:
     def make_clip(
         self, job: GenerateJob, plan: ClipPlan, picture: Picture | None, progress: Progress
     ) -> ClipResult:
-        """Make one clip of the job and write it with its manifest, clip first.
+        """Make one clip of the job and write it with its manifest, clip first. Of the ranks that make it
+        together the first one writes.
 
         The job must be one that the model `serves`. Raises NotEnoughMemoryError, GenerateError, or
         what guiding and writing raise.
@@ -102,10 +117,11 @@ class LoadedModel:
         with (
             _naming_lack_of_memory(),
             progress.sampling(job.steps, f"{title} (seed {plan.seed})") as clock,
-            guided(self._pipe, running) as report,
+            guided(self._pipe, running, mesh=self._mesh) as report,
         ):
             frames = self._sample(job, plan, guidance, picture, clock)
             clock.decoded()
+        report.merge(self._mesh.branch.gather_objects(report.steps))
         made, asked = tuple(frames.shape), (job.frames, 3, job.height, job.width)
         if made != asked:
             raise GenerateError(f"the model made frames, channels, height, width {made} instead of {asked}")
@@ -138,8 +154,10 @@ class LoadedModel:
             image={"file": job.image, "sha256": picture.sha256, "fitted": picture.fitted}
             if picture
             else None,
+            parallel=str(self._mesh.degrees),
         )
-        _write(plan, frames, job.fps, manifest)
+        if self._mesh.clip.rank == 0:
+            _write(plan, frames, job.fps, manifest)
         return ClipResult(plan.path, plan.prompt, plan.seed, time.perf_counter() - began, step, manifest)
 
     def _sample(

@@ -72,6 +72,7 @@ def build_manifest(
     seconds: Mapping[str, float | None],
     device: torch.device,
     image: Mapping[str, Any] | None,
+    parallel: str,
 ) -> dict[str, Any]:
     """The manifest of one clip; `job` is resolved and has the clip's one prompt and one seed."""
     settings = {k: v for k, v in job_to_plain(job).items() if k not in _NOT_RECORDED}
@@ -85,7 +86,7 @@ def build_manifest(
         "image": dict(image) if image else None,
         "passes": dict(passes),
         "seconds": dict(seconds),
-        "machine": machine(device),
+        "machine": {**machine(device), "parallel": parallel},
         "versions": package_versions(),
     }
 

@@ -1,7 +1,8 @@
 """What really ran: the passes of every guided step, for tests, manifests and doubters."""
 
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 
@@ -51,6 +52,13 @@ class GuidanceReport:
             for step in self.steps
             for p in step.passes
         )
+
+    def merge(self, ranks: Sequence[Sequence[StepRecord]]) -> None:
+        """Take the steps of all ranks that shared their branches, in order of rank, for those of this one."""
+        self.steps = [
+            replace(same[0], passes=tuple(one for step in same for one in step.passes))
+            for same in zip(*ranks, strict=True)
+        ]
 
     def to_dict(self) -> dict[str, Any]:
         """Totals and the distinct kinds of step, as plain JSON types."""

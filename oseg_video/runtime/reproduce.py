@@ -73,7 +73,7 @@ def describe_differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> Ite
         before, after = then["versions"].get(name), now["versions"].get(name)
         if before != after:
             yield f"{name} {before} -> {after}"
-    for name in ("device", "name", "system", "threads"):
+    for name in ("device", "name", "system", "threads", "parallel"):
         before, after = then["machine"].get(name), now["machine"].get(name)
         if before != after:
             yield f"{name} {before} -> {after}"

@@ -16,13 +16,23 @@ from oseg_video.parallel.degrees import Degrees
 from oseg_video.parallel.group import ParallelError
 from oseg_video.parallel.mesh import ONE_RANK, Mesh
 from tests.integration.families import CASES, SCALE, Case
+from tests.tiny import tiny_ltx, tiny_mochi
 from tests.tiny.hunyuan import tiny_hunyuan_image
+from tests.tiny.wan import tiny_wan_5b
 
 from .ranks import Ranks
 
 BY_NAME = {case.name: case for case in CASES}
 BY_NAME["hunyuan-image, token replace"] = dataclasses.replace(
     BY_NAME["hunyuan-image"], build=partial(tiny_hunyuan_image, "token_replace")
+)
+BY_NAME["wan 5b"] = dataclasses.replace(BY_NAME["wan"], build=tiny_wan_5b, grid=None)  # a timestep per token
+# OSEG's published transform folds the channels to an image of 64 rows.
+BY_NAME["mochi, 64 channels"] = dataclasses.replace(
+    BY_NAME["mochi"], build=partial(tiny_mochi, attention_head_dim=16, num_attention_heads=4)
+)
+BY_NAME["ltx, 64 channels"] = dataclasses.replace(
+    BY_NAME["ltx"], build=partial(tiny_ltx, attention_head_dim=16, num_attention_heads=4)
 )
 UNETS = ("svd", "sdxl")
 # Sums over tokens and heads are taken in other orders; that is all that may differ.
@@ -92,14 +102,14 @@ def check(ranks: Ranks, case: str, method_name: str, degrees: Degrees, batch: bo
 
 @pytest.mark.parametrize("axis", AXES)
 @pytest.mark.parametrize("method_name", ["cfg", "stg", "oseg"])
-@pytest.mark.parametrize("case", BY_NAME)
+@pytest.mark.parametrize("case", [name for name in BY_NAME if "channels" not in name])
 def test_two_ranks_make_the_clip_of_one(two_ranks: Ranks, case: str, method_name: str, axis: str) -> None:
     if case in UNETS and axis != "branch":
         pytest.skip("no sequence of tokens runs through a UNet")
     check(two_ranks, case, method_name, AXES[axis])
 
 
-@pytest.mark.parametrize("case", [name for name in BY_NAME if name not in UNETS])
+@pytest.mark.parametrize("case", ["mochi", "ltx", "hunyuan", "hunyuan15", "wan", "cogvideox"])
 @pytest.mark.parametrize("method_name", ["cfg", "stg", "oseg"])
 def test_branch_and_sequence_together(four_ranks: Ranks, case: str, method_name: str) -> None:
     check(four_ranks, case, method_name, Degrees(branch=2, ulysses=2))
@@ -114,7 +124,6 @@ OTHER_METHODS = (
     "oseg, both",
     "oseg, frame",
     "oseg, principal",
-    "oseg, published",
     "apg",
     "cfg-zero",
 )
@@ -125,6 +134,8 @@ OTHER_METHODS = (
     [
         *(("mochi", name) for name in OTHER_METHODS),
         *(("ltx-condition", name) for name in OTHER_METHODS),
+        ("mochi, 64 channels", "oseg, published"),
+        ("ltx, 64 channels", "oseg, published"),
         ("cogvideox", "pag"),
         ("cogvideox", "oseg, principal"),
         ("wan", "pag"),
@@ -134,7 +145,7 @@ def test_every_method_on_four_ranks(four_ranks: Ranks, case: str, method_name: s
     check(four_ranks, case, method_name, Degrees(ring=2, ulysses=2))
 
 
-@pytest.mark.parametrize("case", [name for name in BY_NAME if name not in UNETS and "image" not in name])
+@pytest.mark.parametrize("case", ["mochi", "ltx", "hunyuan", "hunyuan15", "wan", "cogvideox"])
 @pytest.mark.parametrize("axis", ["ulysses", "ring"])
 def test_prompts_of_different_lengths_in_one_batch(two_ranks: Ranks, case: str, axis: str) -> None:
     check(two_ranks, case, "oseg", AXES[axis], batch=True)
@@ -159,16 +170,15 @@ def test_a_perturbed_branch_stays_with_its_plain_one_where_that_pays(two_ranks: 
 
 
 def test_branches_run_whole_where_there_is_a_rank_for_each(four_ranks: Ranks) -> None:
-    # Four branches: U and C, and both perturbed from block 1 of 5.
+    # Three branches, two of them perturbed from block 1 of 5; the fourth rank only listens.
     results = check(four_ranks, "mochi", "oseg, both", Degrees(branch=4))
     steps = [branches(passes[0]) for passes in results]
-    assert sorted(name for step in steps for names, _ in step for name in names) == [
-        "cond",
-        "cond_perturbed",
-        "uncond",
-        "uncond_perturbed",
+    assert sorted(step for step in steps) == [
+        [],
+        [(("cond",), 0)],
+        [(("cond_perturbed",), 0)],
+        [(("uncond_perturbed",), 0)],
     ]
-    assert all(start == 0 for step in steps for _, start in step)
 
 
 def test_calls_of_a_step_are_shared(two_ranks: Ranks) -> None:
@@ -214,7 +224,10 @@ def test_ranks_that_sample_apart_are_refused(two_ranks: Ranks) -> None:
 def _foreign_attention(degrees: Degrees) -> str:
     case = BY_NAME["ltx"]
     pipe = case.build()
-    pipe.transformer.set_attention_backend("_native_math")
+    # Stands for the kernels of other libraries, which are called by names of their own.
+    pipe.transformer.transformer_blocks[0].attn1.processor = lambda attention, hidden_states, *_: (
+        hidden_states
+    )
     with guided(pipe, method("cfg", case), mesh=mesh(degrees)), pytest.raises(ParallelError) as error:
         case.run(pipe)
     return str(error.value)

@@ -1,0 +1,86 @@
+"""Ranks look after each other: when one fails or falls silent, all end, and the first to fail says why.
+
+A collective cannot notice that another rank is gone: with NCCL it hangs until a timeout of many minutes.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable
+
+import torch.distributed as dist
+
+_FAILED = "oseg_video/failed"
+
+
+class Watch:
+    """A thread of one rank that beats in the ranks' common store and listens for the others."""
+
+    def __init__(
+        self,
+        store: dist.Store,
+        rank: int,
+        size: int,
+        on_loss: Callable[[str], None],
+        *,
+        period: float = 2.0,
+        patience: float = 45.0,
+    ) -> None:
+        """on_loss: called with one line when another rank has failed or fallen silent; then the process ends
+        with exit code 1. period, patience: seconds between beats, and of silence that are suffered."""
+        self._store = store
+        self._rank = rank
+        self._others = [other for other in range(size) if other != rank]
+        self._on_loss = on_loss
+        self._period = period
+        self._patience = patience
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="watch of the ranks", daemon=True)
+
+    def start(self) -> None:
+        """Begin to beat and to listen."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """This rank is done; the others need not wait for its beat."""
+        self._stopped.set()
+        self._thread.join()
+        self._store.set(self._key(self._rank), "done")
+
+    def fail(self, reason: str) -> bool:
+        """Tell the others that this rank has failed. Whether it is the first."""
+        self._stopped.set()
+        self._thread.join()
+        message = f"rank {self._rank}: {reason}"
+        return self._store.compare_set(_FAILED, "", message) == message.encode()
+
+    def _run(self) -> None:
+        beats = 0
+        heard = {other: (b"", time.monotonic()) for other in self._others}
+        while not self._stopped.wait(self._period if beats else 0):
+            beats += 1
+            try:
+                self._store.set(self._key(self._rank), str(beats))
+                loss = self._loss(heard)
+            except RuntimeError:  # torch.distributed.DistError among them: the store was at the first rank
+                loss = "the connection to the first rank is lost"
+            if loss and not self._stopped.is_set():
+                self._on_loss(loss)
+                os._exit(1)
+
+    def _loss(self, heard: dict[int, tuple[bytes, float]]) -> str | None:
+        if self._store.check([_FAILED]):
+            return self._store.get(_FAILED).decode()
+        for other, (before, when) in heard.items():
+            now = self._store.get(self._key(other)) if self._store.check([self._key(other)]) else b""
+            if now != before or now == b"done":
+                heard[other] = (now, time.monotonic())
+            elif time.monotonic() - when > self._patience:
+                return f"rank {other} has not been heard of for {self._patience:.0f} s; it is gone or stuck"
+        return None
+
+    @staticmethod
+    def _key(rank: int) -> str:
+        return f"oseg_video/beat/{rank}"

@@ -1,0 +1,110 @@
+"""`--gpus N`: the command on several ranks, as a user runs it (here on the processor)."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from oseg_video.media import read_clip
+
+PROMPT = "a red circle moving left on a white background"
+COMMAND = (sys.executable, "-m", "oseg_video", "generate", "--prompt", PROMPT, "--device", "cpu")
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def run(*arguments: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*COMMAND, *arguments], capture_output=True, text=True, timeout=timeout, env=ENVIRONMENT
+    )
+
+
+@pytest.fixture(scope="module")
+def one_rank(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("one")
+    done = run("--steps", "3", "--seed", "1", "2", "--format", "png", "--out", f"{out}/", "--quiet")
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+@pytest.mark.parametrize("parallel", ["ulysses=2", "branch=2", "data=2"])
+def test_two_ranks_make_the_clips_of_one(one_rank: Path, tmp_path: Path, parallel: str) -> None:
+    done = run(
+        *("--steps", "3", "--seed", "1", "2", "--format", "png", "--out", f"{tmp_path}/", "--quiet"),
+        *("--gpus", "2", "--parallel", parallel),
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    names = sorted(path.name for path in one_rank.iterdir())
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+    assert sorted(Path(line).name for line in done.stdout.splitlines()) == [n for n in names if "." not in n]
+    for name in names:
+        if name.endswith(".json"):
+            one, other = (json.loads((folder / name).read_text()) for folder in (one_rank, tmp_path))
+            assert other["machine"]["parallel"] == parallel
+            assert other["passes"]["block_passes"] == one["passes"]["block_passes"]
+            continue
+        one_clip, other_clip = (read_clip(folder / name).frames.int() for folder in (one_rank, tmp_path))
+        # Sums in another order; a value next to the middle of two may be rounded to the other one.
+        assert (one_clip - other_clip).abs().max() <= 1
+        assert (one_clip != other_clip).float().mean() < 1e-3
+
+
+def test_a_mistake_is_said_once(tmp_path: Path) -> None:
+    out = tmp_path / "a.mp4"
+    done = run("--out", str(out), "--gpus", "2", "--parallel", "branch=4")
+    assert done.returncode == 2
+    message = "parallel branch=4 needs 4 ranks, this run has 2; start them with --gpus 4 or torchrun"
+    assert done.stderr == f"oseg-video: error: {message}\n"
+    assert not out.exists()
+
+
+def test_gpus_that_are_not_there_are_refused() -> None:
+    done = subprocess.run(
+        [*COMMAND[:-1], "cuda:0", "--gpus", "2"], capture_output=True, text=True, env=ENVIRONMENT
+    )
+    assert done.returncode == 2
+    assert done.stderr == (
+        "oseg-video: error: --gpus 2 with --device cuda:0: each rank has its own; leave out --device\n"
+    )
+
+
+def children(pid: int) -> list[int]:
+    """Processes that this one has started."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rsplit(")", 1)[1].split()
+        except OSError:  # it has ended
+            continue
+        if int(fields[1]) == pid:
+            found.append(int(stat.parent.name))
+    return sorted(found)
+
+
+def test_a_rank_that_dies_ends_all(tmp_path: Path) -> None:
+    out = tmp_path / "a.mp4"
+    arguments = ("--steps", "900", "--out", str(out), "--gpus", "2", "--parallel", "ulysses=2")
+    with subprocess.Popen(
+        [*COMMAND, *arguments], stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
+    ) as process:
+        assert process.stderr is not None
+        for line in iter(lambda: process.stderr.read(200), ""):  # type: ignore[union-attr]
+            if "step/s" in line or "s/step" in line:
+                break
+        ranks = children(process.pid)
+        os.kill(ranks[-1], signal.SIGKILL)
+        killed = time.monotonic()
+        rest = process.stderr.read()
+        assert process.wait(timeout=60) == 2
+    assert time.monotonic() - killed < 60
+    assert "was killed (SIGKILL); the other ranks were ended" in rest
+    assert "Traceback" not in rest
+    assert list(tmp_path.iterdir()) == []
+    assert not any(Path(f"/proc/{rank}").exists() for rank in ranks)

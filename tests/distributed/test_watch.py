@@ -1,0 +1,85 @@
+"""Ranks notice that another one has failed, fallen silent, or does not come to a collective."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as multiprocessing
+
+from oseg_video.parallel.group import Group, ParallelError
+from oseg_video.parallel.watch import Watch
+
+from .ranks import Ranks
+
+
+def _watched(rank: int, folder: str, behaviour: str) -> None:
+    store = dist.FileStore(f"{folder}/store", 2)
+
+    def on_loss(reason: str) -> None:
+        Path(folder, f"loss-{rank}").write_text(reason)
+
+    watch = Watch(store, rank, 2, on_loss, period=0.1, patience=1.5)
+    watch.start()
+    time.sleep(0.5)
+    if behaviour == "ends":
+        watch.stop()
+        time.sleep(2.5)
+    elif behaviour == "fails":
+        assert watch.fail("no memory")
+        assert not watch.fail("again")
+    elif behaviour == "freezes":
+        os.kill(os.getpid(), signal.SIGSTOP)
+    else:
+        time.sleep(60)
+
+
+def watch_two(folder: Path, behaviour: str) -> tuple[int | None, str | None]:
+    """Exit code and complaint of a rank beside one that behaves so."""
+    context = multiprocessing.get_context("spawn")
+    other = "ends" if behaviour == "ends" else "waits"
+    processes = [
+        context.Process(target=_watched, args=(rank, str(folder), how), daemon=True)
+        for rank, how in enumerate([other, behaviour])
+    ]
+    for process in processes:
+        process.start()
+    processes[0].join(timeout=50)
+    processes[1].kill()
+    loss = folder / "loss-0"
+    return processes[0].exitcode, loss.read_text() if loss.exists() else None
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "expected"),
+    [
+        ("fails", (1, "rank 1: no memory")),
+        ("freezes", (1, "rank 1 has not been heard of for 2 s; it is gone or stuck")),
+        ("ends", (0, None)),
+    ],
+)
+def test_a_rank_hears_of_the_other(tmp_path: Path, behaviour: str, expected: Any) -> None:
+    assert watch_two(tmp_path, behaviour) == expected
+
+
+def _absent(_: None) -> str:
+    rank = dist.get_rank()
+    process_group = dist.new_group(timeout=timedelta(seconds=2))
+    if rank == 1:
+        time.sleep(4)
+        return ""
+    with pytest.raises(ParallelError) as error:
+        Group("ulysses", rank, 2, process_group).gather(torch.ones(3), [(3,), (3,)])
+    return str(error.value)
+
+
+def test_a_collective_that_hangs_is_named(two_ranks: Ranks) -> None:
+    message, _ = two_ranks.run(_absent, None)
+    assert message.startswith("all-gather over the ulysses axis (rank 0 of 2) failed: ")
