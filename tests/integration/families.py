@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import pytest
 import torch
 from diffusers import (
     CogVideoXImageToVideoPipeline,
@@ -52,7 +53,19 @@ def text_prompt(prompt: Any) -> dict[str, Any]:
     return {"prompt": prompt, "max_sequence_length": TEXT_LENGTH}
 
 
-def _image(size: dict[str, int] = LTX_SIZE) -> Image.Image:
+def quiet(pipe: Any) -> Any:
+    """The pipeline, without its progress bar."""
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def over(*cases: Case) -> Any:
+    """Run a test for each of these; its fixtures are `case` and `pipe`."""
+    return pytest.mark.parametrize("case", cases, ids=lambda case: case.name, indirect=True)
+
+
+def gradient(size: dict[str, int] = LTX_SIZE) -> Image.Image:
+    """A picture, dark above, of a clip's size."""
     return Image.linear_gradient("L").convert("RGB").resize((size["width"], size["height"]))
 
 
@@ -125,21 +138,14 @@ class GuiderCase(Case):
 
     scale: Callable[[float], dict[str, Any]] = lambda _: {}
 
-    def run(
-        self,
-        pipe: Any,
-        prompt: Any = "a red circle",
-        seed: int = 0,
-        guidance_scale: float = SCALE,
-        **overrides: Any,
-    ) -> torch.Tensor:
+    def run(self, pipe: Any, *given: Any, guidance_scale: float = SCALE, **overrides: Any) -> torch.Tensor:
         pipe.guider = pipe.guider.new(guidance_scale=guidance_scale)
-        return super().run(pipe, prompt, seed, guidance_scale, **overrides)
+        return super().run(pipe, *given, guidance_scale=guidance_scale, **overrides)
 
 
 def _keyframe() -> dict[str, Any]:
     # A condition on a frame other than the first: its tokens stand before those of the clip.
-    return {"conditions": [LTXVideoCondition(image=_image(), frame_index=8)]}
+    return {"conditions": [LTXVideoCondition(image=gradient(), frame_index=8)]}
 
 
 _LTX_GRID = TokenGrid(5, 4, 8)
@@ -167,7 +173,7 @@ CASES = (
         "ltx-image",
         partial(tiny_ltx, LTXImageToVideoPipeline),
         LTX_SIZE,
-        lambda: {"image": _image()},
+        lambda: {"image": gradient()},
         grid=_LTX_GRID,
         handed_on=_all_but_the_first_frame,
     ),
@@ -185,7 +191,7 @@ CASES = (
         "wan-image",
         partial(tiny_wan, WanImageToVideoPipeline),
         WAN_SIZE,
-        lambda: {"image": _image(WAN_SIZE)},
+        lambda: {"image": gradient(WAN_SIZE)},
         grid=_WAN_GRID,
         condition=wan_prompt_embeds,
     ),
@@ -194,7 +200,7 @@ CASES = (
         "cogvideox-image",
         partial(tiny_cogvideox_5b, CogVideoXImageToVideoPipeline),
         COGVIDEOX_SIZE,
-        lambda: {"image": _image(COGVIDEOX_SIZE)},
+        lambda: {"image": gradient(COGVIDEOX_SIZE)},
         grid=COGVIDEOX.grid,
         start=TEXT_LENGTH,
     ),
@@ -205,7 +211,7 @@ CASES = (
         "hunyuan-image",
         tiny_hunyuan_image,
         HUNYUAN_SIZE,
-        lambda: {"image": _image(HUNYUAN_SIZE)},
+        lambda: {"image": gradient(HUNYUAN_SIZE)},
         grid=HUNYUAN.grid,
         scale=true_cfg_scale,
     ),
@@ -214,7 +220,7 @@ CASES = (
         "hunyuan15-image",
         partial(tiny_hunyuan15, HunyuanVideo15ImageToVideoPipeline),
         {"num_frames": HUNYUAN15_SIZE["num_frames"]},
-        lambda: {"image": _image(HUNYUAN15_IMAGE_SIZE)},
+        lambda: {"image": gradient(HUNYUAN15_IMAGE_SIZE)},
         grid=TokenGrid(3, 5, 3),
         condition=short_prompt,
     ),

@@ -11,7 +11,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from oseg_video import CFG, OSEG, PAG, SEG, STG
+from oseg_video.guidance.methods import Guidance
 from oseg_video.types import TokenGrid
+
+WEIGHT = 1.5
+"""Weight of the push away from the perturbed prediction."""
+BLUR = 0.8
 
 QueryChange = Callable[[Tensor, Tensor], Tensor]
 """New video queries from video queries and keys, [B, S, N, D]."""
@@ -54,13 +60,17 @@ def mean_everywhere(query: Tensor, key: Tensor) -> Tensor:
     return query.mean(dim=1, keepdim=True).expand_as(query)
 
 
+def off_key(query: Tensor, key: Tensor) -> Tensor:
+    """What of each query is orthogonal to its own key."""
+    unit = key / key.norm(dim=-1, keepdim=True)
+    return query - (query * unit).sum(-1, keepdim=True) * unit
+
+
 def off_key_mean_per_frame(grid: TokenGrid, mix: float) -> QueryChange:
     """OSEG with an infinite blur in space, none in time."""
 
     def change(query: Tensor, key: Tensor) -> Tensor:
-        unit = key / key.norm(dim=-1, keepdim=True)
-        off_key = query - (query * unit).sum(-1, keepdim=True) * unit
-        frames = off_key.unflatten(1, (grid.frames, -1))
+        frames = off_key(query, key).unflatten(1, (grid.frames, -1))
         smooth = frames.mean(dim=2, keepdim=True).expand_as(frames).flatten(1, 2)
         return (1 - mix) * query + mix * smooth
 
@@ -82,13 +92,58 @@ def off_key_blurred(grid: TokenGrid, sigma: float) -> QueryChange:
         return torch.tensordot(kernel, x, dims=([1], [dim])).movedim(0, dim)
 
     def change(query: Tensor, key: Tensor) -> Tensor:
-        unit = key / key.norm(dim=-1, keepdim=True)
-        off_key = (query - (query * unit).sum(-1, keepdim=True) * unit).unflatten(1, grid.shape)
+        changed = off_key(query, key).unflatten(1, grid.shape)
         for dim in (1, 2, 3):
-            off_key = smooth(off_key, dim)
-        return off_key.flatten(1, 3)
+            changed = smooth(changed, dim)
+        return changed.flatten(1, 3)
 
     return change
+
+
+def reference_methods(
+    grid: TokenGrid, block: int, guidance_scale: float | None
+) -> dict[str, tuple[Guidance, Change | None]]:
+    """Methods of weight `WEIGHT` with one perturbed block, and what the reference does in that block."""
+    shared: dict[str, Any] = {"guidance_scale": guidance_scale, "blocks": (block,)}
+    weighted = {"oseg_scale": WEIGHT, "blur_sigma": (0.0, math.inf), "mix": 0.75} | shared
+    per_frame = off_key_mean_per_frame(grid, 0.75)
+    return {
+        "cfg": (CFG(guidance_scale=guidance_scale), None),
+        "stg": (STG(stg_scale=WEIGHT, **shared), "skip"),
+        "stg-values": (STG(stg_scale=WEIGHT, mode="attention_values", **shared), "values"),
+        "stg-input": (STG(stg_scale=WEIGHT, mode="attention_skip", **shared), "input"),
+        "pag": (PAG(pag_scale=WEIGHT, **shared), "values"),
+        "seg": (SEG(seg_scale=WEIGHT, **shared), mean_everywhere),
+        "oseg": (OSEG(**weighted), per_frame),
+        "oseg-blur": (
+            OSEG(oseg_scale=WEIGHT, blur_sigma=BLUR, **shared),
+            off_key_blurred(grid, BLUR),
+        ),
+        "oseg-plain-uncond": (OSEG(perturb_unconditional=False, **weighted), per_frame),
+    }
+
+
+REFERENCE_METHODS = tuple(reference_methods(TokenGrid(1, 1, 1), 0, None))
+"""Names of the methods."""
+
+
+def guided_prediction(
+    method: str,
+    scale: float,
+    plain: Callable[[dict[str, Any]], Tensor],
+    weak: Callable[[dict[str, Any]], Tensor] | None,
+    *,
+    cond: dict[str, Any],
+    uncond: dict[str, Any],
+) -> Tensor:
+    """The formula of a method in `reference_methods`; `plain` and `weak` run a call's arguments."""
+    c, u = plain(cond), plain(uncond)
+    if weak is None:
+        return u + scale * (c - u)
+    push = WEIGHT * (c - weak(cond))
+    if method in ("oseg", "oseg-blur"):
+        return c + (scale - 1) * (c - weak(uncond)) + push
+    return u + scale * (c - u) + push
 
 
 def doubled(arguments: dict[str, Any]) -> dict[str, Any]:

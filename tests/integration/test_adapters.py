@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -18,7 +17,8 @@ from oseg_video.adapters import adapter_for, adapter_for_class, all_adapters, ba
 from oseg_video.adapters.base import ClipSize
 from oseg_video.guidance.plan import Branch
 from oseg_video.runtime.branches import BranchRunner
-from oseg_video.types import TokenGrid
+from tests.integration import slow
+from tests.integration.checks import assert_off_key
 from tests.integration.families import CASES, LTX, MOCHI, SCALE, Case
 from tests.tiny import BLOCKS
 
@@ -28,13 +28,6 @@ BLOCK = 2
 @pytest.fixture(params=(MOCHI, LTX), ids=lambda case: case.name)
 def case(request: pytest.FixtureRequest) -> Case:
     return request.param
-
-
-@pytest.fixture
-def pipe(case: Case) -> Any:
-    pipe = case.build()
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
 
 
 # -- the registry
@@ -96,31 +89,13 @@ def test_text_is_not_cut_where_valid_tokens_do_not_come_first(valid: str) -> Non
 # -- what attention sees
 
 
-@contextmanager
-def captured_attention(case: Case, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[Tensor, ...]]]:
-    """(query, key, value) as [B, N, S, D] of every call of scaled dot-product attention over the clip."""
-    calls: list[tuple[Tensor, ...]] = []
-    real = nn.functional.scaled_dot_product_attention
-
-    def record(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if query.shape[2] >= case.grid.tokens and key.shape == query.shape:
-            calls.append((query, key, value))
-        return real(query, key, value, *args, **kwargs)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(nn.functional, "scaled_dot_product_attention", record)
-        yield calls
-
-
-def test_only_the_video_queries_change_and_they_are_orthogonal_to_their_keys(
-    case: Case, pipe: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_the_video_queries_change_and_they_are_orthogonal_to_their_keys(case: Case, pipe: Any) -> None:
     """Without blur the query that attention sees, rotated, is the part of the plain one off its own key."""
     pipe.transformer.double()
     guidance = OSEG(guidance_scale=1.0, blocks=(BLOCK,), blur_sigma=0.0)
     embeds = {"prompt_embeds": torch.randn(1, 24, 32, generator=torch.Generator().manual_seed(0)).double()}
     mask = torch.arange(24)[None] < 9
-    with captured_attention(case, monkeypatch) as calls, guided(pipe, guidance):
+    with slow.recorded_attention(case.grid.tokens) as calls, guided(pipe, guidance):
         case.run(
             pipe,
             prompt=None,
@@ -129,20 +104,11 @@ def test_only_the_video_queries_change_and_they_are_orthogonal_to_their_keys(
             prompt_attention_mask=mask,
             **embeds,
         )
-    grid = case.grid.tokens
-    step = len(calls) // 2
     plain, perturbed = calls[BLOCK], calls[BLOCKS]  # the perturbed pass starts at BLOCK
-    assert step == BLOCKS + BLOCKS - BLOCK
-    for before, after in zip(plain[1:], perturbed[1:], strict=True):
-        assert torch.equal(before, after)
-    query, key = plain[0][:, :, :grid], plain[1][:, :, :grid]
-    off_key = query - (query * key).sum(-1, keepdim=True) / (key * key).sum(-1, keepdim=True) * key
-    assert_close(perturbed[0][:, :, :grid], off_key, rtol=1e-5, atol=1e-5)
-    alignment = (perturbed[0][:, :, :grid] * key).sum(-1).abs().max()
+    assert len(calls) == 2 * (BLOCKS + BLOCKS - BLOCK)
     # Rotary embedding is computed in float32 by the model itself.
-    assert alignment < 1e-5 < (query * key).sum(-1).abs().max()
-    assert torch.equal(plain[0][:, :, grid:], perturbed[0][:, :, grid:])
-    assert (plain[0].shape[2] > grid) == (case is MOCHI)
+    assert_off_key(plain, perturbed, slice(case.grid.tokens), tolerance=1e-5)
+    assert (plain[0].shape[2] > case.grid.tokens) == (case is MOCHI)
 
 
 # -- against a slow reference
@@ -209,21 +175,6 @@ def softmax_attention(query: Tensor, key: Tensor, value: Tensor, valid: Tensor |
     return torch.einsum("bnij,bjnd->bind", logits.softmax(-1), value)
 
 
-def mean_everywhere(query: Tensor, key: Tensor) -> Tensor:
-    return query.mean(dim=1, keepdim=True).expand_as(query)
-
-
-def off_key_mean_per_frame(grid: TokenGrid) -> Callable[[Tensor, Tensor], Tensor]:
-    def change(query: Tensor, key: Tensor) -> Tensor:
-        unit = key / key.norm(dim=-1, keepdim=True)
-        off_key = query - (query * unit).sum(-1, keepdim=True) * unit
-        frames = off_key.unflatten(1, (grid.frames, -1))
-        smooth = frames.mean(dim=2, keepdim=True).expand_as(frames).flatten(1, 2)
-        return 0.25 * query + 0.75 * smooth
-
-    return change
-
-
 def reference_transformer(case: Case, transformer: nn.Module, change: Any) -> nn.Module:
     """A float64 copy whose block BLOCK is perturbed by other means than hooks."""
     model = copy.deepcopy(transformer).double()
@@ -243,16 +194,16 @@ def test_the_guided_prediction_is_that_of_a_slow_float64_reference(
     guidance, change = {
         "cfg": (CFG(guidance_scale=scale), None),
         "stg": (STG(guidance_scale=scale, stg_scale=weight, blocks=(BLOCK,)), "skip"),
-        "seg": (SEG(guidance_scale=scale, seg_scale=weight, blocks=(BLOCK,)), mean_everywhere),
+        "seg": (SEG(guidance_scale=scale, seg_scale=weight, blocks=(BLOCK,)), slow.mean_everywhere),
         "oseg": (
             OSEG(guidance_scale=scale, oseg_scale=weight, blocks=(BLOCK,), **oseg),
-            off_key_mean_per_frame(case.grid),
+            slow.off_key_mean_per_frame(case.grid, 0.75),
         ),
         "oseg-plain-uncond": (
             OSEG(
                 guidance_scale=scale, oseg_scale=weight, blocks=(BLOCK,), perturb_unconditional=False, **oseg
             ),
-            off_key_mean_per_frame(case.grid),
+            slow.off_key_mean_per_frame(case.grid, 0.75),
         ),
     }[method]
 

@@ -34,7 +34,7 @@ from oseg_video.adapters import adapter_for
 from oseg_video.guidance.methods import Guidance
 from oseg_video.guidance.queries import seg_queries
 from oseg_video.types import TokenGrid
-from tests.integration.families import HUNYUAN, LTX, MOCHI, SCALE, SDXL, Case
+from tests.integration.families import HUNYUAN, LTX, MOCHI, SCALE, SDXL, Case, quiet
 
 BLOCK = 1
 STACK = "transformer_blocks"
@@ -47,9 +47,7 @@ def case(request: pytest.FixtureRequest) -> Case:
 
 
 def build(case: Case) -> Any:
-    pipe = case.build()
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+    return quiet(case.build())
 
 
 def mended(what: str) -> NoReturn:

@@ -25,10 +25,11 @@ from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from oseg_video import CFG, OSEG, GuidanceError, SilentGuidanceError, guided
+from oseg_video import CFG, OSEG, PAG, STG, GuidanceError, SilentGuidanceError, guided
 from oseg_video.adapters import adapter_for
 from oseg_video.adapters.base import AttentionSite
 from oseg_video.guidance.methods import CFGZeroStar, Guidance
+from tests.integration import families
 from tests.integration.families import (
     COGVIDEOX,
     HUNYUAN,
@@ -57,9 +58,7 @@ def over(*names: str) -> Any:
 
 
 def build(name: str) -> Any:
-    pipe = FAMILIES[name].build()
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+    return families.quiet(FAMILIES[name].build())
 
 
 def denoiser_of(pipe: Any) -> nn.Module:
@@ -501,8 +500,12 @@ def test_fused_projections_that_hide_the_query_are_refused(name: str) -> None:
     pipe = build(name)
     denoiser_of(pipe).fuse_qkv_projections()
     assert_close(run(name, pipe, TEXT_ONLY), without(name)[TEXT_ONLY], **ROUNDING)
-    with pytest.raises(SilentGuidanceError, match="fused projections"):
-        run(name, pipe, PERTURBED)
+    stock = FAMILIES[name].run(pipe)
+    for guidance in (PERTURBED, PAG(guidance_scale=SCALE, blocks=(BLOCK,))):
+        with pytest.raises(SilentGuidanceError, match="fused projections"):
+            run(name, pipe, guidance)
+    with guided(pipe, STG(guidance_scale=SCALE, blocks=(BLOCK,))):  # does not ask for the query
+        assert not torch.allclose(FAMILIES[name].run(pipe), stock, **ROUNDING)
     denoiser_of(pipe).unfuse_qkv_projections()
     assert_as_without(name, pipe, **ROUNDING)
 

@@ -305,85 +305,77 @@ def test_a_schedule_turns_the_second_branch_on(capsys, tmp_path, folders):
     )
 
 
-REFUSED = [
-    ("svd", "--prompt=x", "svd takes no text, got prompt 'x'; leave it out, or use a model of cogvideox"),
-    (
-        "svd",
-        "--negative-prompt=x",
-        "negative_prompt has no effect with svd; it belongs to cogvideox",
-    ),
-    ("svd", "--max-sequence-length=9", "max_sequence_length has no effect with svd"),
-    ("svd", "--vae-tiling", "vae_tiling: the VAE of svd cannot decode in tiles; those of cogvideox"),
-    (
-        "svd",
-        "--guidance-scale=2 --max-guidance-scale=3",
-        "svd: guidance_scale 2 is one scale for all frames; it cannot go with max_guidance_scale",
-    ),
-    ("svd", "--min-guidance-scale=4", "min_guidance_scale 4 must not be above max_guidance_scale 3"),
-    ("svd", "--max-guidance-scale=0.5", "max_guidance_scale must be from 1 to 1000, got 0.5"),
-    ("svd", "--max-guidance-scale=2 --guidance=none", "max_guidance_scale has no effect with guidance none"),
-    ("svd", "--motion-bucket-id=256", "motion_bucket_id must be from 0 to 255, got 256"),
-    (
-        "mochi",
-        "--embedded-guidance-scale=6",
-        "embedded_guidance_scale has no effect with mochi; it belongs to hunyuan",
-    ),
-    ("ltx", "--motion-bucket-id=6", "motion_bucket_id has no effect with ltx; it belongs to svd"),
-    (
-        "hunyuan15",
-        "--max-sequence-length=9",
-        "max_sequence_length has no effect with hunyuan15; it belongs",
-    ),
-    (
-        "hunyuan",
-        "--negative-prompt=x --config={tmp}/distilled.yaml",
-        "negative_prompt has no effect without text guidance; guidance_scale is 1, not above 1",
-    ),
-    ("wan", "--guidance-scale-2=2", "wan: guidance_scale_2 2: this model has one expert"),
-    ("wan-experts", "--guidance-scale=1 --guidance-scale-2=2", "give a guidance_scale above 1"),
-    (
-        "wan-experts",
-        "--guidance-scale=1.0:4,0.5:2 --guidance-scale-2=2",
-        "guidance_scale_2 cannot go with a guidance_scale by noise level",
-    ),
-    (
-        "wan-experts",
-        "--guidance=none --guidance-scale-2=2",
-        "guidance_scale_2 has no effect with guidance none",
-    ),
-    (
-        "wan-image",
-        "--max-sequence-length=99",
-        "max_sequence_length 99: image to video with this model takes 512",
-    ),
-    (
-        "wan",
-        "--image={cat}",
-        "makes clips from text only; for --image use weights of a WanImageToVideoPipeline",
-    ),
-    ("wan-5b", "--height=80", "height 80: wan needs a multiple of 32 pixels; nearest: 64 or 96"),
-    ("wan", "--frames=8", "frames 8: wan makes 4 k + 1 frames; nearest: 5 or 9"),
-    (
-        "hunyuan15-image",
-        "--height=96",
-        "height 96 and width 48: image to video with this model has a list of sizes; nearest: height",
-    ),
-    (
-        "cogvideox-image",
-        "--height=64",
-        "height 64 and width 64: this model has learned its positions and makes height 48 and width 64 only",
-    ),
-    ("cogvideox", "--max-sequence-length=9", "max_sequence_length 9: this model takes 24 only"),
-    ("sdxl", "--frames=2", "frames 2: sdxl makes one picture; frames must be 1"),
-    ("sdxl", "--fps=8", "fps 8 has no effect with sdxl, which makes pictures"),
-    ("sdxl", "--format=gif", "format gif: sdxl makes pictures; format must be png"),
-    ("sdxl", "--out=a.mp4", "cannot write .mp4 files of pictures; use .png or a folder"),
-    ("sdxl", "--image={cat}", "sdxl makes pictures from text only; --image works with cogvideox"),
-    ("ltx", "--prompt=", "a prompt must not be empty"),
-]
+REFUSED = {
+    "svd": {
+        "--prompt=x": "svd takes no text, got prompt 'x'; leave it out, or use a model of cogvideox",
+        "--negative-prompt=x": "negative_prompt has no effect with svd; it belongs to cogvideox",
+        "--max-sequence-length=9": "max_sequence_length has no effect with svd",
+        "--vae-tiling": "vae_tiling: the VAE of svd cannot decode in tiles; those of cogvideox",
+        "--guidance-scale=2 --max-guidance-scale=3": (
+            "svd: guidance_scale 2 is one scale for all frames; it cannot go with max_guidance_scale"
+        ),
+        "--min-guidance-scale=4": "min_guidance_scale 4 must not be above max_guidance_scale 3",
+        "--max-guidance-scale=0.5": "max_guidance_scale must be from 1 to 1000, got 0.5",
+        "--max-guidance-scale=2 --guidance=none": "max_guidance_scale has no effect with guidance none",
+        "--motion-bucket-id=256": "motion_bucket_id must be from 0 to 255, got 256",
+    },
+    "mochi": {
+        "--embedded-guidance-scale=6": "embedded_guidance_scale has no effect with mochi; it belongs to",
+    },
+    "ltx": {
+        "--motion-bucket-id=6": "motion_bucket_id has no effect with ltx; it belongs to svd",
+        "--prompt=": "a prompt must not be empty",
+    },
+    "hunyuan15": {
+        "--max-sequence-length=9": "max_sequence_length has no effect with hunyuan15; it belongs",
+    },
+    "hunyuan": {
+        "--negative-prompt=x --config={tmp}/distilled.yaml": (
+            "negative_prompt has no effect without text guidance; guidance_scale is 1, not above 1"
+        ),
+    },
+    "wan": {
+        "--guidance-scale-2=2": "wan: guidance_scale_2 2: this model has one expert",
+        "--image={cat}": "makes clips from text only; for --image use weights of a WanImageToVideoPipeline",
+        "--frames=8": "frames 8: wan makes 4 k + 1 frames; nearest: 5 or 9",
+    },
+    "wan-experts": {
+        "--guidance-scale=1 --guidance-scale-2=2": "give a guidance_scale above 1",
+        "--guidance-scale=1.0:4,0.5:2 --guidance-scale-2=2": (
+            "guidance_scale_2 cannot go with a guidance_scale by noise level"
+        ),
+        "--guidance=none --guidance-scale-2=2": "guidance_scale_2 has no effect with guidance none",
+    },
+    "wan-image": {
+        "--max-sequence-length=99": "max_sequence_length 99: image to video with this model takes 512",
+    },
+    "wan-5b": {
+        "--height=80": "height 80: wan needs a multiple of 32 pixels; nearest: 64 or 96",
+    },
+    "hunyuan15-image": {
+        "--height=96": "height 96 and width 48: image to video with this model has a list of sizes; nearest",
+    },
+    "cogvideox-image": {
+        "--height=64": "64: this model has learned its positions and makes height 48 and width 64 only",
+    },
+    "cogvideox": {
+        "--max-sequence-length=9": "max_sequence_length 9: this model takes 24 only",
+    },
+    "sdxl": {
+        "--frames=2": "frames 2: sdxl makes one picture; frames must be 1",
+        "--fps=8": "fps 8 has no effect with sdxl, which makes pictures",
+        "--format=gif": "format gif: sdxl makes pictures; format must be png",
+        "--out=a.mp4": "cannot write .mp4 files of pictures; use .png or a folder",
+        "--image={cat}": "sdxl makes pictures from text only; --image works with cogvideox",
+    },
+}
+"""By model, flags and what is said of them."""
 
 
-@pytest.mark.parametrize(("name", "flags", "message"), REFUSED)
+@pytest.mark.parametrize(
+    ("name", "flags", "message"),
+    [(name, *one) for name, refusals in REFUSED.items() for one in refusals.items()],
+)
 def test_what_a_family_lacks_is_refused(capsys, tmp_path, folders, cat, unloadable, name, flags, message):
     (tmp_path / "distilled.yaml").write_text("guidance_scale: null\nguidance: cfg\n")
     method = [] if "--guidance=" in flags or "--config" in flags else ["--guidance=cfg"]

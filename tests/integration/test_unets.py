@@ -28,7 +28,7 @@ from oseg_video.adapters import UnknownBlockError, adapter_for
 from oseg_video.adapters.base import ClipSize
 from oseg_video.runtime.empty import full_size_denoiser
 from oseg_video.types import TokenGrid
-from tests.integration.families import SDXL, SVD, Case
+from tests.integration.families import SDXL, SVD, Case, quiet
 from tests.tiny.unet import (
     SDXL_ODD_SIZE,
     SDXL_SIZE,
@@ -55,11 +55,6 @@ def case(request: pytest.FixtureRequest) -> Case:
 
 
 @pytest.fixture
-def pipe(case: Case) -> Any:
-    return quiet(case.build())
-
-
-@pytest.fixture
 def svd() -> Any:
     return quiet(SVD.build())
 
@@ -67,11 +62,6 @@ def svd() -> Any:
 @pytest.fixture
 def sdxl() -> Any:
     return quiet(SDXL.build())
-
-
-def quiet(pipe: Any) -> Any:
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
 
 
 def names_of(pipe: Any, wanted: Callable[[str, str], bool] = lambda name, stage: True) -> list[str]:

@@ -3,140 +3,39 @@
 from __future__ import annotations
 
 import copy
-import math
-from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import pytest
 import torch
-from diffusers import (
-    WanImageToVideoPipeline,
-    WanPipeline,
-    WanTransformer3DModel,
-    WanVideoToVideoPipeline,
-)
-from PIL import Image
+from diffusers import WanPipeline, WanTransformer3DModel
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from oseg_video import (
-    APG,
-    CFG,
-    OSEG,
-    PAG,
-    SEG,
-    STG,
-    CFGZeroStar,
-    GuidanceError,
-    SilentGuidanceError,
-    guided,
-)
+from oseg_video import APG, CFG, OSEG, SEG, CFGZeroStar, GuidanceError, guided
 from oseg_video.adapters import UnknownBlockError, adapter_for
 from oseg_video.adapters.base import ClipSize
 from oseg_video.guidance.schedule import Breakpoints
 from tests.integration import slow
-from tests.integration.families import CASES, SCALE, STEPS, WAN, Case
-from tests.integration.test_guided import ACROSS_BATCHES, state_of
-from tests.tiny import BLOCKS, TEXT_LENGTH
-from tests.tiny.wan import (
-    WAN_5B_SIZE,
-    WAN_SIZE,
-    tiny_wan,
-    tiny_wan_5b,
-    tiny_wan_two_experts,
-    wan_prompt_embeds,
-    wan_scheduler,
+from tests.integration.checks import ACROSS_BATCHES, assert_off_key, state_of
+from tests.integration.families import SCALE, STEPS, WAN, Case, over, quiet
+from tests.integration.variants import (
+    SECOND_SCALE,
+    WAN_5B,
+    WAN_5B_IMAGE,
+    WAN_EXPERTS,
+    WAN_FIRST_LAST,
+    WAN_IMAGE,
+    WAN_IMAGE_EXPERTS,
+    WAN_VARIANTS,
+    WAN_VIDEO,
 )
+from tests.tiny import BLOCKS, TEXT_LENGTH
+from tests.tiny.wan import tiny_wan_two_experts, wan_prompt_embeds, wan_scheduler
 
 BLOCK = 2
-BLUR = 0.8
-SECOND_SCALE = 2.5
-
-
-def image(size: dict[str, int], flip: bool = False) -> Image.Image:
-    picture = Image.linear_gradient("L").convert("RGB").resize((size["width"], size["height"]))
-    return picture.transpose(Image.Transpose.ROTATE_180) if flip else picture
-
-
-def from_image(name: str, build: Callable[..., Any], size: dict[str, int], **extra: Any) -> Case:
-    return replace(
-        WAN,
-        name=name,
-        build=partial(build, WanImageToVideoPipeline),
-        size=size,
-        extra=lambda: {"image": image(size)} | extra,
-        condition=partial(wan_prompt_embeds, length=TEXT_LENGTH),
-    )
-
-
-def tiny_video_to_video(**overrides: Any) -> WanVideoToVideoPipeline:
-    pipe = tiny_wan(**overrides)
-    parts = ("tokenizer", "text_encoder", "transformer", "vae", "scheduler")
-    return WanVideoToVideoPipeline(**{name: getattr(pipe, name) for name in parts})
-
-
-def _frames() -> list[Image.Image]:
-    return [image(WAN_SIZE).rotate(10 * i) for i in range(9)]
-
-
-(IMAGE,) = [case for case in CASES if case.name == "wan-image"]
-FIRST_LAST = replace(
-    IMAGE,
-    name="wan-first-last",
-    build=partial(tiny_wan, WanImageToVideoPipeline, pos_embed_seq_len=10),
-    extra=lambda: {"image": image(WAN_SIZE), "last_image": image(WAN_SIZE, flip=True)},
-)
-EXPERTS = replace(
-    WAN,
-    name="wan-experts",
-    build=tiny_wan_two_experts,
-    extra=lambda: {"guidance_scale_2": SECOND_SCALE},
-)
-IMAGE_EXPERTS = from_image("wan-experts-image", tiny_wan_two_experts, WAN_SIZE, guidance_scale_2=SECOND_SCALE)
-SMALL = replace(WAN, name="wan-5b", build=tiny_wan_5b, size=WAN_5B_SIZE)
-IMAGE_SMALL = from_image("wan-5b-image", tiny_wan_5b, WAN_5B_SIZE)
-# Of 5 steps the last 3 run.
-VIDEO = replace(
-    WAN,
-    name="wan-video",
-    build=tiny_video_to_video,
-    size={"height": WAN_SIZE["height"], "width": WAN_SIZE["width"]},
-    extra=lambda: {"video": _frames(), "strength": 0.6, "num_inference_steps": 5},
-    condition=partial(wan_prompt_embeds, length=TEXT_LENGTH),
-)
-VARIANTS = (FIRST_LAST, EXPERTS, IMAGE_EXPERTS, SMALL, IMAGE_SMALL, VIDEO)
-EVERY = (WAN, IMAGE, *VARIANTS)
-
-METHODS = (
-    STG(guidance_scale=SCALE, blocks=(BLOCK,)),
-    STG(guidance_scale=SCALE, blocks=(BLOCK,), mode="attention_skip"),
-    PAG(guidance_scale=SCALE, blocks=(1, 3)),
-    SEG(guidance_scale=SCALE, blocks=(BLOCK, 3), blur_sigma=1.0),
-    OSEG(guidance_scale=SCALE, blocks=(BLOCK,)),
-    OSEG(guidance_scale=SCALE, blocks=(1, 3), keep_parallel=0.5, mix=0.7, rescale=0.7, reference="frame"),
-)
-OSEG_METHOD = METHODS[4]
-
-
-@pytest.fixture
-def case(request: pytest.FixtureRequest) -> Case:
-    return request.param
-
-
-@pytest.fixture
-def pipe(case: Case) -> Any:
-    return quiet(case.build())
-
-
-def quiet(pipe: Any) -> Any:
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
-def over(*cases: Case) -> Any:
-    return pytest.mark.parametrize("case", cases, ids=lambda case: case.name, indirect=True)
+EVERY = (WAN, WAN_IMAGE, *WAN_VARIANTS)
+OSEG_METHOD = OSEG(guidance_scale=SCALE, blocks=(BLOCK,))
 
 
 def denoisers_of(pipe: Any) -> list[nn.Module]:
@@ -148,7 +47,7 @@ def denoisers_of(pipe: Any) -> list[nn.Module]:
 
 @over(*EVERY)
 def test_the_stock_pipeline_calls_once_per_condition_and_cond_comes_first(case: Case, pipe: Any) -> None:
-    embeds = wan_prompt_embeds("a red circle", 512 if case in (IMAGE, FIRST_LAST) else TEXT_LENGTH)
+    embeds = wan_prompt_embeds("a red circle", 512 if case in (WAN_IMAGE, WAN_FIRST_LAST) else TEXT_LENGTH)
     arguments = embeds if "prompt_embeds" in case.condition("") else embeds | {"prompt": None}
     with slow.recorded(pipe, denoisers_of(pipe)) as steps:
         case.run(pipe, **arguments)
@@ -164,85 +63,19 @@ def test_the_stock_pipeline_calls_once_per_condition_and_cond_comes_first(case: 
 
 
 @pytest.mark.parametrize("steps", (3, 4))
-@over(EXPERTS, IMAGE_EXPERTS)
+@over(WAN_EXPERTS, WAN_IMAGE_EXPERTS)
 def test_both_experts_take_part(case: Case, pipe: Any, steps: int) -> None:
     with slow.recorded(pipe, denoisers_of(pipe)) as taken:
         case.run(pipe, num_inference_steps=steps)
     experts = [[denoiser is pipe.transformer_2 for denoiser, _ in step.calls] for step in taken]
-    high = steps - 2 if case is EXPERTS else 2
+    high = steps - 2 if case is WAN_EXPERTS else 2
     assert experts == [[False, False]] * high + [[True, True]] * (steps - high)
 
 
-# -- exactness, over the variants that the common tests do not run
+# -- batches
 
 
-@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
-@over(*VARIANTS)
-def test_plain_cfg_is_bit_equal_to_the_stock_pipeline(case: Case, pipe: Any, dtype: torch.dtype) -> None:
-    pipe.to(dtype)
-    stock = case.run(pipe)
-    with guided(pipe, CFG()):
-        assert torch.equal(case.run(pipe), stock)
-
-
-@over(*VARIANTS)
-def test_the_guidance_scale_of_the_guidance_counts(case: Case, pipe: Any) -> None:
-    second = {"guidance_scale_2": 6.0} if "guidance_scale_2" in case.extra() else {}
-    stock = case.run(pipe, guidance_scale=6.0, **second)
-    with guided(pipe, CFG(guidance_scale=6.0)):
-        assert torch.equal(case.run(pipe, guidance_scale=2.0), stock)
-
-
-@pytest.mark.parametrize("guidance", METHODS, ids=lambda guidance: guidance.name)
-@over(*VARIANTS)
-def test_prefix_reuse_changes_nothing(case: Case, pipe: Any, guidance: Any) -> None:
-    with guided(pipe, guidance, reuse_prefix=False):
-        whole = case.run(pipe)
-    with guided(pipe, guidance) as report:
-        assert_close(case.run(pipe), whole, **ACROSS_BATCHES)
-    assert [max(one.start_block for one in step.passes) for step in report.steps] == [
-        guidance.blocks[0]
-    ] * STEPS
-    assert not torch.equal(whole, case.run(pipe))
-
-
-@pytest.mark.parametrize("error", (None, RuntimeError, KeyboardInterrupt))
-@over(*VARIANTS)
-def test_the_pipeline_is_as_it_was_afterwards(case: Case, pipe: Any, error: type | None) -> None:
-    stock = case.run(pipe)
-    before = state_of(pipe)
-
-    def interrupt(_: Any, step: int, __: Any, values: dict) -> dict:
-        if error is not None and step == 1:
-            raise error("in the middle")
-        return values
-
-    def run() -> None:
-        with guided(pipe, OSEG_METHOD):
-            case.run(pipe, callback_on_step_end=interrupt)
-
-    if error is None:
-        run()
-    else:
-        with pytest.raises(error):
-            run()
-    assert state_of(pipe) == before
-    assert torch.equal(case.run(pipe), stock)
-
-
-@over(WAN, EXPERTS, SMALL)
-def test_a_clip_does_not_depend_on_its_batch(case: Case, pipe: Any) -> None:
-    prompts = ["a red circle", "a much longer prompt, x"]
-    for guidance in (METHODS[3], OSEG_METHOD):
-        with guided(pipe, guidance):
-            together = case.run(pipe, prompts, seed=5)
-            alone = torch.cat([case.run(pipe, one, seed=5 + i) for i, one in enumerate(prompts)])
-            videos = case.run(pipe, prompts[0], seed=5, num_videos_per_prompt=2)
-        assert_close(together, alone, **ACROSS_BATCHES)
-        assert_close(videos[:1], alone[:1], **ACROSS_BATCHES)
-
-
-@over(IMAGE, FIRST_LAST, IMAGE_SMALL)
+@over(WAN_IMAGE, WAN_FIRST_LAST, WAN_5B_IMAGE)
 def test_prompts_for_one_image_are_a_batch(case: Case, pipe: Any) -> None:
     """The image encoder's rows are one per prompt, or two where a last image is given."""
     prompts = ["a red circle", "a much longer prompt, x"]
@@ -257,7 +90,7 @@ def test_prompts_for_one_image_are_a_batch(case: Case, pipe: Any) -> None:
 
 @pytest.mark.parametrize("steps", (3, 4, 10))
 @pytest.mark.parametrize("kind", ("unipc", "euler"))
-@over(WAN, IMAGE_SMALL, EXPERTS)
+@over(WAN, WAN_5B_IMAGE, WAN_EXPERTS)
 def test_step_and_noise_level_of_either_scheduler(case: Case, pipe: Any, kind: str, steps: int) -> None:
     """The level is the noise's share in what the scheduler's own `add_noise` makes of data and noise."""
     pipe.scheduler = wan_scheduler(5.0, kind)
@@ -278,7 +111,7 @@ def test_step_and_noise_level_of_either_scheduler(case: Case, pipe: Any, kind: s
     assert expected[0] == pytest.approx(1, abs=1e-3) and expected == sorted(expected, reverse=True)
 
 
-@over(VIDEO)
+@over(WAN_VIDEO)
 def test_sampling_from_a_video_starts_at_the_level_of_its_noise(case: Case, pipe: Any) -> None:
     with guided(pipe, OSEG(guidance_scale=SCALE, blocks=(1,), interval=(0.3, 0.6))) as report:
         case.run(pipe)
@@ -293,7 +126,7 @@ def test_sampling_from_a_video_starts_at_the_level_of_its_noise(case: Case, pipe
 # -- two experts
 
 
-@over(EXPERTS)
+@over(WAN_EXPERTS)
 def test_each_expert_is_guided_with_the_scale_that_the_pipeline_gives_it(case: Case, pipe: Any) -> None:
     """A method that takes the pipeline's scale is the one with both scales written out."""
     boundary = pipe.config.boundary_ratio
@@ -314,7 +147,7 @@ def test_each_expert_is_guided_with_the_scale_that_the_pipeline_gives_it(case: C
         assert torch.equal(case.run(pipe), one_scale)
 
 
-@over(EXPERTS)
+@over(WAN_EXPERTS)
 def test_each_expert_can_have_blocks_of_its_own(case: Case, pipe: Any) -> None:
     blocks = Breakpoints(((1.0, (1,)), (pipe.config.boundary_ratio, (3, 4))))
     guidance = SEG(guidance_scale=SCALE, blocks=blocks)
@@ -332,7 +165,7 @@ def test_each_expert_can_have_blocks_of_its_own(case: Case, pipe: Any) -> None:
 
 def test_the_second_expert_may_be_the_only_one() -> None:
     pipe = quiet(tiny_wan_two_experts())
-    both = EXPERTS.run(pipe)
+    both = WAN_EXPERTS.run(pipe)
     alone = quiet(
         WanPipeline(
             **{name: getattr(pipe, name) for name in ("tokenizer", "text_encoder", "vae", "transformer_2")},
@@ -341,18 +174,18 @@ def test_the_second_expert_may_be_the_only_one() -> None:
             boundary_ratio=1.0,
         )
     )
-    stock = EXPERTS.run(alone)
+    stock = WAN_EXPERTS.run(alone)
     assert not torch.equal(stock, both)
     with guided(alone, CFG()):
-        assert torch.equal(EXPERTS.run(alone), stock)
+        assert torch.equal(WAN_EXPERTS.run(alone), stock)
     with guided(alone, OSEG(blocks=(BLOCK,))) as report:
-        own = EXPERTS.run(alone)
+        own = WAN_EXPERTS.run(alone)
     with guided(alone, OSEG(guidance_scale=SECOND_SCALE, blocks=(BLOCK,))):
-        assert torch.equal(EXPERTS.run(alone), own)
+        assert torch.equal(WAN_EXPERTS.run(alone), own)
     assert [step.passes[0].branches for step in report.steps] == [("cond",)] * STEPS
 
 
-@over(EXPERTS)
+@over(WAN_EXPERTS)
 def test_an_error_inside_the_second_expert_leaves_nothing_behind(
     case: Case, pipe: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -370,7 +203,7 @@ def test_an_error_inside_the_second_expert_leaves_nothing_behind(
     assert torch.equal(case.run(pipe), stock)
 
 
-@over(EXPERTS)
+@over(WAN_EXPERTS)
 def test_the_second_expert_is_checked_like_the_first(case: Case, pipe: Any) -> None:
     pipe.transformer_2.compile(backend="eager")
     with pytest.raises(GuidanceError, match="compile the repeated blocks"), guided(pipe, OSEG_METHOD):
@@ -382,28 +215,10 @@ def test_the_second_expert_is_checked_like_the_first(case: Case, pipe: Any) -> N
     assert type(pipe.transformer) is type(pipe.transformer_2) is WanTransformer3DModel
 
 
-@over(EXPERTS)
-def test_model_offload_and_compiled_blocks_keep_the_guidance(case: Case, pipe: Any) -> None:
-    with guided(pipe, OSEG_METHOD):
-        expected = case.run(pipe)
-    pipe.enable_model_cpu_offload(device="cpu")
-    with guided(pipe, OSEG_METHOD) as report:
-        assert torch.equal(case.run(pipe), expected)
-        assert torch.equal(case.run(pipe), expected)
-    assert len(report.steps) == 2 * STEPS
-    pipe.remove_all_hooks()
-    for denoiser in denoisers_of(pipe):
-        adapter_for(pipe).compile_blocks(denoiser, backend="eager")
-    stock = case.run(pipe)
-    with guided(pipe, OSEG_METHOD):
-        assert_close(case.run(pipe), expected, **ACROSS_BATCHES)
-    assert torch.equal(case.run(pipe), stock)
-
-
 # -- a time per token
 
 
-@over(SMALL, IMAGE_SMALL)
+@over(WAN_5B, WAN_5B_IMAGE)
 def test_every_pass_gets_the_times_of_its_tokens(case: Case, pipe: Any) -> None:
     with guided(pipe, OSEG_METHOD), slow.recorded(pipe, denoisers_of(pipe)) as steps:
         case.run(pipe, ["a red circle", "a blue square"])
@@ -414,14 +229,14 @@ def test_every_pass_gets_the_times_of_its_tokens(case: Case, pipe: Any) -> None:
             times = kwargs["timestep"]
             assert times.shape == (2, case.grid.tokens)
             assert (times[:, frame:] == timestep).all()
-            assert (times[:, :frame] == (0 if case is IMAGE_SMALL else timestep)).all()
+            assert (times[:, :frame] == (0 if case is WAN_5B_IMAGE else timestep)).all()
 
 
 def test_the_given_first_frame_stays_what_it_is() -> None:
-    pipe = quiet(IMAGE_SMALL.build())
-    stock = IMAGE_SMALL.run(pipe)
+    pipe = quiet(WAN_5B_IMAGE.build())
+    stock = WAN_5B_IMAGE.run(pipe)
     with guided(pipe, OSEG_METHOD):
-        clip = IMAGE_SMALL.run(pipe)
+        clip = WAN_5B_IMAGE.run(pipe)
     assert torch.equal(clip[:, :, 0], stock[:, :, 0])
     assert not torch.isclose(clip[:, :, 1:], stock[:, :, 1:]).all()
 
@@ -429,18 +244,7 @@ def test_the_given_first_frame_stays_what_it_is() -> None:
 # -- refusing
 
 
-@over(WAN)
-def test_fused_projections_are_refused_where_they_hide_the_query(case: Case, pipe: Any) -> None:
-    pipe.transformer.fuse_qkv_projections()
-    stock = case.run(pipe)
-    for guidance in (OSEG_METHOD, METHODS[2]):
-        with pytest.raises(SilentGuidanceError, match="fused projections"), guided(pipe, guidance):
-            case.run(pipe)
-    with guided(pipe, METHODS[0]):  # skipping a block does not ask for its query
-        assert not torch.equal(case.run(pipe), stock)
-
-
-@over(EXPERTS)
+@over(WAN_EXPERTS)
 def test_a_missing_unconditional_branch_is_refused(case: Case, pipe: Any) -> None:
     """The second expert's scale turns nothing on."""
     with pytest.raises(GuidanceError, match="needs the unconditional branch"), guided(pipe, OSEG_METHOD):
@@ -539,56 +343,34 @@ def slow_denoiser(denoiser: nn.Module, grid: Any, change: slow.Change | None) ->
     return model
 
 
-def reference_methods(grid: Any) -> dict[str, tuple[Any, slow.Change | None]]:
-    shared = {"guidance_scale": None, "blocks": (BLOCK,)}
-    weighted = {"oseg_scale": 1.5, "blur_sigma": (0.0, math.inf), "mix": 0.75} | shared
-    return {
-        "cfg": (CFG(), None),
-        "stg": (STG(stg_scale=1.5, **shared), "skip"),
-        "stg-values": (STG(stg_scale=1.5, mode="attention_values", **shared), "values"),
-        "stg-input": (STG(stg_scale=1.5, mode="attention_skip", **shared), "input"),
-        "pag": (PAG(pag_scale=1.5, **shared), "values"),
-        "seg": (SEG(seg_scale=1.5, **shared), slow.mean_everywhere),
-        "oseg": (OSEG(**weighted), slow.off_key_mean_per_frame(grid, 0.75)),
-        "oseg-blur": (OSEG(oseg_scale=1.5, blur_sigma=BLUR, **shared), slow.off_key_blurred(grid, BLUR)),
-        "oseg-plain-uncond": (
-            OSEG(perturb_unconditional=False, **weighted),
-            slow.off_key_mean_per_frame(grid, 0.75),
-        ),
-    }
-
-
-@pytest.mark.parametrize("method", reference_methods(WAN.grid))
-@over(WAN, IMAGE, FIRST_LAST, EXPERTS, SMALL, IMAGE_SMALL)
+@pytest.mark.parametrize("method", slow.REFERENCE_METHODS)
+@over(WAN, WAN_IMAGE, WAN_FIRST_LAST, WAN_EXPERTS, WAN_5B, WAN_5B_IMAGE)
 def test_the_guided_prediction_is_that_of_a_slow_float64_reference(
     case: Case, pipe: Any, method: str
 ) -> None:
-    guidance, change = reference_methods(case.grid)[method]
+    guidance, change = slow.reference_methods(case.grid, BLOCK, None)[method]
     with guided(pipe, guidance), slow.recorded(pipe, denoisers_of(pipe)) as steps:
         case.run(pipe, num_inference_steps=2)
     for step in steps:
         denoiser, cond = step.calls[0]
-        negatives = [
+        uncond, *_ = [
             kwargs
             for _, kwargs in step.calls
             if not torch.equal(kwargs["encoder_hidden_states"], cond["encoder_hidden_states"])
         ]
-        uncond = negatives[0]
         scale = SECOND_SCALE if denoiser is getattr(pipe, "transformer_2", None) else SCALE
-        with torch.no_grad():
-            plain = slow_denoiser(denoiser, case.grid, None)
-            c, u = (plain(**slow.doubled(one))[0] for one in (cond, uncond))
-            expected = u + scale * (c - u)
-            if change is not None:
-                weak = slow_denoiser(denoiser, case.grid, change)
-                weak_c, weak_u = (weak(**slow.doubled(one))[0] for one in (cond, uncond))
-                if method in ("oseg", "oseg-blur"):
-                    expected = c + (scale - 1) * (c - weak_u)
-                expected = expected + 1.5 * (c - weak_c)
+        plain = partial(predicted, slow_denoiser(denoiser, case.grid, None))
+        weak = partial(predicted, slow_denoiser(denoiser, case.grid, change)) if change else None
+        expected = slow.guided_prediction(method, scale, plain, weak, cond=cond, uncond=uncond)
         assert_close(step.prediction.double(), expected, rtol=1e-4, atol=1e-4)
 
 
-@over(WAN, EXPERTS)
+def predicted(denoiser: nn.Module, arguments: dict[str, Any]) -> Tensor:
+    with torch.no_grad():
+        return denoiser(**slow.doubled(arguments))[0]
+
+
+@over(WAN, WAN_EXPERTS)
 def test_treatments_of_the_text_reach_across_the_two_calls_and_the_experts(case: Case, pipe: Any) -> None:
     """CFG-Zero* begins with a zero prediction; APG's running average goes on from one expert to the next."""
     for guidance in (CFGZeroStar(), APG(eta=0.25, momentum=-0.5)):
@@ -601,9 +383,7 @@ def test_treatments_of_the_text_reach_across_the_two_calls_and_the_experts(case:
                 continue
             ((denoiser, cond), (_, uncond)) = step.calls
             scale = SECOND_SCALE if denoiser is pipe.transformer_2 else SCALE
-            with torch.no_grad():
-                plain = slow_denoiser(denoiser, case.grid, None)
-                c, u = (plain(**slow.doubled(one))[0] for one in (cond, uncond))
+            c, u = (predicted(slow_denoiser(denoiser, case.grid, None), one) for one in (cond, uncond))
             if guidance.name == "cfg-zero":
                 difference = c - (c * u).sum() / (u * u).sum() * u
             else:
@@ -613,7 +393,7 @@ def test_treatments_of_the_text_reach_across_the_two_calls_and_the_experts(case:
             assert_close(step.prediction.double(), expected, rtol=1e-4, atol=1e-4)
 
 
-@over(WAN, IMAGE, SMALL)
+@over(WAN, WAN_IMAGE, WAN_5B)
 def test_only_the_video_queries_change_and_they_are_orthogonal_to_their_keys(case: Case, pipe: Any) -> None:
     """Without blur the query that attention sees, rotated, is the part of the plain one off its own key."""
     guidance = OSEG(guidance_scale=1.0, blocks=(BLOCK,), blur_sigma=0.0)
@@ -622,16 +402,10 @@ def test_only_the_video_queries_change_and_they_are_orthogonal_to_their_keys(cas
     # The text encoder has no attention this long, and the perturbed pass starts at BLOCK.
     calls = [call for call in calls if call[0].shape[2] == case.grid.tokens]
     assert len(calls) == 2 * (BLOCKS + BLOCKS - BLOCK)
-    plain, perturbed = calls[BLOCK], calls[BLOCKS]
-    assert torch.equal(plain[1], perturbed[1]) and torch.equal(plain[2], perturbed[2])
-    query, key = plain[0], plain[1]
-    off_key = query - (query * key).sum(-1, keepdim=True) / (key * key).sum(-1, keepdim=True) * key
-    assert_close(perturbed[0], off_key, rtol=1e-4, atol=1e-5)
-    alignment = (perturbed[0] * key).sum(-1).abs().max()
-    assert alignment < 1e-4 < (query * key).sum(-1).abs().max()
+    assert_off_key(calls[BLOCK], calls[BLOCKS], slice(None), tolerance=1e-4)
 
 
-@over(WAN, EXPERTS)
+@over(WAN, WAN_EXPERTS)
 def test_plain_cfg_makes_the_pipelines_calls_as_they_are(case: Case, pipe: Any) -> None:
     """LoRA scaling in diffusers looks for `attention_kwargs` among the keyword arguments only."""
     seen: list[tuple[int, list[str]]] = []
@@ -647,7 +421,7 @@ def test_plain_cfg_makes_the_pipelines_calls_as_they_are(case: Case, pipe: Any) 
     assert seen[len(stock) :] == stock
 
 
-@over(WAN, IMAGE, IMAGE_EXPERTS)
+@over(WAN, WAN_IMAGE, WAN_IMAGE_EXPERTS)
 def test_example_arguments_are_those_of_the_pipelines_calls(case: Case, pipe: Any) -> None:
     with slow.recorded(pipe, denoisers_of(pipe)) as steps:
         case.run(pipe)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from transformers import T5Config, T5EncoderModel, T5Tokenizer
+from transformers import T5EncoderModel, T5Tokenizer
 
 BLOCKS = 5
 TEXT_LENGTH = 24
@@ -19,8 +21,9 @@ def tiny_tokenizer() -> T5Tokenizer:
     return T5Tokenizer(vocab=vocabulary, extra_ids=0, model_max_length=TEXT_LENGTH)
 
 
-def tiny_text_encoder(tokenizer: T5Tokenizer) -> T5EncoderModel:
-    config = T5Config(
+def tiny_text_encoder(tokenizer: T5Tokenizer, model_class: type = T5EncoderModel) -> Any:
+    """One layer of `model_class`, an encoder of the T5 kind."""
+    config = model_class.config_class(
         vocab_size=len(tokenizer),
         d_model=TEXT_CHANNELS,
         d_kv=8,
@@ -29,7 +32,7 @@ def tiny_text_encoder(tokenizer: T5Tokenizer) -> T5EncoderModel:
         num_heads=2,
         dropout_rate=0.0,
     )
-    return T5EncoderModel(config)
+    return model_class(config).eval()
 
 
 def randomise(module: torch.nn.Module) -> None:

@@ -45,12 +45,10 @@ from transformers import (
     CLIPImageProcessor,
     CLIPVisionConfig,
     CLIPVisionModel,
-    T5Tokenizer,
-    UMT5Config,
     UMT5EncoderModel,
 )
 
-from tests.tiny.text import BLOCKS, TEXT_CHANNELS, randomise, tiny_tokenizer
+from tests.tiny.text import BLOCKS, TEXT_CHANNELS, randomise, tiny_text_encoder, tiny_tokenizer
 
 # Height differs from width, so that a mix-up of the two shows. Arguments of the pipeline call.
 WAN_SIZE = {"height": 48, "width": 64, "num_frames": 9}  # token grid 3 x 3 x 4
@@ -182,20 +180,11 @@ def _text_and_vae(channels: int, **vae_overrides: Any) -> dict[str, Any]:
         **vae_overrides,
     )
     randomise(vae)
-    return {"tokenizer": tokenizer, "text_encoder": _text_encoder(tokenizer), "vae": vae.eval()}
-
-
-def _text_encoder(tokenizer: T5Tokenizer) -> UMT5EncoderModel:
-    config = UMT5Config(
-        vocab_size=len(tokenizer),
-        d_model=TEXT_CHANNELS,
-        d_kv=8,
-        d_ff=32,
-        num_layers=1,
-        num_heads=2,
-        dropout_rate=0.0,
-    )
-    return UMT5EncoderModel(config).eval()
+    return {
+        "tokenizer": tokenizer,
+        "text_encoder": tiny_text_encoder(tokenizer, UMT5EncoderModel),
+        "vae": vae.eval(),
+    }
 
 
 def _image_encoder() -> CLIPVisionModel:

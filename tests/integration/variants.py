@@ -1,0 +1,113 @@
+"""Configurations of Wan and CogVideoX beside those in `families`, each with a path of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from diffusers import (
+    CogVideoXImageToVideoPipeline,
+    CogVideoXVideoToVideoPipeline,
+    WanImageToVideoPipeline,
+    WanVideoToVideoPipeline,
+)
+
+from tests.integration.families import CASES, COGVIDEOX, WAN, Case, gradient
+from tests.tiny import TEXT_LENGTH
+from tests.tiny.cogvideox import (
+    COGVIDEOX_15_SIZE,
+    COGVIDEOX_SIZE,
+    tiny_cogvideox_5b,
+    tiny_cogvideox_15,
+)
+from tests.tiny.wan import (
+    WAN_5B_SIZE,
+    WAN_SIZE,
+    tiny_wan,
+    tiny_wan_5b,
+    tiny_wan_two_experts,
+    wan_prompt_embeds,
+)
+
+SECOND_SCALE = 2.5
+"""Guidance scale of Wan's second expert."""
+
+
+def one_scale(case: Case, scale: float) -> dict[str, float]:
+    """Arguments that give every expert of a case the same scale, beside that of the run."""
+    return {"guidance_scale_2": scale} if "guidance_scale_2" in case.extra() else {}
+
+
+def picture_of(case: Case, name: str, build: Callable[..., Any], size: dict[str, int], **extra: Any) -> Case:
+    """An image-to-video case of Wan; its pipeline pads the text to 512 unless it is given encoded."""
+    return replace(
+        case,
+        name=name,
+        build=partial(build, WanImageToVideoPipeline),
+        size=size,
+        extra=lambda: {"image": gradient(size)} | extra,
+        condition=partial(wan_prompt_embeds, length=TEXT_LENGTH),
+    )
+
+
+def video_of(case: Case, pipeline: type, **changes: Any) -> Case:
+    """A video-to-video case from the parts of a text-to-video one; of 5 steps the last 3 run."""
+
+    def build(**overrides: Any) -> Any:
+        pipe = case.build(**overrides)
+        parts = ("tokenizer", "text_encoder", "transformer", "vae", "scheduler")
+        return pipeline(**{name: getattr(pipe, name) for name in parts})
+
+    frames = [gradient(case.size).rotate(10 * i) for i in range(9)]
+    return replace(
+        case,
+        name=f"{case.name}-video",
+        build=build,
+        size={side: case.size[side] for side in ("height", "width")},
+        extra=lambda: {"video": frames, "strength": 0.6, "num_inference_steps": 5},
+        **changes,
+    )
+
+
+_BY_NAME = {case.name: case for case in CASES}
+WAN_IMAGE = _BY_NAME["wan-image"]
+WAN_FIRST_LAST = replace(
+    WAN_IMAGE,
+    name="wan-first-last",
+    build=partial(tiny_wan, WanImageToVideoPipeline, pos_embed_seq_len=10),
+    extra=lambda: {"image": gradient(WAN_SIZE), "last_image": gradient(WAN_SIZE).rotate(180)},
+)
+WAN_EXPERTS = replace(
+    WAN, name="wan-experts", build=tiny_wan_two_experts, extra=lambda: {"guidance_scale_2": SECOND_SCALE}
+)
+WAN_IMAGE_EXPERTS = picture_of(
+    WAN, "wan-experts-image", tiny_wan_two_experts, WAN_SIZE, guidance_scale_2=SECOND_SCALE
+)
+WAN_5B = replace(WAN, name="wan-5b", build=tiny_wan_5b, size=WAN_5B_SIZE)
+WAN_5B_IMAGE = picture_of(WAN, "wan-5b-image", tiny_wan_5b, WAN_5B_SIZE)
+WAN_VIDEO = video_of(WAN, WanVideoToVideoPipeline, condition=partial(wan_prompt_embeds, length=TEXT_LENGTH))
+
+COGVIDEOX_IMAGE = _BY_NAME["cogvideox-image"]
+COGVIDEOX_5B = replace(COGVIDEOX, name="cogvideox-5b", build=tiny_cogvideox_5b)
+# Two latent frames to a token: 5 latent frames are padded to 6.
+COGVIDEOX_15 = replace(COGVIDEOX, name="cogvideox-1.5", build=tiny_cogvideox_15, size=COGVIDEOX_15_SIZE)
+COGVIDEOX_15_IMAGE = replace(
+    COGVIDEOX_15,
+    name="cogvideox-1.5-image",
+    build=partial(tiny_cogvideox_15, CogVideoXImageToVideoPipeline),
+    extra=lambda: {"image": gradient(COGVIDEOX_SIZE)},
+)
+COGVIDEOX_VIDEO = video_of(COGVIDEOX, CogVideoXVideoToVideoPipeline)
+
+WAN_VARIANTS = (
+    WAN_FIRST_LAST,
+    WAN_EXPERTS,
+    WAN_IMAGE_EXPERTS,
+    WAN_5B,
+    WAN_5B_IMAGE,
+    WAN_VIDEO,
+)
+COGVIDEOX_VARIANTS = (COGVIDEOX_5B, COGVIDEOX_15, COGVIDEOX_15_IMAGE, COGVIDEOX_VIDEO)
+VARIANTS = (*WAN_VARIANTS, *COGVIDEOX_VARIANTS)
