@@ -142,10 +142,10 @@ def filter_static(request: Request, emit: Emit) -> None:
     """VBench's static filter: "filtered" with the first `keep` static clips of each prompt, in its order."""
     try:
         judge = _static_filter(request["device"])
-        for done, (prompt, paths) in enumerate(request["clips"].items()):
-            emit("progress", done=done, total=len(request["clips"]))
+        for done, (prompt, paths) in enumerate(request["clips"].items(), start=1):
             static = (path for path in sorted(paths) if judge.infer(path))
             emit("filtered", prompt=prompt, kept=list(itertools.islice(static, request["keep"])))
+            emit("progress", done=done, total=len(request["clips"]))
     except Exception as error:
         traceback.print_exc()
         emit("failed", job="static filter", reason=reason(error))

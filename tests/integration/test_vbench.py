@@ -18,8 +18,11 @@ import torch
 
 from oseg_video.evaluation.base import MetricOptions, build_metrics
 from oseg_video.evaluation.clips import ClipFile
-from oseg_video.evaluation.vbench_process import ask
+from oseg_video.evaluation.vbench_environment import find_environment
+from oseg_video.evaluation.vbench_jobs import custom_job
+from oseg_video.evaluation.vbench_process import ask, run_workers
 from oseg_video.evaluation.vbench_scores import DIMENSIONS, normalise, total
+from oseg_video.media import write_clip
 from oseg_video.types import OsegVideoError
 from tests.fake_vbench import FLICKERING, SUITE, build_environment
 
@@ -152,6 +155,16 @@ def test_gpus_share_the_clips(tmp_path, calls, monkeypatch):
     shares = [(c["gpu"], len(c["info"])) for c in calls()[2:] if c["dimensions"] == ["imaging_quality"]]
     assert sorted(shares) == [("0", 2), ("1", 2), ("2", 2)], "the clip of the trial is not done again"
     assert {call["device"] for call in calls()} == {"cuda"}
+
+
+def test_progress_is_told_clip_by_clip(tmp_path):
+    job = custom_job("imaging_quality", make_clips(tmp_path, 3)).lay_out(tmp_path / "job")
+    events = []
+    request = {"task": "evaluate", "device": "cpu", "jobs": [job]}
+    run_workers(find_environment(), [request], lambda _, event: events.append(event))
+    told = [(event["event"], event.get("done"), event.get("total")) for event in events]
+    progress = [("progress", done, 3) for done in range(3)]
+    assert told == [("started", None, None), *progress, ("scored", None, None)]
 
 
 def test_one_gpu_among_those_that_are_visible(tmp_path, calls, monkeypatch):
@@ -384,7 +397,63 @@ def _wait(condition):
 
 
 def test_describe_names_the_package_and_its_files(data_home):
-    from oseg_video.evaluation.vbench_environment import find_environment
-
     about = ask(find_environment(), {"task": "describe", "dimensions": list(DIMENSIONS)})
     assert about["failures"] == {} and json.loads(Path(about["suite"]).read_text()) == SUITE
+
+
+_COMMAND = """#!/bin/sh
+# The sweep's clips would take minutes: this one makes them from one file. All else is the real command.
+if [ "$1" = sweep ]; then exec {python} {sweep} "$2"; fi
+exec {python} -m oseg_video "$@"
+"""
+_SWEEP = """
+import json, struct, sys
+from pathlib import Path
+from oseg_video.sweep.recipe import read_sweep
+
+recipe = read_sweep(Path(sys.argv[1]))
+folder, model = Path(recipe.out), Path(__file__).with_name("model.mp4").read_bytes()
+folder.mkdir(exist_ok=True)
+for subject in recipe.subjects:
+    for seed in recipe.seeds:
+        salt = f"{subject.prompt} {seed} static".encode()
+        path = folder / f"{len(list(folder.iterdir())):03d}.mp4"
+        path.write_bytes(model + struct.pack(">I4s", 8 + len(salt), b"free") + salt)
+        job = {"prompts": [subject.prompt], "seeds": [seed], **recipe.settings, "guidance": "cfg"}
+        path.with_suffix(".json").write_text(json.dumps({"made_by": "oseg-video", "job": job}))
+"""
+
+
+def test_the_script_of_the_standard_suite(tmp_path, monkeypatch):
+    pictures = torch.zeros(9, 3, 16, 16, dtype=torch.uint8)
+    write_clip(tmp_path / "model.mp4", pictures, 8.0, format="mp4")
+    (tmp_path / "sweep.py").write_text(_SWEEP)
+    command = tmp_path / "bin" / "oseg-video"
+    command.parent.mkdir()
+    command.write_text(_COMMAND.format(python=sys.executable, sweep=tmp_path / "sweep.py"))
+    command.chmod(0o755)
+    monkeypatch.setenv("PATH", str(command.parent), prepend=os.pathsep)
+    script = Path(__file__).parents[2] / "scripts" / "vbench_standard.sh"
+    out = tmp_path / "with a space"
+    done = subprocess.run(
+        [script, out, "embedded", "cfg", "{steps: 2}"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "| cfg | 50 |" in done.stdout and (out / "vbench.md").exists()
+    results = {r["name"]: r for r in json.loads((out / "vbench.json").read_text())["results"]["cfg"]}
+    assert list(results) == [
+        f"vbench_standard:{name}" for name in (*DIMENSIONS, "quality", "semantic", "total")
+    ]
+    scores = {dimension: results[f"vbench_standard:{dimension}"]["value"] for dimension in DIMENSIONS}
+    assert results["vbench_standard:total"]["value"] == pytest.approx(total("total", scores))
+    scene = results["vbench_standard:scene"]
+    assert scene["clips"] == len(scene["per_clip"]) == 5, "of 50 clips"
+    assert results["vbench_standard:overall_consistency"]["clips"] == 10
+    assert results["vbench_standard:temporal_flickering"]["clips"] == 5, "of 25"
+    assert scene["versions"]["vbench"] == "unknown" and scene["protocol"]["mode"] == "vbench_standard"
+
+
+def test_the_script_without_arguments_says_how():
+    script = Path(__file__).parents[2] / "scripts" / "vbench_standard.sh"
+    done = subprocess.run([script], capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "vbench_standard.sh OUT MODEL METHOD [SETTINGS]" in done.stderr
