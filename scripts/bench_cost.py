@@ -93,8 +93,8 @@ def counted(families: list[ModelAdapter]) -> list[dict[str, Any]]:
     return rows
 
 
-def count_recipe(adapter: ModelAdapter, denoiser: Any, method: str) -> dict[str, Any]:
-    """One row: the cost of a step in the middle of sampling."""
+def recipe(adapter: ModelAdapter, method: str) -> tuple[ClipSize, Guidance, Step]:
+    """The clip and the guidance of a recipe, and a step in the middle of its sampling."""
     flags: dict[str, Any] = {"model": adapter.family, "guidance": method}
     if adapter.text_to_video is None:
         flags["image"] = "cat.png"
@@ -102,11 +102,21 @@ def count_recipe(adapter: ModelAdapter, denoiser: Any, method: str) -> dict[str,
         flags["prompts"] = ["a cat"]
     job = resolve_job(flags, None, family_of=lambda model, revision: model)
     guidance = build_guidance(job)
-    scale = pipeline_scale(adapter, job, guidance)
-    clip = ClipSize(job.frames, job.height, job.width)
+    step = Step(job.steps // 2, job.steps, 0.5, pipeline_scale(adapter, job, guidance))
+    return ClipSize(job.frames, job.height, job.width), guidance, step
+
+
+def written(clip: ClipSize) -> str:
+    """Frames, height and width."""
+    return f"{clip.frames} x {clip.height} x {clip.width}"
+
+
+def count_recipe(adapter: ModelAdapter, denoiser: Any, method: str) -> dict[str, Any]:
+    """One row: the cost of that step."""
+    clip, guidance, step = recipe(adapter, method)
 
     def flops(plan_of: Guidance, reuse_prefix: bool) -> Any:
-        branches = plan_of.plan(Step(job.steps // 2, job.steps, 0.5, scale)).branches
+        branches = plan_of.plan(step).branches
         return step_cost(adapter, denoiser, clip, branches, reuse_prefix=reuse_prefix)
 
     plain = flops(CFG(), True).total
@@ -116,7 +126,7 @@ def count_recipe(adapter: ModelAdapter, denoiser: Any, method: str) -> dict[str,
         "family": adapter.family,
         "method": method,
         "blocks": list(guidance.blocks_used),
-        "clip": f"{job.frames} x {job.height} x {job.width}",
+        "clip": written(clip),
         "plain_step_tflops": plain / 1e12,
         "ratio": ours.total / plain,
         "ratio_whole_passes": whole.total / plain,
@@ -154,7 +164,7 @@ def clock(rounds: int) -> dict[str, Any]:
                             seconds[kind][name].append(read() - began[kind])
     return {
         "model": {"class": adapter.denoiser_class, **SMALL},
-        "clip": f"{SMALL_CLIP.frames} x {SMALL_CLIP.height} x {SMALL_CLIP.width}",
+        "clip": written(SMALL_CLIP),
         "rounds": rounds,
         "cfg_seconds": {kind: statistics.median(taken["CFG"]) for kind, taken in seconds.items()},
         "ratio_to_cfg": {

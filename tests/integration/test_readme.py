@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import re
+import runpy
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -14,12 +17,16 @@ import numpy as np
 import pytest
 import torch
 
-from oseg_video.adapters import all_adapters
+from oseg_video.adapters import adapter_for_class, all_adapters
+from oseg_video.cli import main, parse
 from oseg_video.embedded.classifier import load_classifier
 from oseg_video.embedded.dataset import parse_caption
+from oseg_video.evaluation.base import known_metrics
 from oseg_video.guidance.methods import METHODS, STG
 from oseg_video.media import read_clip
+from oseg_video.runtime.empty import full_size_denoiser
 from oseg_video.runtime.loading import EMBEDDED, find_model
+from tests.drawn import write_drawn
 from tests.integration.families import CASES
 
 ROOT = Path(__file__).parents[2]
@@ -75,6 +82,17 @@ def test_the_table_of_models_and_methods_is_of_what_there_is() -> None:
     assert {*judged, "none"} == measured.keys()
 
 
+def test_the_cost_is_that_of_the_benchmark_and_the_benchmark_that_of_the_code() -> None:
+    bench = runpy.run_path(str(ROOT / "scripts" / "bench_cost.py"))
+    result = json.loads((ROOT / "scripts" / "bench_cost.json").read_text())
+    tables = bench["tables"](result)
+    assert len(tables) == 2 and all(one in README.read_text(encoding="utf-8") for one in tables)
+    rows = {(row["family"], row["method"]): row for row in result["counted"]["rows"]}
+    assert rows.keys() == {(adapter.family, name) for adapter in all_adapters() for name in METHODS}
+    ltx = adapter_for_class("LTXPipeline")
+    assert bench["count_recipe"](ltx, full_size_denoiser(ltx), "oseg") == rows["ltx", "oseg"]
+
+
 def test_the_shipped_recipe_makes_the_clip_and_reproduce_makes_it_again(tmp_path: Path) -> None:
     prompt = "a blue square moving up on a black background"
     command = [sys.executable, "-m", "oseg_video"]
@@ -91,3 +109,25 @@ def test_the_shipped_recipe_makes_the_clip_and_reproduce_makes_it_again(tmp_path
     manifest = json.loads((tmp_path / "a.json").read_text())
     (kind,) = manifest["passes"]["step_kinds"]
     assert kind["passes"][1]["fired"] == ["transformer_blocks.3.attn1"]
+
+
+def test_the_evaluation_commands_run_as_they_stand_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    section = README.read_text(encoding="utf-8").split("\n## Evaluation\n")[1].split("\n## ")[0]
+    runnable, with_weights = re.findall(r"```bash\n(.*?)```", section, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    for guidance, seed in (("cfg", 0), ("oseg", 1)):
+        write_drawn(tmp_path / "clips", 10, guidance=guidance, seed=seed)
+    for folder, format in (("old", "mp4"), ("new", "gif"), ("real", "png")):
+        write_drawn(tmp_path / folder, 4, seed=2, format=format)
+    for line in runnable.splitlines():
+        with contextlib.suppress(SystemExit):  # of a flag that prints and ends
+            assert main(shlex.split(line)[1:]) == 0, line
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert [difference["name"] for difference in results["differences"]][-1] == "fvd:embedded"
+    assert "| minus cfg |" in (tmp_path / "results.md").read_text()
+    assert (tmp_path / "real.safetensors").is_file()
+    for line in with_weights.splitlines():
+        metrics = parse(shlex.split(line, comments=True)[1:]).metrics.split(",")
+        assert set(metrics) <= set(known_metrics())
