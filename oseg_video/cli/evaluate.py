@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argparse import Action, Namespace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -93,15 +94,20 @@ def _run(options: Namespace) -> int:
     if options.format not in FORMATS:
         raise UsageError(f"--format must be one of {', '.join(FORMATS)}, got {options.format!r}")
     work = next((out.with_name(f".{out.name}.unfinished") for out in outputs), None)
-    evaluation = evaluate(
-        [Path(folder) for folder in options.folders],
-        [name.strip() for name in options.metrics.split(",") if name.strip()],
-        options=_metric_options(options),
-        baseline=options.baseline,
-        work=work,
-        quiet=options.quiet,
-        notify=(lambda line: None) if options.quiet else (lambda line: say(f"warning: {line}")),
-    )
+    try:
+        evaluation = evaluate(
+            [Path(folder) for folder in options.folders],
+            [name.strip() for name in options.metrics.split(",") if name.strip()],
+            options=_metric_options(options),
+            baseline=options.baseline,
+            work=work,
+            quiet=options.quiet,
+            notify=(lambda line: None) if options.quiet else (lambda line: say(f"warning: {line}")),
+        )
+    except KeyboardInterrupt:
+        kept = "the same command goes on from here" if work else "nothing is kept without --out"
+        say(f"interrupted; {kept}")
+        return 130
     from oseg_video.media import write_text
 
     for path, form in outputs.items():
@@ -131,32 +137,41 @@ def _check_outputs(options: Namespace, outputs: dict[Path, str]) -> None:
 
 
 def _metric_options(options: Namespace) -> MetricOptions:
-    import torch
-
     from oseg_video.evaluation.base import MetricOptions
 
-    weights = {}
-    for given in options.weights:
-        metric, equals, path = given.partition("=")
-        if not (metric and equals and path):
-            raise UsageError(f"--weights must be METRIC=PATH, got {given!r}")
-        weights[metric] = path
     if not options.batch.isascii() or not options.batch.isdigit() or int(options.batch) < 1:
         raise UsageError(f"--batch must be a positive integer, got {options.batch!r}")
-    device = options.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UsageError(f"--device {device!r} cannot be used: {str(error).splitlines()[0]}") from None
     return MetricOptions(
-        device=device,
+        device=usable_device(options.device),
         batch=int(options.batch),
-        weights=weights,
+        weights=read_weights(options.weights),
         trust_weights=options.trust_weights,
         reference=Path(options.reference) if options.reference else None,
         save_reference=Path(options.save_reference) if options.save_reference else None,
         overwrite=options.overwrite,
         quiet=options.quiet,
     )
+
+
+def read_weights(texts: Sequence[str]) -> dict[str, str]:
+    """The values of `--weights`: metric -> path. Raises UsageError."""
+    weights = {}
+    for given in texts:
+        metric, equals, path = given.partition("=")
+        if not (metric and equals and path):
+            raise UsageError(f"--weights must be METRIC=PATH, got {given!r}")
+        weights[metric] = path
+    return weights
+
+
+def usable_device(device: str) -> str:
+    """The value of `--device` for the networks of metrics; auto: a GPU if there is one. Raises UsageError."""
+    import torch
+
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"--device {device!r} cannot be used: {str(error).splitlines()[0]}") from None
+    return device

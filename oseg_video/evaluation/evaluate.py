@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from tqdm import tqdm
 
 from .base import EvaluationError, Figure, Metric, MetricOptions, MetricResult, Observations, build_metrics
@@ -22,7 +23,7 @@ Notify = Callable[[str], None]
 
 
 def evaluate(
-    folders: Sequence[Path],
+    clips: Sequence[Path] | FoundClips,
     metrics: Sequence[str],
     *,
     options: MetricOptions | None = None,
@@ -31,7 +32,7 @@ def evaluate(
     quiet: bool = True,
     notify: Notify = lambda line: None,
 ) -> Evaluation:
-    """Figures of the clips in folders (see `find_clips`), one row per method.
+    """Figures of the clips in folders, or of those that `find_clips` found there, one row per method.
 
     metrics: exact names, see `known_metrics`.
     baseline: a method that the others are compared with, paired by prompt, picture and seed.
@@ -45,15 +46,20 @@ def evaluate(
     if not metrics:
         raise EvaluationError("no metric was asked for")
     built = build_metrics(metrics, options)
-    found = find_clips(folders, quiet=quiet)
+    found = clips if isinstance(clips, FoundClips) else find_clips(clips, quiet=quiet)
     _check_baseline(found, baseline)
     warnings = _mixed_clips(found)
     for metric in built:
-        for clips in found.methods.values():
-            warnings += metric.check(clips)
+        for of_method in found.methods.values():
+            warnings += metric.check(of_method)
     for line in warnings:
         notify(line)
-    run = _Run(built, found, baseline, work, quiet)
+    try:
+        run = _Run(built, found, baseline, work, quiet)
+    except torch.OutOfMemoryError:
+        raise EvaluationError(
+            f"out of GPU memory with --batch {options.batch}; try a smaller one, or --device cpu"
+        ) from None
     return run.evaluation(found, warnings)
 
 

@@ -23,6 +23,8 @@ I3D_REPOSITORY, I3D_FILE = "flateon/FVD-I3D-torchscript", "i3d_torchscript.pt"
 I3D_SHA256 = "bec6519f66ea534e953026b4ae2c65553c17bf105611c746d904657e5860a5e2"
 """Of StyleGAN-V's file and of its mirror on the hub."""
 VIDEOMAE_REPOSITORY = "MCG-NJU/videomae-base-finetuned-ssv2"
+# The second is read by torch.load, which takes nothing but tensors from it.
+_VIDEOMAE_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
 
 class Extractor(Protocol):
@@ -151,11 +153,15 @@ def call_script(network: Any, video: Tensor, **arguments: Any) -> Tensor:
 def _videomae_files(given: str, metric: str) -> tuple[Path, Path]:
     """Folder of configuration and weights, and the file of weights."""
     if Path(given).exists():
-        folder = Path(given)
-    else:
-        fetch(given, "model.safetensors", metric=metric)
-        folder = fetch(given, "config.json", metric=metric).parent
-    weights = folder / "model.safetensors"
-    if not weights.is_file():
-        raise EvaluationError(f"{folder} holds no model.safetensors")
-    return folder, weights
+        held = [Path(given) / name for name in _VIDEOMAE_WEIGHTS if (Path(given) / name).is_file()]
+        if not held:
+            raise EvaluationError(f"{given} holds no {' or '.join(_VIDEOMAE_WEIGHTS)}")
+        return Path(given), held[0]
+    try:
+        weights = fetch(given, _VIDEOMAE_WEIGHTS[0], metric=metric)
+    except EvaluationError as first:
+        try:
+            weights = fetch(given, _VIDEOMAE_WEIGHTS[1], metric=metric)
+        except EvaluationError:
+            raise first from None
+    return fetch(given, "config.json", metric=metric).parent, weights

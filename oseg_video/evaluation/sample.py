@@ -60,6 +60,8 @@ class Sample:
         base._check_enough()
         mine, theirs = self._by_key(figure), base._by_key(figure)
         keys = [key for key in mine if key in theirs]
+        if not keys:
+            raise EvaluationError(f"no clip with a value has its pair of {base.method}")
         ours, others = (torch.tensor([places[key] for key in keys]) for places in (mine, theirs))
         groups, _ = independent([self.seen.clips[place] for place in ours.tolist()])
         value = self.metric.value(figure.name, self.seen.rows, ours) - self.metric.value(

@@ -58,13 +58,14 @@ def fetch(repository: str, name: str, *, metric: str) -> Path:
         commit = HfApi().model_info(repository, timeout=_TIMEOUT_SECONDS).sha
         path = Path(hf_hub_download(repository, name, revision=commit))
     except Exception as error:  # the hub client's errors have many types, and change with its HTTP library
-        path = _cached(repository, name)
-        if path is None:
+        cached = _cached(repository, name)
+        if cached is None:
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]
             raise EvaluationError(
                 f"cannot fetch {name} of {repository} for {metric} ({lines[0] if lines else type(error)}); "
                 f"download it elsewhere and give --weights {metric}=PATH"
             ) from None
+        path = cached
     # The cache names a large file (Git LFS) by the SHA-256 that the hub states for it.
     stated = path.resolve().name
     if len(stated) == 64 and file_sha256(path) != stated:

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -371,8 +372,13 @@ def videomae(tmp_path_factory):
     return path, model
 
 
-def test_videomae_features_are_what_its_classifier_reads(videomae):
-    path, model = videomae
+@pytest.mark.parametrize("file", ["model.safetensors", "pytorch_model.bin"])
+def test_videomae_features_are_what_its_classifier_reads(videomae, tmp_path, file):
+    folder, model = videomae
+    if file.endswith(".bin"):
+        shutil.copy(folder / "config.json", tmp_path)
+        torch.save(model.state_dict(), tmp_path / file)
+        folder = tmp_path
     clips = torch.randint(
         0, 256, (2, 16, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(1)
     )
@@ -381,7 +387,7 @@ def test_videomae_features_are_what_its_classifier_reads(videomae):
     model.classifier.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0]))
     with torch.no_grad():
         model(pixel_values=(clips.float() / 255 - mean) / deviation)
-        found = VideoMAE("m", MetricOptions(weights={"m": str(path)})).features(clips)
+        found = VideoMAE("m", MetricOptions(weights={"m": str(folder)})).features(clips)
     torch.testing.assert_close(found, read[0])
 
 
