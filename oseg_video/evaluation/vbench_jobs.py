@@ -10,6 +10,7 @@ from typing import Any
 
 from .clips import ClipFile
 from .vbench_checks import action_of
+from .vbench_environment import VBenchError
 from .vbench_suite import SAMPLES, Suite
 
 Group = tuple[Mapping[str, Any] | None, Mapping[str, ClipFile]]
@@ -44,7 +45,12 @@ class Job:
         videos = folder / "videos"
         videos.mkdir(parents=True)
         for name, clip in self.clips.items():
-            (videos / name).symlink_to(clip.path.resolve())
+            try:
+                (videos / name).symlink_to(clip.path.resolve())
+            except OSError as error:  # names that differ in letter case, or a file system without links
+                raise VBenchError(
+                    f"cannot link {name!r} in {videos} ({error.strerror}); set TMPDIR to a folder on another disk"
+                ) from None
         entries = [entry for entry, _ in self.groups if entry is not None]
         (folder / "suite.json").write_text(json.dumps(entries), encoding="utf-8")
         prompts = {name: clip.prompt or "" for name, clip in self.clips.items()}

@@ -24,10 +24,10 @@ _STOP_SECONDS = 10
 
 
 def ask(environment: Environment, request: Request) -> Event:
-    """The event that answers a request with one answer. Raises VBenchError."""
-    answers: list[Event] = []
-    run_workers(environment, [request], lambda _, event: answers.append(event))
-    return next(event for event in answers if event["event"] not in ("started", "progress"))
+    """The last event of a request, for one that has one answer. Raises VBenchError."""
+    events: list[Event] = []
+    run_workers(environment, [request], lambda _, event: events.append(event))
+    return events[-1]
 
 
 def run_workers(environment: Environment, requests: Sequence[Request], on_event: OnEvent) -> None:

@@ -86,8 +86,7 @@ def _run_in_processes(
         with _Bar(title, sum(len(job.clips) for job in jobs), quiet) as bar:
 
             def on_event(number: int, event: Event) -> None:
-                if event["event"] == "progress":
-                    bar.move(number, event["done"] / event["total"])
+                if bar.shows(number, event):
                     return
                 part = shares[number][event["job"]]
                 if event["event"] == "started":
@@ -147,9 +146,7 @@ def run_static_filter(
                 bar.start(number, "VBench static filter", sum(map(len, clips.values())))
 
             def on_event(number: int, event: Event) -> None:
-                if event["event"] == "progress":
-                    bar.move(number, event["done"] / event["total"])
-                elif event["event"] == "filtered":
+                if not bar.shows(number, event):
                     kept.add(questions[event["prompt"]], [int(Path(path).stem) for path in event["kept"]])
 
             run_workers(machine.environment, requests, on_event)
@@ -204,6 +201,14 @@ class _Bar:
 
     def __exit__(self, *_: object) -> None:
         self._bar.close()
+
+    def shows(self, process: int, event: Event) -> bool:
+        """Whether the event was only to be shown, which is done."""
+        if event["event"] == "progress":
+            self.move(process, event["done"] / event["total"])
+        elif event["event"] == "fetching" and not self._bar.disable:
+            self._bar.write(f"VBench fetches {event['url']}", file=sys.stderr)
+        return event["event"] in ("progress", "fetching")
 
     def start(self, process: int, title: str, clips: int) -> None:
         """A process begins with something over so many clips."""

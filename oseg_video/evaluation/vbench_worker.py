@@ -58,7 +58,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, end)  # so that temporary files are removed
     request = json.loads(requests.readline())
     threading.Thread(target=end_with_parent, daemon=True).start()
-    _fetch_whole_files()
+    _fetch_whole_files(emit)
     _report_progress(emit)
     {"describe": describe, "evaluate": evaluate, "filter": filter_static}[request["task"]](request, emit)
     emit("end")
@@ -172,12 +172,16 @@ def _use_device(name: str) -> Any:
     return device
 
 
-def _fetch_whole_files() -> None:
+def _fetch_whole_files(emit: Emit) -> None:
     """Do VBench's downloads here: a file appears whole or not at all, and failures are raised.
 
     VBench takes any file that is there for the whole one, and some of its calls ignore that wget failed.
     """
     run = subprocess.run
+
+    def fetch(url: str, path: str) -> None:
+        emit("fetching", url=url)
+        _fetch(url, path)
 
     def run_or_fetch(command: Any, *arguments: Any, **options: Any) -> Any:
         if not isinstance(command, list) or command[0] != "wget":
@@ -190,10 +194,9 @@ def _fetch_whole_files() -> None:
     urllib.request.urlretrieve = fetch  # type: ignore[assignment]
 
 
-def fetch(url: str, path: str) -> None:
-    """Download a file. Raises FetchError."""
+def _fetch(url: str, path: str) -> None:
+    """Raises FetchError."""
     folder = os.path.dirname(path)
-    print(f"fetching {url}", file=sys.stderr, flush=True)
     os.makedirs(folder, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
         whole = os.path.join(temporary, "whole")
@@ -232,7 +235,8 @@ def reason(error: BaseException) -> str:
     text = next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")
     line = f"{type(error).__name__}: {text}"
     if isinstance(error, EOFError) or "PytorchStreamReader" in text or "UnpicklingError" in line:
-        return f"{line} (a weights file may be cut off; delete it, and it is fetched again)"
+        folder = getattr(sys.modules.get("vbench.utils"), "CACHE_DIR", "VBench's cache")
+        return f"{line} (a weights file in {folder} may be cut off; delete it, and it is fetched again)"
     return line
 
 

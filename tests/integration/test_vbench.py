@@ -194,7 +194,7 @@ def test_a_dimension_without_its_package_is_named_with_the_reason(monkeypatch):
     [
         (
             "broken",
-            r"imaging_quality failed: RuntimeError: PytorchStreamReader .*archive \(a weights file may",
+            r"imaging_quality failed: RuntimeError: PytorchStreamReader .*\(a weights file in .*cache may be",
         ),
         ("crash", r"process was ended by signal 9 \(9: often too little memory\)"),
         ("drift", r"imaging_quality is 0\.123, but the values of its clips give"),
@@ -222,13 +222,14 @@ def test_weights_that_cannot_be_fetched(tmp_path, monkeypatch):
     assert not list(path.parent.iterdir()), "no file that would pass for whole weights"
 
 
-def test_weights_are_fetched_once_and_whole(tmp_path, monkeypatch):
+def test_weights_are_fetched_once_and_whole(tmp_path, monkeypatch, capsys):
     source = tmp_path / "w.pth"
     source.write_text("weights")
     monkeypatch.setenv("FAKE_VBENCH", "fetch:imaging_quality")
     monkeypatch.setenv("FAKE_URL", source.as_uri())
     monkeypatch.setenv("FAKE_GPUS", "2")
-    metric_of("vbench:imaging_quality", device="cuda").observe(make_clips(tmp_path, 4), quiet=True)
+    metric_of("vbench:imaging_quality", device="cuda").observe(make_clips(tmp_path, 4), quiet=False)
+    assert capsys.readouterr().err.count(f"VBench fetches {source.as_uri()}") == 1
     assert [path.name for path in (tmp_path / "cache" / "weights").iterdir()] == ["w.pth"]
     assert (tmp_path / "cache" / "weights" / "w.pth").read_text() == "weights"
 
@@ -366,7 +367,9 @@ def test_without_an_environment(monkeypatch, tmp_path, data_home):
         metric_of("vbench:imaging_quality")
 
 
-def test_interrupting_ends_vbench_too(tmp_path, data_home):
+# SIGKILL is the hardest way: nothing of ours can clean up.
+@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGKILL])
+def test_interrupting_ends_vbench_too(tmp_path, data_home, kind):
     clips = make_clips(tmp_path, 1)
     code = f"""
 from pathlib import Path
@@ -382,7 +385,7 @@ metric.observe([clip], quiet=True)
     note = tmp_path / "calls.jsonl"
     try:
         _wait(lambda: note.exists() and note.read_text())
-        process.send_signal(signal.SIGKILL)  # the hardest way: nothing of ours can clean up
+        process.send_signal(kind)
         process.wait()
         _wait(lambda: not Path(f"/proc/{note.read_text()}").exists())
     finally:
@@ -457,3 +460,14 @@ def test_the_script_without_arguments_says_how():
     script = Path(__file__).parents[2] / "scripts" / "vbench_standard.sh"
     done = subprocess.run([script], capture_output=True, text=True, check=False)
     assert done.returncode == 2 and "vbench_standard.sh OUT MODEL METHOD [SETTINGS]" in done.stderr
+
+
+def test_a_folder_for_links_that_does_not_tell_letter_case_apart(tmp_path, monkeypatch):
+    def not_twice(path, target):
+        if any(other.name.lower() == path.name.lower() for other in path.parent.iterdir()):
+            raise FileExistsError(17, "File exists")
+        os.symlink(target, path)
+
+    monkeypatch.setattr(Path, "symlink_to", not_twice)
+    with pytest.raises(OsegVideoError, match=r"cannot link 'A fantasy .*File exists\); set TMPDIR"):
+        metric_of("vbench_standard:overall_consistency").observe(make_suite(tmp_path / "suite"), quiet=True)
