@@ -44,7 +44,8 @@ def of_latents(vae: Any) -> None:
 
 def of_frames(vae: Any) -> None:
     vae.use_framewise_decoding = True
-    with_strides(vae, tile_sample_min_num_frames=4, tile_sample_stride_num_frames=2)
+    step = vae.temporal_compression_ratio
+    with_strides(vae, tile_sample_min_num_frames=2 * step, tile_sample_stride_num_frames=step)
 
 
 def nothing(vae: Any) -> None:
