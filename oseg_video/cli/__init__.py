@@ -16,14 +16,14 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
-from oseg_video.cli import evaluate, generate, info, models, reproduce, sweep, vbench
+from oseg_video.cli import compare, contact_sheet, evaluate, generate, info, models, reproduce, sweep, vbench
 from oseg_video.cli.output import PROGRAM, say
 from oseg_video.cli.parsing import Parser, UsageError
 from oseg_video.config import known_or_nearest
 from oseg_video.runtime.quiet import quiet_libraries
 from oseg_video.types import OsegVideoError, SaidElsewhereError
 
-_COMMANDS = (generate, reproduce, sweep, evaluate, vbench, models, info)
+_COMMANDS = (generate, reproduce, sweep, compare, evaluate, contact_sheet, vbench, models, info)
 """The modules of the commands, in the order of `--help`."""
 
 

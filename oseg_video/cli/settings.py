@@ -22,10 +22,14 @@ _GROUPS = {
 }
 
 
-def add_setting_flags(parser: argparse.ArgumentParser) -> None:
-    """One flag per setting of GenerateJob; their values stay text until `flag_settings` reads them."""
+def add_setting_flags(parser: argparse.ArgumentParser, names: Sequence[str] = tuple(FIELDS)) -> None:
+    """One flag per setting of GenerateJob, or for some of them, and `--prompts`.
+
+    Their values stay text until `flag_settings` reads them.
+    """
     groups = {name: parser.add_argument_group(title) for name, title in _GROUPS.items()}
-    for name, spec in FIELDS.items():
+    for name in names:
+        spec = FIELDS[name]
         meta = spec.metadata
         flag = meta["flag"] or "--" + name.replace("_", "-")
         text = _help(meta["help"], spec.default, meta["choices"])
@@ -43,7 +47,6 @@ def add_setting_flags(parser: argparse.ArgumentParser) -> None:
                 options["metavar"] = "N"
         groups[meta["group"]].add_argument(flag, **options)
     groups["clip"].add_argument("--prompts", metavar="FILE", help="a text file with one prompt a line")
-    groups["output"].add_argument("--config", metavar="FILE.yaml", help="settings in YAML; flags win over it")
 
 
 def _help(text: str, default: Any, choices: Sequence[str] | None) -> str:

@@ -36,6 +36,8 @@ class Summary:
     made: int
     """Items that this run made."""
     failed: tuple[Record, ...]
+    records: tuple[Record, ...]
+    """How every item stands, in the order of the table."""
 
 
 def survey(
@@ -146,7 +148,8 @@ class _Run:
         """How the items stand in the end."""
         last = [self._records[item.key] for item in items]
         done = sum(one.state == "done" for one in last)
-        return Summary(len(items), done, made, tuple(one for one in last if one.state == "failed"))
+        failed = tuple(one for one in last if one.state == "failed")
+        return Summary(len(items), done, made, failed, tuple(last))
 
     def leave(self) -> None:
         """Let go of what is unfinished."""

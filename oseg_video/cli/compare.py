@@ -1,0 +1,169 @@
+"""`oseg-video compare`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from oseg_video.cli.output import say
+from oseg_video.cli.parsing import Commands, UsageError, add_command, whole_number
+from oseg_video.cli.settings import add_setting_flags, flag_settings
+from oseg_video.config import FIELDS, GUIDANCE_NAMES, known_or_nearest
+from oseg_video.types import SettingError
+
+if TYPE_CHECKING:
+    from oseg_video.evaluation.base import MetricOptions
+    from oseg_video.sweep.recipe import SweepRecipe
+
+_EXAMPLES = """examples:
+  oseg-video compare --guidance cfg,stg,seg,oseg --prompt "a red circle moving left on a white background" \\
+    --prompt "a blue square moving up on a black background" --seeds 0,1 --out outputs/comparison
+  oseg-video compare --model mochi --guidance cfg,oseg --prompts prompts.txt --out outputs/mochi
+  oseg-video compare configs/sweeps/embedded.yaml --out outputs/comparison
+
+Open index.html in the folder afterwards. The same command goes on where a run stopped or was killed, and
+makes nothing twice. Exit code 1: clips failed, or clips or figures had to be left out.
+"""
+
+# The axes have flags of their own; settings of single methods are those of their recipes, or of RECIPE.yaml.
+_LEFT_OUT = ("seeds", "guidance", "out", "format")
+
+
+def register(commands: Commands) -> None:
+    parser = add_command(
+        commands,
+        "compare",
+        _run,
+        help="the same prompts and seeds under several methods: clips, figures, and a page",
+        epilog=_EXAMPLES,
+    )
+    parser.add_argument(
+        "recipe",
+        nargs="?",
+        metavar="RECIPE.yaml",
+        help="prompts, seeds, methods with settings: a sweep's recipe, in place of the flags",
+    )
+    parser.add_argument("--out", required=True, metavar="FOLDER", help="of clips, figures and page")
+    parser.add_argument("--guidance", metavar="A,B", help=f"methods: {', '.join(GUIDANCE_NAMES)}")
+    parser.add_argument("--seeds", metavar="N,N", help="one clip per method, prompt and seed (default: 0)")
+    add_setting_flags(parser, [name for name, spec in FIELDS.items() if not _left_out(name, spec)])
+    figures = parser.add_argument_group("figures")
+    figures.add_argument(
+        "--metrics",
+        metavar="A,B",
+        help="exact names, see evaluate --list-metrics (default: those that fit and need no downloads)",
+    )
+    figures.add_argument(
+        "--baseline", metavar="METHOD", help="what the others are compared with (default: the first)"
+    )
+    figures.add_argument("--reference", metavar="PATH", help="real clips, or their statistics, for fvd")
+    figures.add_argument(
+        "--weights", action="append", default=[], metavar="METRIC=PATH", help="weights of a metric"
+    )
+    figures.add_argument(
+        "--trust-weights", action="store_true", help="load torchscript files whose checksum is not known"
+    )
+    run = parser.add_argument_group("this run")
+    run.add_argument(
+        "--workers", metavar="N", type=whole_number, help="processes (default: one for each GPU)"
+    )
+    run.add_argument("--retry-failed", action="store_true", help="try failed clips again")
+    run.add_argument("--quiet", action="store_true", help="no progress and no warnings")
+    run.add_argument("--debug", action="store_true", help="show tracebacks and the libraries' messages")
+
+
+def _left_out(name: str, spec: Any) -> bool:
+    return name in _LEFT_OUT or spec.metadata["group"] == "guidance"
+
+
+def _run(options: argparse.Namespace) -> int:
+    if "://" in options.out:
+        raise UsageError(
+            f"--out must be a folder of this machine, which a browser can open, got {options.out}"
+        )
+    from oseg_video.compare.compare import compare
+
+    done = compare(
+        _recipe(options),
+        Path(options.out),
+        None
+        if options.metrics is None
+        else [name.strip() for name in options.metrics.split(",") if name.strip()],
+        baseline=options.baseline,
+        options=_metric_options(options),
+        workers=options.workers,
+        retry_failed=options.retry_failed,
+        quiet=options.quiet,
+        notify=(lambda line: None) if options.quiet else (lambda line: say(f"warning: {line}")),
+    )
+    print(done.table)
+    summary = done.summary
+    print(f"{summary.done} of {summary.total} clips, {summary.made} of them made now: {done.page}")
+    for one in summary.failed:
+        say(f"failed: {one.file}: {one.reason}")
+    if summary.failed:
+        say(f"{len(summary.failed)} clips failed; --retry-failed tries them again")
+    for name, reason in {**done.results["skipped"], **done.results["failed"]}.items():
+        say(f"left out: {name}: {reason}")
+    return 0 if done.complete else 1
+
+
+def _recipe(options: argparse.Namespace) -> SweepRecipe:
+    from oseg_video.sweep.recipe import Subject, SweepRecipe, read_sweep
+
+    given = flag_settings(options)
+    if options.recipe is not None:
+        flags = [f"--{name}" for name in ("guidance", "seeds") if getattr(options, name) is not None]
+        flags += [FIELDS[name].metadata["flag"] or "--" + name.replace("_", "-") for name in given]
+        if flags:
+            raise UsageError(f"{flags[0]} cannot be given with a recipe, which sets it")
+        return read_sweep(Path(options.recipe))
+    for flag, missing in (
+        ("--guidance", not options.guidance),
+        ("--prompt (or --image)", not {"prompts", "image"} & {*given}),
+    ):
+        if missing:
+            raise UsageError(f"a comparison needs {flag}, or a recipe")
+    image = given.pop("image", None)
+    prompts: list[str | None] = given.pop("prompts", None) or [None]
+    model = given.pop("model", FIELDS["model"].default)
+    return SweepRecipe(
+        subjects=tuple(Subject(prompt=prompt, image=image) for prompt in dict.fromkeys(prompts)),
+        seeds=_seeds(options.seeds),
+        methods={name: {"guidance": name} for name in _methods(options.guidance)},
+        models={model: {"model": model}},
+        settings=given,
+    )
+
+
+def _methods(text: str) -> list[str]:
+    names = [name.strip() for name in text.split(",")]
+    for name in names:
+        if name not in GUIDANCE_NAMES:
+            raise UsageError(f"--guidance: unknown method {name!r}; {known_or_nearest(name, GUIDANCE_NAMES)}")
+        if names.count(name) > 1:
+            raise UsageError(f"--guidance names {name} twice")
+    return names
+
+
+def _seeds(text: str | None) -> tuple[int, ...]:
+    if text is None:
+        return (0,)
+    try:
+        return tuple(FIELDS["seeds"].metadata["kind"].from_text(text))
+    except SettingError as error:
+        raise SettingError(f"--seeds must be {error}") from None
+
+
+def _metric_options(options: argparse.Namespace) -> MetricOptions:
+    from oseg_video.cli.evaluate import read_weights, usable_device
+    from oseg_video.evaluation.base import MetricOptions
+
+    return MetricOptions(
+        device=usable_device(getattr(options, "setting_device", "auto")),
+        weights=read_weights(options.weights),
+        trust_weights=options.trust_weights,
+        reference=Path(options.reference) if options.reference else None,
+        quiet=options.quiet,
+    )

@@ -1,0 +1,193 @@
+"""From a recipe to a folder with clips, figures and a page; what is there already is not made again.
+
+```
+FOLDER/
+  clips/        the sweep: clips, manifests, index
+  results.json  figures of all methods, as of `oseg-video evaluate`; the same as a table in results.md
+  index.html    the page
+  .metrics/     what the metrics saw of each clip
+```
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from oseg_video.compare.page import Gap, write_page
+from oseg_video.compare.planned import check_metrics, default_metrics, planned_clips
+from oseg_video.evaluation.base import MetricOptions
+from oseg_video.evaluation.clips import FoundClips, find_clips
+from oseg_video.evaluation.evaluate import Notify, evaluate
+from oseg_video.evaluation.results import evaluation_versions
+from oseg_video.evaluation.rows import file_state
+from oseg_video.evaluation.tables import as_json, as_markdown
+from oseg_video.media import write_text
+from oseg_video.runtime.generate import check_job
+from oseg_video.sweep.launch import sweep
+from oseg_video.sweep.recipe import SweepRecipe
+from oseg_video.sweep.records import Record
+from oseg_video.sweep.run import Summary
+from oseg_video.sweep.table import Variation, plan_variations
+from oseg_video.types import OsegVideoError
+
+CLIPS, RESULTS, TABLE, PAGE, _SEEN = "clips", "results.json", "results.md", "index.html", ".metrics"
+
+
+class CompareError(OsegVideoError):
+    """A comparison that cannot be made; the message says why."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What came of a comparison."""
+
+    summary: Summary
+    """Of the clips."""
+    results: dict[str, Any]
+    """The figures, as in the file."""
+    table: str
+    """The figures as Markdown."""
+    page: Path
+
+    @property
+    def complete(self) -> bool:
+        """Whether every clip was made and looked at, and every figure has a value."""
+        left_out = self.results["skipped"] or self.results["failed"]
+        return self.summary.done == self.summary.total and not left_out
+
+
+def compare(
+    recipe: SweepRecipe,
+    out: Path,
+    metrics: Sequence[str] | None = None,
+    *,
+    baseline: str | None = None,
+    options: MetricOptions | None = None,
+    workers: int | None = None,
+    retry_failed: bool = False,
+    quiet: bool = True,
+    notify: Notify = lambda line: None,
+    on_record: Callable[[Record], None] | None = None,
+) -> Comparison:
+    """Make the clips of a recipe, measure them, and write a page that shows both.
+
+    metrics: exact names; by default what needs no weights that would have to be fetched and suits the clips.
+    baseline: method that the others are compared with, by default the first.
+    workers, retry_failed, on_record: as of `sweep`. notify: called with warnings.
+
+    What can be refused before the first clip is made is. Raises OsegVideoError.
+    """
+    options = options or MetricOptions()
+    variations = plan_variations(recipe)
+    _require_videos(variations)
+    labels = {_label(recipe, one.model, one.method): None for one in variations}
+    baseline = _baseline(list(labels), baseline)
+    planned = planned_clips(variations)
+    if metrics is None:
+        metrics = default_metrics(variations, planned, options)
+    else:
+        check_metrics(metrics, planned, options)
+
+    folder = Path(out) / CLIPS
+    summary = sweep(
+        recipe, str(folder), workers=workers, retry_failed=retry_failed, quiet=quiet, on_record=on_record
+    )
+    if not summary.done:
+        raise CompareError(f"none of the {summary.total} clips could be made: {summary.failed[0].reason}")
+    found = _found(recipe, summary, folder, quiet)
+    results, table = _results(found, Path(out), metrics, baseline, options, quiet, notify)
+    gaps = [
+        Gap(one.prompt, one.image, one.seed, _of(recipe, one), one.reason or "") for one in summary.failed
+    ]
+    page = Path(out) / PAGE
+    write_page(page, found.clips, list(labels), gaps=gaps, results=results)
+    return Comparison(summary, results, table, page)
+
+
+def _require_videos(variations: Sequence[Variation]) -> None:
+    for one in variations:
+        if check_job(one.job).adapter.makes_pictures:
+            raise CompareError(f"{one.model} makes pictures; a comparison is about clips")
+        if one.job.format not in (None, "mp4"):
+            raise CompareError(f"the page plays mp4 files only, got format {one.job.format}")
+
+
+def _baseline(labels: Sequence[str], baseline: str | None) -> str | None:
+    if baseline is not None and (baseline not in labels or len(labels) == 1):
+        others = ", ".join(labels)
+        raise CompareError(f"the baseline must be one of several methods, here {others}; got {baseline!r}")
+    return baseline or (labels[0] if len(labels) > 1 else None)
+
+
+def _label(recipe: SweepRecipe, model: str, method: str) -> str:
+    return method if len(recipe.models) == 1 else f"{model} {method}"
+
+
+def _of(recipe: SweepRecipe, one: Record) -> str:
+    return _label(recipe, one.model, one.method)
+
+
+def _found(recipe: SweepRecipe, summary: Summary, folder: Path, quiet: bool) -> FoundClips:
+    """The clips of this comparison in the table's order; the folder may hold those of earlier ones too."""
+    everything = find_clips([folder], quiet=quiet)
+    there = {clip.name: clip for clip in everything.clips}
+    done = [one for one in summary.records if one.state == "done"]
+    clips = [
+        dataclasses.replace(there[one.file], method=_of(recipe, one)) for one in done if one.file in there
+    ]
+    ours = {one.file for one in done}
+    return FoundClips(
+        tuple(clips), {name: reason for name, reason in everything.broken.items() if name in ours}
+    )
+
+
+def _results(
+    found: FoundClips,
+    out: Path,
+    metrics: Sequence[str],
+    baseline: str | None,
+    options: MetricOptions,
+    quiet: bool,
+    notify: Notify,
+) -> tuple[dict[str, Any], str]:
+    """The figures as plain JSON types and as Markdown: those of the last run, if nothing has changed."""
+    methods = found.methods
+    if len(methods) < 2 or baseline not in methods:  # a method of which no clip could be made
+        baseline = None
+    question = _digest(found, metrics, baseline, options)
+    last = _last(out)
+    if last is not None and last[0].get("of") == question:
+        return last
+    evaluation = evaluate(
+        found, metrics, options=options, baseline=baseline, work=out / _SEEN, quiet=quiet, notify=notify
+    )
+    results = {"of": question if evaluation.complete else None, **json.loads(as_json(evaluation))}
+    table = as_markdown(evaluation)
+    write_text(out / TABLE, table)
+    # The table first: the digest in this file speaks for both.
+    write_text(out / RESULTS, json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    return results, table
+
+
+def _digest(found: FoundClips, metrics: Sequence[str], baseline: str | None, options: MetricOptions) -> str:
+    """Hash of all that the figures depend on."""
+    clips = [[clip.name, clip.method, file_state(clip.path)] for clip in found.clips]
+    reference = file_state(options.reference) if options.reference else None
+    depends = [clips, dict(found.broken), list(metrics), baseline, dict(options.weights), reference]
+    text = json.dumps([*depends, evaluation_versions()], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _last(out: Path) -> tuple[dict[str, Any], str] | None:
+    try:
+        results = json.loads((out / RESULTS).read_text(encoding="utf-8"))
+        table = (out / TABLE).read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return None
+    return (results, table) if isinstance(results, dict) else None

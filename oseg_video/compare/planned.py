@@ -1,0 +1,72 @@
+"""The metrics of a comparison, chosen and checked on clips that are not made yet."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from oseg_video.config import FIELDS, job_to_plain
+from oseg_video.evaluation.base import EvaluationError, MetricOptions, build_metrics
+from oseg_video.evaluation.clips import ClipFile
+from oseg_video.sweep.table import Variation
+
+_ANY_MODEL = ("temporal_flickering", "frame_difference", "block_motion")
+# Not fvd:embedded: a distance in 128 dimensions needs more clips than one looks at.
+_EMBEDDED = ("alignment:embedded", "is:embedded")
+
+
+def planned_clips(variations: Sequence[Variation]) -> dict[tuple[str, str], list[ClipFile]]:
+    """What the clips of every model and method will be, as far as their settings say."""
+    clips: dict[tuple[str, str], list[ClipFile]] = {}
+    for one in variations:
+        for subject in one.subjects:
+            for seed in one.job.seeds:
+                prompts = () if subject.prompt is None else (subject.prompt,)
+                job = dataclasses.replace(one.job, prompts=prompts, image=subject.image, seeds=(seed,))
+                shown = subject.prompt if subject.prompt is not None else subject.image
+                clip = ClipFile(
+                    path=Path("planned.mp4"),
+                    name=f"the clip of {shown!r}",
+                    frames=job.frames,
+                    height=job.height,
+                    width=job.width,
+                    fps=job.fps,
+                    method=one.method,
+                    prompt=subject.prompt,
+                    seed=seed,
+                    start=f"{subject.prompt}\n{subject.image}",
+                    settings=job_to_plain(job),
+                )
+                clips.setdefault((one.model, one.method), []).append(clip)
+    return clips
+
+
+def check_metrics(
+    names: Sequence[str], planned: Mapping[tuple[str, str], Sequence[ClipFile]], options: MetricOptions
+) -> None:
+    """Refuse metrics that the clips will not be fit for. Raises EvaluationError."""
+    if not names:
+        raise EvaluationError("no metric was asked for")
+    for metric in build_metrics(names, options):
+        for clips in planned.values():
+            metric.check(clips)
+
+
+def default_metrics(
+    variations: Sequence[Variation],
+    planned: Mapping[tuple[str, str], Sequence[ClipFile]],
+    options: MetricOptions,
+) -> list[str]:
+    """What needs no weights that would have to be fetched, and suits the clips. Raises EvaluationError."""
+    embedded = all(one.job.model == FIELDS["model"].default for one in variations)
+    chosen = []
+    for name in (*_ANY_MODEL, *(_EMBEDDED if embedded else ())):
+        try:
+            check_metrics([name], planned, options)
+        except EvaluationError:
+            continue
+        chosen.append(name)
+    if not chosen:
+        raise EvaluationError("no metric suits these clips by default; name some with --metrics")
+    return chosen
