@@ -49,7 +49,7 @@ class Job:
                 (videos / name).symlink_to(clip.path.resolve())
             except OSError as error:  # names that differ in letter case, or a file system without links
                 raise VBenchError(
-                    f"cannot link {name!r} in {videos} ({error.strerror}); set TMPDIR to a folder on another disk"
+                    f"cannot link {name!r} in {videos} ({error.strerror}); set TMPDIR to another disk"
                 ) from None
         entries = [entry for entry, _ in self.groups if entry is not None]
         (folder / "suite.json").write_text(json.dumps(entries), encoding="utf-8")

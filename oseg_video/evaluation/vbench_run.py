@@ -19,9 +19,10 @@ from .vbench_kept import KeptAnswers
 from .vbench_process import Event, run_workers
 from .vbench_scores import tally
 
-Tally = tuple[float, float]
+Tally = Sequence[float]
+"""What a clip adds to numerator and denominator of a score."""
 Tallies = dict[str, dict[str, Tally]]
-"""Job name -> clip name -> (numerator, denominator)."""
+"""Job name -> clip name -> its tally."""
 
 
 @dataclass(frozen=True)
@@ -49,30 +50,25 @@ def run_jobs(
     What `kept` has is not run again, and what is run is added to it. A clip that VBench gave no value for is
     missing in the result.
     """
-    tallies: Tallies = {job.name: {} for job in jobs}
     left = []
     for job in jobs:
-        groups = []
-        for group in job.groups:
-            answer = kept.find(_question(job, group))
-            if answer is None:
-                groups.append(group)
-            else:
-                tallies[job.name] |= {clip: tuple(tally) for clip, tally in answer.items()}
+        groups = tuple(group for group in job.groups if kept.find(_question(job, group)) is None)
         if groups:
-            left.append(Job(job.name, job.dimension, tuple(groups)))
+            left.append(Job(job.name, job.dimension, groups))
     if left:
-        for name, clip, found in _run_in_processes(machine, left, kept, quiet, title):
-            tallies[name][clip] = found
-    return tallies
+        _run_in_processes(machine, left, kept, quiet, title)
+    return {
+        job.name: {
+            clip: tally for group in job.groups for clip, tally in kept.find(_question(job, group)).items()
+        }
+        for job in jobs
+    }
 
 
 def _run_in_processes(
     machine: Machine, jobs: Sequence[Job], kept: KeptAnswers, quiet: bool, title: str
-) -> list[tuple[str, str, Tally]]:
-    """(job name, clip name, what the clip adds)."""
+) -> None:
     requests = machine.requests(max(len(job.groups) for job in jobs))
-    results: list[tuple[str, str, Tally]] = []
     with tempfile.TemporaryDirectory(prefix="oseg-video-vbench-") as work:
         shares = []
         for number, request in enumerate(requests):
@@ -96,11 +92,9 @@ def _run_in_processes(
                 for group in part.groups:
                     mine = {c.name: found[c.name] for c in group[1].values() if c.name in found}
                     kept.add(_question(part, group), mine)
-                    results.extend((part.name, clip, tally) for clip, tally in mine.items())
                 bar.move(number, 1)
 
             run_workers(machine.environment, requests, on_event)
-    return results
 
 
 def _question(job: Job, group: Group) -> Any:
@@ -168,7 +162,7 @@ def _links(clips: Sequence[ClipFile], folder: Path) -> list[str]:
 def _read(part: Job, event: Event) -> dict[str, Tally]:
     """What each clip adds; refused where that does not make the score that VBench itself reports."""
     names = part.clips
-    found = {}
+    found: dict[str, Tally] = {}
     for entry in event["entries"]:
         clip = names[Path(entry["video_path"]).name]
         added = tally(part.dimension, entry, clip.frames)
