@@ -74,6 +74,7 @@ class Painter(LoadedModel):
             seconds={},
             device=torch.device("cpu"),
             image=None,
+            parallel="",
         )
         write_clip(plan.path, frames, job.fps, format=plan.format)
         write_text(plan.manifest, manifest_text(manifest))

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from oseg_video.cli.output import say
-from oseg_video.cli.parsing import Commands, UsageError, add_command
+from oseg_video.cli.parsing import Commands, UsageError, add_command, whole_number
 
 if TYPE_CHECKING:
     from oseg_video.sweep.records import Record
@@ -45,7 +45,7 @@ def register(commands: Commands) -> None:
     workers.add_argument(
         "--workers",
         metavar="N",
-        type=_count,
+        type=whole_number,
         help="how many (default: one for each GPU; without GPUs one, on a cluster one for each machine)",
     )
     workers.add_argument(
@@ -114,12 +114,6 @@ def _print_record(settled: Record, options: argparse.Namespace) -> None:
         print(json.dumps(dataclasses.asdict(settled)), flush=True)
     elif settled.state == "failed" and not options.quiet:
         tqdm.write(f"failed: {settled.file}: {settled.reason}", file=sys.stderr)
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be an integer of at least 1, got {text!r}")
-    return int(text)
 
 
 def _rate(text: str) -> float:

@@ -22,6 +22,8 @@ class RayActors:
         else a new one on this machine. workers: by default one for each GPU of the cluster, or one for each
         machine if it has none. Raises SweepError.
         """
+        # Ray prints on standard output that a worker is lost, which the sweep says itself; this keeps it off.
+        os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".*")
         try:
             import ray
         except ImportError:

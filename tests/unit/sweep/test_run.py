@@ -143,9 +143,11 @@ def test_a_worker_lost_once_costs_nothing(tmp_path, location, painter):
 
 
 def test_a_worker_lost_after_it_had_published_its_clip_is_not_repeated(tmp_path, location, painter):
+    other = Worker(open_store(location))
+
     def publish_and_die(task, tries):
         assert tries == 1
-        Worker(open_store(location)).make(task)
+        other.make(task)
         return "lost"
 
     summary, _ = scripted(table(tmp_path), location, publish_and_die)
@@ -166,7 +168,8 @@ def test_out_of_memory_is_tried_once_more_with_offload(tmp_path, location, paint
     items = table(tmp_path, settings=settings)
     store = open_store(location)
     engine = Scripted(store, too_big)
-    engine.worker.make = lambda task: Worker(store).make(Task(task.item))  # no GPU here to offload from
+    make = engine.worker.make
+    engine.worker.make = lambda task: make(Task(task.item))  # there may be no GPU here to offload from
     summary = run_sweep(items, store, engine)
     assert summary.done == 8
     # Both workers ran out of memory; from then on all clips of this model and size were offloaded.
@@ -260,8 +263,8 @@ def test_the_command_with_failures(capsys, tmp_path, painter, monkeypatch):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--workers", "0"], "--workers: must be an integer of at least 1, got '0'"),
-        (["--workers", "two"], "--workers: must be an integer of at least 1, got 'two'"),
+        (["--workers", "0"], "--workers: must be a whole number of at least 1, got 0"),
+        (["--workers", "two"], "--workers: invalid whole_number value: 'two'"),
         (["--dry-run", "--tflops", "-1"], "--tflops: must be a number above 0, got '-1'"),
         (["--dry-run", "--tflops", "inf"], "--tflops: must be a number above 0, got 'inf'"),
         (["--tflops", "3"], "--tflops has no effect without --dry-run"),
