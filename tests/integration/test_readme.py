@@ -131,3 +131,18 @@ def test_the_evaluation_commands_run_as_they_stand_there(
     for line in with_weights.splitlines():
         metrics = parse(shlex.split(line, comments=True)[1:]).metrics.split(",")
         assert set(metrics) <= set(known_metrics())
+
+
+def test_the_sweep_of_the_readme_makes_its_clips_once(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    commands = re.findall(r"^oseg-video (sweep .*?) +#", README.read_text(encoding="utf-8"), re.MULTILINE)
+    dry, real = (shlex.split(command) for command in commands)
+    recipe, out = str(ROOT / real[1]), ["--out", str(tmp_path / "clips")]
+    assert main(["sweep", recipe, *dry[2:], *out]) == 0
+    assert capsys.readouterr().out.startswith("8 clips: 0 done, 0 failed, 8 to do\n")
+    for made in (8, 0):
+        assert main(["sweep", recipe, *real[2:], *out]) == 0
+        assert capsys.readouterr().out.startswith(f"8 of 8 clips are in {tmp_path}/clips, {made} of them")
+    clips = sorted((tmp_path / "clips").glob("*.mp4"))
+    manifests = [json.loads(clip.with_suffix(".json").read_text()) for clip in clips]
+    judged = load_classifier().judge(torch.stack([read_clip(clip).frames for clip in clips]).float() / 255)
+    assert judged == [parse_caption(manifest["job"]["prompts"][0]) for manifest in manifests]
