@@ -48,6 +48,11 @@ def of_frames(vae: Any) -> None:
     with_strides(vae, tile_sample_min_num_frames=2 * step, tile_sample_stride_num_frames=step)
 
 
+def step_by_step(vae: Any) -> None:
+    vae.use_framewise_decoding = True
+    with_strides(vae)
+
+
 def nothing(vae: Any) -> None:
     """As the VAE is by itself."""
 
@@ -58,11 +63,13 @@ def slices(vae: Any) -> None:
 
 PARTS: dict[str, tuple[str, Callable[[Any], None], dict[str, Any]]] = {
     "mochi": ("mochi", with_strides, {}),
+    "mochi, several calls": ("mochi", step_by_step, {}),
     "ltx": ("ltx", with_strides, {}),
     "ltx, frames": ("ltx", of_frames, {}),
     "wan": ("wan", with_strides, {}),
     "wan 5b": ("wan 5b", with_strides, {}),
     "cogvideox": ("cogvideox", tiles, {}),
+    "cogvideox, several calls": ("cogvideox", tiles, {"num_frames": 17}),
     "hunyuan": ("hunyuan", with_strides, {}),
     "hunyuan, frames": ("hunyuan", of_frames, {}),
     "hunyuan15": ("hunyuan15", of_latents, {}),
