@@ -154,9 +154,11 @@ const REPEATED = ["ArrowLeft", "ArrowRight"]; // while the key is held
 
 addEventListener("keydown", (event) => {
   const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
-  const typing = event.target.matches("input[type=search], input[type=range], select, .scroll");
-  const pressing = key === " " && event.target.matches("button, input, summary");
-  if (typing || pressing || event.ctrlKey || event.metaKey || event.altKey || !(key in KEYS)) return;
+  // What the focused element does with the key itself.
+  const typing = event.target.matches("input[type=search], select");
+  const moving = key.length > 1 && event.target.matches("input[type=range], .scroll");
+  const pressing = key === " " && event.target.matches("button, input[type=checkbox], summary");
+  if (typing || moving || pressing || event.ctrlKey || event.metaKey || event.altKey || !(key in KEYS)) return;
   event.preventDefault();
   if (!event.repeat || REPEATED.includes(key)) KEYS[key]();
 });

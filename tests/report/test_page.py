@@ -1,0 +1,209 @@
+"""The page in a real Chromium, opened from disk."""
+
+import pytest
+
+from oseg_video.compare.page import write_page
+from oseg_video.evaluation.clips import find_clips
+from tests.report.conftest import FPS, FRAMES, MARKUP, METHODS
+
+READY = "[...document.querySelectorAll('video')].every(v => v.readyState >= 2 && !v.seeking)"
+TIMES = "[...document.querySelectorAll('video')].map(v => v.currentTime)"
+VISIBLE_ROWS = "document.querySelectorAll('.row:not([hidden])').length"
+
+
+def opened(view, path, **options):
+    """The page with all its videos loaded."""
+    page = view(path, **options)
+    page.wait_for_function(f"document.querySelectorAll('video').length > 0 && {READY}")
+    return page
+
+
+def shown_frames(page):
+    page.wait_for_function(READY)
+    return {int(time * FPS) for time in page.evaluate(TIMES)}
+
+
+def test_all_videos_play_in_step(view, page_file):
+    page = opened(view, page_file)
+    page.keyboard.press("Space")
+    page.wait_for_function("player.running")
+    spreads, times = [], []
+    for _ in range(30):
+        now = page.evaluate(f"({{on: player.running, times: {TIMES}}})")
+        if now["on"]:  # else it starts from the front again
+            spreads.append(max(now["times"]) - min(now["times"]))
+            times.append(now["times"][0])
+        page.wait_for_timeout(50)
+    assert len(page.evaluate(TIMES)) >= 9 and len(spreads) > 10
+    assert len(set(times)) > 5  # they do play
+    assert sorted(spreads)[len(spreads) * 9 // 10] < 1 / FPS, spreads
+    page.keyboard.press("Space")
+    assert len(shown_frames(page)) == 1
+    assert page.evaluate("[...document.querySelectorAll('video')].every(v => v.paused)")
+
+
+def test_a_video_that_falls_behind_catches_up(view, page_file):
+    page = opened(view, page_file)
+    page.locator("#speed").select_option("0.25")
+    page.get_by_role("button", name="play", exact=True).click()
+    page.wait_for_function("player.running")
+    page.evaluate("document.querySelector('video').currentTime = 1.6")
+    page.wait_for_function(f"player.running && (t => Math.max(...t) - Math.min(...t) < {1 / FPS})({TIMES})")
+
+
+def test_steps_and_scrubbing_show_the_same_frame_everywhere(view, page_file):
+    page = opened(view, page_file)
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowRight")
+    assert shown_frames(page) == {2} and page.locator("#frame").inner_text() == f"3/{FRAMES}"
+    page.keyboard.press("ArrowLeft")
+    assert shown_frames(page) == {1}
+    page.keyboard.press("End")
+    assert shown_frames(page) == {FRAMES - 1}
+    page.get_by_role("button", name="one frame forward").click()
+    assert shown_frames(page) == {0}
+    box = page.locator("#scrub").bounding_box()
+    page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    (frame,) = shown_frames(page)
+    assert abs(frame - (FRAMES - 1) / 2) <= 1
+    page.keyboard.press("ArrowRight")  # the slider has the focus now
+    assert shown_frames(page) == {frame + 1}
+
+
+def test_filters_by_prompt_and_method(view, page_file):
+    page = opened(view, page_file)
+    assert page.evaluate(VISIBLE_ROWS) == 6
+    page.locator("#search").fill("SQUARE blue")
+    assert page.locator(".row:visible h2").all_inner_texts() == ["a blue squareseed 0", "a blue squareseed 1"]
+    page.locator("#search").fill("circle seed 1")
+    assert page.evaluate(VISIBLE_ROWS) == 1
+    page.locator("#search").fill("<img")
+    assert page.evaluate(VISIBLE_ROWS) == 2
+    page.locator("#search").fill("no such")
+    assert page.evaluate(VISIBLE_ROWS) == 0 and page.locator("#nothing").is_visible()
+    page.locator("#search").fill("")
+    page.get_by_label("stg", exact=True).first.uncheck()
+    assert page.locator(".cell:visible .method").all_inner_texts() == ["cfg", "oseg"] * 6
+    assert page.locator("[data-method=stg] video").count() == 0
+
+
+def test_a_prompt_is_text(view, page_file):
+    page = opened(view, page_file)
+    assert f"{MARKUP}seed 1" in page.locator(".row h2").all_inner_texts()
+    assert page.locator("img").count() == 0 and page.locator("script").count() == 2
+    assert page.locator(".missing").inner_text() == f"failed: no memory {MARKUP}"
+    assert f"Warning: {MARKUP}" in page.locator(".notes").inner_text()
+    page.wait_for_timeout(300)  # `view` fails the test if a dialog has opened
+
+
+def left_of(page, method):
+    return page.locator(f".row >> nth=0 >> [data-method={method}]").bounding_box()["x"]
+
+
+def test_holding_swaps_two_methods_in_place(view, page_file):
+    page = opened(view, page_file)
+    before = {method: left_of(page, method) for method in METHODS}
+    swapped = {**before, "cfg": before["oseg"], "oseg": before["cfg"]}
+    page.keyboard.down("f")
+    assert {method: left_of(page, method) for method in METHODS} == swapped
+    page.keyboard.up("f")
+    assert {method: left_of(page, method) for method in METHODS} == before
+    page.locator(".row >> nth=0 >> [data-method=stg] .screen").hover()
+    page.mouse.down()
+    assert left_of(page, "stg") == before["cfg"] and left_of(page, "oseg") == before["oseg"]
+    page.mouse.up()
+    assert {method: left_of(page, method) for method in METHODS} == before
+
+
+def test_the_difference_view_shows_how_far_apart_two_clips_are(view, page_file):
+    page = opened(view, page_file)
+    page.locator("#gain").fill("1")
+    page.keyboard.press("d")
+    canvas = page.locator(".row >> nth=0 >> [data-method=oseg] canvas")
+    canvas.wait_for()
+    page.wait_for_function(READY)
+    page.evaluate("scrollTo(0, 0)")
+    # The pixels of a canvas with a file's video cannot be read by the page: take a picture of it.
+    level = middle_level(page, canvas)
+    assert abs(level - 40) <= 4
+    assert page.locator("[data-method=cfg] canvas").count() == 0
+    page.locator("#gain").fill("3")
+    page.wait_for_timeout(200)
+    assert abs(middle_level(page, canvas) - 120) <= 12
+    page.locator("#first").select_option("oseg")
+    page.wait_for_function("!document.querySelector('[data-method=oseg] canvas')")
+    assert page.locator("[data-method=cfg] canvas").count() > 0
+    page.locator("#difference").click()
+    assert page.locator("canvas").count() == 0
+
+
+def middle_level(page, locator):
+    import io
+
+    from PIL import Image
+
+    picture = Image.open(io.BytesIO(locator.screenshot())).convert("L")
+    return picture.getpixel((picture.width // 2, picture.height // 2))
+
+
+def test_figures_carry_intervals_and_verdicts(view, page_file):
+    page = opened(view, page_file)
+    row = page.locator("tr[data-method=oseg]").inner_text()
+    assert "1.50 [1.40, 1.60]" in row and "+0.50 [+0.30, +0.70] to cfg, better" in row
+    assert "better" not in page.locator("tr[data-method=stg]").inner_text()
+    marks = page.locator(".plot svg circle").evaluate_all("all => all.map(c => Number(c.getAttribute('cx')))")
+    first, second, third = marks
+    assert (second - first) / (third - first) == pytest.approx(0.2)
+
+
+def test_settings_of_a_clip(view, page_file):
+    page = opened(view, page_file)
+    details = page.locator(".cell details").first
+    assert details.locator("dl").count() == 0
+    details.locator("summary").click()
+    details.locator("dl").wait_for()
+    text = details.inner_text()
+    assert "steps\n7" in text and "guidance\ncfg" in text and "size\n32 \u00d7 32" in text
+
+
+@pytest.mark.parametrize(("width", "columns"), [(1200, 3), (360, 2)])
+def test_nothing_sticks_out_of_a_narrow_screen(view, page_file, width, columns):
+    page = opened(view, page_file, width=width, height=740)
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+    lefts = page.locator(".row >> nth=0 >> .cell").evaluate_all(
+        "cells => cells.map(c => c.getBoundingClientRect().left)"
+    )
+    assert len(set(lefts)) == columns
+    edge = page.locator("#transport > :last-child").bounding_box()
+    assert edge["x"] + edge["width"] <= width and edge["y"] + edge["height"] <= 740
+
+
+def test_light_and_dark(view, page_file):
+    colour = "getComputedStyle(document.body).backgroundColor"
+    light, dark = (view(page_file, color_scheme=scheme).evaluate(colour) for scheme in ("light", "dark"))
+    assert light != dark
+    page = view(page_file, color_scheme="dark")
+    page.locator("#theme").click()
+    assert page.evaluate(colour) == light
+
+
+def test_five_hundred_clips_load_only_what_is_in_sight(view, painted):
+    clips = list(find_clips([painted]).clips)
+    many = [
+        type(clip)(**{**vars(clip), "prompt": f"prompt {number}", "start": f"prompt {number}"})
+        for number in range(167)
+        for clip in clips[0::6]
+    ]
+    path = painted.parent / "many.html"
+    write_page(path, many, METHODS)
+    page = opened(view, path)
+    assert page.locator(".row").count() == 167 and len(many) >= 500
+    assert page.locator("video").count() < 40
+    page.locator(".row").last.scroll_into_view_if_needed()
+    page.locator(".row").last.locator("video").first.wait_for()
+    page.wait_for_function(
+        "!document.querySelector('.row video')?.closest('.row').matches('[data-row=\"0\"]')"
+    )
+    assert page.locator("video").count() < 40
+    page.keyboard.press("ArrowRight")
+    assert shown_frames(page) == {1}
