@@ -20,6 +20,7 @@ from oseg_video.parallel.group import Group
 from oseg_video.parallel.mesh import ONE_RANK, Mesh
 from oseg_video.runtime.assignment import assign_branches, exchange_predictions
 from oseg_video.runtime.branches import BranchRunner, GuidanceError, SilentGuidanceError, require_effect
+from oseg_video.runtime.decoding import spread_decoding
 from oseg_video.runtime.first_rank import inputs_of_first_rank
 from oseg_video.runtime.report import GuidanceReport, PassRecord, StepRecord
 from oseg_video.runtime.sampling import sampling_position
@@ -43,7 +44,8 @@ def guided(
     reuse_prefix: start a perturbed pass at its first perturbed block, with what the unperturbed pass of
         the same condition had there. Exact; False runs every pass whole.
     mesh: the ranks that make the clip together (`oseg_video.parallel`); each calls the pipeline alike, and
-        each gets the whole result. Encoders run on the first one only, and its latents are used by all.
+        each gets the whole result. Encoders run on the first one only, its latents are used by all, and
+        the VAE's tiles or chunks are shared.
 
     Yields the report, which fills while the pipeline runs. Raises `UnsupportedPipelineError` for another
     pipeline class, `UnknownBlockError` for an unknown block, `GuidanceError` for nesting, before any model
@@ -67,6 +69,7 @@ def guided(
     with ExitStack() as stack:
         stack.enter_context(_intercepted_calls(pipe, "__call__", session.sample))
         stack.enter_context(inputs_of_first_rank(pipe, mesh.clip))
+        stack.enter_context(spread_decoding(pipe, mesh.clip))
         for denoiser, runner in zip(denoisers, runners, strict=True):
             predict = partial(session.predict, denoiser, runner)
             refused = ("enable_cache",) if runner.intervenes else ()
