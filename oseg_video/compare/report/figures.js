@@ -63,7 +63,8 @@ class Figures {
     const says = verdict(difference, this.evaluation.better[name]);
     return element("td", {}, result ? shown(result.value, result.interval) : "–",
       difference ? element("small", { class: says },
-        `${shown(difference.value, difference.interval, true)} to ${difference.baseline}${says && `, ${says}`}`) : null);
+        shown(difference.value, difference.interval, true), element("br"),
+        `to ${difference.baseline}${says && `, ${says}`}`) : null);
   }
 
   plot(name) {
