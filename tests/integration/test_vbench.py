@@ -6,6 +6,7 @@
 import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,7 +17,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from oseg_video.evaluation.base import MetricOptions, build_metrics
+from oseg_video.cli import parse
+from oseg_video.evaluation.base import MetricOptions, build_metrics, known_metrics
 from oseg_video.evaluation.clips import ClipFile
 from oseg_video.evaluation.vbench_environment import find_environment
 from oseg_video.evaluation.vbench_jobs import custom_job
@@ -471,3 +473,11 @@ def test_a_folder_for_links_that_does_not_tell_letter_case_apart(tmp_path, monke
     monkeypatch.setattr(Path, "symlink_to", not_twice)
     with pytest.raises(OsegVideoError, match=r"cannot link 'A fantasy .*File exists\); set TMPDIR"):
         metric_of("vbench_standard:overall_consistency").observe(make_suite(tmp_path / "suite"), quiet=True)
+
+
+def test_the_commands_of_the_readme():
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    section = readme.split("\n## VBench\n")[1].split("\n## ")[0]
+    (block,) = re.findall(r"```bash\n(.*?)```", section, re.DOTALL)
+    setup, evaluate = [parse(line.split()[1:]) for line in block.splitlines()]
+    assert setup.action == "setup" and set(evaluate.metrics.split(",")) <= set(known_metrics())
