@@ -47,6 +47,11 @@ def _add_parallel_flags(parser: Parser) -> None:
         "such as ulysses=2,branch=2 (default: auto)",
     )
     group.add_argument(
+        "--shard-weights",
+        action="store_true",
+        help="each GPU of ulysses and ring holds a part of the denoiser only: for models larger than one GPU",
+    )
+    group.add_argument(
         "--timeout",
         metavar="SECONDS",
         type=seconds,
@@ -79,6 +84,7 @@ def _run(options: Namespace) -> int:
         progress=Progress(quiet=options.quiet),
         on_clip=lambda result: print_clip(result, options),
         parallel=options.parallel,
+        shard_weights=options.shard_weights,
         timeout=options.timeout,
     )
     return 0

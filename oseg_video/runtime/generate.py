@@ -23,6 +23,7 @@ def generate(
     progress: Progress | None = None,
     on_clip: Callable[[ClipResult], None] | None = None,
     parallel: str = AUTO,
+    shard_weights: bool = False,
     timeout: float = COLLECTIVE_TIMEOUT,
 ) -> list[ClipResult]:
     """Make every clip of the job: prompts x seeds, one at a time, each from a generator of its own.
@@ -30,7 +31,8 @@ def generate(
     A clip does not depend on which others the job makes. `on_clip` is called as soon as a clip is written.
     Under torchrun the ranks share the work as `parallel` says ("auto", or degrees such as
     "ulysses=2,branch=2"); `on_clip` is called on the rank that wrote the clip, and each rank returns the
-    clips that it took part in. timeout: seconds after which a collective that hangs is an error.
+    clips that it took part in. shard_weights: the ranks of ulysses and ring hold a part of the denoiser's
+    weights each. timeout: seconds after which a collective that hangs is an error.
 
     Raises OsegVideoError for all that a user can mend; before the model is loaded where that is possible.
     """
@@ -47,7 +49,9 @@ def generate(
         mesh, why = make_mesh(ranks, parallel, job, source, len(plans))
         if why:
             progress.note(f"{ranks.size} ranks, {mesh.degrees}: {why}")
-        model = LoadedModel(source, job, progress, mesh=mesh, device=ranks.device(job.device))
+        model = LoadedModel(
+            source, job, progress, mesh=mesh, device=ranks.device(job.device), shard_weights=shard_weights
+        )
         model.note_long_prompts(job, progress)
         results = []
         for plan in plans[mesh.data.rank :: mesh.data.size]:

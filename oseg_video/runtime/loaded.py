@@ -64,14 +64,18 @@ class LoadedModel:
         *,
         mesh: Mesh = ONE_RANK,
         device: str | None = None,
+        shard_weights: bool = False,
     ) -> None:
         """Load it as the job says. Raises LoadError, HubError or NotEnoughMemoryError.
 
         mesh: the ranks that make each clip together. device: this rank's, in place of the job's.
+        shard_weights: the ranks that share a clip's tokens share the denoiser's weights, too.
         """
         placed = dataclasses.replace(job, device=device or job.device)
         with _naming_lack_of_memory():
-            self._pipe = loading.load_pipeline(source, placed, progress)
+            self._pipe = loading.load_pipeline(
+                source, placed, progress, mesh=mesh, shard_weights=shard_weights
+            )
         self._mesh = mesh
         self._adapter = source.adapter
         self._placed = _placement(job)

@@ -16,9 +16,11 @@ import torch
 from oseg_video.adapters import ModelAdapter, adapter_for_class, all_adapters
 from oseg_video.config import GenerateJob, known_or_nearest
 from oseg_video.embedded import MODEL_PATH
+from oseg_video.parallel.mesh import ONE_RANK, Mesh
 from oseg_video.runtime import hub
 from oseg_video.runtime.memory import Weights, check_memory
 from oseg_video.runtime.progress import Progress
+from oseg_video.runtime.weights import check_shareable, encoder_components, share_weights
 from oseg_video.types import OsegVideoError
 
 EMBEDDED = "embedded"
@@ -126,10 +128,19 @@ def family(name: str) -> ModelAdapter | None:
     return _families().get(name)
 
 
-def load_pipeline(source: ModelSource, job: GenerateJob, progress: Progress) -> Any:
-    """The pipeline with its weights, placed as the job says. Raises LoadError or HubError.
+def load_pipeline(
+    source: ModelSource,
+    job: GenerateJob,
+    progress: Progress,
+    *,
+    mesh: Mesh = ONE_RANK,
+    shard_weights: bool = False,
+) -> Any:
+    """The pipeline with its weights, placed as the job says. Raises LoadError, HubError or ParallelError.
 
-    The memory that the weights need is estimated and compared with what is free before they are read.
+    mesh: of the ranks that make a clip together, all but the first do without encoders (`first_rank`).
+    shard_weights: those that share the tokens of a clip share the denoiser's weights as well. The memory that
+    the weights need is estimated and compared with what is free before they are read.
     """
     import diffusers
 
@@ -137,6 +148,9 @@ def load_pipeline(source: ModelSource, job: GenerateJob, progress: Progress) -> 
     dtype = resolve_dtype(job.dtype, device)
     if job.offload != "none" and device.type == "cpu":
         raise LoadError(f"--offload {job.offload} needs a GPU: on the CPU there is nothing to offload to")
+    if shard_weights:
+        check_shareable(source.adapter, mesh.sequence.size, job.offload)
+    absent = encoder_components(source.index) if mesh.clip.rank > 0 else []
     directory = source.directory
     if directory is None:
         with progress.loading():
@@ -144,7 +158,9 @@ def load_pipeline(source: ModelSource, job: GenerateJob, progress: Progress) -> 
     variant = job.variant if _has_variant(directory, job.variant) else None
     components = component_weights(directory, variant, dtype, source.adapter)
     _check_weights(directory, components)
-    check_memory(components, dtype, device, job.offload)
+    present = {name: weights for name, weights in components.items() if name not in absent}
+    owners = dict.fromkeys(source.adapter.denoiser_attributes, mesh.sequence.size if shard_weights else 1)
+    check_memory(present, dtype, device, job.offload, owners)
     dtypes = {name: weights.dtype for name, weights in components.items()}
     pipeline_class = getattr(diffusers, source.pipeline_for(image=job.image is not None))
     try:
@@ -155,11 +171,14 @@ def load_pipeline(source: ModelSource, job: GenerateJob, progress: Progress) -> 
                 variant=variant,
                 use_safetensors=True,
                 local_files_only=True,
+                **dict.fromkeys(absent),
             )
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # diffusers, transformers and safetensors raise a dozen types here
         raise LoadError(f"cannot load {source.name}: {_first_line(error)}") from error
+    if shard_weights:
+        share_weights(pipe, source.adapter, mesh.sequence, device)
     _place(pipe, device, job.offload)
     pipe.set_progress_bar_config(disable=True)
     if job.vae_tiling:

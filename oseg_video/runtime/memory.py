@@ -61,14 +61,19 @@ def available_memory(device: torch.device) -> int:
 
 
 def check_memory(
-    components: Mapping[str, Weights], dtype: torch.dtype, device: torch.device, offload: str
+    components: Mapping[str, Weights],
+    dtype: torch.dtype,
+    device: torch.device,
+    offload: str,
+    owners: Mapping[str, int],
 ) -> None:
     """Compare the weights' size with the free memory. Raises an error that suggests --offload.
 
-    dtype: the number type that was asked for, for the message.
+    dtype: the number type that was asked for, for the message. owners: among how many devices the weights of
+    a component are shared, 1 where it is not named.
     """
     try:
-        sizes = {name: weights.bytes for name, weights in components.items()}
+        sizes = {name: weights.bytes // owners.get(name, 1) for name, weights in components.items()}
     except (OSError, ValueError, struct.error, KeyError, TypeError) as error:
         raise NotEnoughMemoryError(
             f"damaged weights: cannot read the header of a .safetensors file ({error})"

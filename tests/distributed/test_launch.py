@@ -33,11 +33,12 @@ def one_rank(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-@pytest.mark.parametrize("parallel", ["ulysses=2", "branch=2", "data=2"])
+@pytest.mark.parametrize("parallel", ["ulysses=2", "branch=2", "data=2", "ring=2 --shard-weights"])
 def test_two_ranks_make_the_clips_of_one(one_rank: Path, tmp_path: Path, parallel: str) -> None:
+    parallel, *more = parallel.split()
     done = run(
         *("--steps", "3", "--seed", "1", "2", "--format", "png", "--out", f"{tmp_path}/", "--quiet"),
-        *("--gpus", "2", "--parallel", parallel),
+        *("--gpus", "2", "--parallel", parallel, *more),
     )
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
@@ -63,6 +64,15 @@ def test_a_mistake_is_said_once(tmp_path: Path) -> None:
     message = "parallel branch=4 needs 4 ranks, this run has 2; start them with --gpus 4 or torchrun"
     assert done.stderr == f"oseg-video: error: {message}\n"
     assert not out.exists()
+
+
+def test_weights_that_no_one_shares_are_refused(tmp_path: Path) -> None:
+    done = run("--out", str(tmp_path / "a.mp4"), "--gpus", "2", "--parallel", "branch=2", "--shard-weights")
+    assert done.returncode == 2
+    assert done.stderr.startswith(
+        "oseg-video: error: weights can be shared among ranks of the ulysses and ring"
+    )
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_gpus_that_are_not_there_are_refused() -> None:

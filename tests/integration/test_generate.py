@@ -327,10 +327,10 @@ def test_memory_hints_on_a_gpu(mochi, monkeypatch, offload, message):
     gpu = torch.device("cuda")
     monkeypatch.setattr(memory, "available_memory", lambda device: 10 if device == gpu else 1 << 40)
     if message is None:
-        memory.check_memory(files, torch.bfloat16, gpu, offload)
+        memory.check_memory(files, torch.bfloat16, gpu, offload, {})
     else:
         with pytest.raises(memory.NotEnoughMemoryError, match=f"GPU memory .* in bfloat16.*{message}"):
-            memory.check_memory(files, torch.bfloat16, gpu, offload)
+            memory.check_memory(files, torch.bfloat16, gpu, offload, {})
 
 
 def test_a_hub_out_of_reach_is_one_line(capsys, tmp_path, monkeypatch):
