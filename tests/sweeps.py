@@ -46,8 +46,8 @@ class Painter(LoadedModel):
     loaded = 0
     painted: list[tuple[str, int, str]]
 
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
         type(self).loaded += 1
 
     def note_long_prompts(self, job: Any, progress: Any) -> None:

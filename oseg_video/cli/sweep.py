@@ -46,7 +46,14 @@ def register(commands: Commands) -> None:
         "--workers",
         metavar="N",
         type=whole_number,
-        help="how many (default: one for each GPU; without GPUs one, on a cluster one for each machine)",
+        help="how many (default: as there are GPUs for; without GPUs one, on a cluster one for each machine)",
+    )
+    workers.add_argument(
+        "--gpus",
+        metavar="N",
+        type=whole_number,
+        default=1,
+        help="GPUs that make each clip together (default: 1)",
     )
     workers.add_argument(
         "--address",
@@ -94,6 +101,7 @@ def _run(options: argparse.Namespace) -> int:
         cluster=cluster,
         address=options.address,
         workers=options.workers,
+        gpus=options.gpus,
         retry_failed=options.retry_failed,
         quiet=options.quiet,
         on_record=lambda settled: _print_record(settled, options),

@@ -26,15 +26,17 @@ def sweep(
     cluster: bool = False,
     address: str | None = None,
     workers: int | None = None,
+    gpus: int = 1,
     retry_failed: bool = False,
     quiet: bool = True,
     on_record: Callable[[Record], None] | None = None,
 ) -> Summary:
     """Make the clips of a recipe that are not there yet.
 
-    out: folder or URL, in place of the recipe's. cluster: on Ray, at `address`. workers: on this machine by
-    default one for each GPU, or this process; on a cluster one for each of its GPUs, or machines. The rest is
-    that of `run_sweep`. All that can be refused before a model is loaded is. Raises OsegVideoError.
+    out: folder or URL, in place of the recipe's. cluster: on Ray, at `address`. gpus: how many make each clip
+    together; without GPUs as many processes. workers: how many such groups; by default as many as there are
+    GPUs for, and without GPUs one, or on a cluster one for each machine. The rest is that of `run_sweep`. All
+    that can be refused before a model is loaded is. Raises OsegVideoError.
     """
     variations = plan_variations(recipe)
     with contextlib.ExitStack() as stack:
@@ -43,11 +45,11 @@ def sweep(
         engine: Engine
         if cluster:
             _require_free_devices(variations)
-            engine = RayActors(store.location, address, workers)
+            engine = RayActors(store.location, address, workers, gpus)
             stack.callback(engine.close)
             items = build_table(variations, engine.device)
         else:
-            engine = _local_engine(store, workers)
+            engine = _local_engine(store, workers, gpus)
             items = build_table(variations)
         stack.pop_all()  # from here on run_sweep closes both
         return run_sweep(items, store, engine, retry_failed=retry_failed, quiet=quiet, on_record=on_record)
@@ -86,15 +88,18 @@ def _place(recipe: SweepRecipe, out: str | None) -> str:
     return place
 
 
-def _local_engine(store: Store, workers: int | None) -> Engine:
-    gpus = torch.cuda.device_count()
+def _local_engine(store: Store, workers: int | None, gpus: int) -> Engine:
+    present = torch.cuda.device_count()
     if workers is None:
-        workers = max(1, gpus)
-    if gpus and workers > gpus:
-        raise SweepError(f"{workers} workers: this machine has {gpus} GPUs, and each worker needs one")
-    if workers == 1:
+        workers = max(1, present // gpus)
+    if present and workers * gpus > present:
+        raise SweepError(f"{workers} workers of {gpus} GPUs each: this machine has {present}")
+    if workers == gpus == 1:
         return InProcess(store)
-    return Processes(store.location, [f"cuda:{index}" if gpus else None for index in range(workers)])
+    groups = [
+        [worker * gpus + rank if present else None for rank in range(gpus)] for worker in range(workers)
+    ]
+    return Processes(store.location, groups)
 
 
 def _require_free_devices(variations: Sequence[Variation]) -> None:

@@ -1,4 +1,4 @@
-"""What makes the items of a sweep: one process with one loaded model."""
+"""What makes the items of a sweep: a process with a loaded model, alone or as one of several ranks."""
 
 from __future__ import annotations
 
@@ -18,10 +18,13 @@ from oseg_video.runtime.memory import NotEnoughMemoryError
 from oseg_video.runtime.naming import ClipPlan
 from oseg_video.runtime.picture import load_picture
 from oseg_video.runtime.progress import Progress
+from oseg_video.runtime.ranks import AUTO, Ranks, make_mesh
 from oseg_video.sweep.store import Store
 from oseg_video.sweep.table import SweepError, SweepItem
 from oseg_video.sweep.validity import item_stat, manifest_key, names_of
 from oseg_video.types import OsegVideoError
+
+_ALONE = Ranks()
 
 
 @dataclass(frozen=True)
@@ -47,10 +50,16 @@ class Outcome:
 class Worker:
     """Makes one item after another; keeps the model as long as items want the same."""
 
-    def __init__(self, store: Store, device: str | None = None) -> None:
-        """device: where items run whose job leaves it open; None: where `generate` would run them."""
+    def __init__(self, store: Store, *, device: str | None = None, ranks: Ranks = _ALONE) -> None:
+        """device: where items run whose job leaves it open; None: where `generate` would run them.
+
+        ranks: those that make every clip together, of which this is one.
+        """
         self._store = store
         self._device = device
+        self._ranks = ranks
+        self._shared: GenerateJob | None = None
+        """The job that the ranks have divided among them, without what it shows."""
         self._model: LoadedModel | None = None
 
     def make(self, task: Task) -> Outcome:
@@ -80,7 +89,8 @@ class Worker:
             result = model.make_clip(job, plan, picture, Progress(quiet=True))
             if manifest_key(result.manifest, item.format) != item.key:
                 raise SweepError("model or picture changed while the sweep ran")
-            self._store.publish(item.key, plan.path)
+            if self._ranks.rank == 0:
+                self._store.publish(item.key, plan.path)
         stat = item_stat(item.file, self._store.listing(names_of(item.file)))
         return {
             "seconds": round(result.seconds, 3),
@@ -96,9 +106,15 @@ class Worker:
         return dataclasses.replace(job, device=device, offload=task.offload or job.offload)
 
     def _loaded(self, job: GenerateJob) -> LoadedModel:
-        if self._model is None or not self._model.serves(job):
+        # How several ranks share the work depends on the method and the size of the clip.
+        alone = self._ranks.size == 1
+        shared = None if alone else dataclasses.replace(job, prompts=(), seeds=(0,), image=None)
+        if self._model is None or not self._model.serves(job) or shared != self._shared:
             self._unload()  # first, so that two models need not fit at once
-            self._model = LoadedModel(check_job(job), job, Progress(quiet=True))
+            source = check_job(job)
+            mesh, _ = make_mesh(self._ranks, AUTO, job, source, clips=1)
+            self._model = LoadedModel(source, job, Progress(quiet=True), mesh=mesh)
+            self._shared = shared
         return self._model
 
     def _unload(self) -> None:

@@ -149,6 +149,19 @@ def test_a_url_holds_the_clips_of_a_cluster(tmp_path):
     check_clips(tmp_path / "out", [(PROMPTS[0], seed, m) for seed in (0, 1) for m in ("cfg", "oseg")])
 
 
+def test_ranks_that_make_each_clip_together_survive_the_loss_of_one(tmp_path):
+    path = write_recipe(tmp_path, prompts=PROMPTS[:1], seeds={"count": 4}, settings=SMALL)
+    with sweep(path, "--gpus", "2") as process:
+        wait_for(lambda: len(done(tmp_path / "out")) >= 1, process)
+        ranks = [one for one in descendants(process) if "spawn_main" in " ".join(one.cmdline())]
+        assert len(ranks) == 2
+        ranks[1].kill()
+        assert finish(process) == f"8 of 8 clips are in {tmp_path}/out, 8 of them made now\n"
+    check_clips(tmp_path / "out", [(PROMPTS[0], seed, m) for seed in range(4) for m in ("cfg", "oseg")])
+    for clip in (tmp_path / "out").glob("*.mp4"):
+        assert read_manifest(clip)["machine"]["parallel"] in ("branch=2", "ulysses=2")
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_worker_on_every_gpu(tmp_path):

@@ -1,12 +1,14 @@
-"""Workers on a Ray cluster: an actor for each GPU, which keeps the loaded model."""
+"""Workers on a Ray cluster: an actor for each GPU or group of GPUs, which keeps the loaded model."""
 
 from __future__ import annotations
 
 import logging
 import os
+from multiprocessing.connection import wait
 from typing import Any
 
 from oseg_video.runtime.quiet import quiet_libraries
+from oseg_video.sweep.engines.processes import WorkerProcesses
 from oseg_video.sweep.store import open_store
 from oseg_video.sweep.table import SweepError
 from oseg_video.sweep.worker import Outcome, Task, Worker
@@ -15,12 +17,12 @@ from oseg_video.sweep.worker import Outcome, Task, Worker
 class RayActors:
     """Actors on the cluster. One that is lost, with its process or its machine, is replaced."""
 
-    def __init__(self, location: str, address: str | None, workers: int | None) -> None:
+    def __init__(self, location: str, address: str | None, workers: int | None, gpus: int) -> None:
         """location: of the store, which all machines must reach.
 
         address: of a running cluster; without it the one that Ray finds by RAY_ADDRESS or on this machine, or
-        else a new one on this machine. workers: by default one for each GPU of the cluster, or one for each
-        machine if it has none. Raises SweepError.
+        else a new one on this machine. workers: by default as many as the cluster has GPUs for, or one for
+        each machine if it has none. gpus: those of each worker, or its processes. Raises SweepError.
         """
         # Ray prints on standard output that a worker is lost, which the sweep says itself; this keeps it off.
         os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".*")
@@ -36,13 +38,15 @@ class RayActors:
             line = next(iter(str(error).splitlines()), "")
             raise SweepError(f"cannot use the Ray cluster {address or 'of this machine'}: {line}") from error
         resources = ray.cluster_resources()
-        gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 1))
-        self.device = "cuda" if gpus else "cpu"
+        present, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 1))
+        self.device = "cuda" if present else "cpu"
         """Kind of device that the workers have."""
-        self.size = workers or gpus or sum(node["Alive"] for node in ray.nodes())
-        share = {"num_gpus": 1} if gpus else {"num_cpus": max(1, cpus // self.size)}
+        machines = sum(node["Alive"] for node in ray.nodes())
+        self.size = workers or max(1, present // gpus if present else machines)
+        share = {"num_gpus": gpus} if present else {"num_cpus": max(1, cpus // self.size)}
+        threads = max(1, cpus // self.size // gpus)
+        self._arguments = location, os.getcwd(), [rank if present else None for rank in range(gpus)], threads
         self._actor_class: Any = self._ray.remote(_Actor).options(**share)
-        self._location = location
         self._idle: list[Any] = []
         self._running: dict[Any, tuple[Any, Task]] = {}
 
@@ -52,7 +56,7 @@ class RayActors:
 
     def start(self, task: Task) -> None:
         assert self.busy < self.size
-        actor = self._idle.pop() if self._idle else self._actor_class.remote(self._location, os.getcwd())
+        actor = self._idle.pop() if self._idle else self._actor_class.remote(*self._arguments)
         self._running[actor.make.remote(task)] = actor, task
 
     def finished(self, timeout: float) -> list[Outcome]:
@@ -79,13 +83,21 @@ class RayActors:
 class _Actor:
     """A worker on some machine of the cluster."""
 
-    def __init__(self, location: str, folder: str) -> None:
+    def __init__(self, location: str, folder: str, gpus: list[int | None], threads: int) -> None:
         """folder: the driver's working directory, from which models and pictures may be named."""
         if os.path.isdir(folder):
             os.chdir(folder)
+        # Ray has made the GPUs of this actor the only ones, numbered from 0.
+        self._ranks = WorkerProcesses(location, gpus, threads) if len(gpus) > 1 else None
         with quiet_libraries():
             self._worker = Worker(open_store(location))
 
     def make(self, task: Task) -> Outcome:
-        with quiet_libraries():
-            return self._worker.make(task)
+        if self._ranks is None:
+            with quiet_libraries():
+                return self._worker.make(task)
+        self._ranks.start(task)
+        while True:
+            wait(self._ranks.connections)
+            if outcome := self._ranks.receive():
+                return outcome

@@ -13,5 +13,5 @@ def painter(monkeypatch):
     monkeypatch.setattr(Painter, "loaded", 0)
     monkeypatch.setattr(Painter, "painted", [], raising=False)
     monkeypatch.setattr(worker, "LoadedModel", Painter)
-    monkeypatch.setattr(loading, "load_pipeline", lambda *_: None)
+    monkeypatch.setattr(loading, "load_pipeline", lambda *_, **__: None)
     return Painter
