@@ -15,12 +15,14 @@ from oseg_video.adapters import adapter_for
 from oseg_video.parallel.degrees import Degrees
 from oseg_video.parallel.group import ParallelError
 from oseg_video.runtime.weights import check_shareable, encoder_components, share_weights
+from tests.integration.families import CASES
 from tests.tiny.wan import tiny_wan_two_experts
 
 from .ranks import Ranks
 from .test_parity import BY_NAME, TOLERANCE, UNETS, expected, mesh, method
 
-TRANSFORMERS = [name for name in BY_NAME if name not in UNETS]
+PIPELINES = [case.name for case in CASES]
+TRANSFORMERS = [name for name in PIPELINES if name not in UNETS]
 CPU = torch.device("cpu")
 
 
@@ -136,7 +138,7 @@ ENCODERS = {
 }
 
 
-@pytest.mark.parametrize("case", BY_NAME)
+@pytest.mark.parametrize("case", PIPELINES)
 def test_only_the_first_rank_needs_encoders(two_ranks: Ranks, case: str, tmp_path: Path) -> None:
     BY_NAME[case].build().save_pretrained(tmp_path)
     results = two_ranks.run(_load_and_make, case, tmp_path)
