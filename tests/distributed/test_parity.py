@@ -32,7 +32,8 @@ BY_NAME["mochi, 64 channels"] = dataclasses.replace(
     BY_NAME["mochi"], build=partial(tiny_mochi, attention_head_dim=16, num_attention_heads=4)
 )
 BY_NAME["ltx, 64 channels"] = dataclasses.replace(
-    BY_NAME["ltx"], build=partial(tiny_ltx, attention_head_dim=16, num_attention_heads=4)
+    BY_NAME["ltx"],
+    build=partial(tiny_ltx, attention_head_dim=16, num_attention_heads=4, cross_attention_dim=64),
 )
 UNETS = ("svd", "sdxl")
 # Sums over tokens and heads are taken in other orders; that is all that may differ.
