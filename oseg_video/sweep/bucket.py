@@ -127,14 +127,19 @@ class Bucket(Store):
             yield path.removeprefix(f"{self._root}/"), int(info["size"] or 0)
 
     def _put(self, path: Path, work: str) -> None:
-        """Upload a file or folder to a temporary key, then move it to its name."""
-        temporary, target = self._path(f"{work}/{path.name}"), self._path(path.name)
-        folder = path.is_dir()
-        self._files.makedirs(self._path(work), exist_ok=True)
-        self._files.put(str(path), temporary, recursive=folder)
-        if self._files.exists(target):
-            self._files.rm(target, recursive=folder)
-        self._files.mv(temporary, target, recursive=folder)
+        """Upload to temporary keys, then move: a file, or the files of a folder one by one."""
+        if path.is_dir():
+            self._remove(path.name)
+        files = sorted(path.iterdir()) if path.is_dir() else [path]
+        for file in files:
+            name = file.relative_to(path.parent).as_posix()
+            temporary, target = self._path(f"{work}/{name}"), self._path(name)
+            for key in (temporary, target):
+                self._files.makedirs(self._files._parent(key), exist_ok=True)
+            self._files.put_file(str(file), temporary)
+            if self._files.exists(target):
+                self._files.rm_file(target)
+            self._files.mv(temporary, target)
 
     def _remove(self, name: str) -> None:
         with contextlib.suppress(FileNotFoundError):
