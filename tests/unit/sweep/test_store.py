@@ -150,8 +150,10 @@ def holder(location):
     folder.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-c", HOLD, str(folder / "claims"), KEY]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        yield process, process.stdout.readline() == "True\n"
-        process.kill()
+        try:
+            yield process, process.stdout.readline() == "True\n"
+        finally:
+            process.kill()
 
 
 def test_a_claim_excludes_other_processes_and_ends_with_its_own(tmp_path):
