@@ -46,8 +46,9 @@ def exchange_predictions(
     if group.size == 1:
         return dict(own)
     exchanged = {}
+    shape = blank().shape
     for name, rank in ranks.items():
         prediction = own[name] if rank == group.rank else blank()
-        assert prediction.shape == blank().shape
+        assert prediction.shape == shape
         exchanged[name] = group.broadcast(upcast(prediction), rank)
     return exchanged

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from oseg_video.parallel.group import Group
+from oseg_video.runtime.replaced import replaced
 
 
 @contextmanager
@@ -35,7 +36,7 @@ def spread_decoding(pipe: Any, clip: Group) -> Iterator[None]:
         return
     # SVD's pipeline calls the VAE for each chunk of frames, so there the whole is one level up.
     owner, name = (pipe, "decode_latents") if hasattr(pipe, "decode_latents") else (vae, "decode")
-    with _replaced(owner, name, partial(_decode_together, vae, clip, getattr(owner, name))):
+    with replaced(owner, name, partial(_decode_together, vae, clip, getattr(owner, name))):
         yield
 
 
@@ -47,10 +48,10 @@ def _decode_together(vae: Any, clip: Group, decode: Callable[..., Any], *args: A
     """
     args, kwargs = tree_map_only(Tensor, clip.broadcast, (args, kwargs))
     parts = _Parts(vae, clip)
-    with _replaced(vae.decoder, "forward", partial(parts.decode_own, vae.decoder.forward)):
+    with replaced(vae.decoder, "forward", partial(parts.decode_own, vae.decoder.forward)):
         decode(*args, **kwargs)
     parts.exchange()
-    with _replaced(vae.decoder, "forward", parts.hand_out):
+    with replaced(vae.decoder, "forward", parts.hand_out):
         return decode(*args, **kwargs)
 
 
@@ -106,20 +107,3 @@ def _starts_part(conv_cache: Any = None, feat_cache: Any = None, first_chunk: bo
     Mochi and CogVideoX hand on a `conv_cache`; Wan has a `feat_cache` always, and says where it begins.
     """
     return conv_cache is None and (feat_cache is None or first_chunk)
-
-
-_ABSENT = object()
-
-
-@contextmanager
-def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """Give one instance another attribute for the time being."""
-    before = vars(owner).get(name, _ABSENT)
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        if before is _ABSENT:
-            delattr(owner, name)
-        else:
-            setattr(owner, name, before)

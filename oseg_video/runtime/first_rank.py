@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from oseg_video.parallel.group import Group
+from oseg_video.runtime.replaced import replaced
 
-ENCODERS = ("encode_prompt", "encode_image", "_encode_image")
+_ENCODERS = ("encode_prompt", "encode_image", "_encode_image")
 """Methods of pipelines that turn prompts and pictures into embeddings; their encoders serve nothing else."""
 _LATENTS = ("prepare_latents",)
 
@@ -25,12 +26,12 @@ def inputs_of_first_rank(pipe: Any, clip: Group) -> Iterator[None]:
     one noise, whatever the random state of each rank.
     """
     with ExitStack() as stack:
-        for name in (*ENCODERS, *_LATENTS) if clip.size > 1 else ():
+        for name in (*_ENCODERS, *_LATENTS) if clip.size > 1 else ():
             if hasattr(pipe, name):
                 # Preparing latents advances a generator, which has to stand alike on all ranks.
                 everywhere = name in _LATENTS
-                setattr(pipe, name, partial(_of_first_rank, pipe, getattr(pipe, name), clip, everywhere))
-                stack.callback(delattr, pipe, name)
+                value = partial(_of_first_rank, pipe, getattr(pipe, name), clip, everywhere)
+                stack.enter_context(replaced(pipe, name, value))
         yield
 
 

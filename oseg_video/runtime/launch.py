@@ -59,8 +59,8 @@ def launch(arguments: Sequence[str], count: int, device: str) -> None:
 
 
 def is_rank() -> bool:
-    """Whether this process is one of several ranks already."""
-    return Ranks.started().size > 1
+    """Whether this process is a rank already, started by `launch` or among several by torchrun."""
+    return ONE_MACHINE in os.environ or Ranks.started().size > 1
 
 
 def _check_gpus(count: int, present: int, device: str) -> None:

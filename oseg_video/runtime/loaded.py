@@ -26,6 +26,7 @@ from oseg_video.runtime.memory import NotEnoughMemoryError
 from oseg_video.runtime.naming import ClipPlan
 from oseg_video.runtime.picture import Picture, write_picture
 from oseg_video.runtime.progress import Progress, StepClock
+from oseg_video.runtime.replaced import replaced
 from oseg_video.types import OsegVideoError
 
 
@@ -220,11 +221,8 @@ def _counting_steps(pipe: Any, clock: StepClock) -> Iterator[None]:
     def progress_bar(*_: Any, **__: Any) -> Iterator[Any]:
         yield SimpleNamespace(update=lambda *_: clock.step())
 
-    pipe.progress_bar = progress_bar
-    try:
+    with replaced(pipe, "progress_bar", progress_bar):
         yield
-    finally:
-        del pipe.progress_bar
 
 
 def _write(plan: ClipPlan, frames: torch.Tensor, fps: float | None, manifest: dict[str, Any]) -> None:

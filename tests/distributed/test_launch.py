@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from oseg_video.media import read_clip
 
@@ -64,6 +65,14 @@ def test_a_mistake_is_said_once(tmp_path: Path) -> None:
     message = "parallel branch=4 needs 4 ranks, this run has 2; start them with --gpus 4 or torchrun"
     assert done.stderr == f"oseg-video: error: {message}\n"
     assert not out.exists()
+
+
+def test_one_gpu_is_one_rank(one_rank: Path, tmp_path: Path) -> None:
+    arguments = ("--steps", "3", "--seed", "1", "2", "--format", "png", "--out", f"{tmp_path}/", "--quiet")
+    done = run(*arguments, "--gpus", "1", timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+    for folder in (path for path in one_rank.iterdir() if path.is_dir()):
+        assert torch.equal(read_clip(folder).frames, read_clip(tmp_path / folder.name).frames)
 
 
 def test_weights_that_no_one_shares_are_refused(tmp_path: Path) -> None:

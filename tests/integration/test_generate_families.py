@@ -116,8 +116,8 @@ def tiny_hunyuan_text(monkeypatch):
     for the templates' instructions, and the text lengths of 1.5, attributes of the pipeline."""
     original = loading.load_pipeline
 
-    def load(source, job, progress):
-        pipe = original(source, job, progress)
+    def load(source, *args, **kwargs):
+        pipe = original(source, *args, **kwargs)
         builders = {
             "HunyuanVideoPipeline": tiny_hunyuan,
             "HunyuanVideoImageToVideoPipeline": tiny_hunyuan_image,
@@ -138,7 +138,7 @@ def tiny_hunyuan_text(monkeypatch):
 @pytest.fixture
 def unloadable(monkeypatch):
     """Loading weights fails the test: what is refused must be refused before."""
-    monkeypatch.setattr(loading, "load_pipeline", lambda *_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(loading, "load_pipeline", lambda *_, **__: pytest.fail("the model was loaded"))
 
 
 @pytest.fixture
@@ -510,7 +510,12 @@ def test_components_in_their_number_types_from_a_variant(capsys, tmp_path, folde
     assert all(".bf16." in file.name for one in weights.values() for file in one.files)
     loaded = []
     original = loading.load_pipeline
-    monkeypatch.setattr(loading, "load_pipeline", lambda *given: loaded.append(original(*given)) or loaded[0])
+
+    def load(*args, **kwargs):
+        loaded.append(original(*args, **kwargs))
+        return loaded[-1]
+
+    monkeypatch.setattr(loading, "load_pipeline", load)
     flags = ["--model", tmp_path / "m", "--dtype=bfloat16", "--variant=bf16", "--guidance=cfg"]
     (line,) = run(capsys, call(folders, name, *flags, image=cat, out=tmp_path / "a.mp4"))
     assert read_manifest(Path(line["path"]))["job"]["dtype"] == "bfloat16"
