@@ -74,7 +74,7 @@ def refused(capsys, *arguments):
 def unloadable(monkeypatch):
     """Loading weights fails the test: what is refused must be refused before."""
 
-    def load(*_):
+    def load(*_, **__):
         pytest.fail("the model was loaded")
 
     monkeypatch.setattr(loading, "load_pipeline", load)
