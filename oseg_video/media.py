@@ -13,7 +13,7 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -147,7 +147,7 @@ def probe_clip(path: Path) -> ClipShape:
     return ClipShape(clip.frames.shape[0], clip.frames.shape[2], clip.frames.shape[3], clip.fps)
 
 
-def stream_frames(path: Path, *, filters: str | None = None) -> Iterator[np.ndarray]:
+def stream_frames(path: Path, *, filters: str | None = None) -> Generator[np.ndarray, None, None]:
     """Frames of a video file one by one, uint8 [H, W, 3], RGB, decoded by ffmpeg.
 
     Every frame of the file once, whatever its time stamp. A damaged file raises MediaError, at the latest

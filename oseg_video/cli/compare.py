@@ -13,14 +13,14 @@ from oseg_video.config import FIELDS, GUIDANCE_NAMES, known_or_nearest
 from oseg_video.types import SettingError
 
 if TYPE_CHECKING:
+    from oseg_video.compare.recipe import ComparisonRecipe
     from oseg_video.evaluation.base import MetricOptions
-    from oseg_video.sweep.recipe import SweepRecipe
 
 _EXAMPLES = """examples:
   oseg-video compare --guidance cfg,stg,seg,oseg --prompt "a red circle moving left on a white background" \\
     --prompt "a blue square moving up on a black background" --seeds 0,1 --out outputs/comparison
   oseg-video compare --model mochi --guidance cfg,oseg --prompts prompts.txt --out outputs/mochi
-  oseg-video compare configs/sweeps/embedded.yaml --out outputs/comparison
+  oseg-video compare configs/tables/table3.yaml --out outputs/table3 --limit 2
 
 Open index.html in the folder afterwards. The same command goes on where a run stopped or was killed, and
 makes nothing twice. Exit code 1: clips failed, or clips or figures had to be left out.
@@ -42,7 +42,7 @@ def register(commands: Commands) -> None:
         "recipe",
         nargs="?",
         metavar="RECIPE.yaml",
-        help="prompts, seeds, methods with settings: a sweep's recipe, in place of the flags",
+        help="prompts, seeds, methods with settings, metrics: in place of the flags; a sweep's will do",
     )
     parser.add_argument("--out", required=True, metavar="FOLDER", help="of clips, figures and page")
     parser.add_argument("--guidance", metavar="A,B", help=f"methods: {', '.join(GUIDANCE_NAMES)}")
@@ -52,12 +52,18 @@ def register(commands: Commands) -> None:
     figures.add_argument(
         "--metrics",
         metavar="A,B",
-        help="exact names, see evaluate --list-metrics (default: those that fit and need no downloads)",
+        help="exact names, see evaluate --list-metrics (default: the recipe's, or what needs no downloads)",
     )
     figures.add_argument(
-        "--baseline", metavar="METHOD", help="what the others are compared with (default: the first)"
+        "--baseline",
+        metavar="METHOD",
+        help="what the others of its model are compared with (default: the recipe's, or the first)",
     )
-    figures.add_argument("--reference", metavar="PATH", help="real clips, or their statistics, for fvd")
+    figures.add_argument(
+        "--reference",
+        metavar="PATH",
+        help="real clips, or their statistics, for fvd; clips also for recipes that start from their frames",
+    )
     figures.add_argument(
         "--weights", action="append", default=[], metavar="METRIC=PATH", help="weights of a metric"
     )
@@ -65,6 +71,9 @@ def register(commands: Commands) -> None:
         "--trust-weights", action="store_true", help="load torchscript files whose checksum is not known"
     )
     run = parser.add_argument_group("this run")
+    run.add_argument(
+        "--limit", metavar="N", type=whole_number, help="of the recipe's prompts or pictures only the first N"
+    )
     run.add_argument(
         "--workers", metavar="N", type=whole_number, help="processes (default: one for each GPU)"
     )
@@ -84,13 +93,15 @@ def _run(options: argparse.Namespace) -> int:
         )
     from oseg_video.compare.compare import compare
 
+    recipe = _recipe(options)
     done = compare(
-        _recipe(options),
+        recipe.sweep,
         Path(options.out),
-        None
+        recipe.metrics
         if options.metrics is None
         else [name.strip() for name in options.metrics.split(",") if name.strip()],
-        baseline=options.baseline,
+        baseline=options.baseline or recipe.baseline,
+        published=recipe.published,
         options=_metric_options(options),
         workers=options.workers,
         retry_failed=options.retry_failed,
@@ -109,8 +120,10 @@ def _run(options: argparse.Namespace) -> int:
     return 0 if done.complete else 1
 
 
-def _recipe(options: argparse.Namespace) -> SweepRecipe:
-    from oseg_video.sweep.recipe import Subject, SweepRecipe, read_sweep
+def _recipe(options: argparse.Namespace) -> ComparisonRecipe:
+    from oseg_video.compare.compare import PICTURES
+    from oseg_video.compare.recipe import ComparisonRecipe, read_comparison
+    from oseg_video.sweep.recipe import Subject, SweepRecipe
 
     given = flag_settings(options)
     if options.recipe is not None:
@@ -118,7 +131,15 @@ def _recipe(options: argparse.Namespace) -> SweepRecipe:
         flags += [FIELDS[name].metadata["flag"] or "--" + name.replace("_", "-") for name in given]
         if flags:
             raise UsageError(f"{flags[0]} cannot be given with a recipe, which sets it")
-        return read_sweep(Path(options.recipe))
+        return read_comparison(
+            Path(options.recipe),
+            real=Path(options.reference) if options.reference else None,
+            pictures=Path(options.out) / PICTURES,
+            limit=options.limit,
+            quiet=options.quiet,
+        )
+    if options.limit is not None:
+        raise UsageError("--limit is for the prompts of a recipe, and there is none")
     for flag, missing in (
         ("--guidance", not options.guidance),
         ("--prompt (or --image)", not {"prompts", "image"} & {*given}),
@@ -128,13 +149,14 @@ def _recipe(options: argparse.Namespace) -> SweepRecipe:
     image = given.pop("image", None)
     prompts: list[str | None] = given.pop("prompts", None) or [None]
     model = given.pop("model", FIELDS["model"].default)
-    return SweepRecipe(
+    sweep = SweepRecipe(
         subjects=tuple(Subject(prompt=prompt, image=image) for prompt in dict.fromkeys(prompts)),
         seeds=_seeds(options.seeds),
         methods={name: {"guidance": name} for name in _methods(options.guidance)},
         models={model: {"model": model}},
         settings=given,
     )
+    return ComparisonRecipe(sweep=sweep)
 
 
 def _methods(text: str) -> list[str]:

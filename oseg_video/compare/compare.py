@@ -3,6 +3,7 @@
 ```
 FOLDER/
   clips/        the sweep: clips, manifests, index
+  pictures/     what clips start from, where the recipe takes it from real clips
   results.json  figures of all methods, as of `oseg-video evaluate`; the same as a table in results.md
   index.html    the page
   .metrics/     what the metrics saw of each clip
@@ -14,17 +15,18 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from oseg_video.compare.page import Gap, write_page
 from oseg_video.compare.planned import check_metrics, default_metrics, planned_clips
+from oseg_video.compare.recipe import label
 from oseg_video.evaluation.base import MetricOptions
 from oseg_video.evaluation.clips import FoundClips, find_clips
 from oseg_video.evaluation.evaluate import Notify, evaluate
-from oseg_video.evaluation.results import evaluation_versions
+from oseg_video.evaluation.results import Published, evaluation_versions
 from oseg_video.evaluation.rows import file_state
 from oseg_video.evaluation.tables import as_json, as_markdown
 from oseg_video.media import write_text
@@ -36,7 +38,8 @@ from oseg_video.sweep.run import Summary
 from oseg_video.sweep.table import Variation, plan_variations
 from oseg_video.types import OsegVideoError
 
-CLIPS, RESULTS, TABLE, PAGE, _SEEN = "clips", "results.json", "results.md", "index.html", ".metrics"
+CLIPS, PICTURES, RESULTS, TABLE, PAGE = "clips", "pictures", "results.json", "results.md", "index.html"
+_SEEN = ".metrics"
 
 
 class CompareError(OsegVideoError):
@@ -68,6 +71,7 @@ def compare(
     metrics: Sequence[str] | None = None,
     *,
     baseline: str | None = None,
+    published: Published | None = None,
     options: MetricOptions | None = None,
     workers: int | None = None,
     retry_failed: bool = False,
@@ -78,7 +82,8 @@ def compare(
     """Make the clips of a recipe, measure them, and write a page that shows both.
 
     metrics: exact names; by default what needs no weights that would have to be fetched and suits the clips.
-    baseline: method that the others are compared with, by default the first.
+    baseline: method that the others of the same model are compared with, by default the first.
+    published: figures to show beside these.
     workers, retry_failed, on_record: as of `sweep`. notify: called with warnings.
 
     What can be refused before the first clip is made is. Raises OsegVideoError.
@@ -86,8 +91,8 @@ def compare(
     options = options or MetricOptions()
     variations = plan_variations(recipe)
     _require_videos(variations)
-    labels = {_label(recipe, one.model, one.method): None for one in variations}
-    baseline = _baseline(list(labels), baseline)
+    labels = {label(recipe, one.model, one.method): None for one in variations}
+    baselines = _baselines(recipe, baseline)
     planned = planned_clips(variations)
     if metrics is None:
         metrics = default_metrics(variations, planned, options)
@@ -101,7 +106,7 @@ def compare(
     if not summary.done:
         raise CompareError(f"none of the {summary.total} clips could be made: {summary.failed[0].reason}")
     found = _found(recipe, summary, folder, quiet)
-    results, table = _results(found, Path(out), metrics, baseline, options, quiet, notify)
+    results, table = _results(found, Path(out), metrics, baselines, published, options, quiet, notify)
     gaps = [
         Gap(one.prompt, one.image, one.seed, _of(recipe, one), one.reason or "") for one in summary.failed
     ]
@@ -118,19 +123,23 @@ def _require_videos(variations: Sequence[Variation]) -> None:
             raise CompareError(f"the page plays mp4 files only, got format {one.job.format}")
 
 
-def _baseline(labels: Sequence[str], baseline: str | None) -> str | None:
-    if baseline is not None and (baseline not in labels or len(labels) == 1):
-        others = ", ".join(labels)
-        raise CompareError(f"the baseline must be one of several methods, here {others}; got {baseline!r}")
-    return baseline or (labels[0] if len(labels) > 1 else None)
-
-
-def _label(recipe: SweepRecipe, model: str, method: str) -> str:
-    return method if len(recipe.models) == 1 else f"{model} {method}"
+def _baselines(recipe: SweepRecipe, baseline: str | None) -> dict[str, str]:
+    """Of every model, label of a method -> label of the method that it is compared with."""
+    first, *others = recipe.methods
+    if baseline is not None and (baseline not in recipe.methods or not others):
+        names = ", ".join(recipe.methods)
+        raise CompareError(f"the baseline must be one of several methods, here {names}; got {baseline!r}")
+    base = baseline or first
+    return {
+        label(recipe, model, method): label(recipe, model, base)
+        for model in recipe.models
+        for method in recipe.methods
+        if method != base
+    }
 
 
 def _of(recipe: SweepRecipe, one: Record) -> str:
-    return _label(recipe, one.model, one.method)
+    return label(recipe, one.model, one.method)
 
 
 def _found(recipe: SweepRecipe, summary: Summary, folder: Path, quiet: bool) -> FoundClips:
@@ -151,22 +160,23 @@ def _results(
     found: FoundClips,
     out: Path,
     metrics: Sequence[str],
-    baseline: str | None,
+    baselines: Mapping[str, str],
+    published: Published | None,
     options: MetricOptions,
     quiet: bool,
     notify: Notify,
 ) -> tuple[dict[str, Any], str]:
     """The figures as plain JSON types and as Markdown: those of the last run, if nothing has changed."""
-    methods = found.methods
-    if len(methods) < 2 or baseline not in methods:  # a method of which no clip could be made
-        baseline = None
-    question = _digest(found, metrics, baseline, options)
+    # Without those of which no clip could be made.
+    baselines = {one: base for one, base in baselines.items() if {one, base} <= {*found.methods}}
+    question = _digest(found, metrics, baselines, published, options)
     last = _last(out)
     if last is not None and last[0].get("of") == question:
         return last
     evaluation = evaluate(
-        found, metrics, options=options, baseline=baseline, work=out / _SEEN, quiet=quiet, notify=notify
+        found, metrics, options=options, baseline=baselines, work=out / _SEEN, quiet=quiet, notify=notify
     )
+    evaluation = dataclasses.replace(evaluation, published=published)
     results = {"of": question if evaluation.complete else None, **json.loads(as_json(evaluation))}
     table = as_markdown(evaluation)
     write_text(out / TABLE, table)
@@ -175,12 +185,19 @@ def _results(
     return results, table
 
 
-def _digest(found: FoundClips, metrics: Sequence[str], baseline: str | None, options: MetricOptions) -> str:
+def _digest(
+    found: FoundClips,
+    metrics: Sequence[str],
+    baselines: Mapping[str, str],
+    published: Published | None,
+    options: MetricOptions,
+) -> str:
     """Hash of all that the figures depend on."""
     clips = [[clip.name, clip.method, file_state(clip.path)] for clip in found.clips]
     reference = file_state(options.reference) if options.reference else None
-    depends = [clips, dict(found.broken), list(metrics), baseline, dict(options.weights), reference]
-    text = json.dumps([*depends, evaluation_versions()], sort_keys=True)
+    beside = dataclasses.asdict(published) if published else None
+    depends = [clips, dict(found.broken), list(metrics), dict(baselines), beside, dict(options.weights)]
+    text = json.dumps([*depends, reference, evaluation_versions()], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -27,7 +27,7 @@ def evaluate(
     metrics: Sequence[str],
     *,
     options: MetricOptions | None = None,
-    baseline: str | None = None,
+    baseline: str | Mapping[str, str] | None = None,
     work: Path | None = None,
     quiet: bool = True,
     notify: Notify = lambda line: None,
@@ -35,7 +35,8 @@ def evaluate(
     """Figures of the clips in folders, or of those that `find_clips` found there, one row per method.
 
     metrics: exact names, see `known_metrics`.
-    baseline: a method that the others are compared with, paired by prompt, picture and seed.
+    baseline: a method that the others are compared with, paired by prompt, picture and seed; or, of each
+        method that is to be compared, the one that it is compared with.
     work: folder that keeps what an interrupted run has seen; the same call goes on there.
     notify: called with warnings as soon as they are known, before the long part.
 
@@ -47,7 +48,7 @@ def evaluate(
         raise EvaluationError("no metric was asked for")
     built = build_metrics(metrics, options)
     found = clips if isinstance(clips, FoundClips) else find_clips(clips, quiet=quiet)
-    _check_baseline(found, baseline)
+    baselines = _baselines(found, baseline)
     warnings = _mixed_clips(found)
     for metric in built:
         for of_method in found.methods.values():
@@ -55,7 +56,7 @@ def evaluate(
     for line in warnings:
         notify(line)
     try:
-        run = _Run(built, found, baseline, work, quiet)
+        run = _Run(built, found, baselines, work, quiet)
     except torch.OutOfMemoryError:
         raise EvaluationError(
             f"out of GPU memory with --batch {options.batch}; try a smaller one, or --device cpu"
@@ -67,9 +68,14 @@ class _Run:
     """One pass over the clips, and all the figures that follow."""
 
     def __init__(
-        self, metrics: list[Metric], found: FoundClips, baseline: str | None, work: Path | None, quiet: bool
+        self,
+        metrics: list[Metric],
+        found: FoundClips,
+        baselines: Mapping[str, str],
+        work: Path | None,
+        quiet: bool,
     ) -> None:
-        self.baseline = baseline
+        self.baselines = baselines
         self.samples = [
             Sample(metric, seen, method)
             for metric, seen in _observe(metrics, found.clips, work, quiet)
@@ -102,7 +108,7 @@ class _Run:
             results={method: tuple(results) for method, results in self.results.items()},
             better={figure.name: figure.better for sample in self.samples for figure in sample.figures},
             differences=tuple(self.differences),
-            baseline=self.baseline,
+            baselines=self.baselines,
             skipped=skipped,
             failed=self.failed,
             warnings=tuple(warnings),
@@ -111,9 +117,8 @@ class _Run:
 
     def _add(self, sample: Sample) -> None:
         """The figures of one metric and method, and their differences to the baseline."""
-        base = next(
-            (s for s in self.samples if s.metric is sample.metric and s.method == self.baseline), None
-        )
+        baseline = self.baselines.get(sample.method)
+        base = next((s for s in self.samples if s.metric is sample.metric and s.method == baseline), None)
         for figure in sample.figures:
             try:
                 self.results[sample.method].append(sample.result(figure, self.versions))
@@ -124,7 +129,7 @@ class _Run:
             self.bar.update()
 
     def _compare(self, sample: Sample, base: Sample | None, figure: Figure) -> None:
-        if base is None or base is sample:
+        if base is None:
             return
         try:
             self.differences.append(sample.minus(base, figure))
@@ -144,24 +149,33 @@ def _observe(
     ]
 
 
-def _check_baseline(found: FoundClips, baseline: str | None) -> None:
-    if baseline is None:
-        return
+def _baselines(found: FoundClips, baseline: str | Mapping[str, str] | None) -> dict[str, str]:
+    """Method -> the baseline that it can be compared with. Raises EvaluationError."""
     methods = found.methods
-    if baseline not in methods:
-        raise EvaluationError(f"no clips of the baseline {baseline!r}; there are: {', '.join(methods)}")
-    if len(methods) < 2:
-        raise EvaluationError(f"there is no other method to compare {baseline} with")
-    for method, clips in methods.items():
-        (key, count), *_ = Counter(clip.key for clip in clips).most_common(1)
-        if count > 1:
-            names = [clip.name for clip in clips if clip.key == key]
-            raise EvaluationError(
-                f"{method} has {count} clips of the same prompt and seed, so they cannot be paired: "
-                f"{names[0]}, {names[1]}"
-            )
-        if not {clip.key for clip in clips} & {clip.key for clip in methods[baseline]}:
-            raise EvaluationError(f"{method} and {baseline} have no prompt and seed (or file name) in common")
+    if baseline is None:
+        return {}
+    if isinstance(baseline, str):
+        if {*methods} == {baseline}:
+            raise EvaluationError(f"there is no other method to compare {baseline} with")
+        baseline = {method: baseline for method in methods if method != baseline}
+    for method, base in baseline.items():
+        if base not in methods:
+            raise EvaluationError(f"no clips of the baseline {base!r}; there are: {', '.join(methods)}")
+        for one in (method, base):
+            _check_pairable(one, methods[one])
+        if not {clip.key for clip in methods[method]} & {clip.key for clip in methods[base]}:
+            raise EvaluationError(f"{method} and {base} have no prompt and seed (or file name) in common")
+    return dict(baseline)
+
+
+def _check_pairable(method: str, clips: Sequence[ClipFile]) -> None:
+    (key, count), *_ = Counter(clip.key for clip in clips).most_common(1)
+    if count > 1:
+        names = [clip.name for clip in clips if clip.key == key]
+        raise EvaluationError(
+            f"{method} has {count} clips of the same prompt and seed, so they cannot be paired: "
+            f"{names[0]}, {names[1]}"
+        )
 
 
 def _mixed_clips(found: FoundClips) -> list[str]:

@@ -27,6 +27,16 @@ class Difference:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Published:
+    """What others report, to be shown beside our figures. Nothing is computed from it."""
+
+    source: str
+    """Where the numbers stand."""
+    figures: Mapping[str, Mapping[str, float]]
+    """Method -> figure -> value."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """Figures of several methods, and what is needed to trust them."""
 
@@ -38,13 +48,15 @@ class Evaluation:
     """Figure -> which way is better."""
     differences: tuple[Difference, ...]
     """Empty without a baseline."""
-    baseline: str | None
+    baselines: Mapping[str, str]
+    """Method -> the baseline that it is compared with."""
     skipped: Mapping[str, str]
     """Clips left out of at least one figure: name -> why."""
     failed: Mapping[str, str]
     """"method: figure" -> why it has no value."""
     warnings: tuple[str, ...]
     versions: Mapping[str, str]
+    published: Published | None = None
 
     @property
     def complete(self) -> bool:

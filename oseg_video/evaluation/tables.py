@@ -110,10 +110,14 @@ def _grid(
         *(escape(name) + arrows.get(evaluation.better[name] or "", "") for name in names),
     ]
     rows = []
+    others = evaluation.published.figures if evaluation.published else {}
     for method, results in evaluation.results.items():
         cells = {result.name: _cell(result.value, result.interval, escape) for result in results}
         count = str(evaluation.methods[method]["clips"])
         rows.append([escape(method), count, *(cells.get(name, dash) for name in names)])
+        if theirs := others.get(method):
+            shown = (f"{theirs[name]:g}" if name in theirs else dash for name in names)
+            rows.append([escape(f"{method}, published"), dash, *shown])
     return header, rows
 
 
@@ -121,7 +125,7 @@ def _differences(
     evaluation: Evaluation, *, arrows: Mapping[str, str], dash: str, escape: Callable[[str], str] = _plain
 ) -> tuple[list[str], list[list[str]]]:
     names = list(evaluation.better)
-    header = [escape(f"minus {evaluation.baseline}"), "pairs"]
+    header = ["difference", "pairs"]
     header += [escape(name) + arrows.get(evaluation.better[name] or "", "") for name in names]
     methods: dict[str, dict[str, Difference]] = {}
     for difference in evaluation.differences:
@@ -132,7 +136,8 @@ def _differences(
             _cell(found[name].value, found[name].interval, escape, sign="+") if name in found else dash
             for name in names
         ]
-        rows.append([escape(method), str(next(iter(found.values())).pairs), *cells])
+        label = escape(f"{method} minus {evaluation.baselines[method]}")
+        rows.append([label, str(next(iter(found.values())).pairs), *cells])
     return header, rows
 
 
@@ -167,6 +172,7 @@ def _how(evaluation: Evaluation) -> str:
 
 def _remarks(evaluation: Evaluation) -> list[str]:
     return [
+        *([f"Published: {evaluation.published.source}"] if evaluation.published else []),
         *(f"Warning: {line}" for line in evaluation.warnings),
         *(f"No value: {figure}: {reason}" for figure, reason in evaluation.failed.items()),
         *(f"Skipped: {name}: {reason}" for name, reason in evaluation.skipped.items()),

@@ -10,7 +10,7 @@ out: outputs/sweep
 ```
 
 Paths in it are relative to the file, `out` to the working directory. Later ones win: the recipes of model and
-method, `settings`, the model's settings, the method's.
+method, `settings`, the model's settings, the method's. More keys: `oseg_video.compare.recipe`.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ from oseg_video.config.recipes import load_yaml, settings_of
 from oseg_video.types import SettingError
 
 _KEYS = ("about", "prompts", "seeds", "methods", "models", "settings", "out")
+OF_COMPARE = ("metrics", "baseline", "published")
+"""Keys that only `oseg-video compare` reads, so that one file serves both."""
 # What the axes of the table set.
 _AXES = ("prompts", "image", "seeds", "out")
 _MOST_SEEDS = 1_000_000
@@ -65,10 +67,15 @@ class SweepRecipe:
 def read_sweep(path: Path) -> SweepRecipe:
     """The sweep of a YAML file. Raises ConfigError naming the file and the key."""
     path = Path(path)
-    content = load_yaml(path)
+    return sweep_of(load_yaml(path), path)
+
+
+def sweep_of(content: Mapping[Any, Any], path: Path) -> SweepRecipe:
+    """The sweep of what a YAML file says. Raises as `read_sweep` does."""
+    known = (*_KEYS, *OF_COMPARE)
     for key in content:
-        if key not in _KEYS:
-            raise ConfigError(f"{path.name}: unknown key {key!r}; {known_or_nearest(str(key), _KEYS)}")
+        if key not in known:
+            raise ConfigError(f"{path.name}: unknown key {key!r}; {known_or_nearest(str(key), known)}")
     for key in ("prompts", "methods"):
         if not content.get(key):
             raise ConfigError(f"{path.name}: a sweep needs {key}")

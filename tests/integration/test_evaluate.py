@@ -280,8 +280,10 @@ def test_markdown_and_latex_show_values_with_intervals(evaluation):
     oseg = result_of(evaluation, "oseg")
     cell = rf"{oseg.value:.1f} [{oseg.interval[0]:.1f}, {oseg.interval[1]:.1f}]"
     text = as_markdown(evaluation)
-    assert f"| oseg | 30 | {cell} |" in text and "| minus cfg | pairs | frame_difference |" in text
-    assert re.search(r"^\| oseg \| 30 \| \+\d\.\d+ \[\+\d\.\d+, \+\d\.\d+\] \|$", text, re.MULTILINE)
+    assert f"| oseg | 30 | {cell} |" in text and "| difference | pairs | frame_difference |" in text
+    assert re.search(
+        r"^\| oseg minus cfg \| 30 \| \+\d\.\d+ \[\+\d\.\d+, \+\d\.\d+\] \|$", text, re.MULTILINE
+    )
     assert "centred bootstrap over 30 prompts" in text
     tex = as_latex(evaluation)
     assert rf"oseg & 30 & {cell} \\" in tex and r"frame\_difference" in tex

@@ -126,7 +126,7 @@ def test_the_evaluation_commands_run_as_they_stand_there(
             assert main(shlex.split(line)[1:]) == 0, line
     results = json.loads((tmp_path / "results.json").read_text())
     assert [difference["name"] for difference in results["differences"]][-1] == "fvd:embedded"
-    assert "| minus cfg |" in (tmp_path / "results.md").read_text()
+    assert "| oseg minus cfg |" in (tmp_path / "results.md").read_text()
     assert (tmp_path / "real.safetensors").is_file()
     for line in with_weights.splitlines():
         metrics = parse(shlex.split(line, comments=True)[1:]).metrics.split(",")

@@ -150,7 +150,9 @@ def test_figures_carry_intervals_and_verdicts(view, page_file):
     page = opened(view, page_file)
     row = page.locator("tr[data-method=oseg]").inner_text()
     assert "1.50 [1.40, 1.60]" in row and "+0.50 [+0.30, +0.70]\nto cfg, better" in row
+    assert "published 1.25" in row and f"Published: {MARKUP}" in page.locator(".notes").inner_text()
     assert "better" not in page.locator("tr[data-method=stg]").inner_text()
+    assert "published" not in page.locator("tr[data-method=stg]").inner_text()
     marks = page.locator(".plot svg circle").evaluate_all("all => all.map(c => Number(c.getAttribute('cx')))")
     first, second, third = marks
     assert (second - first) / (third - first) == pytest.approx(0.2)

@@ -43,7 +43,7 @@ def test_clips_figures_and_page(tmp_path, painted):
     done = compare(recipe(), tmp_path)
     assert done.complete and done.summary.made == 8 == len(painted.painted)
     results = json.loads((tmp_path / "results.json").read_text())
-    assert results["baseline"] == "oseg" and list(results["results"]) == ["oseg", "cfg"]
+    assert results["baselines"] == {"cfg": "oseg"} and list(results["results"]) == ["oseg", "cfg"]
     assert list(results["better"]) == ["temporal_flickering", "frame_difference", "block_motion"]
     assert all(one["interval"] for one in results["results"]["cfg"])
     # Both methods paint the same noise.

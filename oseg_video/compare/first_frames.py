@@ -1,0 +1,41 @@
+"""Pictures to start from: the first frames of real clips."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+
+from PIL import Image
+from tqdm import tqdm
+
+from oseg_video.config import ConfigError
+from oseg_video.media import MediaError, atomic_path, stream_frames
+
+
+def first_frames(folder: Path, names: Sequence[str], out: Path, *, quiet: bool = True) -> list[Path]:
+    """Write the first frame of every named clip of a folder as a PNG file into `out`, and return the files.
+
+    names: paths below `folder`. Raises ConfigError for a name that is not there, before anything is written,
+    and MediaError for a clip that cannot be read.
+    """
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing:
+        raise ConfigError(
+            f"{folder} lacks {len(missing)} of {len(names)} clips that the recipe lists, first {missing[0]}"
+        )
+    files = [out / Path(name).with_suffix(".png") for name in names]
+    pairs = list(zip(names, files, strict=True))
+    for name, file in tqdm(pairs, desc="first frames", disable=quiet, file=sys.stderr):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_path(file) as partial:
+            _first_frame(folder / name).save(partial, format="PNG")
+    return files
+
+
+def _first_frame(path: Path) -> Image.Image:
+    with closing(stream_frames(path)) as frames:
+        for frame in frames:
+            return Image.fromarray(frame)
+    raise MediaError(f"cannot read {path}: it has no frame")

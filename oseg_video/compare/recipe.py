@@ -1,0 +1,118 @@
+"""The YAML file of a comparison: that of a sweep (`oseg_video.sweep.recipe`), and what is to be measured.
+
+```yaml
+metrics: [fvd:embedded, temporal_flickering]
+baseline: cfg          # of every model
+published:             # shown beside our figures
+  source: where the numbers stand
+  figures: {oseg: {temporal_flickering: 0.98}}
+```
+
+Its prompts may also be `{first_frames: LIST}`: the first frames of the real clips that a file lists.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from oseg_video.compare.first_frames import first_frames
+from oseg_video.config import ConfigError, known_or_nearest
+from oseg_video.config.prompts import read_prompts
+from oseg_video.config.recipes import load_yaml
+from oseg_video.evaluation.base import known_metrics
+from oseg_video.evaluation.results import Published
+from oseg_video.sweep.recipe import SweepRecipe, sweep_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComparisonRecipe:
+    """The clips, and what is to be said about them."""
+
+    sweep: SweepRecipe
+    metrics: tuple[str, ...] | None = None
+    """Exact names, or None for those that suit the clips."""
+    baseline: str | None = None
+    """Name of the method that the others of the same model are compared with, or None for the first."""
+    published: Published | None = None
+
+
+def read_comparison(
+    path: Path, *, real: Path | None = None, pictures: Path, limit: int | None = None, quiet: bool = True
+) -> ComparisonRecipe:
+    """The comparison of a YAML file; a sweep's file is one, too.
+
+    real: folder of the real clips whose first frames it may ask for; these are written into `pictures`.
+    limit: of the prompts only the first so many. Raises ConfigError naming the file and the key.
+    """
+    content = dict(load_yaml(path))
+    prompts = content.get("prompts")
+    if isinstance(prompts, dict) and {*prompts} == {"first_frames"}:
+        names = read_prompts(path.parent / str(prompts["first_frames"]))[:limit]
+        if real is None or not real.is_dir():
+            raise ConfigError(
+                f"{path.name} starts from first frames of real clips: --reference must be their folder, "
+                f"with {names[0]} in it; got {real}"
+            )
+        images = first_frames(real, names, pictures, quiet=quiet)
+        content["prompts"] = [{"image": str(image.absolute())} for image in images]
+    sweep = sweep_of(content, path)
+    labels = [label(sweep, model, method) for model in sweep.models for method in sweep.methods]
+    return ComparisonRecipe(
+        sweep=dataclasses.replace(sweep, subjects=sweep.subjects[:limit]),
+        metrics=_metrics(content, path),
+        baseline=_baseline(content, sweep, path),
+        published=_published(content["published"], labels, path) if "published" in content else None,
+    )
+
+
+def label(recipe: SweepRecipe, model: str, method: str) -> str:
+    """What the results of a model and method are called."""
+    return method if len(recipe.models) == 1 else f"{model} {method}"
+
+
+def _metrics(content: Mapping[Any, Any], path: Path) -> tuple[str, ...] | None:
+    names = content.get("metrics")
+    if names is None:
+        return None
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+        raise ConfigError(f"{path.name}: metrics must be a list of names, got {names!r}")
+    return tuple(names)
+
+
+def _baseline(content: Mapping[Any, Any], sweep: SweepRecipe, path: Path) -> str | None:
+    baseline = content.get("baseline")
+    if baseline is not None and baseline not in sweep.methods:
+        raise ConfigError(
+            f"{path.name}: baseline must be one of the methods {', '.join(sweep.methods)}, got {baseline!r}"
+        )
+    return baseline
+
+
+def _published(value: Any, labels: list[str], path: Path) -> Published:
+    where = f"{path.name}: published"
+    if (
+        not isinstance(value, dict)
+        or {*value} != {"source", "figures"}
+        or not isinstance(value["source"], str)
+        or not isinstance(value["figures"], dict)
+    ):
+        raise ConfigError(f"{where} must have a source (text) and figures (by method), got {value!r}")
+    for method, figures in value["figures"].items():
+        if method not in labels:
+            raise ConfigError(f"{where}: unknown method {method!r}; {known_or_nearest(str(method), labels)}")
+        if not isinstance(figures, dict) or not all(type(one) in (int, float) for one in figures.values()):
+            raise ConfigError(f"{where}: {method} must be a mapping of figures to numbers, got {figures!r}")
+        for name in figures:
+            _check_figure(str(name), f"{where}: {method}")
+    return Published(source=value["source"], figures=value["figures"])
+
+
+def _check_figure(name: str, where: str) -> None:
+    """A figure's name is a metric's, or begins with it."""
+    known = known_metrics()
+    if not any(name == metric or name.startswith(f"{metric}:") for metric in known):
+        raise ConfigError(f"{where}: unknown figure {name!r}; {known_or_nearest(name, list(known))}")

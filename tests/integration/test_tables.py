@@ -1,0 +1,149 @@
+"""The shipped recipes of tables: the toy ones run, shortened; the others as far as they need no weights."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from oseg_video.adapters import all_adapters
+from oseg_video.compare.compare import compare
+from oseg_video.compare.planned import check_metrics, planned_clips
+from oseg_video.compare.recipe import label, read_comparison
+from oseg_video.config.prompts import read_prompts
+from oseg_video.embedded.dataset import parse_caption
+from oseg_video.evaluation.base import MetricOptions, known_metrics
+from oseg_video.evaluation.fvd_protocols import PROTOCOLS
+from oseg_video.media import write_clip
+from oseg_video.runtime import hub
+from oseg_video.sweep.table import plan_variations
+from tests.fake_vbench import build_environment
+from tests.unit.sweep.conftest import painter  # noqa: F401
+
+TABLES = Path(__file__).parents[2] / "configs" / "tables"
+SLIDES = {
+    "mochi cfg": (0.524, 0.507, 0.985, 0.87, 0.976),
+    "mochi stg": (0.628, 0.554, 0.988, 0.86, 0.978),
+    "mochi oseg": (0.644, 0.567, 0.992, 0.86, 0.981),
+    "hunyuan cfg": (0.533, 0.482, 0.977, 0.913, 0.965),
+    "hunyuan stg": (0.598, 0.495, 0.963, 0.872, 0.961),
+    "hunyuan oseg": (0.613, 0.502, 0.975, 0.896, 0.983),
+    "cfg": (151.3, 38.0, 0.687, 0.637, 0.966, 0.562),
+    "stg": (128.7, 38.5, 0.694, 0.639, 0.968, 0.694),
+    "oseg": (122.3, 39.2, 0.698, 0.646, 0.972, 0.703),
+}
+"""Tables 3 and 4 of OSEG's slides, row by row, in the order of their columns."""
+
+
+def read(name, tmp_path, **options):
+    return read_comparison(TABLES / f"{name}.yaml", pictures=tmp_path / "pictures", **options)
+
+
+def check_published(recipe):
+    """The figures of the slides, all of them, under names that exist."""
+    sweep = recipe.sweep
+    labels = [label(sweep, model, method) for model in sweep.models for method in sweep.methods]
+    rows = {name: dict(zip(recipe.metrics, SLIDES[name], strict=True)) for name in labels}
+    assert recipe.published.figures == rows
+    assert {*recipe.metrics} <= {*known_metrics()}
+
+
+@pytest.fixture
+def repositories(tmp_path, monkeypatch):
+    """The hub, as far as it describes models without their weights."""
+
+    def fetch_file(repository, commit, name):
+        (adapter,) = (one for one in all_adapters() if one.hub_repository == repository)
+        denoiser = adapter.denoiser_attributes[0]
+        contents = {
+            "model_index.json": {
+                "_class_name": adapter.pipelines[0],
+                denoiser: ["diffusers", adapter.denoiser_class],
+            },
+            f"{denoiser}/config.json": adapter.full_size,
+        }
+        path = tmp_path / "hub" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(contents[name]))
+        return path
+
+    monkeypatch.setattr(hub, "find_commit", lambda repository, revision: "c0ffee")
+    monkeypatch.setattr(hub, "fetch_file", fetch_file)
+
+
+@pytest.fixture
+def vbench(tmp_path, monkeypatch):
+    """VBench's interpreter, with a stand-in for the package."""
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    monkeypatch.setenv("VBENCH_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("FAKE_LOG", str(tmp_path / "calls.jsonl"))
+    monkeypatch.delenv("FAKE_VBENCH", raising=False)
+    build_environment(tmp_path / "data")
+
+
+@pytest.mark.usefixtures("vbench", "repositories")
+def test_table_3_from_prompts_to_a_table_beside_the_published_one(tmp_path, painter):  # noqa: F811
+    recipe = read("table3", tmp_path)
+    check_published(recipe)
+    variations = plan_variations(recipe.sweep)
+    assert sum(one.count for one in variations) == 600
+    planned = planned_clips(variations)
+    check_metrics(recipe.metrics, planned, MetricOptions())
+    assert all(clip.frames / clip.fps < 5 for clips in planned.values() for clip in clips)
+
+    small = {name: {**model, "height": 64, "width": 64} for name, model in recipe.sweep.models.items()}
+    short = dataclasses.replace(recipe.sweep, subjects=recipe.sweep.subjects[:2], models=small)
+    done = compare(
+        short, tmp_path / "out", recipe.metrics, baseline=recipe.baseline, published=recipe.published
+    )
+    assert done.complete and done.summary.made == 12 == len(painter.painted)
+    lines = done.table.splitlines()
+    assert [line.split(" | ")[0] for line in lines[2:14]] == [
+        f"| {model} {method}{suffix}"
+        for model in ("mochi", "hunyuan")
+        for method in ("cfg", "stg", "oseg")
+        for suffix in ("", ", published")
+    ]
+    assert lines[13] == "| hunyuan oseg, published | - | 0.613 | 0.502 | 0.975 | 0.896 | 0.983 |"
+    assert [line.split(" | ")[0] for line in lines if " minus " in line] == [
+        f"| {model} {method} minus {model} cfg"
+        for model in ("mochi", "hunyuan")
+        for method in ("stg", "oseg")
+    ]
+
+
+@pytest.mark.usefixtures("vbench", "repositories")
+def test_table_4_starts_from_clips_of_ucf_101(tmp_path):
+    names = read_prompts(TABLES / "table4-clips.txt")
+    assert len({*names}) == len(names) == PROTOCOLS["fvd:fvd2048_16f"].clips
+    assert len({name.split("/")[0] for name in names[:101]}) == 101
+    clip = torch.zeros(17, 3, 64, 80, dtype=torch.uint8)
+    for name in names[:10]:
+        (tmp_path / "UCF-101" / name).parent.mkdir(parents=True)
+        path = tmp_path / "UCF-101" / name
+        write_clip(path.with_suffix(".mp4"), clip, 25, format="mp4")
+        path.with_suffix(".mp4").rename(path)
+    recipe = read("table4", tmp_path, real=tmp_path / "UCF-101", limit=10)
+    check_published(recipe)
+    variations = plan_variations(recipe.sweep)
+    assert sum(one.count for one in variations) == 30
+    figures = [name for name in recipe.metrics if name.startswith("vbench:")]
+    check_metrics(figures, planned_clips(variations), MetricOptions())
+
+
+def test_the_toy_tables_shortened(tmp_path):
+    for name, figures in (("table3", 6), ("table4", 4)):
+        recipe = read(f"{name}-embedded", tmp_path, limit=10)
+        assert list(recipe.sweep.methods) == ["cfg", "stg", "oseg"]
+        settings = {**recipe.sweep.settings, "steps": 2, "device": "cpu"}
+        quick = dataclasses.replace(recipe.sweep, settings=settings)
+        done = compare(quick, tmp_path / "out", recipe.metrics, baseline=recipe.baseline)
+        # The second table is about the clips of the first.
+        assert done.complete and done.summary.made == (30 if name == "table3" else 0)
+        results = json.loads((tmp_path / "out" / "results.json").read_text())
+        assert len(results["differences"]) == 2 * figures
+        assert all(one["interval"] and one["pairs"] == 10 for one in results["differences"])
+    prompts = read_prompts(TABLES / "embedded-prompts.txt")
+    shown = [parse_caption(prompt) for prompt in prompts]
+    assert len({(one.colour, one.shape, one.motion) for one in shown}) == len(prompts) == 6 * 4 * 8
