@@ -68,7 +68,9 @@ def _run(options: Namespace) -> int:
         print(explain(job))
         return 0
     if options.parallel != "auto":
-        Degrees.parse(options.parallel)
+        degrees = Degrees.parse(options.parallel)
+        if options.gpus is not None:
+            degrees.require(options.gpus)
     if options.gpus is not None:
         from oseg_video.runtime.launch import is_rank, launch
 

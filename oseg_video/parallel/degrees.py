@@ -52,5 +52,13 @@ class Degrees:
         """Number of ranks."""
         return math.prod(degree for _, degree in self.items())
 
+    def require(self, ranks: int) -> None:
+        """Raises SettingError if this is not the number of ranks."""
+        if self.ranks != ranks:
+            raise SettingError(
+                f"parallel {self} needs {self.ranks} ranks, this run has {ranks}; start them with "
+                f"--gpus {self.ranks} or torchrun"
+            )
+
     def __str__(self) -> str:
         return ",".join(f"{axis}={degree}" for axis, degree in self.items() if degree > 1) or "one rank"

@@ -19,7 +19,6 @@ from oseg_video.config import GenerateJob, build_guidance
 from oseg_video.guidance.plan import Branch
 from oseg_video.parallel.auto import Work, check_degrees, choose_degrees
 from oseg_video.parallel.degrees import Degrees
-from oseg_video.parallel.group import ParallelError
 from oseg_video.parallel.mesh import ONE_RANK, Mesh, device_type
 from oseg_video.parallel.watch import Watch
 from oseg_video.runtime.assignment import assign_branches
@@ -111,11 +110,7 @@ def make_mesh(
         degrees, why = choose_degrees(ranks.size, work)
     else:
         degrees, why = Degrees.parse(parallel), ""
-        if degrees.ranks != ranks.size:
-            raise ParallelError(
-                f"parallel {degrees} needs {degrees.ranks} ranks, this run has {ranks.size}; start them with "
-                f"--gpus {degrees.ranks} or torchrun"
-            )
+        degrees.require(ranks.size)
         check_degrees(degrees, work)
     if job.compile and degrees.ring * degrees.ulysses > 1:
         raise SettingError("compile: compiled blocks cannot share their tokens; leave out --compile")
