@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 _EXAMPLES = """examples:
   oseg-video compare --guidance cfg,stg,seg,oseg --prompt "a red circle moving left on a white background" \\
-    --prompt "a blue square moving up on a black background" --seeds 0,1 --out outputs/comparison
+    --prompt "a blue square moving up on a black background" --seeds 0,1 --out outputs/comparison --open
   oseg-video compare --model mochi --guidance cfg,oseg --prompts prompts.txt --out outputs/mochi
   oseg-video compare configs/tables/table3.yaml --out outputs/table3 --limit 2
 
-Open index.html in the folder afterwards. The same command goes on where a run stopped or was killed, and
-makes nothing twice. Exit code 1: clips failed, or clips or figures had to be left out.
+Without --open, open index.html in the folder afterwards. The same command goes on where a run stopped or was
+killed, and makes nothing twice. Exit code 1: clips failed, or clips or figures had to be left out.
 """
 
 # The axes have flags of their own; settings of single methods are those of their recipes, or of RECIPE.yaml.
@@ -78,6 +78,7 @@ def register(commands: Commands) -> None:
         "--workers", metavar="N", type=whole_number, help="processes (default: one for each GPU)"
     )
     run.add_argument("--retry-failed", action="store_true", help="try failed clips again")
+    run.add_argument("--open", action="store_true", help="open the page in the browser at the end")
     run.add_argument("--quiet", action="store_true", help="no progress and no warnings")
     run.add_argument("--debug", action="store_true", help="show tracebacks and the libraries' messages")
 
@@ -117,6 +118,11 @@ def _run(options: argparse.Namespace) -> int:
         say(f"{len(summary.failed)} clips failed; --retry-failed tries them again")
     for name, reason in {**done.results["skipped"], **done.results["failed"]}.items():
         say(f"left out: {name}: {reason}")
+    if options.open:
+        import webbrowser
+
+        if not webbrowser.open(done.page.absolute().as_uri()):
+            say(f"there is no browser to open {done.page} with")
     return 0 if done.complete else 1
 
 

@@ -118,25 +118,25 @@ def test_sixty_clips_survive_three_kills_and_a_killed_ray_worker(capsys, tmp_pat
 
 
 def test_two_runs_at_once_share_the_work(tmp_path):
-    path = write_recipe(tmp_path, prompts=PROMPTS, seeds=[0, 1, 2], settings=SMALL)
+    path = write_recipe(tmp_path, prompts=PROMPTS[:2], seeds=[0, 1, 2], settings=SMALL)
     with sweep(path, "--json") as one, sweep(path, "--json") as other:
         made = [[json.loads(line)["item"] for line in finish(run).splitlines()] for run in (one, other)]
-    assert len(made[0]) + len(made[1]) == 24 == len({*made[0], *made[1]})
+    assert len(made[0]) + len(made[1]) == 12 == len({*made[0], *made[1]})
     expected = [
-        (prompt, seed, method) for prompt in PROMPTS for seed in range(3) for method in ("cfg", "oseg")
+        (prompt, seed, method) for prompt in PROMPTS[:2] for seed in range(3) for method in ("cfg", "oseg")
     ]
     check_clips(tmp_path / "out", expected)
 
 
 def test_a_run_that_is_asked_to_stop_says_so_and_goes_on_later(tmp_path):
-    path = write_recipe(tmp_path, prompts=PROMPTS[:1], seeds={"count": 20}, settings=SMALL)
+    path = write_recipe(tmp_path, prompts=PROMPTS[:1], seeds={"count": 10}, settings=SMALL)
     with sweep(path) as process:
         wait_for(lambda: len(done(tmp_path / "out")) >= 1, process)
         process.terminate()
         _, error = process.communicate(timeout=PATIENCE)
         assert (process.returncode, error) == (130, "oseg-video: interrupted; finished clips are kept\n")
     assert main(["sweep", str(path), "--quiet"]) == 0
-    expected = [(PROMPTS[0], seed, method) for seed in range(20) for method in ("cfg", "oseg")]
+    expected = [(PROMPTS[0], seed, method) for seed in range(10) for method in ("cfg", "oseg")]
     check_clips(tmp_path / "out", expected)
 
 
@@ -150,14 +150,14 @@ def test_a_url_holds_the_clips_of_a_cluster(tmp_path):
 
 
 def test_ranks_that_make_each_clip_together_survive_the_loss_of_one(tmp_path):
-    path = write_recipe(tmp_path, prompts=PROMPTS[:1], seeds={"count": 4}, settings=SMALL)
+    path = write_recipe(tmp_path, prompts=PROMPTS[:1], seeds={"count": 2}, settings=SMALL)
     with sweep(path, "--gpus", "2") as process:
         wait_for(lambda: len(done(tmp_path / "out")) >= 1, process)
         ranks = [one for one in descendants(process) if "spawn_main" in " ".join(one.cmdline())]
         assert len(ranks) == 2
         ranks[1].kill()
-        assert finish(process) == f"8 of 8 clips are in {tmp_path}/out, 8 of them made now\n"
-    check_clips(tmp_path / "out", [(PROMPTS[0], seed, m) for seed in range(4) for m in ("cfg", "oseg")])
+        assert finish(process) == f"4 of 4 clips are in {tmp_path}/out, 4 of them made now\n"
+    check_clips(tmp_path / "out", [(PROMPTS[0], seed, m) for seed in (0, 1) for m in ("cfg", "oseg")])
     for clip in (tmp_path / "out").glob("*.mp4"):
         assert read_manifest(clip)["machine"]["parallel"] in ("branch=2", "ulysses=2")
 

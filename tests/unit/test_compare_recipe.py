@@ -88,6 +88,16 @@ def test_the_command_takes_from_the_recipe_what_no_flag_says(tmp_path, capsys):
     assert "| oseg minus cfg | 2 |" in table and "| oseg, published | - | - |" in table
 
 
+@pytest.mark.parametrize("there", [True, False])
+def test_the_page_opens_in_a_browser_if_there_is_one(tmp_path, monkeypatch, capsys, there):
+    opened = []
+    monkeypatch.setattr("webbrowser.open", lambda url: opened.append(url) or there)
+    out = tmp_path / "a b"
+    assert main(["compare", str(write(tmp_path)), "--out", str(out), "--quiet", "--open"]) == 0
+    assert opened == [f"file://{tmp_path}/a%20b/index.html"]
+    assert ("no browser" in capsys.readouterr().err) is not there
+
+
 def test_every_model_has_its_own_baseline(tmp_path):
     recipe = SweepRecipe(
         subjects=(Subject(prompt="a"), Subject(prompt="b")),
