@@ -61,7 +61,7 @@ class Figure:
     versions: Mapping[str, str] = field(default_factory=dict)
     """As in `MetricResult.versions`, for packages outside this interpreter; those inside are added."""
     share: bool = False
-    """The mean of a yes or no per clip: its interval is Wilson's."""
+    """The mean of a yes or no per clip: its interval is Wilson's, that of differences Newcombe's."""
     resamples: int = 1000
     """Bootstrap resamples of its interval; fewer for figures that take long."""
 

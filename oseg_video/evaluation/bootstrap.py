@@ -75,3 +75,37 @@ def share(hits: float, count: int) -> Interval95:
     centre = (rate + z**2 / (2 * count)) / (1 + z**2 / count)
     half = z / (1 + z**2 / count) * (rate * (1 - rate) / count + z**2 / (4 * count**2)) ** 0.5
     return Interval95(rate, centre - half, min(centre + half, 1.0))
+
+
+def share_difference(ours: Sequence[float], theirs: Sequence[float]) -> Interval95:
+    """The difference of two shares over the same clips, with Newcombe's interval for paired ones.
+
+    Method 10 of Newcombe (Statistics in Medicine 17, 1998, 2635-2650): Wilson's intervals, joined with the
+    correlation of the pairs. A bootstrap's would have no width where no pair differs.
+
+    ours, theirs: of each independent clip 0 or 1, or of each prompt the mean over its clips; of equal length.
+    """
+    count = len(ours)
+    own, own_low, own_high = share(sum(ours), count)
+    base, base_low, base_high = share(sum(theirs), count)
+    correlation = _corrected_correlation(ours, theirs)
+
+    def distance(one: float, other: float) -> float:
+        return max(0.0, one**2 - 2 * correlation * one * other + other**2) ** 0.5
+
+    difference = own - base
+    low = difference - distance(own - own_low, base_high - base)
+    return Interval95(difference, low, difference + distance(own_high - own, base - base_low))
+
+
+def _corrected_correlation(ours: Sequence[float], theirs: Sequence[float]) -> float:
+    """Correlation with the continuity correction of Newcombe's method 10; 0 where one of both is constant."""
+    count = len(ours)
+    x, y = torch.tensor(ours, dtype=torch.float64), torch.tensor(theirs, dtype=torch.float64)
+    spread = float(x.std(correction=0) * y.std(correction=0))
+    if spread == 0:
+        return 0.0
+    common = float((x * y).mean() - x.mean() * y.mean())
+    if common > 0:
+        common = max(0.0, common - 0.5 / count)
+    return common / spread

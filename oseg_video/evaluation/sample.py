@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .base import EvaluationError, Figure, Metric, MetricResult, Observations
-from .bootstrap import interval_of, resampled, share
+from .bootstrap import interval_of, resampled, share, share_difference
 from .clips import ClipFile
 from .results import Difference
 
@@ -68,7 +68,11 @@ class Sample:
             figure.name, base.seen.rows, others
         )
         interval = None
-        if len(set(groups)) > 1:
+        if len(set(groups)) > 1 and figure.share:
+            found = share_difference(*(self._by_group(figure, places, groups) for places in (ours, others)))
+            # Prompts with more clips than others move the value.
+            interval = (value + found.low - found.value, value + found.high - found.value)
+        elif len(set(groups)) > 1:
             with contextlib.suppress(EvaluationError):
                 pairs = zip(self.draws(figure, ours, groups), base.draws(figure, others, groups), strict=True)
                 interval = interval_of(value, [a - b for a, b in pairs])[1:]
@@ -114,6 +118,15 @@ class Sample:
             return interval_of(value, self.draws(figure, index, groups))[1:]
         except EvaluationError:  # some resamples have no value, e.g. no clip that shows the object asked for
             return None
+
+    def _by_group(self, figure: Figure, index: Tensor, groups: Sequence[Hashable]) -> list[float]:
+        """The figure's mean over the clips of each group, for figures that a single clip has."""
+        every = self.metric.per_clip(figure.name, self.seen.rows)
+        assert every is not None
+        values: dict[Hashable, list[float]] = {}
+        for group, one in zip(groups, every[index].tolist(), strict=True):
+            values.setdefault(group, []).append(one)
+        return [sum(some) / len(some) for some in values.values()]
 
     def _check_enough(self) -> None:
         if not self.clips:

@@ -166,7 +166,9 @@ def _how(evaluation: Evaluation) -> str:
         for result in results
         if (about := result.details.get("interval"))
     }
-    paired = " Differences are paired by prompt and seed, or by file name." if evaluation.differences else ""
+    paired = " Differences are paired by prompt and seed, or by file name" if evaluation.differences else ""
+    if paired:
+        paired += "; of shares by Newcombe's method 10." if any("Wilson" in way for way in ways) else "."
     return "; ".join(ways) + "." + paired if ways else ""
 
 

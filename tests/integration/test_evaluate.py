@@ -122,6 +122,12 @@ def test_shares_have_wilson_intervals_also_where_every_clip_is_right(tmp_path):
     write_drawn(tmp_path, 4)
     result = result_of(evaluate([tmp_path], ["alignment:embedded"]), "cfg", "alignment:embedded:all")
     assert result.value == 1 and result.interval == pytest.approx((1 / (1 + 1.959964**2 / 4), 1))
+    write_drawn(tmp_path, 4, guidance="oseg")
+    evaluation = evaluate([tmp_path], ["alignment:embedded"], baseline="cfg")
+    difference = difference_of(evaluation, "oseg", "alignment:embedded:all")
+    low, high = difference.interval
+    assert difference.value == 0 and low == pytest.approx(-high) and high > 0.4
+    assert "of shares by Newcombe's method 10." in as_markdown(evaluation)
 
 
 def test_folders_are_methods_and_pair_by_file_name(tmp_path):

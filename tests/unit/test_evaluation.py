@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
-from oseg_video.evaluation.bootstrap import bootstrap, interval_of, resampled, share
+from oseg_video.evaluation.bootstrap import bootstrap, interval_of, resampled, share, share_difference
 from oseg_video.evaluation.frechet import Moments, frechet_distance, moments_of_rows
 from oseg_video.types import OsegVideoError
 
@@ -128,6 +128,43 @@ def test_the_share_of_all_right_clips_keeps_its_uncertainty() -> None:
     assert interval.low == pytest.approx(1 / (1 + 1.959964**2 / 100))  # closed form at a rate of 1
     half = share(50, 100)
     assert half.high - 0.5 == pytest.approx(0.5 - half.low) and half.low == pytest.approx(0.4038, abs=1e-4)
+
+
+def test_the_difference_of_paired_shares_against_its_closed_form() -> None:
+    """Newcombe 1998, method 10, from the four counts of a table of pairs."""
+    for both, first, second, neither in (
+        (36, 12, 2, 6),
+        (50, 0, 0, 0),
+        (49, 0, 0, 1),
+        (3, 8, 9, 4),
+        (20, 5, 0, 0),
+    ):
+        ours = [1.0] * (both + first) + [0.0] * (second + neither)
+        theirs = [1.0] * both + [0.0] * first + [1.0] * second + [0.0] * neither
+        count = len(ours)
+        (p, p_low, p_high), (q, q_low, q_high) = share(both + first, count), share(both + second, count)
+        product = both * neither - first * second
+        corrected = product if product <= 0 else max(product - count / 2, 0)
+        margins = (both + first) * (second + neither) * (both + second) * (first + neither)
+        phi = corrected / margins**0.5 if margins else 0
+        low = ((p - p_low) ** 2 - 2 * phi * (p - p_low) * (q_high - q) + (q_high - q) ** 2) ** 0.5
+        high = ((p_high - p) ** 2 - 2 * phi * (p_high - p) * (q - q_low) + (q - q_low) ** 2) ** 0.5
+        found = share_difference(ours, theirs)
+        assert found == pytest.approx(((first - second) / count, p - q - low, p - q + high))
+        assert found.low < found.value < found.high
+
+
+def test_the_difference_of_paired_shares_covers_the_truth() -> None:
+    generator = torch.Generator().manual_seed(6)
+    for rates in ((0.97, 0.0, 0.01, 0.02), (0.5, 0.2, 0.1, 0.2)):
+        true = rates[1] - rates[2]
+        held = 0
+        for _ in range(1000):
+            pairs = torch.tensor(rates).multinomial(60, replacement=True, generator=generator)
+            ours, theirs = ((pairs == 0) | (pairs == 1)).tolist(), ((pairs == 0) | (pairs == 2)).tolist()
+            found = share_difference([float(x) for x in ours], [float(x) for x in theirs])
+            held += found.low <= true <= found.high
+        assert 930 <= held
 
 
 def test_an_interval_of_a_biased_statistic_still_holds_its_value() -> None:
