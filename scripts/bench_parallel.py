@@ -20,7 +20,7 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -58,7 +58,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", help="families (default: all that have a sequence to share)")
     parser.add_argument("--clock", action="store_true", help="take seconds on the ranks of torchrun")
     parser.add_argument("--rounds", type=int, default=5, help="of the clock")
-    parser.add_argument("--out", type=Path, help="JSON file; a part that is not made anew stays in it")
+    parser.add_argument("--out", type=Path, help="JSON file; rows not made anew stay in it")
     options = parser.parse_args()
     known = [one for one in all_adapters() if one.sequence_parallel]
     families = [one for one in known if not options.only or one.family in options.only]
@@ -71,22 +71,36 @@ def main() -> None:
         device = ranks.device("cuda" if torch.cuda.is_available() else "cpu")
         with ranks.joined(device):
             result["clock"] = clock(families, torch.device(device), options.rounds)
+        save(result, out if ranks.rank == 0 else None)
     else:
-        result["counted"] = {"versions": versions(), "rows": counted(families)}
+        for row in counted(families):
+            result["counted"] = with_row(result.get("counted"), row)
+            save(result, out)  # a row takes minutes
     if ranks.rank == 0:
         print("\n\n".join(tables(result)))
-        if out:
-            write_text(out, json.dumps(result, indent=1) + "\n")
 
 
-def counted(families: Iterable[ModelAdapter]) -> list[dict[str, Any]]:
+def save(result: Mapping[str, Any], out: Path | None) -> None:
+    """Write the file, whole or not at all."""
+    if out:
+        write_text(out, json.dumps(result, indent=1) + "\n")
+
+
+def counted(families: Iterable[ModelAdapter]) -> Iterator[dict[str, Any]]:
     """A row for each family and method."""
-    rows = []
     for adapter in families:
         denoiser = full_size_denoiser(adapter).bfloat16()
         for method in METHODS:
-            rows.append(count_recipe(adapter, denoiser, method))
-    return rows
+            yield count_recipe(adapter, denoiser, method)
+
+
+def with_row(counted: Mapping[str, Any] | None, row: dict[str, Any]) -> dict[str, Any]:
+    """The counted part with this row in its place; without those that other versions have counted."""
+    now = versions()
+    old = counted["rows"] if counted and counted["versions"] == now else []
+    rows = {(one["family"], one["method"]): one for one in [*old, row]}
+    order = [(adapter.family, method) for adapter in all_adapters() for method in METHODS]
+    return {"versions": now, "rows": [rows[key] for key in order if key in rows]}
 
 
 def count_recipe(
