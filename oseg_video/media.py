@@ -334,7 +334,7 @@ def _read_pictures(path: Path) -> Clip:
             with Image.open(path) as gif:
                 pictures = [np.asarray(frame.convert("RGB")) for frame in ImageSequence.Iterator(gif)]
                 fps = 1000 / gif.info["duration"] if gif.info.get("duration") else None
-    except OSError as error:
+    except Exception as error:  # of damaged files Pillow raises errors of many types
         raise MediaError(f"cannot read {path}: {_one_line(error)}") from error
     if not pictures or len({picture.shape for picture in pictures}) > 1:
         raise MediaError(f"cannot read {path}: no pictures, or pictures of different sizes")
@@ -390,7 +390,7 @@ def _probe_pictures(path: Path) -> ClipShape:
             duration = picture.info.get("duration")
             fps = 1000 / duration if duration and not path.is_dir() else None
             return ClipShape(frames, picture.height, picture.width, fps)
-    except OSError as error:
+    except Exception as error:  # as in _read_pictures
         raise MediaError(f"cannot read {path}: {_one_line(error)}") from error
 
 

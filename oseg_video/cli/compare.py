@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from oseg_video.cli.output import say
-from oseg_video.cli.parsing import Commands, UsageError, add_command, whole_number
+from oseg_video.cli.parsing import Commands, UsageError, add_batch, add_command, whole_number
 from oseg_video.cli.settings import add_setting_flags, flag_settings
 from oseg_video.config import FIELDS, GUIDANCE_NAMES, known_or_nearest
 from oseg_video.types import SettingError
@@ -70,6 +70,7 @@ def register(commands: Commands) -> None:
     figures.add_argument(
         "--trust-weights", action="store_true", help="load torchscript files whose checksum is not known"
     )
+    add_batch(figures)
     run = parser.add_argument_group("this run")
     run.add_argument(
         "--limit", metavar="N", type=whole_number, help="of the recipe's prompts or pictures only the first N"
@@ -93,17 +94,19 @@ def _run(options: argparse.Namespace) -> int:
             f"--out must be a folder of this machine, which a browser can open, got {options.out}"
         )
     from oseg_video.compare.compare import compare
+    from oseg_video.evaluation.evaluate import reads_real
 
     recipe = _recipe(options)
+    metrics = recipe.metrics
+    if options.metrics is not None:
+        metrics = tuple(name.strip() for name in options.metrics.split(",") if name.strip())
     done = compare(
         recipe.sweep,
         Path(options.out),
-        recipe.metrics
-        if options.metrics is None
-        else [name.strip() for name in options.metrics.split(",") if name.strip()],
+        metrics,
         baseline=options.baseline or recipe.baseline,
         published=recipe.published,
-        options=_metric_options(options),
+        options=_metric_options(options, recipe.starts_from_real and not reads_real(metrics or ())),
         workers=options.workers,
         retry_failed=options.retry_failed,
         quiet=options.quiet,
@@ -116,8 +119,10 @@ def _run(options: argparse.Namespace) -> int:
         say(f"failed: {one.file}: {one.reason}")
     if summary.failed:
         say(f"{len(summary.failed)} clips failed; --retry-failed tries them again")
+    said = {one.file for one in summary.failed}
     for name, reason in {**done.results["skipped"], **done.results["failed"]}.items():
-        say(f"left out: {name}: {reason}")
+        if name not in said:
+            say(f"left out: {name}: {reason}")
     if options.open:
         import webbrowser
 
@@ -184,7 +189,8 @@ def _seeds(text: str | None) -> tuple[int, ...]:
         raise SettingError(f"--seeds must be {error}") from None
 
 
-def _metric_options(options: argparse.Namespace) -> MetricOptions:
+def _metric_options(options: argparse.Namespace, only_pictures: bool) -> MetricOptions:
+    """only_pictures: the real clips are for the pictures alone, and no metric compares with them."""
     from oseg_video.cli.evaluate import read_weights, usable_device
     from oseg_video.evaluation.base import MetricOptions
 
@@ -192,6 +198,7 @@ def _metric_options(options: argparse.Namespace) -> MetricOptions:
         device=usable_device(getattr(options, "setting_device", "auto")),
         weights=read_weights(options.weights),
         trust_weights=options.trust_weights,
-        reference=Path(options.reference) if options.reference else None,
+        reference=Path(options.reference) if options.reference and not only_pictures else None,
+        batch=options.batch,
         quiet=options.quiet,
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from oseg_video.cli.output import say
-from oseg_video.cli.parsing import Commands, UsageError, add_command
+from oseg_video.cli.parsing import Commands, UsageError, add_batch, add_command
 
 if TYPE_CHECKING:
     from oseg_video.evaluation.base import MetricOptions
@@ -61,7 +61,7 @@ def register(commands: Commands) -> None:
         help="load torchscript files whose checksum is not known; they can run any code",
     )
     networks.add_argument("--device", default="auto", metavar="TEXT", help="default: a GPU if there is one")
-    networks.add_argument("--batch", default="8", metavar="N", help="clips that a network sees at once (8)")
+    add_batch(networks)
     output = parser.add_argument_group("output")
     output.add_argument(
         "--out", nargs="+", default=[], metavar="FILE", help="results as .json (all), .csv, .md or .tex"
@@ -139,11 +139,9 @@ def _check_outputs(options: Namespace, outputs: dict[Path, str]) -> None:
 def _metric_options(options: Namespace) -> MetricOptions:
     from oseg_video.evaluation.base import MetricOptions
 
-    if not options.batch.isascii() or not options.batch.isdigit() or int(options.batch) < 1:
-        raise UsageError(f"--batch must be a positive integer, got {options.batch!r}")
     return MetricOptions(
         device=usable_device(options.device),
-        batch=int(options.batch),
+        batch=options.batch,
         weights=read_weights(options.weights),
         trust_weights=options.trust_weights,
         reference=Path(options.reference) if options.reference else None,

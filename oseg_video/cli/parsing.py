@@ -59,6 +59,13 @@ def whole_number(text: str) -> int:
     return number
 
 
+def add_batch(parser: argparse._ArgumentGroup) -> None:
+    """`--batch` of the commands that measure clips."""
+    parser.add_argument(
+        "--batch", metavar="N", type=whole_number, default=8, help="clips that a network sees at once (8)"
+    )
+
+
 def seconds(text: str) -> float:
     """A number above 0."""
     number = float(text)

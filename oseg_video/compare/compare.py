@@ -3,9 +3,9 @@
 ```
 FOLDER/
   clips/        the sweep: clips, manifests, index
-  pictures/     what clips start from, where the recipe takes it from real clips
   results.json  figures of all methods, as of `oseg-video evaluate`; the same as a table in results.md
   index.html    the page
+  .pictures/    what clips start from, where the recipe takes it from real clips
   .metrics/     what the metrics saw of each clip
 ```
 """
@@ -38,8 +38,8 @@ from oseg_video.sweep.run import Summary
 from oseg_video.sweep.table import Variation, plan_variations
 from oseg_video.types import OsegVideoError
 
-CLIPS, PICTURES, RESULTS, TABLE, PAGE = "clips", "pictures", "results.json", "results.md", "index.html"
-_SEEN = ".metrics"
+CLIPS, RESULTS, TABLE, PAGE = "clips", "results.json", "results.md", "index.html"
+PICTURES, _SEEN = ".pictures", ".metrics"
 
 
 class CompareError(OsegVideoError):
@@ -97,7 +97,8 @@ def compare(
     if metrics is None:
         metrics = default_metrics(variations, planned, options)
     else:
-        check_metrics(metrics, planned, options)
+        for line in check_metrics(metrics, planned, options):
+            notify(line)
 
     folder = Path(out) / CLIPS
     summary = sweep(
@@ -151,9 +152,8 @@ def _found(recipe: SweepRecipe, summary: Summary, folder: Path, quiet: bool) -> 
         dataclasses.replace(there[one.file], method=_of(recipe, one)) for one in done if one.file in there
     ]
     ours = {one.file for one in done}
-    return FoundClips(
-        tuple(clips), {name: reason for name, reason in everything.broken.items() if name in ours}
-    )
+    broken = {name: reason for name, reason in everything.broken.items() if name in ours}
+    return FoundClips(tuple(clips), {**broken, **{one.file: one.reason or "" for one in summary.failed}})
 
 
 def _results(
@@ -167,8 +167,6 @@ def _results(
     notify: Notify,
 ) -> tuple[dict[str, Any], str]:
     """The figures as plain JSON types and as Markdown: those of the last run, if nothing has changed."""
-    # Without those of which no clip could be made.
-    baselines = {one: base for one, base in baselines.items() if {one, base} <= {*found.methods}}
     question = _digest(found, metrics, baselines, published, options)
     last = _last(out)
     if last is not None and last[0].get("of") == question:

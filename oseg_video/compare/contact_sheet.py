@@ -134,7 +134,12 @@ def _frame_width(clip: ClipFile, height: int) -> int:
 
 
 def _strip_width(clip: ClipFile, frames: int, height: int) -> int:
-    return min(frames, clip.frames) * (_frame_width(clip, height) + _LINE) - _LINE
+    return _width_of(min(frames, clip.frames), _frame_width(clip, height))
+
+
+def _width_of(count: int, width: int) -> int:
+    """Of so many frames side by side, with lines between them."""
+    return count * (width + _LINE) - _LINE
 
 
 def _strip(clip: ClipFile, frames: int, height: int) -> Image.Image:
@@ -146,7 +151,7 @@ def _strip(clip: ClipFile, frames: int, height: int) -> Image.Image:
         torch.linspace(0, len(frames_FCHW) - 1, count) if count > 1 else torch.tensor([len(frames_FCHW) // 2])
     )
     width = _frame_width(clip, height)
-    strip = Image.new("RGB", (count * width, height), _PAPER)
+    strip = Image.new("RGB", (_width_of(count, width), height), _PAPER)
     # Sharp pixels where a small clip is enlarged.
     method = Image.Resampling.NEAREST if height > clip.height else Image.Resampling.LANCZOS
     for index, place in enumerate(places.round().long().tolist()):

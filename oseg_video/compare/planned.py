@@ -9,6 +9,7 @@ from pathlib import Path
 from oseg_video.config import FIELDS, job_to_plain
 from oseg_video.evaluation.base import EvaluationError, MetricOptions, build_metrics
 from oseg_video.evaluation.clips import ClipFile
+from oseg_video.evaluation.evaluate import check_options
 from oseg_video.sweep.table import Variation
 
 _ANY_MODEL = ("temporal_flickering", "frame_difference", "block_motion")
@@ -44,13 +45,11 @@ def planned_clips(variations: Sequence[Variation]) -> dict[tuple[str, str], list
 
 def check_metrics(
     names: Sequence[str], planned: Mapping[tuple[str, str], Sequence[ClipFile]], options: MetricOptions
-) -> None:
-    """Refuse metrics that the clips will not be fit for. Raises EvaluationError."""
-    if not names:
-        raise EvaluationError("no metric was asked for")
-    for metric in build_metrics(names, options):
-        for clips in planned.values():
-            metric.check(clips)
+) -> list[str]:
+    """Warnings about the clips to come. Raises EvaluationError for metrics that they will not be fit for."""
+    check_options(names, options)
+    metrics = build_metrics(names, options)
+    return [line for metric in metrics for clips in planned.values() for line in metric.check(clips)]
 
 
 def default_metrics(

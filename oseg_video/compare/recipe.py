@@ -38,6 +38,8 @@ class ComparisonRecipe:
     baseline: str | None = None
     """Name of the method that the others of the same model are compared with, or None for the first."""
     published: Published | None = None
+    starts_from_real: bool = False
+    """Whether the pictures are first frames of real clips."""
 
 
 def read_comparison(
@@ -50,7 +52,9 @@ def read_comparison(
     """
     content = dict(load_yaml(path))
     prompts = content.get("prompts")
+    starts_from_real = False
     if isinstance(prompts, dict) and {*prompts} == {"first_frames"}:
+        starts_from_real = True
         names = read_prompts(path.parent / str(prompts["first_frames"]))[:limit]
         if real is None or not real.is_dir():
             raise ConfigError(
@@ -66,6 +70,7 @@ def read_comparison(
         metrics=_metrics(content, path),
         baseline=_baseline(content, sweep, path),
         published=_published(content["published"], labels, path) if "published" in content else None,
+        starts_from_real=starts_from_real,
     )
 
 

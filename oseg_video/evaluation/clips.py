@@ -124,13 +124,16 @@ def _labels(folders: Sequence[Path]) -> list[str]:
 
 
 def _clip_paths(folder: Path) -> Iterator[Path]:
-    """Clips in a folder in the order of their names; hidden files and folders are not looked at."""
+    """Clips in a folder in the order of their names; hidden files and folders are not looked at.
+
+    A folder of PNG pictures is a clip if it holds neither folders, videos nor manifests.
+    """
     if folder.is_file():
         yield folder
         return
     inside = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     if any(path.suffix.lower() == ".png" for path in inside) and not any(
-        path.suffix.lower() in {*VIDEO_SUFFIXES, ".json"} for path in inside
+        path.is_dir() or path.suffix.lower() in {*VIDEO_SUFFIXES, ".json"} for path in inside
     ):
         yield folder  # frames of one clip; pictures that are results of their own have manifests
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from .alone import alone_in
 from .base import EvaluationError, Figure, Metric, MetricOptions, MetricResult, Observations, build_metrics
 from .clips import ClipFile, FoundClips, find_clips
 from .observe import ClipMetric, observe_together
@@ -44,54 +46,101 @@ def evaluate(
     out and named in the result, and so is a figure that has no value without it.
     """
     options = replace(options or MetricOptions(), work=work)
-    if not metrics:
-        raise EvaluationError("no metric was asked for")
+    check_options(metrics, options)
     built = build_metrics(metrics, options)
     found = clips if isinstance(clips, FoundClips) else find_clips(clips, quiet=quiet)
-    baselines = _baselines(found, baseline)
-    warnings = _mixed_clips(found)
-    for metric in built:
-        for of_method in found.methods.values():
-            warnings += metric.check(of_method)
-    for line in warnings:
+    run = _Run(built, found, baseline)
+    for line in run.warnings:
         notify(line)
+    alone = alone_in(work, "evaluation") if work else contextlib.nullcontext()
     try:
-        run = _Run(built, found, baselines, work, quiet)
+        with alone:
+            run.look(work, quiet)
     except torch.OutOfMemoryError:
         raise EvaluationError(
             f"out of GPU memory with --batch {options.batch}; try a smaller one, or --device cpu"
         ) from None
-    return run.evaluation(found, warnings)
+    return run.evaluation()
+
+
+def check_options(metrics: Sequence[str], options: MetricOptions) -> None:
+    """Refuse to have no metric, and options that none of the metrics reads. Raises EvaluationError."""
+    if not metrics:
+        raise EvaluationError("no metric was asked for")
+    for name in options.weights:
+        if name not in metrics:
+            raise EvaluationError(f"--weights are for a metric that is asked for; {name!r} is none of them")
+    if (options.reference or options.save_reference) and not reads_real(metrics):
+        flag = "--reference" if options.reference else "--save-reference"
+        raise EvaluationError(f"{flag} is about real clips for fvd, which is not among the metrics")
+
+
+def reads_real(metrics: Sequence[str]) -> bool:
+    """Whether one of the metrics compares with real clips."""
+    return any(name.startswith("fvd:") for name in metrics)
 
 
 class _Run:
     """One pass over the clips, and all the figures that follow."""
 
     def __init__(
-        self,
-        metrics: list[Metric],
-        found: FoundClips,
-        baselines: Mapping[str, str],
-        work: Path | None,
-        quiet: bool,
+        self, metrics: list[Metric], found: FoundClips, baseline: str | Mapping[str, str] | None
     ) -> None:
-        self.baselines = baselines
-        self.samples = [
-            Sample(metric, seen, method)
-            for metric, seen in _observe(metrics, found.clips, work, quiet)
-            for method in found.methods
-        ]
+        """Raises EvaluationError for what cannot be done, unless clips are broken: then the rest is done."""
+        self.metrics = metrics
+        self.found = found
         self.results: dict[str, list[MetricResult]] = {method: [] for method in found.methods}
         self.differences: list[Difference] = []
         self.failed: dict[str, str] = {}
         self.versions = evaluation_versions()
+        self.baselines = self._baselines(baseline)
+        self.warnings = _mixed_clips(found)
+        self.unfit = self._check()
+
+    def _baselines(self, baseline: str | Mapping[str, str] | None) -> dict[str, str]:
+        baselines = {}
+        for method, base in _asked(self.found.methods, baseline).items():
+            try:
+                _check_pair(self.found.methods, method, base)
+            except EvaluationError as error:
+                if not self.found.broken:
+                    raise
+                self.failed[f"{method} minus {base}"] = str(error)
+            else:
+                baselines[method] = base
+        return baselines
+
+    def _check(self) -> set[tuple[Metric, str]]:
+        """Which metrics have no value for which methods, because clips are broken."""
+        unfit = set()
+        for metric in self.metrics:
+            for method, clips in self.found.methods.items():
+                try:
+                    self.warnings += metric.check(clips)
+                except EvaluationError as error:
+                    if not self.found.broken:
+                        raise
+                    unfit.add((metric, method))
+                    self.failed.update({f"{method}: {figure.name}": str(error) for figure in metric.figures})
+        return unfit
+
+    def look(self, work: Path | None, quiet: bool) -> None:
+        """At all clips, and work out the figures."""
+        self.samples = [
+            Sample(metric, seen, method)
+            for metric, seen in _observe(self.metrics, self.found.clips, work, quiet)
+            for method in self.found.methods
+            if (metric, method) not in self.unfit
+        ]
         steps = sum(len(sample.figures) for sample in self.samples)
         with tqdm(total=steps, desc="values and intervals", disable=quiet, file=sys.stderr) as self.bar:
             for sample in self.samples:
                 self._add(sample)
 
-    def evaluation(self, found: FoundClips, warnings: Sequence[str]) -> Evaluation:
-        skipped = dict(found.broken)
+    def evaluation(self) -> Evaluation:
+        """All of it."""
+        skipped = dict(self.found.broken)
+        warnings = list(self.warnings)
         read_by: dict[str, str] = {}
         for sample in self.samples:
             skipped |= sample.seen.skipped
@@ -99,14 +148,11 @@ class _Run:
         fallback = sorted(name for name, reader in read_by.items() if reader == "imageio-ffmpeg")
         if fallback:
             named = ", ".join(fallback[:3]) + (", ..." if len(fallback) > 3 else "")
-            warnings = [
-                *warnings,
-                f"{len(fallback)} clips that decord cannot read were read by ffmpeg: {named}",
-            ]
+            warnings.append(f"{len(fallback)} clips that decord cannot read were read by ffmpeg: {named}")
         return Evaluation(
-            methods={m: _facts(clips, read_by) for m, clips in found.methods.items()},
+            methods={m: _facts(clips, read_by) for m, clips in self.found.methods.items()},
             results={method: tuple(results) for method, results in self.results.items()},
-            better={figure.name: figure.better for sample in self.samples for figure in sample.figures},
+            better={figure.name: figure.better for metric in self.metrics for figure in metric.figures},
             differences=tuple(self.differences),
             baselines=self.baselines,
             skipped=skipped,
@@ -149,23 +195,24 @@ def _observe(
     ]
 
 
-def _baselines(found: FoundClips, baseline: str | Mapping[str, str] | None) -> dict[str, str]:
-    """Method -> the baseline that it can be compared with. Raises EvaluationError."""
-    methods = found.methods
-    if baseline is None:
-        return {}
-    if isinstance(baseline, str):
-        if {*methods} == {baseline}:
-            raise EvaluationError(f"there is no other method to compare {baseline} with")
-        baseline = {method: baseline for method in methods if method != baseline}
-    for method, base in baseline.items():
-        if base not in methods:
-            raise EvaluationError(f"no clips of the baseline {base!r}; there are: {', '.join(methods)}")
-        for one in (method, base):
-            _check_pairable(one, methods[one])
-        if not {clip.key for clip in methods[method]} & {clip.key for clip in methods[base]}:
-            raise EvaluationError(f"{method} and {base} have no prompt and seed (or file name) in common")
-    return dict(baseline)
+def _asked(methods: Mapping[str, Any], baseline: str | Mapping[str, str] | None) -> Mapping[str, str]:
+    """Method -> the baseline that it is to be compared with."""
+    if not isinstance(baseline, str):
+        return baseline or {}
+    if {*methods} == {baseline}:
+        raise EvaluationError(f"there is no other method to compare {baseline} with")
+    return {method: baseline for method in methods if method != baseline}
+
+
+def _check_pair(methods: Mapping[str, Sequence[ClipFile]], method: str, base: str) -> None:
+    """Whether the clips of two methods can be compared pair by pair. Raises EvaluationError."""
+    for one in (base, method):
+        if one not in methods:
+            what = "the baseline " if one == base else ""
+            raise EvaluationError(f"no clips of {what}{one!r}; there are: {', '.join(methods)}")
+        _check_pairable(one, methods[one])
+    if not {clip.key for clip in methods[method]} & {clip.key for clip in methods[base]}:
+        raise EvaluationError(f"{method} and {base} have no prompt and seed (or file name) in common")
 
 
 def _check_pairable(method: str, clips: Sequence[ClipFile]) -> None:

@@ -42,11 +42,13 @@ class FrechetVideoDistance(ClipMetric):
         self.batch = options.batch
         self._check_options()
         self.extractor = self.plan.extractor(self.name, options)
-        self.row_protocol: dict[str, Any] = {
+        self._seen: dict[str, Any] = {
             "frames": self.plan.frames or self.extractor.protocol["frames"],
             "stride": self.plan.stride,
             "extractor": dict(self.extractor.protocol),
         }
+        # Protocols with the same features keep rows of their own.
+        self.row_protocol = {"metric": self.name, **self._seen}
         self._reference: Reference | None = None
         self._real: RealClips | None = None
         given = options.reference
@@ -61,13 +63,13 @@ class FrechetVideoDistance(ClipMetric):
     @property
     def real_protocol(self) -> dict[str, Any]:
         """What statistics of real clips depend on besides the clips."""
-        return {**self.row_protocol, "clips": self.plan.clips or "any", "start": self.plan.real_start}
+        return {**self._seen, "clips": self.plan.clips or "any", "start": self.plan.real_start}
 
     @property
     def figures(self) -> Sequence[Figure]:  # type: ignore[override]
         about = dict(self._reference.about) if self._reference else {}
         protocol = {
-            **self.row_protocol,
+            **self._seen,
             "clips": self.plan.clips or "any",
             "start": {"clips": "first", "reference": self.plan.real_start},
             "ddof": self.plan.ddof,
@@ -154,6 +156,8 @@ class FrechetVideoDistance(ClipMetric):
             raise EvaluationError(f"no such reference: {given}")
         if save is not None and save.suffix != SUFFIX:
             raise EvaluationError(f"statistics are saved as {SUFFIX} files, not {save}")
+        if save is not None and not save.absolute().parent.is_dir():
+            raise EvaluationError(f"cannot write {save}: there is no folder {save.parent}")
         if save is not None and not self.options.overwrite and self.name in saved_names(save):
             raise EvaluationError(f"{save} has statistics of {self.name} already; --overwrite replaces them")
 

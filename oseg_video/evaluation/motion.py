@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .base import Figure, MetricOptions, register_metrics
+from .base import EvaluationError, Figure, MetricOptions, register_metrics
 from .clips import ClipFile
 from .flicker import require_frames
 from .observe import MeanMetric, OpenClip
@@ -22,6 +22,7 @@ BLOCK = 16
 """Side of a block in pixels of the scaled frame."""
 REACH = 7
 """Largest displacement along each axis that is searched, in pixels of the scaled frame."""
+_SMALLEST_SIDE = BLOCK + 2 * REACH
 LARGEST_SIDE = 128
 """Frames whose short side is longer are scaled down to it before the search."""
 
@@ -88,6 +89,13 @@ class MotionStatistics(MeanMetric):
 
     def check(self, clips: Sequence[ClipFile]) -> Sequence[str]:
         require_frames(", ".join(self.names), clips, 2)
+        if "block_motion" in self.names:
+            for clip in clips:
+                if min(clip.height, clip.width) < _SMALLEST_SIDE:
+                    raise EvaluationError(
+                        f"block_motion needs {_SMALLEST_SIDE} pixels along each side; {clip.name} has "
+                        f"{clip.height} x {clip.width}"
+                    )
         return ()
 
     def see(self, clip: OpenClip) -> Tensor:

@@ -11,9 +11,12 @@ score. Both are 0 where the dimension does not look at the clip.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from oseg_video.media import MediaError, stream_frames
 
 from .base import EvaluationError, Figure, MetricOptions, Observations, register_metrics
 from .clips import ClipFile
@@ -103,11 +106,13 @@ class _VBenchMetric:
             run_jobs(self.machine, list(first.values()), self.kept, quiet=quiet, title="VBench trial")
         return run_jobs(self.machine, jobs, self.kept, quiet=quiet)
 
-    def _observations(self, clips: Sequence[ClipFile], jobs: Sequence[Job], tallies: Tallies) -> Observations:
+    def _observations(
+        self, clips: Sequence[ClipFile], jobs: Sequence[Job], tallies: Tallies, damaged: Mapping[str, str]
+    ) -> Observations:
         import torch
 
         rows = {clip.name: [0.0] * (2 * len(self.dimensions)) for clip in clips}
-        skipped = {}
+        skipped = dict(damaged)
         for job in jobs:
             column = 2 * self.dimensions.index(job.dimension)
             for clip in job.clips.values():
@@ -134,8 +139,9 @@ class CustomVBench(_VBenchMetric):
         return check_files(clips, self.dimensions) + check_custom(clips, self.dimensions, actions)
 
     def observe(self, clips: Sequence[ClipFile], *, quiet: bool) -> Observations:
-        jobs = [custom_job(dimension, clips) for dimension in self.dimensions]
-        return self._observations(clips, jobs, self._run(jobs, quiet=quiet))
+        clips, damaged = _whole(clips, quiet=quiet)
+        jobs = [custom_job(dimension, clips) for dimension in self.dimensions if clips]
+        return self._observations(clips, jobs, self._run(jobs, quiet=quiet) if jobs else {}, damaged)
 
     def details(self, figure: str, rows: Tensor, index: Tensor) -> dict[str, Any]:
         return {}
@@ -159,6 +165,7 @@ class StandardVBench(_VBenchMetric):
         return check_surplus(found, strangers, flickering) + check_files(wanted, self.dimensions)
 
     def observe(self, clips: Sequence[ClipFile], *, quiet: bool) -> Observations:
+        clips, damaged = _whole(clips, quiet=quiet)
         methods = list(dict.fromkeys(clip.method for clip in clips))
         found = {m: match(self.suite, [c for c in clips if c.method == m])[0] for m in methods}
         for method in methods:
@@ -172,7 +179,7 @@ class StandardVBench(_VBenchMetric):
         ]
         tallies = self._run(jobs, quiet=quiet)
         seen = {clip.name for job in jobs for clip in job.clips.values()}
-        return self._observations([clip for clip in clips if clip.name in seen], jobs, tallies)
+        return self._observations([clip for clip in clips if clip.name in seen], jobs, tallies, damaged)
 
     def details(self, figure: str, rows: Tensor, index: Tensor) -> dict[str, Any]:
         """Normalised scores, and how many clips each is about: the static filter may leave too few."""
@@ -183,6 +190,27 @@ class StandardVBench(_VBenchMetric):
             "normalised": {d: normalise(d, score) for d, score in scores.items()},
             "clips": {d: counts[self.dimensions.index(d)] for d in dimensions},
         }
+
+
+def _whole(clips: Sequence[ClipFile], *, quiet: bool) -> tuple[list[ClipFile], dict[str, str]]:
+    """The clips that can be decoded to their end, and why the others cannot.
+
+    VBench would end at one of those, or make a score of the frames before the damage.
+    """
+    from tqdm import tqdm
+
+    whole, damaged = [], {}
+    for clip in tqdm(clips, desc="checking clips", unit="clip", disable=quiet, file=sys.stderr):
+        try:
+            frames = sum(1 for _ in stream_frames(clip.path))
+        except MediaError as error:
+            damaged[clip.name] = str(error)
+        else:
+            if frames == clip.frames:
+                whole.append(clip)
+            else:
+                damaged[clip.name] = f"{clip.path} has {frames} frames, and its index says {clip.frames}"
+    return whole, damaged
 
 
 def _expand(mode: str, names: Sequence[str]) -> list[str]:

@@ -6,19 +6,18 @@ virtual environment with versions of its own (`vbench_requirements.txt`); `vbenc
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
 import json
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .alone import LOCK, alone_in
 from .base import EvaluationError
 
 REQUIREMENTS = Path(__file__).with_name("vbench_requirements.txt")
@@ -32,7 +31,6 @@ _PYTHON = "3.11"
 _BUILD_TOOLS = ("setuptools==69.5.1", "wheel==0.48.0")
 _DISK_GB = 8
 _RECORD = "oseg-video.json"
-_LOCK = ".oseg-video.lock"
 
 
 class VBenchError(EvaluationError):
@@ -94,7 +92,8 @@ def set_up(
     wanted = {"complete": True, "requirements": _requirements_sha256()}
     base = _interpreter(python)
     _check_folder(folder)
-    with _alone_in(folder):
+    with alone_in(folder, "`oseg-video vbench setup`") as lock:
+        os.set_inheritable(lock.fileno(), True)  # a pip may outlive this process
         if _read_json(folder / _RECORD) != wanted or not environment.python.exists():
             _write_json(folder / _RECORD, {**wanted, "complete": False})
             _write_json(_note(), {"folder": str(folder)})
@@ -174,29 +173,12 @@ def _check_folder(folder: Path) -> None:
         raise VBenchError(f"cannot use {folder}: {error.strerror}") from None
     if _RECORD in inside:
         return
-    if strangers := [name for name in inside if name != _LOCK]:
+    if strangers := [name for name in inside if name != LOCK]:
         raise VBenchError(f"{folder} holds other things ({strangers[0]}); give --where an empty folder")
     nearest = next(path for path in (folder, *folder.parents) if path.exists())
     free = shutil.disk_usage(nearest).free / 1e9
     if free < _DISK_GB:
         raise VBenchError(f"{nearest} has {free:.1f} GB free; VBench's packages need {_DISK_GB}")
-
-
-@contextlib.contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    """Keep a second `set_up` out of the folder while this one, or a pip that outlives it, is at work."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / _LOCK, "w")
-    except OSError as error:
-        raise VBenchError(f"cannot write to {folder}: {error.strerror}") from None
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise VBenchError(f"another `oseg-video vbench setup` is at work in {folder}") from None
-        os.set_inheritable(lock.fileno(), True)
-        yield
 
 
 def _mend(environment: Environment, *, quiet: bool) -> None:

@@ -13,6 +13,7 @@ import torch
 from oseg_video.cli import main
 from oseg_video.evaluation import evaluate as module
 from oseg_video.evaluation import fvd, observe
+from oseg_video.evaluation.alone import alone_in
 from oseg_video.evaluation.base import EvaluationError, Figure, known_metrics
 from oseg_video.evaluation.evaluate import evaluate
 from oseg_video.evaluation.observe import MeanMetric
@@ -218,6 +219,37 @@ def test_broken_clips_are_named_and_never_part_of_a_mean(tmp_path, capsys):
         assert re.search(rf"^oseg-video: skipped {name}: cannot read [^\n]+$", output.err, re.MULTILINE)
 
 
+def test_a_method_that_broken_clips_make_unfit_costs_its_figure_only(tmp_path):
+    for method in ("cfg", "oseg"):
+        write_drawn(tmp_path, 10, guidance=method)
+    (tmp_path / "oseg-003" / "00000.png").write_bytes(b"")
+    evaluation = evaluate([tmp_path], ["is:embedded", "frame_difference"], baseline="cfg")
+    assert list(evaluation.skipped) == ["oseg-003"] and not evaluation.complete
+    assert evaluation.failed == {"oseg: is:embedded": "is:embedded has 10 splits; oseg has 9 clips"}
+    assert [r.name for r in evaluation.results["cfg"]] == ["is:embedded", "frame_difference"]
+    assert [r.name for r in evaluation.results["oseg"]] == ["frame_difference"]
+    assert difference_of(evaluation, "oseg").pairs == 9
+    assert "| oseg | 9 | - |" in as_markdown(evaluation)
+
+
+def test_methods_that_broken_clips_leave_without_pairs_are_not_compared(tmp_path):
+    write_levels(tmp_path, "cfg", {("p", 0): 7, ("q", 0): 8})
+    write_levels(tmp_path, "oseg", {("q", 0): 9, ("r", 0): 9})
+    (tmp_path / "cfg-q-0" / "00000.png").write_bytes(b"")
+    evaluation = evaluate([tmp_path], ["frame_difference"], baseline="cfg")
+    assert list(evaluation.failed) == ["oseg minus cfg"] and not evaluation.differences
+    assert result_of(evaluation, "cfg").value == 7
+
+
+def test_one_evaluation_at_a_time_in_a_folder(pairs, tmp_path):
+    with (
+        alone_in(tmp_path / "work", "evaluation"),
+        pytest.raises(OsegVideoError, match="another evaluation is at work in"),
+    ):
+        evaluate([pairs[0]], ["frame_difference"], work=tmp_path / "work")
+    assert evaluate([pairs[0]], ["frame_difference"], work=tmp_path / "work").complete
+
+
 class Fragile(MeanMetric):
     """Needs three clips; sees none of the method "bad"."""
 
@@ -334,8 +366,14 @@ def test_mistakes_are_one_line(tmp_path, capsys):
         (["--out", "a.xls"], "results are written as .json, .csv, .md, .tex, not a.xls"),
         (["--out", tmp_path / "missing" / "a.json"], "there is no folder"),
         (["--format", "xml"], "--format must be one of json, csv, markdown, latex, got 'xml'"),
-        (["--batch", "0"], "--batch must be a positive integer, got '0'"),
+        (["--batch", "0"], "--batch: must be a whole number of at least 1, got 0"),
         (["--weights", "is:c3d"], "--weights must be METRIC=PATH, got 'is:c3d'"),
+        (["--weights", "is:c3d=x"], "--weights are for a metric that is asked for; 'is:c3d' is none of them"),
+        (
+            ["--reference", tmp_path],
+            "--reference is about real clips for fvd, which is not among the metrics",
+        ),
+        (["--save-reference", "r.safetensors"], "--save-reference is about real clips for fvd"),
         (["--device", "warp"], "--device 'warp' cannot be used"),
         (["--baseline", "oseg"], "no clips of the baseline 'oseg'"),
     ):

@@ -18,8 +18,9 @@ import pytest
 import torch
 
 from oseg_video.cli import parse
+from oseg_video.evaluation import vbench
 from oseg_video.evaluation.base import MetricOptions, build_metrics, known_metrics
-from oseg_video.evaluation.clips import ClipFile
+from oseg_video.evaluation.clips import ClipFile, find_clips
 from oseg_video.evaluation.vbench_environment import find_environment
 from oseg_video.evaluation.vbench_jobs import custom_job
 from oseg_video.evaluation.vbench_process import ask, run_workers
@@ -27,6 +28,8 @@ from oseg_video.evaluation.vbench_scores import DIMENSIONS, normalise, total
 from oseg_video.media import write_clip
 from oseg_video.types import OsegVideoError
 from tests.fake_vbench import FLICKERING, SUITE, build_environment
+
+WHOLE = vbench._whole
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +45,8 @@ def environment(data_home, monkeypatch, tmp_path):
     monkeypatch.setenv("VBENCH_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setenv("FAKE_LOG", str(tmp_path / "calls.jsonl"))
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    # The stand-in's clips are files of text.
+    monkeypatch.setattr(vbench, "_whole", lambda clips, quiet: (list(clips), {}))
     for name in ("FAKE_VBENCH", "FAKE_GPUS", "CUDA_VISIBLE_DEVICES"):
         monkeypatch.delenv(name, raising=False)
 
@@ -141,6 +146,31 @@ def test_human_action_reads_its_label_from_the_name_that_it_is_given(tmp_path, c
     assert labels == {"riding a bike"} and len(names) == 2
     with pytest.raises(OsegVideoError, match="'A person is thinking'"):
         metric.check([make_clip(tmp_path / "clips", "c.mp4", prompt="A person is thinking")])
+
+
+def test_clips_that_are_damaged_past_their_index_are_named(tmp_path, capfd):
+    noise = torch.randint(0, 255, (12, 3, 64, 64), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    for name in "ab":
+        write_clip(tmp_path / f"{name}.mp4", noise, 8.0, format="mp4")
+    content = bytearray((tmp_path / "b.mp4").read_bytes())
+    content[len(content) // 2 :] = bytes(len(content) - len(content) // 2)
+    (tmp_path / "b.mp4").write_bytes(content)
+    clips = find_clips([tmp_path]).clips
+    assert [clip.frames for clip in clips] == [12, 12]  # the index is whole
+    whole, damaged = WHOLE(clips, quiet=True)
+    assert [clip.name for clip in whole] == ["a.mp4"] and list(damaged) == ["b.mp4"]
+    assert "cannot read" in damaged["b.mp4"]
+
+
+def test_what_is_damaged_is_not_given_to_vbench(tmp_path, calls, monkeypatch):
+    clips = make_clips(tmp_path, 3)
+    monkeypatch.setattr(vbench, "_whole", lambda clips, quiet: (list(clips[1:]), {clips[0].name: "torn"}))
+    metric = metric_of("vbench:imaging_quality")
+    seen = metric.observe(clips, quiet=True)
+    assert seen.clips == tuple(clips[1:]) and seen.skipped == {clips[0].name: "torn"}
+    assert sum(len(call["info"]) for call in calls()) == 2
+    monkeypatch.setattr(vbench, "_whole", lambda clips, quiet: ([], {clip.name: "torn" for clip in clips}))
+    assert len(metric.observe(clips, quiet=True).skipped) == 3
 
 
 def test_gpus_share_the_clips(tmp_path, calls, monkeypatch):
@@ -372,13 +402,13 @@ def test_without_an_environment(monkeypatch, tmp_path, data_home):
 # SIGKILL is the hardest way: nothing of ours can clean up.
 @pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGKILL])
 def test_interrupting_ends_vbench_too(tmp_path, data_home, kind):
-    clips = make_clips(tmp_path, 1)
+    write_clip(tmp_path / "a.mp4", torch.zeros(2, 3, 16, 16, dtype=torch.uint8), 8.0, format="mp4")
     code = f"""
 from pathlib import Path
 from oseg_video.evaluation.base import MetricOptions, build_metrics
 from oseg_video.evaluation.clips import ClipFile
 (metric,) = build_metrics(["vbench:imaging_quality"], MetricOptions())
-clip = ClipFile(path=Path({str(clips[0].path)!r}), name="a", frames=2, height=8, width=8, fps=8.0,
+clip = ClipFile(path=Path({str(tmp_path / "a.mp4")!r}), name="a", frames=2, height=16, width=16, fps=8.0,
                 method="m", prompt=None, seed=None, start="a")
 metric.observe([clip], quiet=True)
 """

@@ -122,6 +122,17 @@ def test_a_clip_that_fails_leaves_a_gap_and_exit_code_1(tmp_path, monkeypatch, c
     assert "8 of 8 clips, 1 of them made now" in capsys.readouterr().out
 
 
+def test_a_clip_that_fails_costs_only_the_figures_that_need_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(worker, "LoadedModel", Faulty)
+    plan = recipe("a", seeds=tuple(range(10)), height=64, width=64, frames=19)
+    done = compare(plan, tmp_path, ["frame_difference", "is:embedded"])
+    assert not done.complete and done.results["failed"] == {
+        "oseg: is:embedded": "is:embedded has 10 splits; oseg has 9 clips"
+    }
+    assert list(done.results["skipped"].values()) == ["out of paint"]
+    assert len(done.results["results"]["cfg"]) == 2 and len(page_data(tmp_path)["rows"]) == 10
+
+
 @pytest.mark.parametrize(
     ("changes", "arguments", "error", "message"),
     [

@@ -138,6 +138,18 @@ def test_clips_start_from_first_frames_of_real_clips(tmp_path, real):
     assert not list(tmp_path.rglob("pictures/**/.*"))
 
 
+def test_real_clips_that_only_start_clips_are_no_reference_of_a_metric(tmp_path, real, capsys):
+    path = write(
+        tmp_path, prompts={"first_frames": "list.txt"}, metrics=["frame_difference"], methods=["cfg"]
+    )
+    command = ["compare", str(path), "--out", str(tmp_path / "out"), "--quiet", "--reference", str(real)]
+    assert main(command) == 2  # the shipped model takes no picture, which is found out after the reference
+    assert "--reference" not in capsys.readouterr().err
+    path = write(tmp_path, metrics=["frame_difference"], methods=["cfg"])
+    assert main(command) == 2
+    assert "--reference is about real clips for fvd" in capsys.readouterr().err
+
+
 def test_real_clips_that_are_missing_or_broken_are_named(tmp_path, real):
     path = write(tmp_path, prompts={"first_frames": "list.txt"})
     with pytest.raises(ConfigError, match=r"must be their folder, with b/two\.mp4 in it; got None"):

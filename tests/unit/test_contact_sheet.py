@@ -7,6 +7,9 @@ import torch
 from PIL import Image
 
 from oseg_video.cli import main
+from oseg_video.compare.contact_sheet import _strip, _strip_width
+from oseg_video.evaluation.clips import find_clips
+from oseg_video.media import read_clip
 from tests.drawn import write_frames, write_manifest
 
 COLOURS = {"cfg": (200, 0, 0), "oseg": (0, 160, 0)}
@@ -52,6 +55,16 @@ def test_rows_are_prompts_columns_methods_and_frames_are_spread(clips, tmp_path)
     assert runs(turned, top - 100) == [halves["oseg"][1], halves["cfg"][1]]
     one = Image.open(sheet(clips, tmp_path / "u.png", "--rows", "1"))
     assert picture.height - one.height == 100 + 4 and one.width == picture.width
+
+
+def test_the_last_frame_of_a_strip_is_whole(clips):
+    clip = find_clips([clips]).clips[0]
+    assert (clip.height, clip.width, clip.frames) == (20, 40, 5)
+    strip = _strip(clip, 5, 60)
+    assert strip.width == _strip_width(clip, 5, 60)
+    last = tuple(read_clip(clip.path).frames[-1, :, 0, 0].tolist())
+    columns = [x for x in range(strip.width) if strip.getpixel((x, 30)) == last]
+    assert columns == list(range(strip.width - 120, strip.width))
 
 
 def test_labels_are_written(clips, tmp_path):

@@ -1,5 +1,7 @@
 """Clips in folders: which there are, whose they are, and rows about them that outlive an interruption."""
 
+import contextlib
+import random
 import shutil
 import sys
 
@@ -12,7 +14,7 @@ from oseg_video.evaluation.base import Figure
 from oseg_video.evaluation.clips import find_clips
 from oseg_video.evaluation.observe import MeanMetric, observe_together
 from oseg_video.evaluation.rows import RowStore
-from oseg_video.media import write_clip
+from oseg_video.media import MediaError, read_clip, write_clip
 from oseg_video.types import OsegVideoError
 from tests.drawn import write_drawn, write_manifest
 
@@ -112,6 +114,31 @@ def test_what_cannot_be_read_is_named(tmp_path):
     found = find_clips([tmp_path])
     assert [clip.name for clip in found.clips] == ["good.gif"]
     assert set(found.broken) == {"empty.mp4", "junk.gif"} and "empty" in found.broken["empty.mp4"]
+
+
+def test_a_stray_picture_hides_no_clip(tmp_path):
+    write(tmp_path / "clips" / "a")
+    (tmp_path / "sheet.png").write_bytes((tmp_path / "clips" / "a" / "00000.png").read_bytes())
+    assert [clip.name for clip in find_clips([tmp_path]).clips] == ["clips/a"]
+
+
+@pytest.mark.parametrize("format", ["gif", "png"])
+def test_however_pictures_are_damaged_they_are_named(tmp_path, format):
+    write(tmp_path / f"bad.{format}" if format == "gif" else tmp_path / "bad", format=format, frames=6)
+    write(tmp_path / "good")
+    (path,) = [tmp_path / "bad.gif"] if format == "gif" else sorted((tmp_path / "bad").iterdir())[:1]
+    whole = path.read_bytes()
+    chance = random.Random(0)
+    for _ in range(150):
+        damaged = bytearray(whole)
+        for _ in range(chance.randint(1, 8)):
+            damaged[chance.randrange(6, len(damaged))] = chance.randrange(256)
+        path.write_bytes(damaged[: chance.choice([len(damaged), chance.randrange(20, len(damaged))])])
+        found = find_clips([tmp_path])
+        assert "good" in {clip.name for clip in found.clips}
+        for clip in found.clips:
+            with contextlib.suppress(MediaError):
+                read_clip(clip.path)
 
 
 def test_nothing_to_look_at_is_refused(tmp_path):

@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional
 
 from oseg_video import media
-from oseg_video.evaluation.base import MetricOptions, build_metrics
+from oseg_video.evaluation.base import EvaluationError, MetricOptions, build_metrics
 from oseg_video.evaluation.clips import find_clips
 from oseg_video.evaluation.motion import block_motion, frame_difference
 from oseg_video.media import write_clip
@@ -109,6 +109,15 @@ def test_block_motion_of_a_still_or_plain_clip_is_zero():
 def test_block_motion_is_in_pixels_of_the_clip_also_where_it_is_scaled_down():
     clip = moved(textured(640), (20, 20), (28, 20), (36, 20), crop=512)
     assert block_motion(clip) == pytest.approx(8, abs=0.5)  # 2 pixels at a quarter of the size
+
+
+def test_block_motion_needs_room_for_a_block_that_moves(tmp_path):
+    write_clip(tmp_path / "a.gif", colourful(height=30, width=30), 8, format="gif")
+    assert value_of("block_motion", tmp_path) >= 0
+    write_clip(tmp_path / "a.gif", colourful(height=28, width=64), 8, format="gif")
+    (metric,) = build_metrics(["block_motion"], MetricOptions())
+    with pytest.raises(EvaluationError, match=r"needs 30 pixels along each side; a.gif has 28 x 64"):
+        metric.check(find_clips([tmp_path]).clips)
 
 
 def test_every_statistic_is_what_its_name_says(tmp_path):

@@ -19,6 +19,7 @@ from oseg_video.embedded.dataset import VOCABULARIES, sample_clips
 from oseg_video.evaluation import embedded, features, fvd_protocols, real_clips
 from oseg_video.evaluation.base import MetricOptions, build_metrics
 from oseg_video.evaluation.clips import find_clips
+from oseg_video.evaluation.evaluate import evaluate
 from oseg_video.evaluation.features import EmbeddedClassifier, VideoMAE
 from oseg_video.evaluation.fvd import SHIPPED
 from oseg_video.evaluation.inception import inception_score
@@ -284,6 +285,32 @@ def test_half_of_the_clips_show_how_much_their_number_matters(sets, i3d):
     half = eager(i3d[1], list(fake.values())[::2])
     expected = closed_form(half, eager(i3d[1], real.values()), ddof=1)
     assert details["half"] == {"clips": 5, "value": pytest.approx(expected, rel=1e-4)}
+
+
+def test_two_protocols_at_once_give_what_each_gives_alone(sets, i3d, monkeypatch, tmp_path):
+    folder, fake, _, _ = sets
+    small_protocol(monkeypatch, clips=len(fake))
+    names = ["fvd:fvd2048_16f", "fvd:i3d_16f"]
+
+    def values(names, work):
+        weights = dict.fromkeys(names, str(i3d[0]))
+        options = MetricOptions(reference=folder / "real", weights=weights, trust_weights=True, batch=2)
+        evaluation = evaluate([folder / "fake"], names, options=options, work=work)
+        return [result.value for result in evaluation.results["fake"]]
+
+    alone = [value for name in names for value in values([name], None)]
+    assert values(names, None) == pytest.approx(alone) == values(names, tmp_path / "work")
+    assert alone[0] != pytest.approx(alone[1])
+
+
+def test_statistics_cannot_be_saved_where_there_is_no_folder(sets, i3d, tmp_path):
+    *_, options = sets
+    save = {
+        **options_for("fvd:i3d_16f", i3d, options),
+        "save_reference": tmp_path / "missing" / "r.safetensors",
+    }
+    with pytest.raises(OsegVideoError, match=r"cannot write .*r.safetensors: there is no folder"):
+        build_metrics(["fvd:i3d_16f"], MetricOptions(**save))
 
 
 def test_a_reference_is_asked_for(i3d):

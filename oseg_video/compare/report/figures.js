@@ -32,7 +32,7 @@ class Figures {
     this.methods = methods.filter((method) => method in evaluation.results);
     this.names = Object.keys(evaluation.better);
     place.append(element("h2", {}, "Figures"), this.table(),
-      element("div", { class: "plots" }, ...this.names.map((name) => this.plot(name))), this.notes());
+      element("div", { class: "plots" }, ...this.names.map((name) => this.plot(name)).filter((plot) => plot)), this.notes());
   }
 
   result(method, name) {
@@ -72,6 +72,7 @@ class Figures {
   plot(name) {
     const results = this.methods.map((method) => [method, this.result(method, name)])
       .filter(([, result]) => result && result.value !== null);
+    if (!results.length) return null;
     const ends = results.flatMap(([, result]) => result.interval ?? [result.value]);
     let [low, high] = [Math.min(...ends), Math.max(...ends)];
     const margin = (high - low) * 0.05 || Math.abs(high) * 0.05 || 1;
