@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import _set_pg_timeout
 
 from oseg_video.parallel.degrees import Degrees
 from oseg_video.parallel.group import Group, ParallelError
@@ -25,10 +27,12 @@ class Mesh:
     """All ranks that make one clip together: branch x ring x ulysses. Its rank 0 writes the clip."""
 
     @classmethod
-    def of(cls, degrees: Degrees, device: str = "cpu") -> Mesh:
+    def of(cls, degrees: Degrees, device: str = "cpu", timeout: float | None = None) -> Mesh:
         """The mesh over the running process group, or over no process group for one rank.
 
-        device: "cpu" or "cuda". Raises ParallelError unless the degrees multiply to the number of ranks.
+        device: "cpu" or "cuda". timeout: of collectives along the axes, in seconds; the process group's own
+        does not reach them, and without one it is torch's 10 minutes (NCCL) or 30 (gloo).
+        Raises ParallelError unless the degrees multiply to the number of ranks.
         """
         world = dist.get_world_size() if dist.is_initialized() else 1
         if degrees.ranks != world:
@@ -45,6 +49,8 @@ class Mesh:
         def group(axis: str, *axes: str) -> Group:
             part = mesh[axes or (axis,)]
             part = part._flatten() if len(axes) > 1 else part
+            if timeout is not None:
+                _set_pg_timeout(timedelta(seconds=timeout), part.get_group())
             return Group(axis, part.get_local_rank(), part.size(), part.get_group(), traffic)
 
         sequence = SequenceGroup(group("ulysses"), group("ring"), group("sequence", "ring", "ulysses"))

@@ -23,19 +23,23 @@ class Watch:
         store: dist.Store,
         rank: int,
         size: int,
-        on_loss: Callable[[str], None],
+        on_loss: Callable[[str, bool], None],
         *,
         period: float = 2.0,
         patience: float = 45.0,
+        start_patience: float = 600.0,
     ) -> None:
-        """on_loss: called with one line when another rank has failed or fallen silent; then the process ends
-        with exit code 1. period, patience: seconds between beats, and of silence that are suffered."""
+        """on_loss: called when another rank has failed or fallen silent, with one line and whether this rank
+        is the first to know it; then the process ends with exit code 1.
+        period, patience: seconds between beats, and of silence that are suffered.
+        start_patience: the same before a rank's first beat: it may still be starting."""
         self._store = store
         self._rank = rank
         self._others = [other for other in range(size) if other != rank]
         self._on_loss = on_loss
         self._period = period
         self._patience = patience
+        self._start_patience = start_patience
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watch of the ranks", daemon=True)
 
@@ -53,32 +57,39 @@ class Watch:
         """Tell the others that this rank has failed. Whether it is the first."""
         self._stopped.set()
         self._thread.join()
-        message = f"rank {self._rank}: {reason}"
-        return self._store.compare_set(_FAILED, "", message) == message.encode()
+        return self._first_to_say(f"rank {self._rank}: {reason}")
 
     def _run(self) -> None:
         beats = 0
         heard = {other: (b"", time.monotonic()) for other in self._others}
         while not self._stopped.wait(self._period if beats else 0):
             beats += 1
+            first = False
             try:
                 self._store.set(self._key(self._rank), str(beats))
-                loss = self._loss(heard)
+                if self._store.check([_FAILED]):
+                    loss: str | None = self._store.get(_FAILED).decode()
+                else:
+                    loss = self._silence(heard)
+                    first = loss is not None and self._first_to_say(loss)
             except RuntimeError:  # torch.distributed.DistError among them: the store was at the first rank
-                loss = "the connection to the first rank is lost"
+                loss, first = "the connection to the first rank is lost", True
             if loss and not self._stopped.is_set():
-                self._on_loss(loss)
+                self._on_loss(loss, first)
                 os._exit(1)
 
-    def _loss(self, heard: dict[int, tuple[bytes, float]]) -> str | None:
-        if self._store.check([_FAILED]):
-            return self._store.get(_FAILED).decode()
+    def _first_to_say(self, message: str) -> bool:
+        return self._store.compare_set(_FAILED, "", message) == message.encode()
+
+    def _silence(self, heard: dict[int, tuple[bytes, float]]) -> str | None:
         for other, (before, when) in heard.items():
             now = self._store.get(self._key(other)) if self._store.check([self._key(other)]) else b""
             if now != before or now == b"done":
                 heard[other] = (now, time.monotonic())
-            elif time.monotonic() - when > self._patience:
-                return f"rank {other} has not been heard of for {self._patience:.0f} s; it is gone or stuck"
+                continue
+            patience = self._patience if now else self._start_patience
+            if time.monotonic() - when > patience:
+                return f"rank {other} has not been heard of for {patience:.0f} s; it is gone or stuck"
         return None
 
     @staticmethod

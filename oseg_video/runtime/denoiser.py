@@ -147,11 +147,13 @@ class _OpenStep:
         pipeline that calls once per condition holds the first result while it asks for the second, so the
         guided prediction is written into that result once it is known. `blank`: a tensor like a prediction.
         """
+        # Exchanged predictions are in float32, but the scheduler may go on in the network's own type.
+        dtype = blank().dtype if self._group.size > 1 else next(iter(predictions.values()), blank()).dtype
         self._predictions |= predictions
         seen = {condition for call in self._calls[: self._answered + 1] for condition in call}
         if not self._results and {branch.condition for branch in self.plan.branches.values()} <= seen:
             everyones = exchange_predictions(self._group, self._ranks, self._predictions, blank)
-            self._results = self._combined(everyones)
+            self._results = self._combined(everyones, dtype)
             self._hand_on()
         if self._results:
             return torch.cat([self._results[condition] for condition in self.conditions])
@@ -159,25 +161,26 @@ class _OpenStep:
         plain = [
             value for name, value in predictions.items() if self.plan.branches[name].perturbation is None
         ]
-        waiting = self._in_answer_dtype(plain[0] if plain else blank()).clone()
+        waiting = self._in_answer_dtype(plain[0] if plain else blank(), dtype).clone()
         self._waiting.append((condition, weakref.ref(waiting)))
         return waiting
 
-    def _combined(self, predictions: dict[str, Tensor]) -> dict[Condition, Tensor]:
-        """What the pipeline gets for each condition: the guided prediction, or without a rule its own."""
+    def _combined(self, predictions: dict[str, Tensor], dtype: torch.dtype) -> dict[Condition, Tensor]:
+        """What the pipeline gets for each condition: the guided prediction, or without a rule its own.
+
+        dtype: that of the network's predictions.
+        """
         require_effect(self.plan.branches, predictions)
         if self.plan.rule is None:
             return {
-                branch.condition: self._in_answer_dtype(predictions[name])
+                branch.condition: self._in_answer_dtype(predictions[name], dtype)
                 for name, branch in self.plan.branches.items()
             }
-        guided_prediction = self.plan.rule(**predictions)
-        if self._keep_dtype:
-            guided_prediction = guided_prediction.to(next(iter(predictions.values())).dtype)
+        guided_prediction = self._in_answer_dtype(self.plan.rule(**predictions), dtype)
         return {condition: guided_prediction for call in self._calls for condition in call}
 
-    def _in_answer_dtype(self, prediction: Tensor) -> Tensor:
-        return prediction if self._keep_dtype else upcast(prediction)
+    def _in_answer_dtype(self, prediction: Tensor, dtype: torch.dtype) -> Tensor:
+        return prediction.to(dtype) if self._keep_dtype else upcast(prediction)
 
     def _hand_on(self) -> None:
         for condition, reference in self._waiting:
@@ -246,7 +249,7 @@ class _Session:
                 )
             predictions, records = runner.run(call, arguments, branches, conditions) if branches else ({}, [])
             shape = self._adapter.prediction_shape(denoiser, sample[: len(sample) // len(conditions)])
-            blank = partial(torch.zeros, shape, dtype=denoiser.dtype, device=sample.device)
+            blank = partial(torch.zeros, shape, dtype=sample.dtype, device=sample.device)
             answer = current.answer(predictions, blank)
             current.answered(records)
             output = self._adapter.wrap_output(answer) if return_dict else (answer,)
@@ -295,7 +298,8 @@ class _Session:
         mark = torch.stack([sample.double().sum(), sample.double().square().sum()])
         marks = clip.gather(mark, [mark.shape] * clip.size)
         for rank, other in enumerate(marks):
-            if not torch.equal(other, marks[0]):
+            # By their bits: a sum that is no number is like itself.
+            if not torch.equal(other.view(torch.int64), marks[0].view(torch.int64)):
                 raise GuidanceError(
                     f"rank {rank} holds other latents than rank 0 at step {index}; give the pipeline the "
                     f"same arguments on every rank, and a generator if its scheduler draws noise"

@@ -13,8 +13,11 @@ from torch.utils._pytree import tree_map_only
 from oseg_video.parallel.group import Group
 from oseg_video.runtime.replaced import replaced
 
-_ENCODERS = ("encode_prompt", "encode_image", "_encode_image")
-"""Methods of pipelines that turn prompts and pictures into embeddings; their encoders serve nothing else."""
+_ENCODERS = (
+    *("encode_prompt", "encode_image", "_encode_image"),
+    *("_encode_vae_image", "prepare_cond_latents_and_mask"),
+)
+"""Methods of pipelines that turn prompts and pictures into embeddings and latents, and draw no noise."""
 _LATENTS = ("prepare_latents",)
 
 

@@ -46,7 +46,7 @@ def generate(
         picture = load_picture(Path(job.image), job.height, job.width) if job.image else None
         if picture:
             progress.note(f"{job.image}: {picture.fitted}")
-        mesh, why = make_mesh(ranks, parallel, job, source, len(plans))
+        mesh, why = make_mesh(ranks, parallel, job, source, len(plans), timeout)
         if why:
             progress.note(f"{ranks.size} ranks, {mesh.degrees}: {why}")
         model = LoadedModel(

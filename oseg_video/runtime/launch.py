@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
 import sys
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from oseg_video.runtime.ranks import ONE_MACHINE, Ranks
 from oseg_video.types import OsegVideoError, SaidElsewhereError
@@ -32,9 +33,6 @@ def launch(arguments: Sequence[str], count: int, device: str) -> None:
     if device != "cpu":
         _check_gpus(count, torch.cuda.device_count(), device)
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
-    os.environ[ONE_MACHINE] = "1"
-    # Ranks on one processor share its cores.
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -46,7 +44,8 @@ def launch(arguments: Sequence[str], count: int, device: str) -> None:
         monitor_interval=0.2,
     )
     try:
-        elastic_launch(config, sys.executable)("-m", "oseg_video", *arguments)
+        with _environment_of_ranks(count):
+            elastic_launch(config, sys.executable)("-m", "oseg_video", *arguments)
     except ChildFailedError as error:
         killed = {rank: -one.exitcode for rank, one in error.failures.items() if one.exitcode < 0}
         killed = {rank: number for rank, number in killed.items() if number != signal.SIGTERM}
@@ -56,6 +55,20 @@ def launch(arguments: Sequence[str], count: int, device: str) -> None:
         raise SaidElsewhereError("a rank has failed") from None
     except SignalException:
         raise KeyboardInterrupt from None
+
+
+@contextlib.contextmanager
+def _environment_of_ranks(count: int) -> Iterator[None]:
+    """What ranks find in their environment; this process itself is none and speaks for all."""
+    before = dict(os.environ)
+    os.environ[ONE_MACHINE] = "1"
+    # Ranks on one processor share its cores.
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def is_rank() -> bool:

@@ -19,6 +19,7 @@ from oseg_video.config import GenerateJob, build_guidance
 from oseg_video.guidance.plan import Branch
 from oseg_video.parallel.auto import Work, check_degrees, choose_degrees
 from oseg_video.parallel.degrees import Degrees
+from oseg_video.parallel.group import ParallelError
 from oseg_video.parallel.mesh import ONE_RANK, Mesh, device_type
 from oseg_video.parallel.watch import Watch
 from oseg_video.runtime.assignment import assign_branches
@@ -68,15 +69,16 @@ class Ranks:
         if self.size == 1:
             yield
             return
-        cuda = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
-        if cuda:
-            torch.cuda.set_device(self.local_rank)
+        cuda = device.startswith("cuda") or (device == AUTO and torch.cuda.is_available())
         seconds = datetime.timedelta(seconds=timeout)
         store, _, _ = next(dist.rendezvous("env://", timeout=seconds))
         store.set_timeout(seconds)
-        watch = Watch(dist.PrefixStore("watch", store.clone()), self.rank, self.size, self._say_loss)
+        beside = dist.PrefixStore("watch", store.clone())
+        watch = Watch(beside, self.rank, self.size, self._say_loss, start_patience=timeout)
         watch.start()
         try:
+            if cuda:
+                self._take_gpu(device)
             backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
             dist.init_process_group(
                 backend, store=store, rank=self.rank, world_size=self.size, timeout=seconds
@@ -89,19 +91,36 @@ class Ranks:
         watch.stop()
         dist.destroy_process_group()
 
-    def _say_loss(self, reason: str) -> None:
-        # On the machine of the rank that failed, that rank has said so itself.
-        if self.local_rank == 0 and ONE_MACHINE not in os.environ:
+    def _take_gpu(self, device: str) -> None:
+        present = torch.cuda.device_count()
+        if device not in (AUTO, "cuda"):
+            raise SettingError(f"device {device}: each rank has a GPU of its own; use auto or cuda")
+        if self.local_rank >= present:
+            raise ParallelError(
+                f"there is no GPU for rank {self.local_rank} of this machine, which has {present}; start one "
+                "rank for each"
+            )
+        torch.cuda.set_device(self.local_rank)
+
+    def _say_loss(self, reason: str, first: bool) -> None:
+        # A rank that failed has said so itself, for its machine.
+        if first or (self.local_rank == 0 and ONE_MACHINE not in os.environ):
             print(f"oseg-video: error: {reason}", file=sys.stderr)
 
 
 def make_mesh(
-    ranks: Ranks, parallel: str, job: GenerateJob, source: ModelSource, clips: int
+    ranks: Ranks,
+    parallel: str,
+    job: GenerateJob,
+    source: ModelSource,
+    clips: int,
+    timeout: float = COLLECTIVE_TIMEOUT,
 ) -> tuple[Mesh, str]:
     """The mesh of the process group, and why it has these degrees.
 
-    parallel: "auto" or degrees such as "ulysses=2,branch=2". clips: how many the job makes. Reads the model's
-    configuration only. Raises SettingError or ParallelError for degrees that the job cannot use.
+    parallel: "auto" or degrees such as "ulysses=2,branch=2". clips: how many the job makes. timeout: of
+    collectives, in seconds. Reads the model's configuration only. Raises SettingError or ParallelError for
+    degrees that the job cannot use.
     """
     if ranks.size == 1 and parallel == AUTO:
         return ONE_RANK, ""
@@ -114,7 +133,8 @@ def make_mesh(
         check_degrees(degrees, work)
     if job.compile and degrees.ring * degrees.ulysses > 1:
         raise SettingError("compile: compiled blocks cannot share their tokens; leave out --compile")
-    return Mesh.of(degrees, device_type(torch.device(ranks.device(job.device).replace(AUTO, "cpu")))), why
+    kind = device_type(torch.device(ranks.device(job.device).replace(AUTO, "cpu")))
+    return Mesh.of(degrees, kind, timeout), why
 
 
 def _work(

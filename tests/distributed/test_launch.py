@@ -14,8 +14,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from oseg_video.cli import main
+from oseg_video.cli import _speaks_for_all, main
 from oseg_video.media import read_clip
+from oseg_video.runtime.launch import _environment_of_ranks, is_rank
+from oseg_video.runtime.ranks import Ranks
+from oseg_video.types import OsegVideoError
 
 PROMPT = "a red circle moving left on a white background"
 COMMAND = (sys.executable, "-m", "oseg_video", "generate", "--prompt", PROMPT, "--device", "cpu")
@@ -135,3 +138,26 @@ def test_a_rank_that_dies_ends_all(tmp_path: Path) -> None:
     assert "Traceback" not in rest
     assert list(tmp_path.iterdir()) == []
     assert not any(Path(f"/proc/{rank}").exists() for rank in ranks)
+
+
+def test_the_process_that_starts_ranks_is_none_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    before = dict(os.environ)
+    with _environment_of_ranks(2):
+        assert is_rank() and not _speaks_for_all() and os.environ["OMP_NUM_THREADS"] != "0"
+    assert not is_rank() and _speaks_for_all() and dict(os.environ) == before
+
+
+@pytest.mark.parametrize(
+    ("device", "message"),
+    [
+        ("cuda:0", "device cuda:0: each rank has a GPU of its own"),
+        ("cuda", "no GPU for rank 2 of this machine"),
+    ],
+)
+def test_a_rank_without_a_gpu_of_its_own_is_refused(
+    monkeypatch: pytest.MonkeyPatch, device: str, message: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(OsegVideoError, match=message):
+        Ranks(rank=2, size=4, local_rank=2)._take_gpu(device)

@@ -190,17 +190,38 @@ def test_calls_of_a_step_are_shared(two_ranks: Ranks) -> None:
     }
 
 
-def _without_a_generator(degrees: Degrees) -> Any:
+def _without_a_generator(case_name: str, degrees: Degrees) -> Any:
     torch.manual_seed(torch.distributed.get_rank())
-    case = BY_NAME["mochi"]
+    case = BY_NAME[case_name]
     pipe = case.build()
     with guided(pipe, method("oseg", case), mesh=mesh(degrees)):
         return case.run(pipe, generator=None)
 
 
-def test_ranks_start_from_one_noise_whatever_their_random_state(two_ranks: Ranks) -> None:
-    one, other = two_ranks.run(_without_a_generator, Degrees(ulysses=2))
+# SVD adds noise to the picture before it encodes it.
+@pytest.mark.parametrize(("case", "axis"), [("mochi", "ulysses"), ("svd", "branch")])
+def test_ranks_start_from_one_noise_whatever_their_random_state(
+    two_ranks: Ranks, case: str, axis: str
+) -> None:
+    one, other = two_ranks.run(_without_a_generator, case, AXES[axis])
     assert torch.equal(one, other)
+
+
+def _in_bfloat16(case_name: str, method_name: str, degrees: Degrees | None) -> Any:
+    case = BY_NAME[case_name]
+    pipe = case.build().to(torch.bfloat16)
+    with guided(pipe, method(method_name, case), mesh=mesh(degrees) if degrees else ONE_RANK):
+        return case.run(pipe)
+
+
+@pytest.mark.parametrize("method_name", ["cfg", "oseg"])
+@pytest.mark.parametrize("case", ["mochi", "hunyuan15", "svd", "sdxl"])
+def test_latents_keep_their_number_type(two_ranks: Ranks, case: str, method_name: str) -> None:
+    """Some schedulers go on in the type of the prediction, and the network takes its own type only."""
+    alone = _in_bfloat16(case, method_name, None)
+    for latents in two_ranks.run(_in_bfloat16, case, method_name, Degrees(branch=2)):
+        assert latents.dtype == alone.dtype
+        assert (latents - alone).float().norm() < 0.1 * alone.float().norm()
 
 
 def _with_other_latents(degrees: Degrees) -> str:

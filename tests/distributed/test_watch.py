@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import time
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,9 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 
-from oseg_video.parallel.group import Group, ParallelError
+from oseg_video.parallel.degrees import Degrees
+from oseg_video.parallel.group import ParallelError
+from oseg_video.parallel.mesh import Mesh
 from oseg_video.parallel.watch import Watch
 
 from .ranks import Ranks
@@ -23,13 +24,17 @@ from .ranks import Ranks
 def _watched(rank: int, folder: str, behaviour: str) -> None:
     store = dist.FileStore(f"{folder}/store", 2)
 
-    def on_loss(reason: str) -> None:
-        Path(folder, f"loss-{rank}").write_text(reason)
+    def on_loss(reason: str, first: bool) -> None:
+        Path(folder, f"loss-{rank}").write_text(f"{reason}{' (first)' if first else ''}")
 
-    watch = Watch(store, rank, 2, on_loss, period=0.1, patience=1.5)
+    watch = Watch(store, rank, 2, on_loss, period=0.1, patience=1.5, start_patience=5)
+    if behaviour == "starts late":
+        time.sleep(3)
+    if behaviour == "never starts":
+        time.sleep(60)
     watch.start()
     time.sleep(0.5)
-    if behaviour == "ends":
+    if behaviour in ("ends", "starts late"):
         watch.stop()
         time.sleep(2.5)
     elif behaviour == "fails":
@@ -37,6 +42,9 @@ def _watched(rank: int, folder: str, behaviour: str) -> None:
         assert not watch.fail("again")
     elif behaviour == "freezes":
         os.kill(os.getpid(), signal.SIGSTOP)
+    elif behaviour == "waits a little":
+        time.sleep(5)
+        watch.stop()
     else:
         time.sleep(60)
 
@@ -44,7 +52,7 @@ def _watched(rank: int, folder: str, behaviour: str) -> None:
 def watch_two(folder: Path, behaviour: str) -> tuple[int | None, str | None]:
     """Exit code and complaint of a rank beside one that behaves so."""
     context = multiprocessing.get_context("spawn")
-    other = "ends" if behaviour == "ends" else "waits"
+    other = "ends" if behaviour == "ends" else "waits a little" if behaviour == "starts late" else "waits"
     processes = [
         context.Process(target=_watched, args=(rank, str(folder), how), daemon=True)
         for rank, how in enumerate([other, behaviour])
@@ -61,7 +69,9 @@ def watch_two(folder: Path, behaviour: str) -> tuple[int | None, str | None]:
     ("behaviour", "expected"),
     [
         ("fails", (1, "rank 1: no memory")),
-        ("freezes", (1, "rank 1 has not been heard of for 2 s; it is gone or stuck")),
+        ("freezes", (1, "rank 1 has not been heard of for 2 s; it is gone or stuck (first)")),
+        ("starts late", (0, None)),
+        ("never starts", (1, "rank 1 has not been heard of for 5 s; it is gone or stuck (first)")),
         ("ends", (0, None)),
     ],
 )
@@ -71,12 +81,12 @@ def test_a_rank_hears_of_the_other(tmp_path: Path, behaviour: str, expected: Any
 
 def _absent(_: None) -> str:
     rank = dist.get_rank()
-    process_group = dist.new_group(timeout=timedelta(seconds=2))
+    mesh = Mesh.of(Degrees(ulysses=2), timeout=2)
     if rank == 1:
         time.sleep(4)
         return ""
     with pytest.raises(ParallelError) as error:
-        Group("ulysses", rank, 2, process_group).gather(torch.ones(3), [(3,), (3,)])
+        mesh.sequence.ulysses.gather(torch.ones(3), [(3,), (3,)])
     return str(error.value)
 
 
