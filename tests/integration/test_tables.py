@@ -72,14 +72,20 @@ def repositories(tmp_path, monkeypatch):
     monkeypatch.setattr(hub, "fetch_file", fetch_file)
 
 
+@pytest.fixture(scope="module")
+def data_home(tmp_path_factory):
+    home = tmp_path_factory.mktemp("data")
+    build_environment(home)
+    return home
+
+
 @pytest.fixture
-def vbench(tmp_path, monkeypatch):
+def vbench(data_home, tmp_path, monkeypatch):
     """VBench's interpreter, with a stand-in for the package."""
-    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    monkeypatch.setenv("XDG_DATA_HOME", str(data_home))
     monkeypatch.setenv("VBENCH_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setenv("FAKE_LOG", str(tmp_path / "calls.jsonl"))
     monkeypatch.delenv("FAKE_VBENCH", raising=False)
-    build_environment(tmp_path / "data")
 
 
 @pytest.mark.usefixtures("vbench", "repositories")
