@@ -50,6 +50,8 @@ def sweep(
             items = build_table(variations, engine.device)
         else:
             engine = _local_engine(store, workers, gpus)
+            if engine.size * gpus > 1:
+                _require_free_gpus(variations)
             items = build_table(variations)
         stack.pop_all()  # from here on run_sweep closes both
         return run_sweep(items, store, engine, retry_failed=retry_failed, quiet=quiet, on_record=on_record)
@@ -100,6 +102,15 @@ def _local_engine(store: Store, workers: int | None, gpus: int) -> Engine:
         [worker * gpus + rank if present else None for rank in range(gpus)] for worker in range(workers)
     ]
     return Processes(store.location, groups)
+
+
+def _require_free_gpus(variations: Sequence[Variation]) -> None:
+    for variation in variations:
+        if variation.job.device.startswith("cuda:"):
+            raise SweepError(
+                f"device {variation.job.device}: of several processes each has its own GPU; use auto, or "
+                f"--workers 1 --gpus 1"
+            )
 
 
 def _require_free_devices(variations: Sequence[Variation]) -> None:

@@ -92,7 +92,8 @@ class LeaseClaims:
             with self._lock:
                 for key, number in self._held.items():
                     # Storage that cannot be reached for once is no reason to stop: the lease lasts longer.
-                    with contextlib.suppress(OSError):
+                    # What it raises then is its own affair; not all of it is an OSError.
+                    with contextlib.suppress(Exception):
                         self._filesystem.pipe_file(self._object(key, number), self._lease())
 
     def _remove(self, key: str, number: int) -> None:

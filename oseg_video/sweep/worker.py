@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import torch.distributed as dist
 
 from oseg_video.config import GenerateJob
+from oseg_video.parallel.group import ParallelError
+from oseg_video.parallel.mesh import ONE_RANK, Mesh
 from oseg_video.runtime.generate import check_job
 from oseg_video.runtime.loaded import LoadedModel
 from oseg_video.runtime.loading import resolve_device
@@ -42,7 +45,7 @@ class Outcome:
 
     key: str
     state: Literal["done", "failed", "out of memory", "lost"]
-    """"out of memory": of a GPU's. "lost": its worker died or could not be reached."""
+    """"out of memory": of a GPU's. "lost": its worker died, cannot work any more, or could not be reached."""
     results: dict[str, Any] = field(default_factory=dict)
     """Fields of `Record`."""
 
@@ -51,30 +54,34 @@ class Worker:
     """Makes one item after another; keeps the model as long as items want the same."""
 
     def __init__(self, store: Store, *, device: str | None = None, ranks: Ranks = _ALONE) -> None:
-        """device: where items run whose job leaves it open; None: where `generate` would run them.
+        """device: where items run whose job leaves open which GPU; None: where `generate` would run them.
 
         ranks: those that make every clip together, of which this is one.
         """
         self._store = store
         self._device = device
         self._ranks = ranks
-        self._shared: GenerateJob | None = None
-        """The job that the ranks have divided among them, without what it shows."""
+        self._meshes: dict[tuple[GenerateJob, bool], Mesh] = {}
+        """How the ranks divide a job, without what it shows but whether it starts from a picture."""
+        self._mesh = ONE_RANK
         self._model: LoadedModel | None = None
+        """Loaded for the mesh."""
 
     def make(self, task: Task) -> Outcome:
-        """Make an item and publish it in the store. Every error but an interruption is an outcome."""
+        """Make an item and publish it in the store. Every error but an interruption is an outcome.
+
+        After "lost" this process can make no more items and must end.
+        """
         job = self._placed(task)
         try:
             return Outcome(task.item.key, "done", self._make(task.item, job))
         except NotEnoughMemoryError as error:
             on_gpu = resolve_device(job.device).type == "cuda"
             outcome = Outcome(task.item.key, "out of memory" if on_gpu else "failed", {"reason": str(error)})
-        except OsegVideoError as error:
-            outcome = Outcome(task.item.key, "failed", {"reason": str(error)})
         except Exception as error:
-            line = " ".join(str(error).split())
-            outcome = Outcome(task.item.key, "failed", {"reason": f"{type(error).__name__}: {line}"})
+            # When ranks have lost each other, nothing that they did together can go on.
+            lost = isinstance(error, (ParallelError, dist.DistError)) or _cuda_is_dead(job.device)
+            outcome = Outcome(task.item.key, "lost" if lost else "failed", {"reason": _reason(error)})
         if outcome.state == "out of memory":  # now that the error, which held on to tensors, is gone
             self._unload()
         return outcome
@@ -102,26 +109,56 @@ class Worker:
 
     def _placed(self, task: Task) -> GenerateJob:
         job = task.item.job
-        device = self._device if self._device and job.device == "auto" else job.device
+        device = self._device if self._device and job.device in ("auto", "cuda") else job.device
         return dataclasses.replace(job, device=device, offload=task.offload or job.offload)
 
     def _loaded(self, job: GenerateJob) -> LoadedModel:
-        # How several ranks share the work depends on the method and the size of the clip.
-        alone = self._ranks.size == 1
-        shared = None if alone else dataclasses.replace(job, prompts=(), seeds=(0,), image=None)
-        if self._model is None or not self._model.serves(job) or shared != self._shared:
+        mesh = self._divided(job)
+        if self._model is None or mesh is not self._mesh or not self._model.serves(job):
             self._unload()  # first, so that two models need not fit at once
-            source = check_job(job)
-            mesh, _ = make_mesh(self._ranks, AUTO, job, source, clips=1)
-            self._model = LoadedModel(source, job, Progress(quiet=True), mesh=mesh)
-            self._shared = shared
+            self._model = LoadedModel(check_job(job), job, Progress(quiet=True), mesh=mesh)
+            self._mesh = mesh
         return self._model
+
+    def _divided(self, job: GenerateJob) -> Mesh:
+        """How the ranks share the work, which depends on the method and the size of the clip.
+
+        One mesh serves all jobs of the same degrees: the memory that its process groups take is never freed.
+        """
+        if self._ranks.size == 1:
+            return ONE_RANK
+        shared = dataclasses.replace(job, prompts=(), seeds=(0,), image=None), job.image is None
+        if shared not in self._meshes:
+            made, _ = make_mesh(self._ranks, AUTO, job, check_job(job), clips=1)
+            alike = (mesh for mesh in self._meshes.values() if mesh.degrees == made.degrees)
+            self._meshes[shared] = next(alike, made)
+        return self._meshes[shared]
 
     def _unload(self) -> None:
         self._model = None
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+
+def _cuda_is_dead(device: str) -> bool:
+    """Whether an error has broken this process's CUDA for good: after some, every later call fails."""
+    if device == "cpu" or not torch.cuda.is_initialized():
+        return False
+    try:
+        torch.cuda.synchronize(None if device == "auto" else device)
+    except RuntimeError:
+        return True
+    return False
+
+
+def _reason(error: Exception) -> str:
+    """The error in one line."""
+    if isinstance(error, OsegVideoError):
+        return str(error)
+    # After the first line of a CUDA error comes advice on how to find it.
+    text = str(error).split("\n")[0] if "CUDA error" in str(error) else str(error)
+    return f"{type(error).__name__}: {' '.join(text.split())}"
 
 
 class _Notes(Progress):

@@ -8,6 +8,7 @@ from multiprocessing.connection import wait
 from typing import Any
 
 from oseg_video.runtime.quiet import quiet_libraries
+from oseg_video.sweep.engines.places import plan_places
 from oseg_video.sweep.engines.processes import WorkerProcesses
 from oseg_video.sweep.store import open_store
 from oseg_video.sweep.table import SweepError
@@ -21,8 +22,7 @@ class RayActors:
         """location: of the store, which all machines must reach.
 
         address: of a running cluster; without it the one that Ray finds by RAY_ADDRESS or on this machine, or
-        else a new one on this machine. workers: by default as many as the cluster has GPUs for, or one for
-        each machine if it has none. gpus: those of each worker, or its processes. Raises SweepError.
+        else a new one on this machine. workers, gpus: as in `plan_places`. Raises SweepError.
         """
         # Ray prints on standard output that a worker is lost, which the sweep says itself; this keeps it off.
         os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".*")
@@ -37,15 +37,19 @@ class RayActors:
         except (ConnectionError, ValueError, RuntimeError) as error:
             line = next(iter(str(error).splitlines()), "")
             raise SweepError(f"cannot use the Ray cluster {address or 'of this machine'}: {line}") from error
-        resources = ray.cluster_resources()
-        present, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 1))
-        self.device = "cuda" if present else "cpu"
+        try:
+            places = plan_places([node["Resources"] for node in ray.nodes() if node["Alive"]], workers, gpus)
+        except SweepError:
+            ray.shutdown()
+            raise
+        self.device = "cuda" if places.on_gpus else "cpu"
         """Kind of device that the workers have."""
-        machines = sum(node["Alive"] for node in ray.nodes())
-        self.size = workers or max(1, present // gpus if present else machines)
-        share = {"num_gpus": gpus} if present else {"num_cpus": max(1, cpus // self.size)}
-        threads = max(1, cpus // self.size // gpus)
-        self._arguments = location, os.getcwd(), [rank if present else None for rank in range(gpus)], threads
+        self.size = places.workers
+        numbers = [rank if places.on_gpus else None for rank in range(gpus)]
+        threads = max(1, places.cpus // gpus)
+        self._arguments = location, os.getcwd(), numbers, threads
+        # Ray would ask for a whole CPU beside the GPUs.
+        share = {"num_gpus": gpus, "num_cpus": 0} if places.on_gpus else {"num_cpus": places.cpus}
         self._actor_class: Any = self._ray.remote(_Actor).options(**share)
         self._idle: list[Any] = []
         self._running: dict[Any, tuple[Any, Task]] = {}
@@ -76,7 +80,10 @@ class RayActors:
             self._ray.kill(actor)  # in case it is only out of reach
             line = next(iter(str(error).splitlines()), "") or type(error).__name__
             return Outcome(task.item.key, "lost", {"reason": f"its Ray worker was lost: {line}"})
-        self._idle.append(actor)
+        if outcome.state == "lost":
+            self._ray.kill(actor)
+        else:
+            self._idle.append(actor)
         return outcome
 
 

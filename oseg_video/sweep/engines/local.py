@@ -8,11 +8,15 @@ from multiprocessing.connection import wait
 
 from oseg_video.sweep.engines.processes import WorkerProcesses
 from oseg_video.sweep.store import Store
+from oseg_video.sweep.table import SweepError
 from oseg_video.sweep.worker import Outcome, Task, Worker
 
 
 class InProcess:
-    """The one worker is this process: a task runs when its outcome is asked for."""
+    """The one worker is this process: a task runs when its outcome is asked for.
+
+    It cannot be replaced: if it is lost, `finished` raises SweepError.
+    """
 
     size = 1
 
@@ -32,7 +36,13 @@ class InProcess:
         if self._task is None:
             return []
         task, self._task = self._task, None
-        return [self._worker.make(task)]
+        outcome = self._worker.make(task)
+        if outcome.state == "lost":
+            raise SweepError(
+                f"this process cannot make any more clips: {outcome.results['reason']}; finished clips are "
+                f"kept, and the same command goes on"
+            )
+        return [outcome]
 
     def close(self) -> None:
         self._task = None

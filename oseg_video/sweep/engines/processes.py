@@ -25,7 +25,7 @@ _GRACE_SECONDS = 5
 class WorkerProcesses:
     """A worker that this process starts, and that ends with it, however it ends.
 
-    Ranks of which one is lost or stuck are ended all together; the next task starts new ones.
+    Ranks of which one fails, is lost or is stuck are ended all together; the next task starts new ones.
     """
 
     def __init__(self, location: str, gpus: Sequence[int | None], threads: int) -> None:
@@ -68,7 +68,8 @@ class WorkerProcesses:
         elif not lost and self._waiting():
             return None
         outcome = self._lost() if lost else self._first_failure() or self._replies[0]
-        if lost or self._waiting():
+        # Ranks that failed at different places have collectives left that nobody will answer.
+        if outcome.state == "lost" or (outcome.state != "done" and len(self._gpus) > 1):
             self.end()
         self.task = None
         return outcome

@@ -37,11 +37,11 @@ class Rank:
 
 @pytest.fixture
 def ranks(monkeypatch):
-    """The two ranks of the worker; new ones each time that it starts them."""
+    """The ranks of the worker; new ones each time that it starts them."""
     started = []
 
     def spawn(self):
-        started[:] = [Rank(), Rank()]
+        started[:] = [Rank() for _ in self._gpus]
         self._processes = list(started)
         self.connections = [rank.ours for rank in started]
 
@@ -73,12 +73,27 @@ def test_a_task_is_over_when_every_rank_is_done(worker, ranks):
     assert worker.task is None and begin(worker, ranks)[0] == [first, second]
 
 
-def test_ranks_that_all_fail_go_on(worker, ranks):
-    (first, second), key = begin(worker, ranks)
-    first.reply(key, "failed", reason="refused")
-    second.reply(key, "failed", reason="refused")
-    assert worker.receive() == Outcome(key, "failed", {"reason": "refused"})
-    assert begin(worker, ranks)[0] == [first, second]
+def test_ranks_that_all_fail_are_replaced(worker, ranks):
+    """They may have failed at different places, with collectives under way."""
+    pair, key = begin(worker, ranks)
+    for rank in pair:
+        rank.reply(key, "out of memory", reason="too big")
+    assert worker.receive() == Outcome(key, "out of memory", {"reason": "too big"})
+    assert [rank.exitcode for rank in pair] == [-15, -15]
+    assert begin(worker, ranks)[0] != pair
+
+
+@pytest.mark.parametrize(("state", "kept"), [("failed", True), ("out of memory", True), ("lost", False)])
+def test_a_process_alone_survives_a_failure_but_not_its_own_loss(tmp_path, ranks, state, kept):
+    worker = WorkerProcesses(str(tmp_path), [None], threads=1)
+    task = Task(table(tmp_path)[0])
+    worker.start(task)
+    process = ranks[0]
+    process.reply(task.item.key, state, reason="so")
+    assert worker.receive() == Outcome(task.item.key, state, {"reason": "so"})
+    assert (process.exitcode is None) is kept
+    worker.start(task)
+    assert (ranks[0] is process) is kept
 
 
 @pytest.mark.parametrize("failing", [0, 1])

@@ -6,6 +6,7 @@ from collections import deque
 import pytest
 
 from oseg_video.cli import main
+from oseg_video.parallel.group import ParallelError
 from oseg_video.runtime.memory import NotEnoughMemoryError
 from oseg_video.sweep.engines.local import InProcess
 from oseg_video.sweep.records import record
@@ -187,6 +188,26 @@ def test_lack_of_memory_on_the_cpu_is_a_failure(tmp_path, location, painter, mon
     monkeypatch.setattr(painter, "make_clip", fail)
     summary = in_process(table(tmp_path)[:1], location)
     assert summary.failed[0].reason == "out of memory"
+
+
+def test_a_sweep_in_this_process_ends_with_its_worker(capsys, tmp_path, painter, monkeypatch):
+    paint = painter.make_clip
+
+    def break_down(self, job, plan, picture, progress):
+        if len(painter.painted) == 3:
+            raise ParallelError("all-gather failed")
+        return paint(self, job, plan, picture, progress)
+
+    monkeypatch.setattr(painter, "make_clip", break_down)
+    path = str(write_recipe(tmp_path))
+    assert main(["sweep", path, "--quiet"]) == 2
+    assert capsys.readouterr().err == (
+        "oseg-video: error: this process cannot make any more clips: all-gather failed; finished clips are "
+        "kept, and the same command goes on\n"
+    )
+    monkeypatch.setattr(painter, "make_clip", paint)
+    assert main(["sweep", path, "--quiet"]) == 0
+    assert "8 of 8" in (out := capsys.readouterr().out) and "5 of them made now" in out
 
 
 def test_items_of_another_run_are_left_to_it(tmp_path, location, painter, monkeypatch):

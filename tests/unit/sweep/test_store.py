@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -201,6 +202,29 @@ def test_a_lease_is_renewed_while_its_run_lives(tmp_path, monkeypatch):
     one.close()
     assert other.claim(KEY)
     other.close()
+
+
+def test_storage_that_fails_for_once_does_not_end_the_renewal(tmp_path, monkeypatch):
+    monkeypatch.setattr(leases, "_RENEW_SECONDS", 0.01)
+    store = open_store(f"file://{tmp_path}/clips")
+    assert store.claim(KEY)
+    (lease,) = (tmp_path / "clips" / WORK / "claims").iterdir()
+    filesystem = type(store._files)
+    pipe_file, asked = filesystem.pipe_file, threading.Event()
+
+    def fail(*_, **__):
+        asked.set()
+        raise RuntimeError("429 Too Many Requests")  # gcsfs has an error class of its own
+
+    monkeypatch.setattr(filesystem, "pipe_file", fail)
+    assert asked.wait(60)
+    monkeypatch.setattr(filesystem, "pipe_file", pipe_file)
+    before = lease.read_text()
+    deadline = time.monotonic() + 20
+    while lease.read_text() in (before, ""):
+        assert time.monotonic() < deadline, "the lease is no longer renewed"
+        time.sleep(0.01)
+    store.close()
 
 
 @pytest.mark.parametrize("dead", [True, False])
