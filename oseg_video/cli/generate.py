@@ -62,15 +62,16 @@ def _add_parallel_flags(parser: Parser) -> None:
 
 def _run(options: Namespace) -> int:
     job = job_of(options)
+    ranks = options.gpus or 1
+    if options.parallel != "auto":
+        degrees = Degrees.parse(options.parallel)
+        ranks = options.gpus or degrees.ranks
+        degrees.require(ranks)
     if options.explain:
         from oseg_video.runtime.explain import explain
 
-        print(explain(job))
+        print(explain(job, ranks, options.parallel))
         return 0
-    if options.parallel != "auto":
-        degrees = Degrees.parse(options.parallel)
-        if options.gpus is not None:
-            degrees.require(options.gpus)
     if options.gpus is not None:
         from oseg_video.runtime.launch import is_rank, launch
 

@@ -49,13 +49,18 @@ class CountedJob:
     adapter: ModelAdapter
     denoiser: Any
     """Without weights."""
-    full_size: bool
-    """Whether the hub was not reached, so that the denoiser is the family's at full size."""
+    read: ReadJson
+    """Reads the model's files."""
     kinds: tuple[StepKind, ...]
     clip: ClipSize
     steps: int
     plain: Mapping[str, Branch]
     """Branches of a step of the pipeline without this guidance, one pass each."""
+
+    @property
+    def full_size(self) -> bool:
+        """Whether the hub was not reached, so that the denoiser is the family's at full size."""
+        return self.read is read_nothing
 
     @cached_property
     def plain_flops(self) -> int:
@@ -105,9 +110,8 @@ def count_job(job: GenerateJob) -> CountedJob:
             (one.names, (units - one.start_unit) / units) for one in runner.passes(plan.branches, conditions)
         )
         kinds.append(StepKind(when, count, plan, passes, costs[structure]))
-    full_size = read is read_nothing
     plain: dict[str, Branch] = {name: Branch(name) for name in conditions}
-    return CountedJob(adapter, denoiser, full_size, tuple(kinds), clip, job.steps, plain)
+    return CountedJob(adapter, denoiser, read, tuple(kinds), clip, job.steps, plain)
 
 
 def _find(job: GenerateJob) -> tuple[ModelAdapter, Any, ReadJson]:

@@ -17,10 +17,14 @@ from oseg_video.guidance.perturbations import (
 )
 from oseg_video.guidance.plan import Branch
 from oseg_video.runtime.counted import CountedJob, StepKind, count_job
+from oseg_video.runtime.ranks import AUTO, plan_degrees
 
 
-def explain(job: GenerateJob) -> str:
-    """Text that says what a job will do; reads the model's configuration only. Raises as `count_job`."""
+def explain(job: GenerateJob, ranks: int = 1, parallel: str = AUTO) -> str:
+    """Text that says what a job will do; reads the model's configuration only.
+
+    ranks, parallel: as of `--gpus` and `--parallel`. Raises as `count_job` and `plan_degrees`.
+    """
     counted = count_job(job)
     adapter, denoiser = counted.adapter, counted.denoiser
     note = "; hub not reached, the family's full size" if counted.full_size else ""
@@ -29,6 +33,12 @@ def explain(job: GenerateJob) -> str:
         f"clip       {job.frames} frames of {job.height} x {job.width} pixels, {job.steps} steps",
         f"guidance   {job.guidance}",
     ]
+    if ranks > 1 or parallel != AUTO:
+        clips = max(1, len(job.prompts)) * len(job.seeds)
+        degrees, why = plan_degrees(
+            ranks, parallel, job, counted.adapter, counted.denoiser, clips, counted.read
+        )
+        lines.append(f"ranks      {ranks}, {degrees}" + (f": {why}" if why else ""))
     for kind in counted.kinds:
         lines += _describe(kind, counted)
     lines += _totals(counted)

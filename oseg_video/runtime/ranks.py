@@ -124,17 +124,35 @@ def make_mesh(
     """
     if ranks.size == 1 and parallel == AUTO:
         return ONE_RANK, ""
-    work = _work(job, source.adapter, empty_denoiser(source), clips, source.read_json)
+    denoiser = empty_denoiser(source)
+    degrees, why = plan_degrees(ranks.size, parallel, job, source.adapter, denoiser, clips, source.read_json)
+    kind = device_type(torch.device(ranks.device(job.device).replace(AUTO, "cpu")))
+    return Mesh.of(degrees, kind, timeout), why
+
+
+def plan_degrees(
+    ranks: int,
+    parallel: str,
+    job: GenerateJob,
+    adapter: ModelAdapter,
+    denoiser: torch.nn.Module,
+    clips: int,
+    read: ReadJson,
+) -> tuple[Degrees, str]:
+    """How many of the ranks work along each axis, and why; arguments and errors as of `make_mesh`.
+
+    denoiser: needs no weights. read: what reads the model's files.
+    """
+    work = _work(job, adapter, denoiser, clips, read)
     if parallel == AUTO:
-        degrees, why = choose_degrees(ranks.size, work)
+        degrees, why = choose_degrees(ranks, work)
     else:
         degrees, why = Degrees.parse(parallel), ""
-        degrees.require(ranks.size)
+        degrees.require(ranks)
         check_degrees(degrees, work)
     if job.compile and degrees.ring * degrees.ulysses > 1:
         raise SettingError("compile: compiled blocks cannot share their tokens; leave out --compile")
-    kind = device_type(torch.device(ranks.device(job.device).replace(AUTO, "cpu")))
-    return Mesh.of(degrees, kind, timeout), why
+    return degrees, why
 
 
 def _work(

@@ -38,3 +38,13 @@ def test_an_interval_shows_its_steps(capsys: pytest.CaptureFixture[str]) -> None
 def test_an_unknown_block_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["generate", "--prompt", "x", "--explain", "--guidance", "stg", "--blocks", "9"]) == 2
     assert "no block 9: this mochi model has 6 blocks, 0 to 5" in capsys.readouterr().err
+
+
+def test_ranks_and_why_they_work_so(capsys: pytest.CaptureFixture[str]) -> None:
+    (line,) = [text for text in explained(capsys, "--gpus", "4").splitlines() if text.startswith("ranks")]
+    assert re.fullmatch(r"ranks      4, [a-z]+=\d.*: .+", line)
+    (line,) = [text for text in explained(capsys, "--parallel", "ring=2").splitlines() if "ranks" in text]
+    assert line == "ranks      2, ring=2"
+    assert "ranks  " not in explained(capsys)
+    assert main(["generate", "--prompt", "x", "--explain", "--gpus", "2", "--parallel", "branch=3"]) == 2
+    assert "parallel branch=3 needs 3 ranks, this run has 2" in capsys.readouterr().err
