@@ -116,7 +116,7 @@ class _Run:
         for metric in self.metrics:
             for method, clips in self.found.methods.items():
                 try:
-                    self.warnings += metric.check(clips)
+                    self.warnings += [line for line in metric.check(clips) if line not in self.warnings]
                 except EvaluationError as error:
                     if not self.found.broken:
                         raise

@@ -13,7 +13,7 @@ from oseg_video.runtime.loaded import ClipResult, LoadedModel
 from oseg_video.runtime.naming import check_outputs, plan_clips
 from oseg_video.runtime.picture import load_picture
 from oseg_video.runtime.progress import Progress
-from oseg_video.runtime.ranks import AUTO, COLLECTIVE_TIMEOUT, Ranks, make_mesh
+from oseg_video.runtime.ranks import AUTO, COLLECTIVE_TIMEOUT, Ranks, degrees_for, make_mesh
 
 
 def generate(
@@ -46,9 +46,10 @@ def generate(
         picture = load_picture(Path(job.image), job.height, job.width) if job.image else None
         if picture:
             progress.note(f"{job.image}: {picture.fitted}")
-        mesh, why = make_mesh(ranks, parallel, job, source, len(plans), timeout)
+        degrees, why = degrees_for(ranks, parallel, job, source, len(plans))
         if why:
-            progress.note(f"{ranks.size} ranks, {mesh.degrees}: {why}")
+            progress.note(f"{ranks.size} ranks, {degrees}: {why}")
+        mesh = make_mesh(ranks, degrees, job, timeout)
         model = LoadedModel(
             source, job, progress, mesh=mesh, device=ranks.device(job.device), shard_weights=shard_weights
         )

@@ -108,26 +108,25 @@ class Ranks:
             print(f"oseg-video: error: {reason}", file=sys.stderr)
 
 
-def make_mesh(
-    ranks: Ranks,
-    parallel: str,
-    job: GenerateJob,
-    source: ModelSource,
-    clips: int,
-    timeout: float = COLLECTIVE_TIMEOUT,
-) -> tuple[Mesh, str]:
-    """The mesh of the process group, and why it has these degrees.
+def degrees_for(
+    ranks: Ranks, parallel: str, job: GenerateJob, source: ModelSource, clips: int
+) -> tuple[Degrees, str]:
+    """How many ranks work along each axis, and why.
 
-    parallel: "auto" or degrees such as "ulysses=2,branch=2". clips: how many the job makes. timeout: of
-    collectives, in seconds. Reads the model's configuration only. Raises SettingError or ParallelError for
-    degrees that the job cannot use.
+    parallel: "auto" or degrees such as "ulysses=2,branch=2". clips: how many the job makes. Reads the model's
+    configuration only. Raises SettingError or ParallelError for degrees that the job cannot use.
     """
     if ranks.size == 1 and parallel == AUTO:
-        return ONE_RANK, ""
+        return Degrees(), ""
     denoiser = empty_denoiser(source)
-    degrees, why = plan_degrees(ranks.size, parallel, job, source.adapter, denoiser, clips, source.read_json)
-    kind = device_type(torch.device(ranks.device(job.device).replace(AUTO, "cpu")))
-    return Mesh.of(degrees, kind, timeout), why
+    return plan_degrees(ranks.size, parallel, job, source.adapter, denoiser, clips, source.read_json)
+
+
+def make_mesh(ranks: Ranks, degrees: Degrees, job: GenerateJob, timeout: float = COLLECTIVE_TIMEOUT) -> Mesh:
+    """The mesh of the process group. timeout: of collectives, in seconds."""
+    if ranks.size == 1:
+        return ONE_RANK
+    return Mesh.of(degrees, device_type(torch.device(ranks.device(job.device).replace(AUTO, "cpu"))), timeout)
 
 
 def plan_degrees(
@@ -139,7 +138,7 @@ def plan_degrees(
     clips: int,
     read: ReadJson,
 ) -> tuple[Degrees, str]:
-    """How many of the ranks work along each axis, and why; arguments and errors as of `make_mesh`.
+    """As `degrees_for`, of a denoiser at hand.
 
     denoiser: needs no weights. read: what reads the model's files.
     """

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 
 from oseg_video.config import GenerateJob
+from oseg_video.parallel.degrees import Degrees
 from oseg_video.parallel.group import ParallelError
 from oseg_video.parallel.mesh import ONE_RANK, Mesh
 from oseg_video.runtime.generate import check_job
@@ -21,7 +22,7 @@ from oseg_video.runtime.memory import NotEnoughMemoryError
 from oseg_video.runtime.naming import ClipPlan
 from oseg_video.runtime.picture import load_picture
 from oseg_video.runtime.progress import Progress
-from oseg_video.runtime.ranks import AUTO, Ranks, make_mesh
+from oseg_video.runtime.ranks import AUTO, Ranks, degrees_for, make_mesh
 from oseg_video.sweep.store import Store
 from oseg_video.sweep.table import SweepError, SweepItem
 from oseg_video.sweep.validity import item_stat, manifest_key, names_of
@@ -61,7 +62,8 @@ class Worker:
         self._store = store
         self._device = device
         self._ranks = ranks
-        self._meshes: dict[tuple[GenerateJob, bool], Mesh] = {}
+        self._degrees: dict[tuple[GenerateJob, bool], Degrees] = {}
+        self._meshes: dict[Degrees, Mesh] = {}
         """How the ranks divide a job, without what it shows but whether it starts from a picture."""
         self._mesh = ONE_RANK
         self._model: LoadedModel | None = None
@@ -128,11 +130,12 @@ class Worker:
         if self._ranks.size == 1:
             return ONE_RANK
         shared = dataclasses.replace(job, prompts=(), seeds=(0,), image=None), job.image is None
-        if shared not in self._meshes:
-            made, _ = make_mesh(self._ranks, AUTO, job, check_job(job), clips=1)
-            alike = (mesh for mesh in self._meshes.values() if mesh.degrees == made.degrees)
-            self._meshes[shared] = next(alike, made)
-        return self._meshes[shared]
+        if shared not in self._degrees:
+            self._degrees[shared], _ = degrees_for(self._ranks, AUTO, job, check_job(job), clips=1)
+        degrees = self._degrees[shared]
+        if degrees not in self._meshes:
+            self._meshes[degrees] = make_mesh(self._ranks, degrees, job)
+        return self._meshes[degrees]
 
     def _unload(self) -> None:
         self._model = None

@@ -118,11 +118,14 @@ def test_ranks_load_once_for_methods_of_the_same_degrees(tmp_path, painter, monk
     """cfg and seg are shared in the same way, oseg in another: on another mesh, with a model of its own."""
     made, used = [], []
 
-    def make_mesh(ranks, parallel, job, source, clips):
-        axis = "ulysses" if job.guidance == "oseg" else "branch"
-        made.append(Mesh.on_paper(Degrees(**{axis: ranks.size})))
-        return made[-1], ""
+    def degrees_for(ranks, parallel, job, source, clips):
+        return Degrees(**{"ulysses" if job.guidance == "oseg" else "branch": ranks.size}), ""
 
+    def make_mesh(ranks, degrees, job):
+        made.append(Mesh.on_paper(degrees))
+        return made[-1]
+
+    monkeypatch.setattr(worker_module, "degrees_for", degrees_for)
     monkeypatch.setattr(worker_module, "make_mesh", make_mesh)
     paint = painter.make_clip
     monkeypatch.setattr(
@@ -135,5 +138,5 @@ def test_ranks_load_once_for_methods_of_the_same_degrees(tmp_path, painter, monk
     worker = Worker(open_store(str(tmp_path / "clips")), ranks=Ranks(0, 2))
     outcomes = [worker.make(Task(item)) for item in [*items, *items]]
     assert {one.state for one in outcomes} == {"done"}, outcomes
-    assert painter.loaded == 4 and len(made) == 3
+    assert painter.loaded == 4 and len(made) == 2
     assert len({id(mesh) for mesh in used}) == 2
