@@ -2,7 +2,6 @@
 
 import inspect
 import logging
-import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -14,14 +13,14 @@ from torch._dynamo.eval_frame import OptimizedModule
 
 from oseg_video.adapters.base import Condition, ModelAdapter, UnsupportedPipelineError, adapter_for
 from oseg_video.guidance.methods import Guidance
-from oseg_video.guidance.numerics import upcast
-from oseg_video.guidance.plan import Branch, Step, StepPlan
-from oseg_video.parallel.group import Group
+from oseg_video.guidance.plan import Step, StepPlan
 from oseg_video.parallel.mesh import ONE_RANK, Mesh
-from oseg_video.runtime.assignment import assign_branches, exchange_predictions
-from oseg_video.runtime.branches import BranchRunner, GuidanceError, SilentGuidanceError, require_effect
+from oseg_video.runtime.assignment import assign_branches
+from oseg_video.runtime.branches import BranchRunner, GuidanceError, SilentGuidanceError
 from oseg_video.runtime.decoding import spread_decoding
 from oseg_video.runtime.first_rank import inputs_of_first_rank
+from oseg_video.runtime.interception import intercepted_calls
+from oseg_video.runtime.open_step import OpenStep
 from oseg_video.runtime.report import GuidanceReport, PassRecord, StepRecord
 from oseg_video.runtime.sampling import sampling_position
 
@@ -67,130 +66,17 @@ def guided(
     report = GuidanceReport(guidance.name, runners[0].unit_count)
     session = _Session(pipe, adapter, guidance, report, mesh)
     with ExitStack() as stack:
-        stack.enter_context(_intercepted_calls(pipe, "__call__", session.sample))
+        stack.enter_context(intercepted_calls(pipe, "__call__", session.sample))
         stack.enter_context(inputs_of_first_rank(pipe, mesh.clip))
         stack.enter_context(spread_decoding(pipe, mesh.clip))
         for denoiser, runner in zip(denoisers, runners, strict=True):
             predict = partial(session.predict, denoiser, runner)
             refused = ("enable_cache",) if runner.intervenes else ()
-            stack.enter_context(_intercepted_calls(denoiser, "forward", predict, refused))
+            stack.enter_context(intercepted_calls(denoiser, "forward", predict, refused))
             stack.enter_context(runner.active())
         yield report
     if not report.steps:
         logger.warning("no step of the pipeline ran inside guided(); was another pipeline called?")
-
-
-class _OpenStep:
-    """A step until all its denoiser calls are answered.
-
-    Of its branches each rank of the branch axis runs some. A rank that runs none of those of a call answers
-    it at once, so that ranks work on different calls at the same time.
-    """
-
-    def __init__(
-        self,
-        step: Step,
-        plan: StepPlan,
-        calls: tuple[tuple[Condition, ...], ...],
-        ranks: Mapping[str, int],
-        group: Group,
-        *,
-        keep_dtype: bool = False,
-    ) -> None:
-        """`ranks`: the rank that runs each branch. `keep_dtype`: answer in the predictions' dtype, not in
-        float32."""
-        self.step = step
-        self.plan = plan
-        self._keep_dtype = keep_dtype
-        self.records: list[PassRecord] = []
-        self._calls = calls
-        self._ranks = ranks
-        self._group = group
-        self._answered = 0
-        self._predictions: dict[str, Tensor] = {}
-        self._results: dict[Condition, Tensor] = {}
-        self._waiting: list[tuple[Condition, weakref.ref[Tensor]]] = []
-
-    @property
-    def conditions(self) -> tuple[Condition, ...]:
-        """The conditions in the rows of the call to be answered."""
-        return self._calls[self._answered]
-
-    @property
-    def complete(self) -> bool:
-        """Whether every call of the step is answered."""
-        return self._answered == len(self._calls)
-
-    @property
-    def as_made(self) -> bool:
-        """Whether the pipeline's own calls, as it makes them, are all that the step needs."""
-        return self.plan.rule is None and self._group.size == 1
-
-    @property
-    def own_branches(self) -> dict[str, Branch]:
-        """What this rank runs for the call to be answered."""
-        return {
-            name: branch
-            for name, branch in self.plan.branches.items()
-            if branch.condition in self.conditions and self._ranks[name] == self._group.rank
-        }
-
-    def answered(self, passes: list[PassRecord]) -> None:
-        """Count one call, which took these passes."""
-        self._answered += 1
-        self.records += passes
-
-    def answer(self, predictions: dict[str, Tensor], blank: Callable[[], Tensor]) -> Tensor:
-        """The result of a call, from the predictions of this rank's branches.
-
-        The same prediction for every condition makes the pipeline's own `u + w (c - u)` the identity. A
-        pipeline that calls once per condition holds the first result while it asks for the second, so the
-        guided prediction is written into that result once it is known. `blank`: a tensor like a prediction.
-        """
-        # Exchanged predictions are in float32, but the scheduler may go on in the network's own type.
-        dtype = blank().dtype if self._group.size > 1 else next(iter(predictions.values()), blank()).dtype
-        self._predictions |= predictions
-        seen = {condition for call in self._calls[: self._answered + 1] for condition in call}
-        if not self._results and {branch.condition for branch in self.plan.branches.values()} <= seen:
-            everyones = exchange_predictions(self._group, self._ranks, self._predictions, blank)
-            self._results = self._combined(everyones, dtype)
-            self._hand_on()
-        if self._results:
-            return torch.cat([self._results[condition] for condition in self.conditions])
-        (condition,) = self.conditions
-        plain = [
-            value for name, value in predictions.items() if self.plan.branches[name].perturbation is None
-        ]
-        waiting = self._in_answer_dtype(plain[0] if plain else blank(), dtype).clone()
-        self._waiting.append((condition, weakref.ref(waiting)))
-        return waiting
-
-    def _combined(self, predictions: dict[str, Tensor], dtype: torch.dtype) -> dict[Condition, Tensor]:
-        """What the pipeline gets for each condition: the guided prediction, or without a rule its own.
-
-        dtype: that of the network's predictions.
-        """
-        require_effect(self.plan.branches, predictions)
-        if self.plan.rule is None:
-            return {
-                branch.condition: self._in_answer_dtype(predictions[name], dtype)
-                for name, branch in self.plan.branches.items()
-            }
-        guided_prediction = self._in_answer_dtype(self.plan.rule(**predictions), dtype)
-        return {condition: guided_prediction for call in self._calls for condition in call}
-
-    def _in_answer_dtype(self, prediction: Tensor, dtype: torch.dtype) -> Tensor:
-        return prediction.to(dtype) if self._keep_dtype else upcast(prediction)
-
-    def _hand_on(self) -> None:
-        for condition, reference in self._waiting:
-            earlier = reference()
-            if earlier is None:
-                raise GuidanceError(
-                    "the pipeline copies one prediction before it asks for the next, so that guidance over "
-                    "both cannot reach it; this version of diffusers is not supported"
-                )
-            earlier.copy_(self._results[condition])
 
 
 class _Session:
@@ -206,7 +92,7 @@ class _Session:
         self._mesh = mesh
         self._call: Mapping[str, Any] | None = None
         self._memory: dict[str, Tensor] = {}
-        self._open: _OpenStep | None = None
+        self._open: OpenStep | None = None
 
     def sample(self, _: Callable[..., Any], as_made: Callable[[], Any], bound: inspect.BoundArguments) -> Any:
         """One call of the pipeline."""
@@ -262,7 +148,7 @@ class _Session:
 
     def _current_step(
         self, denoiser: nn.Module, runner: BranchRunner, arguments: Mapping[str, Any]
-    ) -> _OpenStep:
+    ) -> OpenStep:
         """The step that a denoiser call belongs to, begun with its first call."""
         call = self._call
         if call is None:
@@ -287,7 +173,7 @@ class _Session:
         branch = self._mesh.branch
         every = tuple(condition for one in calls for condition in one)
         ranks = assign_branches(runner, plan.branches, every, branch.size)
-        self._open = _OpenStep(step, plan, calls, ranks, branch, keep_dtype=keep_dtype)
+        self._open = OpenStep(step, plan, calls, ranks, branch, keep_dtype=keep_dtype)
         return self._open
 
     def _require_same_sample(self, index: int, sample: Tensor) -> None:
@@ -341,43 +227,3 @@ def _has_step_cache(denoiser: nn.Module) -> bool:
     registries = (getattr(module, "_diffusers_hook", None) for module in denoiser.modules())
     hooks = (hook for registry in registries if registry is not None for hook in registry.hooks.values())
     return getattr(denoiser, "is_cache_enabled", False) or any(hook._is_stateful for hook in hooks)
-
-
-@contextmanager
-def _intercepted_calls(
-    target: Any,
-    implementation: str,
-    answer: Callable[[Callable[..., Any], Callable[[], Any], inspect.BoundArguments], Any],
-    refused: tuple[str, ...] = (),
-) -> Iterator[None]:
-    """Send calls of this one object through `answer(call, call as it was made, bound arguments)`.
-
-    A call must be repeatable as it was made: diffusers' LoRA scaling looks for `attention_kwargs` among the
-    keyword arguments only.
-
-    The instance gets a subclass of its class for the time being: offload hooks and compilers rewrite the
-    `forward` of an instance whenever they like, but `__call__` is looked up on the class, so ours stays
-    the outermost. (`torch.nn.utils.parametrize` swaps classes in the same way.) `implementation` names the
-    method that has the signature of a call, `refused` those that must not be called meanwhile.
-    """
-    original = type(target)
-    if getattr(original, "_guided", False):
-        raise GuidanceError("this pipeline is guided already; leave the first guided() before the next")
-    _, *parameters = inspect.signature(getattr(original, implementation)).parameters.values()
-    signature = inspect.Signature(parameters)
-
-    def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
-        call = partial(original.__call__, self)
-        return answer(call, partial(call, *args, **kwargs), signature.bind(*args, **kwargs))
-
-    def refuse(name: str, *_: Any, **__: Any) -> None:
-        raise GuidanceError(f"{name}() cannot be called inside guided() with a perturbed method")
-
-    namespace: dict[str, Any] = {name: partial(refuse, name) for name in refused if hasattr(target, name)}
-    namespace |= {"__call__": __call__, "__module__": original.__module__, "_guided": True}
-    metaclass: Any = type(original)
-    target.__class__ = metaclass(original.__name__, (original,), namespace)
-    try:
-        yield
-    finally:
-        target.__class__ = original
