@@ -42,13 +42,17 @@ class Mesh:
             )
         if world == 1:
             return cls.on_paper(degrees)
-        names, sizes = zip(*degrees.items(), strict=True)
-        mesh = dist.init_device_mesh(device, sizes, mesh_dim_names=names)
+        # Each group costs threads (gloo) or buffers on the GPU (NCCL): none for axes of one rank.
+        active = {axis: degree for axis, degree in degrees.items() if degree > 1}
+        mesh = dist.init_device_mesh(device, tuple(active.values()), mesh_dim_names=tuple(active))
         traffic: Counter[str] = Counter()
 
         def group(axis: str, *axes: str) -> Group:
-            part = mesh[axes or (axis,)]
-            part = part._flatten() if len(axes) > 1 else part
+            present = tuple(one for one in axes or (axis,) if one in active)
+            if not present:
+                return Group(axis, 0, 1, traffic=traffic)
+            part = mesh[present]
+            part = part._flatten() if len(present) > 1 else part
             if timeout is not None:
                 _set_pg_timeout(timedelta(seconds=timeout), part.get_group())
             return Group(axis, part.get_local_rank(), part.size(), part.get_group(), traffic)

@@ -1,8 +1,14 @@
-"""Real processes over gloo that stay alive between tests: starting one costs seconds, a test in it little."""
+"""Real processes over gloo that stay alive between tests: starting one costs seconds, a test in it little.
+
+Between tests they are stopped: gloo has a thread for each group that wakes a hundred times a second, and so
+many of them take a good part of the machine.
+"""
 
 from __future__ import annotations
 
+import ctypes
 import os
+import signal
 import tempfile
 import traceback
 from collections.abc import Callable
@@ -12,6 +18,8 @@ from typing import Any
 
 import torch
 import torch.multiprocessing as multiprocessing
+
+_PR_SET_PDEATHSIG = 1
 
 
 class RankError(AssertionError):
@@ -40,6 +48,7 @@ class Ranks:
 
     def run(self, function: Callable[..., Any], *args: Any, timeout: float = 300) -> list[Any]:
         """`function(*args)` on every rank at once; the results in order of rank. Raises RankError."""
+        self._signal(signal.SIGCONT)
         for pipe in self._pipes:
             pipe.send((function, args))
         results, failures = [], []
@@ -53,10 +62,12 @@ class Ranks:
             self.close()  # a rank may still wait for one that failed
             self._start()
             raise RankError("\n".join(failures))
+        self._signal(signal.SIGSTOP)
         return results
 
     def close(self) -> None:
         """End the processes."""
+        self._signal(signal.SIGCONT)
         for pipe in self._pipes:
             pipe.send(None)
         for process in self._processes:
@@ -65,9 +76,16 @@ class Ranks:
                 process.kill()
         self._folder.cleanup()
 
+    def _signal(self, number: signal.Signals) -> None:
+        for process in self._processes:
+            if process.is_alive():
+                os.kill(process.pid, number)
+
 
 def _serve(rank: int, size: int, store: str, pipe: Any) -> None:
     os.environ["HF_HUB_OFFLINE"] = "1"
+    # A process that is stopped does not see that its parent is gone.
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     torch.set_num_threads(1)
     torch.distributed.init_process_group(
         "gloo",
