@@ -13,6 +13,6 @@ run .venv/bin/ruff check .
 run .venv/bin/ruff format --check .
 run .venv/bin/mypy
 run .venv/bin/lint-imports
-# No test may reach for the hub. The tests' models are so small that threads only cost, so two processes share
-# the files instead; the last -n wins.
-HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 run .venv/bin/python -m pytest -n 2 --dist loadfile "$@"
+# No test may reach for the hub. The tests' models are so small that threads only cost, so processes share
+# the files instead, one a core; the last -n wins.
+HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 run .venv/bin/python -m pytest -n logical --maxprocesses 8 --dist loadfile "$@"

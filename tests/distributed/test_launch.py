@@ -39,7 +39,7 @@ def one_rank(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-@pytest.mark.parametrize("parallel", ["branch=2", "data=2", "ring=2 --shard-weights"])
+@pytest.mark.parametrize("parallel", ["data=2", "ring=2 --shard-weights"])
 def test_two_ranks_make_the_clips_of_one(one_rank: Path, tmp_path: Path, parallel: str) -> None:
     parallel, *more = parallel.split()
     done = run(
