@@ -55,12 +55,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--only", nargs="+", help="families (default: all that have a sequence to share)")
+    known = [one for one in all_adapters() if one.sequence_parallel]
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=[one.family for one in known],
+        help="families (default: all that have a sequence to share)",
+    )
     parser.add_argument("--clock", action="store_true", help="take seconds on the ranks of torchrun")
     parser.add_argument("--rounds", type=int, default=5, help="of the clock")
     parser.add_argument("--out", type=Path, help="JSON file; rows not made anew stay in it")
     options = parser.parse_args()
-    known = [one for one in all_adapters() if one.sequence_parallel]
     families = [one for one in known if not options.only or one.family in options.only]
     out = options.out
     result: dict[str, Any] = json.loads(out.read_text()) if out and out.exists() else {}

@@ -48,8 +48,7 @@ def check_metrics(
 ) -> list[str]:
     """Warnings about the clips to come. Raises EvaluationError for metrics that they will not be fit for."""
     check_options(names, options)
-    metrics = build_metrics(names, options)
-    return [line for metric in metrics for clips in planned.values() for line in metric.check(clips)]
+    return _check(names, planned, options)
 
 
 def default_metrics(
@@ -62,10 +61,18 @@ def default_metrics(
     chosen = []
     for name in (*_ANY_MODEL, *(_EMBEDDED if embedded else ())):
         try:
-            check_metrics([name], planned, options)
+            _check([name], planned, options)
         except EvaluationError:
             continue
         chosen.append(name)
     if not chosen:
         raise EvaluationError("no metric suits these clips by default; name some with --metrics")
+    check_options(chosen, options)
     return chosen
+
+
+def _check(
+    names: Sequence[str], planned: Mapping[tuple[str, str], Sequence[ClipFile]], options: MetricOptions
+) -> list[str]:
+    metrics = build_metrics(names, options)
+    return [line for metric in metrics for clips in planned.values() for line in metric.check(clips)]

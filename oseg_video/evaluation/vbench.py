@@ -100,7 +100,9 @@ class _VBenchMetric:
         The trial fetches the weights, which several processes must not do at once, and finds the dimension
         that would fail after hours.
         """
-        longest = max(len(job.groups) for job in jobs)
+        longest = max((len(job.groups) for job in jobs), default=0)
+        if not longest:  # every clip is damaged
+            return {}
         if longest > 1 and (len(self.machine.gpus) > 1 or (len(jobs) > 1 and longest > _FEW)):
             first = {job.dimension: Job(job.name, job.dimension, job.groups[:1]) for job in reversed(jobs)}
             run_jobs(self.machine, list(first.values()), self.kept, quiet=quiet, title="VBench trial")
@@ -140,8 +142,8 @@ class CustomVBench(_VBenchMetric):
 
     def observe(self, clips: Sequence[ClipFile], *, quiet: bool) -> Observations:
         clips, damaged = _whole(clips, quiet=quiet)
-        jobs = [custom_job(dimension, clips) for dimension in self.dimensions if clips]
-        return self._observations(clips, jobs, self._run(jobs, quiet=quiet) if jobs else {}, damaged)
+        jobs = [custom_job(dimension, clips) for dimension in self.dimensions]
+        return self._observations(clips, jobs, self._run(jobs, quiet=quiet), damaged)
 
     def details(self, figure: str, rows: Tensor, index: Tensor) -> dict[str, Any]:
         return {}

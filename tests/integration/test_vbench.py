@@ -171,6 +171,8 @@ def test_what_is_damaged_is_not_given_to_vbench(tmp_path, calls, monkeypatch):
     assert sum(len(call["info"]) for call in calls()) == 2
     monkeypatch.setattr(vbench, "_whole", lambda clips, quiet: ([], {clip.name: "torn" for clip in clips}))
     assert len(metric.observe(clips, quiet=True).skipped) == 3
+    suite = make_suite(tmp_path / "suite")
+    assert len(metric_of("vbench_standard:imaging_quality").observe(suite, quiet=True).skipped) == len(suite)
 
 
 def test_gpus_share_the_clips(tmp_path, calls, monkeypatch):

@@ -2,13 +2,14 @@
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 
 from oseg_video.cli import main
 from oseg_video.compare import compare as module
 from oseg_video.compare.compare import CompareError, compare
-from oseg_video.evaluation.base import EvaluationError
+from oseg_video.evaluation.base import EvaluationError, MetricOptions
 from oseg_video.sweep import worker
 from oseg_video.sweep.recipe import Subject, SweepRecipe
 from oseg_video.types import OsegVideoError
@@ -140,6 +141,12 @@ def test_a_clip_that_fails_costs_only_the_figures_that_need_it(tmp_path, monkeyp
         ({}, {"metrics": ["frame_diference"]}, EvaluationError, "did you mean 'frame_difference'"),
         ({}, {"baseline": "stg"}, CompareError, "here oseg, cfg; got 'stg'"),
         ({"methods": ("cfg",)}, {"baseline": "cfg"}, CompareError, "one of several methods"),
+        (
+            {},
+            {"options": MetricOptions(reference=Path("."))},
+            EvaluationError,
+            "--reference is about real clips",
+        ),
         ({"format": "gif"}, {}, CompareError, "plays mp4 files only, got format gif"),
         ({"frames": 8}, {}, OsegVideoError, "frames"),
     ],
