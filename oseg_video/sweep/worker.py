@@ -63,8 +63,8 @@ class Worker:
         self._device = device
         self._ranks = ranks
         self._degrees: dict[tuple[GenerateJob, bool], Degrees] = {}
-        self._meshes: dict[Degrees, Mesh] = {}
         """How the ranks divide a job, without what it shows but whether it starts from a picture."""
+        self._meshes: dict[Degrees, Mesh] = {}
         self._mesh = ONE_RANK
         self._model: LoadedModel | None = None
         """Loaded for the mesh."""
