@@ -15,6 +15,7 @@ fi
 out=$1 model=$2 method=$3 settings=${4:-"{}"}
 
 environment=$(oseg-video vbench setup --quiet)
+oseg-video vbench check >&2 # before days of sampling
 suite=$(echo "$environment"/lib/python3*/site-packages/vbench/VBench_full_info.json)
 mkdir -p "$out"
 recipe() { # name, number of seeds, dimensions

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from oseg_video.cli.output import say
-from oseg_video.cli.parsing import Commands, add_command, add_debug_flag
+from oseg_video.cli.parsing import Commands, UsageError, add_command, add_debug_flag
+
+if TYPE_CHECKING:
+    from oseg_video.evaluation.vbench_environment import Environment
 
 _ABOUT = """VBench needs numpy < 2 and an old transformers, so it gets an interpreter of its own. Afterwards:
   oseg-video evaluate FOLDER --metrics vbench:imaging_quality,vbench:motion_smoothness
@@ -31,11 +36,15 @@ def register(commands: Commands) -> None:
     )
     setup.add_argument("--quiet", action="store_true", help="print only the folder")
     add_debug_flag(setup)
+    check = add_command(
+        actions, "check", _check, help="say which dimensions can run; exit code 1 if one cannot"
+    )
+    check.add_argument("dimensions", nargs="*", metavar="DIMENSION", help="default: all 16")
+    add_debug_flag(check)
 
 
 def _setup(options: Namespace) -> int:
     from oseg_video.evaluation.vbench_environment import set_up
-    from oseg_video.evaluation.vbench_process import ask
     from oseg_video.evaluation.vbench_scores import DIMENSIONS
 
     try:
@@ -52,10 +61,29 @@ def _setup(options: Namespace) -> int:
     if options.quiet:
         print(environment.folder)
         return 0
-    about = ask(environment, {"task": "describe", "dimensions": list(DIMENSIONS)})
-    usable = len(DIMENSIONS) - len(about["failures"])
-    print(f"VBench {about['versions']['vbench']} is in {environment.folder}")
-    print(f"{usable} of {len(DIMENSIONS)} dimensions can run; GPUs: {about['gpus']}")
-    for dimension, reason in about["failures"].items():
-        print(f"  {dimension}: {reason}")
+    _describe(environment, list(DIMENSIONS))
     return 0
+
+
+def _check(options: Namespace) -> int:
+    from oseg_video.evaluation.vbench_environment import find_environment
+    from oseg_video.evaluation.vbench_scores import DIMENSIONS
+
+    for name in options.dimensions:
+        if name not in DIMENSIONS:
+            raise UsageError(f"VBench has no dimension {name!r}; it has: {', '.join(DIMENSIONS)}")
+    return 0 if _describe(find_environment(), options.dimensions or list(DIMENSIONS)) else 1
+
+
+def _describe(environment: Environment, dimensions: Sequence[str]) -> bool:
+    """Print what the interpreter is and which dimensions can run. Returns whether all of them can."""
+    from oseg_video.evaluation.vbench_checks import missing_package
+    from oseg_video.evaluation.vbench_process import ask
+
+    about = ask(environment, {"task": "describe", "dimensions": dimensions})
+    failures = about["failures"]
+    print(f"VBench {about['versions']['vbench']} is in {environment.folder}")
+    print(f"{len(dimensions) - len(failures)} of {len(dimensions)} dimensions can run; GPUs: {about['gpus']}")
+    for dimension, reason in failures.items():
+        print(f"  {dimension}: {reason}{missing_package(reason)}")
+    return not failures

@@ -78,6 +78,8 @@ class Observations:
     """Clips that it could not look at: clip name -> why, one line. They make the command fail at its end."""
     read_by: Mapping[str, str] = field(default_factory=dict)
     """Clip name -> what decoded it, where the metric knows."""
+    warnings: Sequence[str] = ()
+    """What could not be known before, one line each."""
 
 
 class Metric(Protocol):

@@ -144,6 +144,7 @@ class _Run:
         read_by: dict[str, str] = {}
         for sample in self.samples:
             skipped |= sample.seen.skipped
+            warnings += [line for line in sample.seen.warnings if line not in warnings]
             read_by |= sample.seen.read_by
         fallback = sorted(name for name, reader in read_by.items() if reader == "imageio-ffmpeg")
         if fallback:

@@ -25,6 +25,7 @@ from .fvd_protocols import PROTOCOLS
 from .observe import ClipMetric, OpenClip
 from .real_clips import RealClips, find_real, look_at, look_at_drawn
 from .reference import SUFFIX, Reference, load_reference, save_reference, saved_names
+from .rows import RowStore
 
 SHIPPED = Path(__file__).with_name(f"embedded_reference{SUFFIX}")
 """Statistics of the drawn clips that `fvd:embedded` compares with where no reference is given. Made by
@@ -107,8 +108,9 @@ class FrechetVideoDistance(ClipMetric):
             if self._real is None:
                 moments, about = look_at_drawn(self.rows, quiet=quiet)
             else:
+                store = RowStore(self.options.work, {"reference": self.name, **self.real_protocol})
                 moments, about, skipped = look_at(
-                    self._real, self.name, self.plan, self.rows, batch=self.batch, quiet=quiet
+                    self._real, self.name, self.plan, self.rows, store=store, batch=self.batch, quiet=quiet
                 )
             self._reference = Reference(moments, self.real_protocol, about)
         if self.options.save_reference:

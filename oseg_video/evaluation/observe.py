@@ -9,7 +9,6 @@ N clips, B clips of a batch, F frames, C colour channels (RGB), H rows, W column
 from __future__ import annotations
 
 import sys
-import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -113,10 +112,6 @@ def observe_together(
 
     work: folder that keeps the rows of an unfinished run; None for a temporary one.
     """
-    if work is None:
-        with tempfile.TemporaryDirectory(prefix="oseg-video-") as folder:
-            # A mapped file stays readable after its folder is gone.
-            return observe_together(metrics, clips, work=Path(folder), quiet=quiet)
     lookers = [
         _Looker(metric, RowStore(work, metric.row_protocol), metric.begin(quiet=quiet)) for metric in metrics
     ]

@@ -24,6 +24,7 @@ from .embedded import require_embedded
 from .frechet import Moments
 from .fvd_protocols import FvdProtocol
 from .observe import OpenClip
+from .rows import RowStore, file_state
 
 DRAWN_CLIPS, DRAWN_SEED = 2048, 77
 """The reference of `fvd:embedded` where none is given: clips of the embedded data set."""
@@ -69,9 +70,18 @@ def find_real(metric: str, plan: FvdProtocol, folder: Path, *, quiet: bool) -> R
 
 @torch.no_grad()
 def look_at(
-    real: RealClips, metric: str, plan: FvdProtocol, features: Features, *, batch: int, quiet: bool
+    real: RealClips,
+    metric: str,
+    plan: FvdProtocol,
+    features: Features,
+    *,
+    store: RowStore,
+    batch: int,
+    quiet: bool,
 ) -> tuple[Moments, dict[str, Any], dict[str, str]]:
     """Moments of real clips, what they were, and those that cannot be read with the reason.
+
+    store: keeps the features; those that it has are not computed again.
 
     Raises EvaluationError if the clips that can be read are too few.
     """
@@ -79,18 +89,21 @@ def look_at(
     bar = tqdm(total=len(real.clips), desc="reference", unit="clip", disable=quiet, file=sys.stderr)
 
     def look(some: Sequence[ClipFile]) -> Tensor:
-        same_size: dict[torch.Size, list[Tensor]] = {}
-        for clip in some:
+        states = [file_state(clip.path) for clip in some]
+        same_size: dict[torch.Size, dict[str, Tensor]] = {}
+        for clip, state in zip(some, states, strict=True):
+            if state in store:
+                continue
             try:
                 frames = plan.choose(OpenClip(clip), real=True)
             except OsegVideoError as error:
                 skipped[f"{real.folder.name}/{clip.name}"] = str(error)
             else:
-                same_size.setdefault(frames.shape, []).append(frames)
+                same_size.setdefault(frames.shape, {})[state] = frames
+        for group in same_size.values():
+            store.append([*group], [""] * len(group), features(torch.stack([*group.values()])))
         bar.update(len(some))
-        return torch.cat(
-            [features(torch.stack(group)) for group in same_size.values()] or [torch.empty(0, 0)]
-        )
+        return store.take([state for state in states if state in store])
 
     with bar:
         moments = reduced_moments(real.clips, look, batch=batch)

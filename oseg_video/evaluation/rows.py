@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
+import tempfile
+import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,9 +34,16 @@ class RowStore:
     A row counts when its name is written, so a stop at any moment leaves complete rows.
     """
 
-    def __init__(self, folder: Path, protocol: Mapping[str, Any]) -> None:
-        """Open the rows that `folder` has of this protocol, or begin with none."""
+    def __init__(self, folder: Path | None, protocol: Mapping[str, Any]) -> None:
+        """Open the rows that `folder` has of this protocol, or begin with none.
+
+        folder: of this process alone; None for a temporary one, which goes when the store does.
+        """
         digest = hashlib.sha256(json.dumps(protocol, sort_keys=True).encode()).hexdigest()[:16]
+        if folder is None:
+            folder = Path(tempfile.mkdtemp(prefix="oseg-video-"))
+            # Rows that were taken stay readable: a mapped file does not need its name.
+            weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         folder.mkdir(parents=True, exist_ok=True)
         self._numbers = folder / f"{digest}.f64"
         self._names = folder / f"{digest}.jsonl"

@@ -27,7 +27,15 @@ from .vbench_kept import KeptAnswers
 from .vbench_process import ask
 from .vbench_run import Machine, Tallies, run_jobs, run_static_filter
 from .vbench_scores import DIMENSIONS, TOTALS, members, normalise, total
-from .vbench_suite import SAMPLES, Suite, check_complete, check_surplus, match, static_candidates
+from .vbench_suite import (
+    SAMPLES,
+    Suite,
+    check_complete,
+    check_static,
+    check_surplus,
+    match,
+    static_candidates,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -109,7 +117,12 @@ class _VBenchMetric:
         return run_jobs(self.machine, jobs, self.kept, quiet=quiet)
 
     def _observations(
-        self, clips: Sequence[ClipFile], jobs: Sequence[Job], tallies: Tallies, damaged: Mapping[str, str]
+        self,
+        clips: Sequence[ClipFile],
+        jobs: Sequence[Job],
+        tallies: Tallies,
+        damaged: Mapping[str, str],
+        warnings: Sequence[str] = (),
     ) -> Observations:
         import torch
 
@@ -122,7 +135,8 @@ class _VBenchMetric:
                     rows[clip.name][column : column + 2] = found
                 elif job.dimension != "color":  # which has a value only where the object is found
                     skipped[clip.name] = f"VBench's {job.dimension} gave no value"
-        return Observations(tuple(clips), torch.tensor(list(rows.values()), dtype=torch.float64), skipped)
+        numbers = torch.tensor(list(rows.values()), dtype=torch.float64)
+        return Observations(tuple(clips), numbers, skipped, warnings=warnings)
 
 
 class CustomVBench(_VBenchMetric):
@@ -170,10 +184,13 @@ class StandardVBench(_VBenchMetric):
         clips, damaged = _whole(clips, quiet=quiet)
         methods = list(dict.fromkeys(clip.method for clip in clips))
         found = {m: match(self.suite, [c for c in clips if c.method == m])[0] for m in methods}
+        warnings = []
         for method in methods:
             candidates = static_candidates(self.suite, found[method], self.dimensions)
             if candidates:
-                found[method] |= run_static_filter(self.machine, candidates, SAMPLES, self.kept, quiet=quiet)
+                static = run_static_filter(self.machine, candidates, SAMPLES, self.kept, quiet=quiet)
+                warnings += check_static(method, static)
+                found[method] |= static
         jobs = [
             standard_job(f"{dimension}-{place}", dimension, self.suite, found[method])
             for dimension in self.dimensions
@@ -181,7 +198,8 @@ class StandardVBench(_VBenchMetric):
         ]
         tallies = self._run(jobs, quiet=quiet)
         seen = {clip.name for job in jobs for clip in job.clips.values()}
-        return self._observations([clip for clip in clips if clip.name in seen], jobs, tallies, damaged)
+        used = [clip for clip in clips if clip.name in seen]
+        return self._observations(used, jobs, tallies, damaged, warnings)
 
     def details(self, figure: str, rows: Tensor, index: Tensor) -> dict[str, Any]:
         """Normalised scores, and how many clips each is about: the static filter may leave too few."""

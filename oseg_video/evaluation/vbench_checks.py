@@ -111,8 +111,12 @@ def check_imports(failures: Mapping[str, str]) -> None:
         return
     first = next(iter(failures.values()))
     alike = [dimension for dimension, reason in failures.items() if reason == first]
-    hint = "; `oseg-video vbench setup --detectron2` adds it" if "detectron2" in first else ""
-    raise VBenchError(f"VBench cannot run {listed(alike, 16)}: {first}{hint}")
+    raise VBenchError(f"VBench cannot run {listed(alike, 16)}: {first}{missing_package(first)}")
+
+
+def missing_package(reason: str) -> str:
+    """What to add to the reason why a dimension cannot be imported: how to get the package."""
+    return "; `oseg-video vbench setup --detectron2` adds it" if "detectron2" in reason else ""
 
 
 def action_of(prompt: str) -> str:

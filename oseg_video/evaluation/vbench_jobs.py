@@ -13,6 +13,9 @@ from .vbench_checks import action_of
 from .vbench_environment import VBenchError
 from .vbench_suite import SAMPLES, Suite
 
+PIECE = 100
+"""Clips that VBench sees at once. Every time it loads the dimension's network again, which takes seconds."""
+
 Group = tuple[Mapping[str, Any] | None, Mapping[str, ClipFile]]
 """Clips by the name that VBench sees. In the standard suite a group is a prompt, with VBench's entry for it;
 otherwise a clip, with None."""
@@ -39,6 +42,14 @@ class Job:
     def part(self, number: int, parts: int) -> Job:
         """Every `parts`-th group, from the given one: what one of several processes does."""
         return Job(self.name, self.dimension, self.groups[number::parts])
+
+    def pieces(self) -> list[Job]:
+        """Jobs of up to `PIECE` clips, each with a name of its own: a stop loses no more than one of them."""
+        size = max(1, PIECE // max((len(clips) for _, clips in self.groups), default=1))
+        return [
+            Job(f"{self.name}-{first}", self.dimension, self.groups[first : first + size])
+            for first in range(0, len(self.groups), size)
+        ]
 
     def lay_out(self, folder: Path) -> dict[str, Any]:
         """Make the folder, and say what the worker needs to know, as plain JSON types."""
@@ -82,5 +93,6 @@ def standard_job(name: str, dimension: str, suite: Suite, found: Mapping[str, Se
     for entry in suite.of(dimension):
         prompt = entry["prompt_en"]
         clips = found[prompt][:SAMPLES]
-        groups.append((entry, {f"{prompt}-{number}.mp4": clip for number, clip in enumerate(clips)}))
+        if clips:  # the static filter may leave none
+            groups.append((entry, {f"{prompt}-{number}.mp4": clip for number, clip in enumerate(clips)}))
     return Job(name, dimension, tuple(groups))

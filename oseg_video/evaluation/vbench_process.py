@@ -90,7 +90,7 @@ def _follow(process: subprocess.Popen[str], number: int, on_event: OnEvent) -> N
             event = json.loads(line)
             ended = event["event"] == "end"
             if event["event"] == "failed":
-                raise VBenchError(f"VBench's {event['job']} failed: {event['reason']}")
+                raise VBenchError(f"VBench's {event['what']} failed: {event['reason']}")
             if not ended:
                 on_event(number, event)
     code = process.wait()

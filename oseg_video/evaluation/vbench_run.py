@@ -72,8 +72,8 @@ def _run_in_processes(
     with tempfile.TemporaryDirectory(prefix="oseg-video-vbench-") as work:
         shares = []
         for number, request in enumerate(requests):
-            parts = [job.part(number, len(requests)) for job in jobs]
-            shares.append({part.name: part for part in parts if part.groups})
+            pieces = [piece for job in jobs for piece in job.part(number, len(requests)).pieces()]
+            shares.append({piece.name: piece for piece in pieces})
             folder = Path(work) / str(number)
             request["task"] = "evaluate"
             request["jobs"] = [

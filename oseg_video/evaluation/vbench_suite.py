@@ -114,6 +114,19 @@ def check_surplus(
     return warnings
 
 
+def check_static(method: str, static: Mapping[str, Sequence[ClipFile]]) -> list[str]:
+    """A warning about prompts that keep too few clips after the static filter; VBench goes on with those."""
+    few = [prompt for prompt, clips in static.items() if len(clips) < SAMPLES]
+    if not few:
+        return []
+    left = sum(len(static[prompt]) for prompt in few)
+    return [
+        f"temporal_flickering of {method}: {len(few)} of {len(static)} prompts have fewer than {SAMPLES} "
+        f"clips that pass the static filter ({left} instead of {SAMPLES * len(few)}), first {few[0]!r}; they "
+        "weigh less"
+    ]
+
+
 def static_candidates(
     suite: Suite, found: Mapping[str, Sequence[ClipFile]], dimensions: Sequence[str]
 ) -> dict[str, Sequence[ClipFile]]:

@@ -115,7 +115,7 @@ def evaluate(request: Request, emit: Emit) -> None:
             score, entries = _evaluate_job(job, request["device"])
         except Exception as error:
             traceback.print_exc()
-            emit("failed", job=job["name"], reason=reason(error))
+            emit("failed", what=job["dimension"], reason=reason(error))
             return
         emit("scored", job=job["name"], score=score, entries=entries)
 
@@ -127,13 +127,18 @@ def _evaluate_job(job: Request, device: str) -> Any:
 
     # A torch.device, as in VBench's own command: motion_smoothness shrinks large frames if it gets a string.
     bench = VBench(_use_device(device), job["suite"], job["output"])
-    bench.evaluate(
-        videos_path=job["videos"],
-        name=job["name"],
-        prompt_list=job["prompts"],
-        dimension_list=[job["dimension"]],
-        mode=job["mode"],
-    )
+    try:
+        bench.evaluate(
+            videos_path=job["videos"],
+            name=job["name"],
+            prompt_list=job["prompts"],
+            dimension_list=[job["dimension"]],
+            mode=job["mode"],
+        )
+    except ZeroDivisionError:
+        if job["dimension"] != "color":
+            raise
+        return 0.0, []  # it divides by the number of clips in which it has found the object
     with open(os.path.join(job["output"], f"{job['name']}_eval_results.json"), encoding="utf-8") as file:
         return json.load(file)[job["dimension"]]
 
@@ -148,7 +153,7 @@ def filter_static(request: Request, emit: Emit) -> None:
             emit("progress", done=done, total=len(request["clips"]))
     except Exception as error:
         traceback.print_exc()
-        emit("failed", job="static filter", reason=reason(error))
+        emit("failed", what="static filter", reason=reason(error))
 
 
 def _static_filter(name: str) -> Any:

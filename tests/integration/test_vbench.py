@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from oseg_video.cli import parse
-from oseg_video.evaluation import vbench
+from oseg_video.cli import main, parse
+from oseg_video.evaluation import vbench, vbench_jobs
 from oseg_video.evaluation.base import MetricOptions, build_metrics, known_metrics
 from oseg_video.evaluation.clips import ClipFile, find_clips
 from oseg_video.evaluation.vbench_environment import find_environment
@@ -223,6 +223,18 @@ def test_a_dimension_without_its_package_is_named_with_the_reason(monkeypatch):
     metric_of("vbench:aesthetic_quality")
 
 
+def test_check_says_which_dimensions_can_run(monkeypatch, capsys):
+    monkeypatch.setenv("FAKE_VBENCH", "import:color")
+    assert main(["vbench", "check"]) == 1
+    shown = capsys.readouterr().out
+    assert "15 of 16 dimensions can run; GPUs: 0\n  color: ModuleNotFoundError: No module named" in shown
+    assert shown.endswith("; `oseg-video vbench setup --detectron2` adds it\n")
+    assert main(["vbench", "check", "scene", "object_class"]) == 0
+    assert "2 of 2 dimensions" in capsys.readouterr().out
+    assert main(["vbench", "check", "colour"]) == 2
+    assert "VBench has no dimension 'colour'; it has: subject_consistency, " in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("fault", "line"),
     [
@@ -290,6 +302,20 @@ def test_a_run_goes_on_where_it_was_stopped(tmp_path, calls, monkeypatch):
     )
     metric_of(*names, work=tmp_path / "work").observe(clips, quiet=True)
     assert len(calls()) == done + 2
+
+
+def test_what_a_dimension_has_done_is_not_lost_with_the_rest_of_it(tmp_path, calls, monkeypatch):
+    monkeypatch.setattr(vbench_jobs, "PIECE", 3)
+    clips = make_clips(tmp_path)
+    monkeypatch.setenv("FAKE_VBENCH", f"crash {clips[4].path.name}:imaging_quality")
+    with pytest.raises(OsegVideoError, match="signal 9"):
+        metric_of("vbench:imaging_quality", work=tmp_path / "work").observe(clips, quiet=True)
+    monkeypatch.delenv("FAKE_VBENCH")
+    metric = metric_of("vbench:imaging_quality", work=tmp_path / "work")
+    seen = metric.observe(clips, quiet=True)
+    assert [len(call["info"]) for call in calls()] == [3, 3, 1]
+    expected = mean([score("imaging_quality", clip) for clip in clips])
+    assert values_of(metric, seen) == {"vbench:imaging_quality": pytest.approx(expected)}
 
 
 def test_a_clip_that_vbench_leaves_out_in_silence_is_named(tmp_path, monkeypatch):
@@ -382,6 +408,40 @@ def test_the_static_filter_keeps_the_first_five_static_clips(tmp_path, calls, mo
     assert value == pytest.approx(mean([score("temporal_flickering", clip) for clip in seen.clips]))
 
 
+def test_what_the_static_filter_leaves_too_few_of_is_said(tmp_path, calls):
+    def found(static):
+        clips = make_suite(tmp_path / "suite", flickering=25, static=static)
+        metric = metric_of("vbench_standard:temporal_flickering", "vbench_standard:scene")
+        return metric, metric.observe(clips, quiet=True)
+
+    metric, seen = found((3, 7))
+    (line,) = seen.warnings
+    assert "cfg: 1 of 1 prompts have fewer than 5 clips that pass the static filter (2 instead of 5)" in line
+    assert metric.details(metric.figures[0].name, seen.rows, torch.arange(len(seen.clips)))["clips"] == {
+        "temporal_flickering": 2
+    }
+    metric, seen = found(())
+    assert "(0 instead of 5)" in seen.warnings[0] and len(seen.clips) == 5
+    flickering, scene = (figure.name for figure in metric.figures)
+    with pytest.raises(OsegVideoError, match="has no value for any of 5 clips"):
+        metric.value(flickering, seen.rows, torch.arange(5))
+    assert metric.value(scene, seen.rows, torch.arange(5)) > 0
+    assert not found((1, 2, 3, 4, 5))[1].warnings
+
+
+def test_a_share_of_clips_in_which_no_object_is_found(tmp_path):
+    clips = make_suite(tmp_path / "suite")
+    for clip in of("color", clips):
+        texts = (f"{clip.name} {number}" for number in range(99))
+        next(text for text in texts if clip.path.write_text(text) and score("color", clip) < 0.5)
+    metric = metric_of("vbench_standard:color", "vbench_standard:scene")
+    seen = metric.observe(clips, quiet=True)
+    every = torch.arange(len(seen.clips))
+    assert not seen.skipped and metric.value("vbench_standard:scene", seen.rows, every) > 0
+    with pytest.raises(OsegVideoError, match="VBench's color has no value for any of 5 clips"):
+        metric.value("vbench_standard:color", seen.rows, every)
+
+
 def test_an_incomplete_suite_is_refused_before_any_work(tmp_path, calls):
     clips = [clip for clip in make_suite(tmp_path / "suite") if clip.name != "alley-4.mp4"]
     with pytest.raises(OsegVideoError, match=r"1 clips are missing .* first 'alley-4\.mp4'"):
@@ -461,7 +521,9 @@ for subject in recipe.subjects:
 """
 
 
-def test_the_script_of_the_standard_suite(tmp_path, monkeypatch):
+@pytest.fixture
+def run_script(tmp_path, monkeypatch):
+    """Call the script of the standard suite, on the shipped model."""
     pictures = torch.zeros(9, 3, 16, 16, dtype=torch.uint8)
     write_clip(tmp_path / "model.mp4", pictures, 8.0, format="mp4")
     (tmp_path / "sweep.py").write_text(_SWEEP)
@@ -470,11 +532,20 @@ def test_the_script_of_the_standard_suite(tmp_path, monkeypatch):
     command.write_text(_COMMAND.format(python=sys.executable, sweep=tmp_path / "sweep.py"))
     command.chmod(0o755)
     monkeypatch.setenv("PATH", str(command.parent), prepend=os.pathsep)
-    script = Path(__file__).parents[2] / "scripts" / "vbench_standard.sh"
-    out = tmp_path / "with a space"
-    done = subprocess.run(
-        [script, out, "embedded", "cfg", "{steps: 2}"], capture_output=True, text=True, check=False
-    )
+    call = [Path(__file__).parents[2] / "scripts" / "vbench_standard.sh", tmp_path / "with a space"]
+    call += ["embedded", "cfg", "{steps: 2}"]
+    return lambda: subprocess.run(call, capture_output=True, text=True, check=False)
+
+
+def test_the_script_makes_no_clip_for_a_dimension_that_cannot_run(tmp_path, monkeypatch, run_script):
+    monkeypatch.setenv("FAKE_VBENCH", "import:color")
+    done = run_script()
+    assert done.returncode == 1 and "color: ModuleNotFoundError" in done.stderr
+    assert not (tmp_path / "with a space").exists()
+
+
+def test_the_script_of_the_standard_suite(tmp_path, run_script):
+    done, out = run_script(), tmp_path / "with a space"
     assert done.returncode == 0, done.stderr
     assert "| cfg | 50 |" in done.stdout and (out / "vbench.md").exists()
     results = {r["name"]: r for r in json.loads((out / "vbench.json").read_text())["results"]["cfg"]}

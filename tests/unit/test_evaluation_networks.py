@@ -303,6 +303,34 @@ def test_two_protocols_at_once_give_what_each_gives_alone(sets, i3d, monkeypatch
     assert alone[0] != pytest.approx(alone[1])
 
 
+def test_a_reference_that_was_interrupted_goes_on_where_it_stopped(sets, i3d, monkeypatch, tmp_path):
+    folder, _, real, options = sets
+    options = MetricOptions(**options_for("fvd:i3d_16f", i3d, options), batch=2)
+    looked = []
+
+    class Stopped(OpenClip):
+        def __init__(self, file):
+            if len(looked) == 7:
+                raise KeyboardInterrupt
+            looked.append(file.name)
+            super().__init__(file)
+
+    def value(work):
+        found = evaluate([folder / "fake"], ["fvd:i3d_16f"], options=options, work=work)
+        return found.results["fake"][0].value
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(real_clips, "OpenClip", Stopped)
+        value(tmp_path / "work")
+    monkeypatch.setattr(real_clips, "OpenClip", lambda file: looked.append(file.name) or OpenClip(file))
+    expected = value(None)
+    assert len(looked) == 7 + len(real), "without a folder nothing is kept"
+    del looked[7:]
+    assert value(tmp_path / "work") == pytest.approx(expected)
+    assert len(looked) == 7 + len(real) - 6, "three batches of two were done"
+    assert set(looked) == set(real)
+
+
 def test_statistics_cannot_be_saved_where_there_is_no_folder(sets, i3d, tmp_path):
     *_, options = sets
     save = {

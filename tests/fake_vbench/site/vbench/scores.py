@@ -28,7 +28,7 @@ def compute(dimension, info_path):
     videos = [path for entry in json.loads(Path(info_path).read_text()) for path in entry["video_list"]]
     entries = []
     for path in tqdm(videos):
-        if fault(dimension) == "crash":
+        if fault(dimension) in ("crash", f"crash {os.path.basename(os.path.realpath(path))}"):
             os.kill(os.getpid(), 9)
         if fault(dimension) == "broken":
             raise RuntimeError("PytorchStreamReader failed reading zip archive\nsecond line")
