@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from oseg_video.cli.output import say
-from oseg_video.cli.parsing import Commands, UsageError, add_batch, add_command, whole_number
+from oseg_video.cli.parsing import Commands, UsageError, add_batch, add_command, names, whole_number
 from oseg_video.cli.settings import add_setting_flags, flag_settings
 from oseg_video.config import FIELDS, GUIDANCE_NAMES, known_or_nearest
 from oseg_video.types import SettingError
@@ -45,13 +46,14 @@ def register(commands: Commands) -> None:
         help="prompts, seeds, methods with settings, metrics: in place of the flags; a sweep's will do",
     )
     parser.add_argument("--out", required=True, metavar="FOLDER", help="of clips, figures and page")
-    parser.add_argument("--guidance", metavar="A,B", help=f"methods: {', '.join(GUIDANCE_NAMES)}")
+    parser.add_argument("--guidance", metavar="A,B", type=names, help=f"methods: {', '.join(GUIDANCE_NAMES)}")
     parser.add_argument("--seeds", metavar="N,N", help="one clip per method, prompt and seed (default: 0)")
     add_setting_flags(parser, [name for name, spec in FIELDS.items() if not _left_out(name, spec)])
     figures = parser.add_argument_group("figures")
     figures.add_argument(
         "--metrics",
         metavar="A,B",
+        type=names,
         help="exact names, see evaluate --list-metrics (default: the recipe's, or what needs no downloads)",
     )
     figures.add_argument(
@@ -97,9 +99,7 @@ def _run(options: argparse.Namespace) -> int:
     from oseg_video.evaluation.evaluate import reads_real
 
     recipe = _recipe(options)
-    metrics = recipe.metrics
-    if options.metrics is not None:
-        metrics = tuple(name.strip() for name in options.metrics.split(",") if name.strip())
+    metrics = recipe.metrics if options.metrics is None else options.metrics
     done = compare(
         recipe.sweep,
         Path(options.out),
@@ -151,6 +151,7 @@ def _recipe(options: argparse.Namespace) -> ComparisonRecipe:
         )
     if options.limit is not None:
         raise UsageError("--limit is for the prompts of a recipe, and there is none")
+    _check_methods(options.guidance or ())
     for flag, missing in (
         ("--guidance", not options.guidance),
         ("--prompt (or --image)", not {"prompts", "image"} & {*given}),
@@ -163,21 +164,19 @@ def _recipe(options: argparse.Namespace) -> ComparisonRecipe:
     sweep = SweepRecipe(
         subjects=tuple(Subject(prompt=prompt, image=image) for prompt in dict.fromkeys(prompts)),
         seeds=_seeds(options.seeds),
-        methods={name: {"guidance": name} for name in _methods(options.guidance)},
+        methods={name: {"guidance": name} for name in options.guidance},
         models={model: {"model": model}},
         settings=given,
     )
     return ComparisonRecipe(sweep=sweep)
 
 
-def _methods(text: str) -> list[str]:
-    names = [name.strip() for name in text.split(",")]
-    for name in names:
+def _check_methods(methods: Sequence[str]) -> None:
+    for name in methods:
         if name not in GUIDANCE_NAMES:
             raise UsageError(f"--guidance: unknown method {name!r}; {known_or_nearest(name, GUIDANCE_NAMES)}")
-        if names.count(name) > 1:
+        if methods.count(name) > 1:
             raise UsageError(f"--guidance names {name} twice")
-    return names
 
 
 def _seeds(text: str | None) -> tuple[int, ...]:

@@ -6,7 +6,7 @@ from argparse import Namespace
 from pathlib import Path
 
 from oseg_video.cli.output import say
-from oseg_video.cli.parsing import Commands, UsageError, add_command, add_debug_flag, whole_number
+from oseg_video.cli.parsing import Commands, UsageError, add_command, add_debug_flag, names, whole_number
 
 _EXAMPLES = """examples:
   oseg-video contact-sheet outputs/comparison --out sheet.pdf
@@ -26,7 +26,9 @@ def register(commands: Commands) -> None:
         "folders", nargs="+", metavar="FOLDER", help="clips of several methods, or a folder for each method"
     )
     parser.add_argument("--out", required=True, metavar="FILE", help="sheet.png or sheet.pdf")
-    parser.add_argument("--methods", metavar="A,B", help="the columns, in this order (default: all)")
+    parser.add_argument(
+        "--methods", metavar="A,B", type=names, help="the columns, in this order (default: all)"
+    )
     parser.add_argument("--frames", type=whole_number, default=3, metavar="N", help="of each clip (3)")
     parser.add_argument("--rows", type=whole_number, default=20, metavar="N", help="the first N (20)")
     parser.add_argument(
@@ -53,7 +55,7 @@ def _run(options: Namespace) -> int:
     drawn, there = write_contact_sheet(
         found,
         out,
-        methods=options.methods.split(",") if options.methods else None,
+        methods=options.methods or None,
         frames=options.frames,
         rows=options.rows,
         height=options.height,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from oseg_video.cli.output import say
-from oseg_video.cli.parsing import Commands, UsageError, add_batch, add_command
+from oseg_video.cli.parsing import Commands, UsageError, add_batch, add_command, names
 
 if TYPE_CHECKING:
     from oseg_video.evaluation.base import MetricOptions
@@ -34,7 +34,11 @@ def register(commands: Commands) -> None:
     )
     parser.add_argument("folders", nargs="+", metavar="FOLDER", help="clips: videos, GIFs, folders of PNG")
     parser.add_argument(
-        "--metrics", required=True, metavar="A,B", help="exact names; --list-metrics shows all of them"
+        "--metrics",
+        required=True,
+        metavar="A,B",
+        type=names,
+        help="exact names; --list-metrics shows all of them",
     )
     parser.add_argument("--list-metrics", action=_ListMetrics, nargs=0, help="print all metrics and exit")
     parser.add_argument(
@@ -97,7 +101,7 @@ def _run(options: Namespace) -> int:
     try:
         evaluation = evaluate(
             [Path(folder) for folder in options.folders],
-            [name.strip() for name in options.metrics.split(",") if name.strip()],
+            options.metrics,
             options=_metric_options(options),
             baseline=options.baseline,
             work=work,

@@ -59,6 +59,11 @@ def whole_number(text: str) -> int:
     return number
 
 
+def names(text: str) -> tuple[str, ...]:
+    """Names with commas between them."""
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
 def add_batch(parser: argparse._ArgumentGroup) -> None:
     """`--batch` of the commands that measure clips."""
     parser.add_argument(

@@ -129,8 +129,34 @@ def test_the_evaluation_commands_run_as_they_stand_there(
     assert "| oseg minus cfg |" in (tmp_path / "results.md").read_text()
     assert (tmp_path / "real.safetensors").is_file()
     for line in with_weights.splitlines():
-        metrics = parse(shlex.split(line, comments=True)[1:]).metrics.split(",")
+        metrics = parse(shlex.split(line, comments=True)[1:]).metrics
         assert set(metrics) <= set(known_metrics())
+
+
+def test_the_comparisons_run_as_they_stand_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    section = README.read_text(encoding="utf-8").split("\n## Compare and look\n")[1].split("\n## ")[0]
+    text, tables = (
+        block.replace("\\\n", " ") for block in re.findall(r"```bash\n(.*?)```", section, re.DOTALL)
+    )
+    by_flags, by_recipe, sheet = (shlex.split(line, comments=True)[1:] for line in text.splitlines())
+    monkeypatch.chdir(tmp_path)
+    opened: list[str] = []
+    monkeypatch.setattr("webbrowser.open", lambda url: opened.append(url) or True)
+    assert main([*by_flags, "--steps", "2"]) == 0
+    assert "16 of 16 clips, 16 of them made now: outputs/comparison/index.html" in capsys.readouterr().out
+    assert opened == [(tmp_path / "outputs" / "comparison" / "index.html").as_uri()]
+    results = json.loads((tmp_path / "outputs" / "comparison" / "results.json").read_text())
+    assert list(results["results"]) == ["cfg", "stg", "seg", "oseg"]
+    assert all(figure["interval"] for row in results["results"].values() for figure in row)
+    assert {one["baseline"] for one in results["differences"]} == {"cfg"}
+    assert main(sheet) == 0 and (tmp_path / "sheet.pdf").read_bytes().startswith(b"%PDF")
+    recipe = ROOT / by_recipe[1]
+    assert main([by_recipe[0], str(recipe), *by_recipe[2:], "--limit", "1"]) == 0
+    assert (tmp_path / "outputs" / "recipe" / "index.html").is_file()
+    for line in tables.splitlines():  # test_tables runs these recipes
+        assert (ROOT / parse(shlex.split(line, comments=True)[1:]).recipe).is_file()
 
 
 def test_the_sweep_of_the_readme_makes_its_clips_once(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

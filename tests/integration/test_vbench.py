@@ -583,4 +583,4 @@ def test_the_commands_of_the_readme():
     section = readme.split("\n## VBench\n")[1].split("\n## ")[0]
     (block,) = re.findall(r"```bash\n(.*?)```", section, re.DOTALL)
     setup, evaluate = [parse(line.split()[1:]) for line in block.splitlines()]
-    assert setup.action == "setup" and set(evaluate.metrics.split(",")) <= set(known_metrics())
+    assert setup.action == "setup" and set(evaluate.metrics) <= set(known_metrics())
