@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -9,6 +10,9 @@ import torch
 from torch import Tensor
 
 from oseg_video.types import OsegVideoError
+
+_Z = 1.959964
+"""97.5 % quantile of the normal distribution."""
 
 
 class Interval95(NamedTuple):
@@ -38,16 +42,27 @@ def resampled(groups: Sequence[Hashable], resamples: int, seed: int = 0) -> Iter
         yield torch.cat([indices[group] for group in chosen.tolist()])
 
 
-def interval_of(value: float, draws: Sequence[float]) -> Interval95:
-    """Interval of a value from the values of resampled sets, centred on the value.
+def interval_of(value: float, draws: Sequence[float], groups: int) -> Interval95:
+    """Interval of a value from the values of resampled sets, centred on the value, and widened.
 
     Centred, because a resampled set repeats clips, which biases some statistics: it raises every Fréchet
-    distance by about the same amount.
+    distance by about the same amount. Widened by Student's t, as Hesterberg expands percentile intervals (The
+    American Statistician 69, 2015, 371-386): resampled sets of a few groups vary too little. For the mean of
+    3 normal groups the plain interval holds the truth three times of four, the widened one 19 times of 20.
+
+    groups: number of groups that were resampled, at least 2.
     """
     values = torch.tensor(draws, dtype=torch.float64)
     spread = (values - values.mean()).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64))
-    low, high = (value + spread).tolist()
+    low, high = (value + widening(groups) * spread).tolist()
     return Interval95(value, low, high)
+
+
+def widening(groups: int) -> float:
+    """What a bootstrap interval's halves are multiplied with: 9.2 for 2 groups, 1.2 for 10, 1.02 for 100."""
+    from scipy.special import stdtrit
+
+    return math.sqrt(groups / (groups - 1)) * float(stdtrit(groups - 1, 0.975)) / _Z
 
 
 def bootstrap(
@@ -62,7 +77,7 @@ def bootstrap(
     if count < 2:
         raise OsegVideoError(f"a bootstrap interval needs at least 2 clips, got {count}")
     draws = [statistic(index) for index in resampled(range(count), resamples, seed)]
-    return interval_of(statistic(torch.arange(count)), draws)
+    return interval_of(statistic(torch.arange(count)), draws, count)
 
 
 def share(hits: float, count: int) -> Interval95:
@@ -71,7 +86,7 @@ def share(hits: float, count: int) -> Interval95:
     count: of independent clips; where several share a prompt, the number of prompts, and `hits` the sum of
         their mean shares.
     """
-    z, rate = 1.959964, hits / count
+    z, rate = _Z, hits / count
     centre = (rate + z**2 / (2 * count)) / (1 + z**2 / count)
     half = z / (1 + z**2 / count) * (rate * (1 - rate) / count + z**2 / (4 * count**2)) ** 0.5
     return Interval95(rate, centre - half, min(centre + half, 1.0))

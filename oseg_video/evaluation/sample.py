@@ -39,7 +39,7 @@ class Sample:
         details = dict(self.metric.details(figure.name, rows, index))
         if interval is not None:
             details["interval"] = {
-                "by": "Wilson score" if figure.share else "centred bootstrap",
+                "by": "Wilson score" if figure.share else "centred, t-widened bootstrap",
                 "over": units,
                 "units": len(set(groups)),
                 "resamples": 0 if figure.share else figure.resamples,
@@ -75,7 +75,7 @@ class Sample:
         elif len(set(groups)) > 1:
             with contextlib.suppress(EvaluationError):
                 pairs = zip(self.draws(figure, ours, groups), base.draws(figure, others, groups), strict=True)
-                interval = interval_of(value, [a - b for a, b in pairs])[1:]
+                interval = interval_of(value, [a - b for a, b in pairs], len(set(groups)))[1:]
         return Difference(
             name=figure.name,
             method=self.method,
@@ -115,7 +115,7 @@ class Sample:
         if figure.share:
             return share(value * units, units)[1:]
         try:
-            return interval_of(value, self.draws(figure, index, groups))[1:]
+            return interval_of(value, self.draws(figure, index, groups), units)[1:]
         except EvaluationError:  # some resamples have no value, e.g. no clip that shows the object asked for
             return None
 

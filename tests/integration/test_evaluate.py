@@ -9,6 +9,7 @@ import shutil
 
 import pytest
 import torch
+from scipy.stats import t as student
 
 from oseg_video.cli import main
 from oseg_video.evaluation import evaluate as module
@@ -61,8 +62,8 @@ def pairs(tmp_path):
 
 
 def half_width(values):
-    """Of the normal approximation of a mean's interval."""
-    return 1.96 * float(values.std(correction=0)) / math.sqrt(len(values))
+    """Of Student's interval of a mean."""
+    return student.ppf(0.975, len(values) - 1) * float(values.std()) / math.sqrt(len(values))
 
 
 def test_values_and_paired_differences_have_the_intervals_of_their_means(pairs):
@@ -73,7 +74,7 @@ def test_values_and_paired_differences_have_the_intervals_of_their_means(pairs):
     assert cfg.interval[1] - cfg.interval[0] == pytest.approx(2 * half_width(easy), rel=0.1)
     assert cfg.per_clip["cfg-p07-0"] == pytest.approx(float(easy[7]))
     assert cfg.details["interval"] == {
-        **{"by": "centred bootstrap", "over": "prompts", "units": 30, "resamples": 1000}
+        **{"by": "centred, t-widened bootstrap", "over": "prompts", "units": 30, "resamples": 1000}
     }
     difference = difference_of(evaluation, "oseg")
     assert difference.value == pytest.approx(float(more.mean())) and difference.pairs == 30
@@ -322,7 +323,7 @@ def test_markdown_and_latex_show_values_with_intervals(evaluation):
     assert re.search(
         r"^\| oseg minus cfg \| 30 \| \+\d\.\d+ \[\+\d\.\d+, \+\d\.\d+\] \|$", text, re.MULTILINE
     )
-    assert "centred bootstrap over 30 prompts" in text
+    assert "centred, t-widened bootstrap over 30 prompts" in text
     tex = as_latex(evaluation)
     assert rf"oseg & 30 & {cell} \\" in tex and r"frame\_difference" in tex
     assert tex.count(r"\begin{tabular}{lrr}") == tex.count(r"\end{tabular}") == 2

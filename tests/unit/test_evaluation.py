@@ -114,6 +114,17 @@ def test_bootstrap_interval_of_a_mean_is_that_of_the_normal_approximation() -> N
     assert interval.value - interval.low == pytest.approx(half, rel=0.1)
 
 
+@pytest.mark.parametrize("count", [2, 3, 5, 10])
+def test_an_interval_over_few_holds_the_truth_as_often_as_it_says(count: int) -> None:
+    generator = torch.Generator().manual_seed(count)
+    held = 0
+    for _ in range(500):
+        values = torch.randn(count, generator=generator).double()
+        interval = bootstrap(lambda rows, v=values: float(v[rows].mean()), count, resamples=200)
+        held += interval.low < 0 < interval.high
+    assert 0.91 <= held / 500 <= 0.98
+
+
 def test_a_paired_interval_is_narrower_than_an_unpaired_one() -> None:
     generator = torch.Generator().manual_seed(3)
     easy = torch.randn(300, generator=generator)
@@ -189,7 +200,9 @@ def test_an_interval_over_prompts_is_wider_where_clips_of_a_prompt_are_alike() -
     value = float(values.mean())
 
     def width(groups: list[int]) -> float:
-        interval = interval_of(value, [float(values[index].mean()) for index in resampled(groups, 1000)])
+        interval = interval_of(
+            value, [float(values[index].mean()) for index in resampled(groups, 1000)], len(set(groups))
+        )
         return interval.high - interval.low
 
     over_prompts = width([clip // 10 for clip in range(400)])
