@@ -55,7 +55,7 @@ def _run(options: Namespace) -> int:
     drawn, there = write_contact_sheet(
         found,
         out,
-        methods=options.methods or None,
+        methods=options.methods,
         frames=options.frames,
         rows=options.rows,
         height=options.height,

@@ -116,7 +116,7 @@ def _run(options: Namespace) -> int:
 
     for path, form in outputs.items():
         write_text(path, FORMATS[form](evaluation))
-    if work is not None:
+    if work is not None and evaluation.complete:  # otherwise clips may be mended, and the rest is not lost
         import shutil
 
         shutil.rmtree(work, ignore_errors=True)

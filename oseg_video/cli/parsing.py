@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -60,8 +61,11 @@ def whole_number(text: str) -> int:
 
 
 def names(text: str) -> tuple[str, ...]:
-    """Names with commas between them."""
-    return tuple(name.strip() for name in text.split(",") if name.strip())
+    """Names with commas between them; those in parentheses belong to a name."""
+    found = tuple(name.strip() for name in re.split(r",(?![^(]*\))", text) if name.strip())
+    if not found:
+        raise argparse.ArgumentTypeError(f"must name something, got {text!r}")
+    return found
 
 
 def add_batch(parser: argparse._ArgumentGroup) -> None:

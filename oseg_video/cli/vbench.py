@@ -19,7 +19,7 @@ _ABOUT = """VBench needs numpy < 2 and an old transformers, so it gets an interp
 
 
 def register(commands: Commands) -> None:
-    parser = commands.add_parser("vbench", help="build the interpreter that VBench's metrics run in")
+    parser = commands.add_parser("vbench", help="build or check the interpreter that VBench's metrics run in")
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     setup = add_command(
         actions, "setup", _setup, help="build it, or go on where an earlier call stopped", epilog=_ABOUT

@@ -194,7 +194,8 @@ def _digest(
     clips = [[clip.name, clip.method, file_state(clip.path)] for clip in found.clips]
     reference = file_state(options.reference) if options.reference else None
     beside = dataclasses.asdict(published) if published else None
-    depends = [clips, dict(found.broken), list(metrics), dict(baselines), beside, dict(options.weights)]
+    weights = {name: [given, file_state(Path(given))] for name, given in options.weights.items()}
+    depends = [clips, dict(found.broken), list(metrics), dict(baselines), beside, weights]
     text = json.dumps([*depends, reference, evaluation_versions()], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 

@@ -9,6 +9,7 @@ N clips, D numbers a row.
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -62,6 +63,12 @@ class Figure:
     """As in `MetricResult.versions`, for packages outside this interpreter; those inside are added."""
     share: bool = False
     """The mean of a yes or no per clip: its interval is Wilson's, that of differences Newcombe's."""
+    least: float = -math.inf
+    """The lowest value that there can be; intervals of values end there, those of differences do not."""
+    most: float = math.inf
+    """The highest."""
+    clips: int | None = None
+    """Number of clips that it is defined for, where it is defined for one only."""
     resamples: int = 1000
     """Bootstrap resamples of its interval; fewer for figures that take long."""
 
@@ -78,6 +85,8 @@ class Observations:
     """Clips that it could not look at: clip name -> why, one line. They make the command fail at its end."""
     read_by: Mapping[str, str] = field(default_factory=dict)
     """Clip name -> what decoded it, where the metric knows."""
+    unfit: Mapping[str, str] = field(default_factory=dict)
+    """Methods that have no value because of skipped clips: method -> why, one line."""
     warnings: Sequence[str] = ()
     """What could not be known before, one line each."""
 
@@ -115,6 +124,25 @@ class Metric(Protocol):
     def details(self, figure: str, rows: Tensor, index: Tensor) -> Mapping[str, Any]:
         """For `MetricResult.details`; arguments as of `value`."""
         ...
+
+
+def unfit_methods(metric: Metric, clips: Sequence[ClipFile], skipped: Mapping[str, str]) -> dict[str, str]:
+    """For `Observations.unfit`: the methods whose clips are not enough without those that were skipped."""
+    groups: dict[str, list[ClipFile]] = {}
+    for clip in clips:
+        groups.setdefault(clip.method, []).append(clip)
+    unfit = {}
+    for method, group in groups.items():
+        kept = [clip for clip in group if clip.name not in skipped]
+        lost = [clip.name for clip in group if clip.name in skipped]
+        if not kept:
+            unfit[method] = "none of the clips can be looked at"
+        elif lost:
+            try:
+                metric.check(kept)
+            except EvaluationError as error:
+                unfit[method] = f"{error} ({len(lost)} of its clips cannot be looked at, first {lost[0]})"
+    return unfit
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -89,7 +89,7 @@ def share(hits: float, count: int) -> Interval95:
     z, rate = _Z, hits / count
     centre = (rate + z**2 / (2 * count)) / (1 + z**2 / count)
     half = z / (1 + z**2 / count) * (rate * (1 - rate) / count + z**2 / (4 * count**2)) ** 0.5
-    return Interval95(rate, centre - half, min(centre + half, 1.0))
+    return Interval95(rate, max(centre - half, 0.0), min(centre + half, 1.0))
 
 
 def share_difference(ours: Sequence[float], theirs: Sequence[float]) -> Interval95:

@@ -95,6 +95,9 @@ def find_clips(folders: Sequence[Path], *, quiet: bool = True) -> FoundClips:
     ):
         inner = path.relative_to(folder).as_posix() if path != folder else path.name
         name = f"{label}/{inner}" if len(folders) > 1 else inner
+        if not _is_text(name):
+            broken[name.encode(errors="backslashreplace").decode()] = "the name of the file is not UTF-8"
+            continue
         try:
             clip = _clip_file(path, name, inner, label)
             clips.append(clip if len(folders) > 1 else replace(clip, method=_guidance(clip)))
@@ -109,6 +112,15 @@ def find_clips(folders: Sequence[Path], *, quiet: bool = True) -> FoundClips:
     order = {method: position for position, method in enumerate(dict.fromkeys(c.method for c in clips))}
     clips.sort(key=lambda clip: (order[clip.method], clip.key, clip.name))
     return FoundClips(tuple(clips), broken)
+
+
+def _is_text(name: str) -> bool:
+    """Whether a name can be written; the bytes of a file's name need not be UTF-8."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _labels(folders: Sequence[Path]) -> list[str]:

@@ -128,7 +128,7 @@ class _Run:
         """At all clips, and work out the figures."""
         self.samples = [
             Sample(metric, seen, method)
-            for metric, seen in _observe(self.metrics, self.found.clips, work, quiet)
+            for metric, seen in _observe(self._wanted(), work, quiet)
             for method in self.found.methods
             if (metric, method) not in self.unfit
         ]
@@ -136,6 +136,14 @@ class _Run:
         with tqdm(total=steps, desc="values and intervals", disable=quiet, file=sys.stderr) as self.bar:
             for sample in self.samples:
                 self._add(sample)
+
+    def _wanted(self) -> list[tuple[Metric, list[ClipFile]]]:
+        """The metrics that can have a value, each with the clips of methods that can."""
+        pairs = [
+            (metric, [clip for clip in self.found.clips if (metric, clip.method) not in self.unfit])
+            for metric in self.metrics
+        ]
+        return [(metric, clips) for metric, clips in pairs if clips]
 
     def evaluation(self) -> Evaluation:
         """All of it."""
@@ -185,14 +193,14 @@ class _Run:
 
 
 def _observe(
-    metrics: Sequence[Metric], clips: Sequence[ClipFile], work: Path | None, quiet: bool
+    wanted: Sequence[tuple[Metric, Sequence[ClipFile]]], work: Path | None, quiet: bool
 ) -> list[tuple[Metric, Observations]]:
     """What every metric sees; those that look at frames share the reading."""
-    sharing = [metric for metric in metrics if isinstance(metric, ClipMetric)]
-    together = iter(observe_together(sharing, clips, work=work, quiet=quiet) if sharing else ())
+    sharing = [(metric, clips) for metric, clips in wanted if isinstance(metric, ClipMetric)]
+    together = iter(observe_together(sharing, work=work, quiet=quiet) if sharing else ())
     return [
         (metric, next(together) if isinstance(metric, ClipMetric) else metric.observe(clips, quiet=quiet))
-        for metric in metrics
+        for metric, clips in wanted
     ]
 
 

@@ -49,7 +49,11 @@ class TemporalFlickering(MeanMetric):
             "definition": "VBench 0.1.5: (255 - mean absolute difference of neighbouring frames) / 255",
             "reading": "video files and GIFs as OpenCV 4.11 does (BT.601); folders of PNG as they are",
         }
-        self.figures = [Figure(name="temporal_flickering", better="higher", protocol=self.row_protocol)]
+        self.figures = [
+            Figure(
+                name="temporal_flickering", better="higher", protocol=self.row_protocol, least=0.0, most=1.0
+            )
+        ]
 
     def check(self, clips: Sequence[ClipFile]) -> Sequence[str]:
         require_frames("temporal_flickering", clips, 2)

@@ -7,6 +7,7 @@ numbers of clips: the fewer clips, the higher the distance of equal sets.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -25,6 +26,7 @@ from .fvd_protocols import PROTOCOLS
 from .observe import ClipMetric, OpenClip
 from .real_clips import RealClips, find_real, look_at, look_at_drawn
 from .reference import SUFFIX, Reference, load_reference, save_reference, saved_names
+from .results import evaluation_versions
 from .rows import RowStore
 
 SHIPPED = Path(__file__).with_name(f"embedded_reference{SUFFIX}")
@@ -77,7 +79,16 @@ class FrechetVideoDistance(ClipMetric):
             "reference": about,
             "interval": "over clips, the reference fixed",
         }
-        return [Figure(name=self.name, better="lower", protocol=protocol, resamples=RESAMPLES)]
+        return [
+            Figure(
+                name=self.name,
+                better="lower",
+                protocol=protocol,
+                least=0.0,
+                clips=self.plan.clips,
+                resamples=RESAMPLES,
+            )
+        ]
 
     def check(self, clips: Sequence[ClipFile]) -> Sequence[str]:
         """Number of clips, lengths; for few clips the effect."""
@@ -108,14 +119,39 @@ class FrechetVideoDistance(ClipMetric):
             if self._real is None:
                 moments, about = look_at_drawn(self.rows, quiet=quiet)
             else:
-                store = RowStore(self.options.work, {"reference": self.name, **self.real_protocol})
+                # Where a clip begins may follow from its name, and names from the folder.
+                about = {
+                    "reference": self.name,
+                    "folder": str(self._real.folder.resolve()),
+                    "versions": evaluation_versions(),
+                }
+                store = RowStore(self.options.work, {**about, **self.real_protocol})
                 moments, about, skipped = look_at(
                     self._real, self.name, self.plan, self.rows, store=store, batch=self.batch, quiet=quiet
                 )
             self._reference = Reference(moments, self.real_protocol, about)
-        if self.options.save_reference:
-            save_reference(self.options.save_reference, self.name, self._reference)
+        self._save()
         return skipped
+
+    def _save(self) -> None:
+        """Save the statistics if asked to, and note in the work folder that they are this run's own."""
+        path = self.options.save_reference
+        if path is None:
+            return
+        if self.options.work is not None:
+            self.options.work.mkdir(parents=True, exist_ok=True)
+            self._note().touch()
+        assert self._reference is not None
+        save_reference(path, self.name, self._reference)
+
+    def _note(self) -> Path:
+        assert self.options.work is not None and self.options.save_reference is not None
+        what = f"{self.name}|{self.options.save_reference.absolute()}"
+        return self.options.work / f"saving-{hashlib.sha256(what.encode()).hexdigest()[:16]}"
+
+    def _saved_before(self) -> bool:
+        """Whether an earlier part of this run, which was stopped, has saved or begun to save statistics."""
+        return self.options.work is not None and self._note().exists()
 
     def see(self, clip: OpenClip) -> Tensor:
         return self.plan.choose(clip, real=False)
@@ -160,7 +196,8 @@ class FrechetVideoDistance(ClipMetric):
             raise EvaluationError(f"statistics are saved as {SUFFIX} files, not {save}")
         if save is not None and not save.absolute().parent.is_dir():
             raise EvaluationError(f"cannot write {save}: there is no folder {save.parent}")
-        if save is not None and not self.options.overwrite and self.name in saved_names(save):
+        kept = save is not None and (self.options.overwrite or self._saved_before())
+        if save is not None and not kept and self.name in saved_names(save):
             raise EvaluationError(f"{save} has statistics of {self.name} already; --overwrite replaces them")
 
 

@@ -52,7 +52,9 @@ class InceptionScore(ClipMetric):
         """Set what follows from the classifier's protocol."""
         self.row_protocol = {"metric": self.name, **protocol}
         shown = {**self.row_protocol, "splits": SPLITS, "shuffle_seed": SHUFFLE_SEED}
-        self.figures = [Figure(name=self.name, better="higher", protocol=shown, resamples=RESAMPLES)]
+        self.figures = [
+            Figure(name=self.name, better="higher", protocol=shown, least=1.0, resamples=RESAMPLES)
+        ]
 
     def check(self, clips: Sequence[ClipFile]) -> Sequence[str]:
         count = len(clips)

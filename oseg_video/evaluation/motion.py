@@ -85,7 +85,9 @@ class MotionStatistics(MeanMetric):
     def __init__(self, names: Sequence[str], options: MetricOptions) -> None:
         self.names = list(names)
         self.row_protocol: dict[str, Any] = {name: _PROTOCOLS[name] for name in names}
-        self.figures = [Figure(name=name, better=None, protocol=_PROTOCOLS[name]) for name in names]
+        self.figures = [
+            Figure(name=name, better=None, protocol=_PROTOCOLS[name], least=0.0) for name in names
+        ]
 
     def check(self, clips: Sequence[ClipFile]) -> Sequence[str]:
         require_frames(", ".join(self.names), clips, 2)

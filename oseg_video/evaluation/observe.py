@@ -22,8 +22,9 @@ from tqdm import tqdm
 from oseg_video.media import Clip, read_clip
 from oseg_video.types import OsegVideoError
 
-from .base import Figure, Observations
+from .base import Figure, Observations, unfit_methods
 from .clips import ClipFile
+from .results import evaluation_versions
 from .rows import RowStore, file_state
 
 
@@ -87,7 +88,7 @@ class ClipMetric(ABC):
 
     def observe(self, clips: Sequence[ClipFile], *, quiet: bool) -> Observations:
         """As `Metric.observe`; several metrics share the reading by `observe_together`."""
-        (seen,) = observe_together([self], clips, work=None, quiet=quiet)
+        (seen,) = observe_together([(self, clips)], work=None, quiet=quiet)
         return seen
 
 
@@ -106,17 +107,17 @@ class MeanMetric(ClipMetric):
 
 
 def observe_together(
-    metrics: Sequence[ClipMetric], clips: Sequence[ClipFile], *, work: Path | None, quiet: bool
+    wanted: Sequence[tuple[ClipMetric, Sequence[ClipFile]]], *, work: Path | None, quiet: bool
 ) -> list[Observations]:
-    """What each metric sees of the clips, which are read once. Clips that cannot be read are named.
+    """What each metric sees of its clips. A clip is read once for all; those that cannot be read are named.
 
     work: folder that keeps the rows of an unfinished run; None for a temporary one.
     """
-    lookers = [
-        _Looker(metric, RowStore(work, metric.row_protocol), metric.begin(quiet=quiet)) for metric in metrics
-    ]
-    for clip in tqdm(clips, desc="looking at clips", unit="clip", disable=quiet, file=sys.stderr):
-        opened, state = OpenClip(clip), file_state(clip.path)
+    lookers = [_Looker(metric, clips, work, metric.begin(quiet=quiet)) for metric, clips in wanted]
+    every = {clip.name: clip for _, clips in wanted for clip in clips}
+    for clip in tqdm(every.values(), desc="looking at clips", unit="clip", disable=quiet, file=sys.stderr):
+        # The prompt, too: some metrics compare with it.
+        opened, state = OpenClip(clip), f"{file_state(clip.path)}|{clip.prompt}"
         for looker in lookers:
             looker.look(opened, state)
     return [looker.observations() for looker in lookers]
@@ -125,14 +126,19 @@ def observe_together(
 class _Looker:
     """One metric at work: its batch, its rows on disk, and what it had to skip."""
 
-    def __init__(self, metric: ClipMetric, store: RowStore, skipped: Mapping[str, str]) -> None:
+    def __init__(
+        self, metric: ClipMetric, clips: Sequence[ClipFile], work: Path | None, skipped: Mapping[str, str]
+    ) -> None:
         self.metric = metric
-        self.store = store
+        self.clips = {clip.name: clip for clip in clips}
+        self.store = RowStore(work, {**metric.row_protocol, "versions": evaluation_versions()})
         self.skipped = dict(skipped)
         self.seen: list[tuple[ClipFile, str]] = []
         self.pending: list[tuple[str, str, Tensor]] = []
 
     def look(self, clip: OpenClip, state: str) -> None:
+        if clip.file.name not in self.clips:
+            return
         if state not in self.store:
             try:
                 seen = self.metric.see(clip)
@@ -160,5 +166,6 @@ class _Looker:
             clips=tuple(clip for clip, _ in self.seen),
             rows=self.store.take([state for _, state in self.seen]),
             skipped=self.skipped,
+            unfit=unfit_methods(self.metric, list(self.clips.values()), self.skipped),
             read_by={name: reader for name, reader in read_by.items() if reader},
         )

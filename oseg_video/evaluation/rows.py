@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import tempfile
 import weakref
@@ -19,13 +20,13 @@ from torch import Tensor
 
 
 def file_state(path: Path) -> str:
-    """What changes when a clip is made anew: its path, and size and time of change of its file or files."""
+    """What changes when a file, or one below a folder, is made anew: path, sizes, times of change."""
     try:
-        states = [file.stat() for file in ([path, *path.iterdir()] if path.is_dir() else [path])]
+        inside = [Path(at, name) for at, _, names in os.walk(path, followlinks=True) for name in names]
+        states = [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in sorted(inside) or [path]]
     except OSError:
         states = []  # gone or unreadable: reading it says so
-    size, changed = sum(s.st_size for s in states), max((s.st_mtime_ns for s in states), default=0)
-    return f"{path.resolve()}|{size}|{changed}"
+    return f"{path.resolve()}|{hashlib.sha256(json.dumps(states).encode()).hexdigest()}"
 
 
 class RowStore:
@@ -91,8 +92,12 @@ class RowStore:
     def _recover(self) -> None:
         """Read what is there, and cut off what a stop left incomplete."""
         lines = self._names.read_bytes().split(b"\n")[:-1] if self._names.exists() else []
-        for line in lines:
+        size = self._numbers.stat().st_size if self._numbers.exists() else 0
+        for number, line in enumerate(lines):
             self._width, state, reader = json.loads(line)
+            if (number + 1) * self._width * 8 > size:  # the machine stopped, and not only the process
+                lines = lines[:number]
+                break
             self._add(state, reader)
         with open(self._names, "ab") as names:
             names.truncate(sum(len(line) + 1 for line in lines))

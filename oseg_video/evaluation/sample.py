@@ -29,7 +29,7 @@ class Sample:
 
     def result(self, figure: Figure, versions: Mapping[str, str]) -> MetricResult:
         """Raises EvaluationError if clips had to be skipped and the metric does not work without them."""
-        self._check_enough()
+        self._check_fit()
         rows = self.seen.rows
         index, values = self._about(figure)
         clips = [self.seen.clips[place] for place in index.tolist()]
@@ -57,11 +57,15 @@ class Sample:
 
     def minus(self, base: Sample, figure: Figure) -> Difference:
         """This method's figure minus the baseline's over common requests."""
-        base._check_enough()
+        base._check_fit()
         mine, theirs = self._by_key(figure), base._by_key(figure)
         keys = [key for key in mine if key in theirs]
         if not keys:
             raise EvaluationError(f"no clip with a value has its pair of {base.method}")
+        if figure.clips not in (None, len(keys)):
+            raise EvaluationError(
+                f"{figure.name} is defined for {figure.clips} clips; {len(keys)} have a pair"
+            )
         ours, others = (torch.tensor([places[key] for key in keys]) for places in (mine, theirs))
         groups, _ = independent([self.seen.clips[place] for place in ours.tolist()])
         value = self.metric.value(figure.name, self.seen.rows, ours) - self.metric.value(
@@ -115,7 +119,8 @@ class Sample:
         if figure.share:
             return share(value * units, units)[1:]
         try:
-            return interval_of(value, self.draws(figure, index, groups), units)[1:]
+            _, low, high = interval_of(value, self.draws(figure, index, groups), units)
+            return max(low, figure.least), min(high, figure.most)
         except EvaluationError:  # some resamples have no value, e.g. no clip that shows the object asked for
             return None
 
@@ -128,11 +133,9 @@ class Sample:
             values.setdefault(group, []).append(one)
         return [sum(some) / len(some) for some in values.values()]
 
-    def _check_enough(self) -> None:
-        if not self.clips:
-            raise EvaluationError("none of the clips can be looked at")
-        if self.seen.skipped:
-            self.metric.check(self.clips)
+    def _check_fit(self) -> None:
+        if self.method in self.seen.unfit:
+            raise EvaluationError(self.seen.unfit[self.method])
 
     def _by_key(self, figure: Figure) -> dict[tuple[str, int], int]:
         index, _ = self._about(figure)

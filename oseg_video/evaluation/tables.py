@@ -66,7 +66,7 @@ def as_markdown(evaluation: Evaluation) -> str:
     if evaluation.differences:
         header, rows = _differences(evaluation, arrows={"higher": " ↑", "lower": " ↓"}, dash="-")
         lines += ["", _pipes(header), _pipes(["---"] * len(header)), *map(_pipes, rows)]
-    lines += ["", "In brackets: 95 % intervals, " + _how(evaluation), *_remarks(evaluation)]
+    lines += ["", *_how(evaluation), *_remarks(evaluation)]
     return "\n".join(lines) + "\n"
 
 
@@ -76,7 +76,7 @@ def as_latex(evaluation: Evaluation) -> str:
     parts = [_tabular(*_grid(evaluation, arrows=arrows, dash="--", escape=_latex))]
     if evaluation.differences:
         parts.append(_tabular(*_differences(evaluation, arrows=arrows, dash="--", escape=_latex)))
-    remarks = ["In brackets: 95 % intervals, " + _how(evaluation), *_remarks(evaluation)]
+    remarks = [*_how(evaluation), *_remarks(evaluation)]
     return "\n".join([*parts, *(f"% {line}" for line in remarks if line)]) + "\n"
 
 
@@ -158,8 +158,8 @@ def _digits(value: float, interval: tuple[float, float] | None) -> int:
     return min(max(1 - math.floor(math.log10(width)), 1), 6) if width > 0 and math.isfinite(width) else 4
 
 
-def _how(evaluation: Evaluation) -> str:
-    """What the intervals resample, and what is paired."""
+def _how(evaluation: Evaluation) -> list[str]:
+    """A line about what the intervals resample, and what is paired; none where there is no interval."""
     ways = {
         f"{about['by']} over {about['units']} {about['over']}": None
         for results in evaluation.results.values()
@@ -169,7 +169,7 @@ def _how(evaluation: Evaluation) -> str:
     paired = " Differences are paired by prompt and seed, or by file name" if evaluation.differences else ""
     if paired:
         paired += "; of shares by Newcombe's method 10." if any("Wilson" in way for way in ways) else "."
-    return "; ".join(ways) + "." + paired if ways else ""
+    return [f"In brackets: 95 % intervals, {'; '.join(ways)}.{paired}"] if ways else []
 
 
 def _remarks(evaluation: Evaluation) -> list[str]:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from oseg_video.media import MediaError, stream_frames
 
-from .base import EvaluationError, Figure, MetricOptions, Observations, register_metrics
+from .base import EvaluationError, Figure, MetricOptions, Observations, register_metrics, unfit_methods
 from .clips import ClipFile
 from .vbench_checks import check_custom, check_dimensions, check_files, check_imports
 from .vbench_environment import Environment, VBenchError, find_environment
@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 
 CUSTOM, STANDARD = "vbench", "vbench_standard"
 _FLICKERING = "temporal_flickering"
+_SHARES = ("dynamic_degree", "human_action")
+"""Dimensions that are a yes or no of every clip."""
 _FEW = 10
 """Clips or prompts, up to which a run is its own rehearsal."""
 
@@ -68,6 +70,7 @@ class _VBenchMetric:
                 better="higher",
                 protocol=self._protocol(name),
                 versions=self.about["versions"],
+                share=name in _SHARES,
             )
             for name in self._names
         ]
@@ -122,6 +125,7 @@ class _VBenchMetric:
         jobs: Sequence[Job],
         tallies: Tallies,
         damaged: Mapping[str, str],
+        unfit: Mapping[str, str],
         warnings: Sequence[str] = (),
     ) -> Observations:
         import torch
@@ -136,7 +140,7 @@ class _VBenchMetric:
                 elif job.dimension != "color":  # which has a value only where the object is found
                     skipped[clip.name] = f"VBench's {job.dimension} gave no value"
         numbers = torch.tensor(list(rows.values()), dtype=torch.float64)
-        return Observations(tuple(clips), numbers, skipped, warnings=warnings)
+        return Observations(tuple(clips), numbers, skipped, unfit=unfit, warnings=warnings)
 
 
 class CustomVBench(_VBenchMetric):
@@ -155,9 +159,10 @@ class CustomVBench(_VBenchMetric):
         return check_files(clips, self.dimensions) + check_custom(clips, self.dimensions, actions)
 
     def observe(self, clips: Sequence[ClipFile], *, quiet: bool) -> Observations:
-        clips, damaged = _whole(clips, quiet=quiet)
-        jobs = [custom_job(dimension, clips) for dimension in self.dimensions]
-        return self._observations(clips, jobs, self._run(jobs, quiet=quiet), damaged)
+        whole, damaged = _whole(clips, quiet=quiet)
+        jobs = [custom_job(dimension, whole) for dimension in self.dimensions]
+        unfit = unfit_methods(self, clips, damaged)
+        return self._observations(whole, jobs, self._run(jobs, quiet=quiet), damaged, unfit)
 
     def details(self, figure: str, rows: Tensor, index: Tensor) -> dict[str, Any]:
         return {}
@@ -181,9 +186,11 @@ class StandardVBench(_VBenchMetric):
         return check_surplus(found, strangers, flickering) + check_files(wanted, self.dimensions)
 
     def observe(self, clips: Sequence[ClipFile], *, quiet: bool) -> Observations:
-        clips, damaged = _whole(clips, quiet=quiet)
-        methods = list(dict.fromkeys(clip.method for clip in clips))
-        found = {m: match(self.suite, [c for c in clips if c.method == m])[0] for m in methods}
+        whole, damaged = _whole(clips, quiet=quiet)
+        unfit = unfit_methods(self, clips, damaged)
+        whole = [clip for clip in whole if clip.method not in unfit]
+        methods = list(dict.fromkeys(clip.method for clip in whole))
+        found = {m: match(self.suite, [c for c in whole if c.method == m])[0] for m in methods}
         warnings = []
         for method in methods:
             candidates = static_candidates(self.suite, found[method], self.dimensions)
@@ -198,8 +205,8 @@ class StandardVBench(_VBenchMetric):
         ]
         tallies = self._run(jobs, quiet=quiet)
         seen = {clip.name for job in jobs for clip in job.clips.values()}
-        used = [clip for clip in clips if clip.name in seen]
-        return self._observations(used, jobs, tallies, damaged, warnings)
+        used = [clip for clip in whole if clip.name in seen]
+        return self._observations(used, jobs, tallies, damaged, unfit, warnings)
 
     def details(self, figure: str, rows: Tensor, index: Tensor) -> dict[str, Any]:
         """Normalised scores, and how many clips each is about: the static filter may leave too few."""

@@ -6,6 +6,7 @@ import hashlib
 import json
 import threading
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +22,11 @@ class KeptAnswers:
         self._versions = dict(versions)
         self._lock = threading.Lock()
         self._path = folder / "vbench.jsonl" if folder else None
-        self._answers: dict[str, Any] = {}
-        if self._path is not None and self._path.exists():
-            lines = self._path.read_bytes().split(b"\n")[:-1]
-            self._answers = dict(map(json.loads, lines))
-            with open(self._path, "ab") as file:  # a run that was killed may have left half a line
-                file.truncate(sum(len(line) + 1 for line in lines))
 
     def find(self, question: Any) -> Any:
         """The answer to the same question, or None."""
-        return self._answers.get(self._key(question))
+        with self._lock:
+            return self._answers.get(self._key(question))
 
     def add(self, question: Any, answer: Any) -> None:
         """Keep an answer; from any thread."""
@@ -40,6 +36,16 @@ class KeptAnswers:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
                 with open(self._path, "a", encoding="utf-8") as file:
                     file.write(json.dumps([self._key(question), answer]) + "\n")
+
+    @cached_property
+    def _answers(self) -> dict[str, Any]:
+        """Those of the file; read when first asked for, when the folder is this process's own."""
+        if self._path is None or not self._path.exists():
+            return {}
+        lines = self._path.read_bytes().split(b"\n")[:-1]
+        with open(self._path, "ab") as file:  # a run that was killed may have left half a line
+            file.truncate(sum(len(line) + 1 for line in lines))
+        return dict(map(json.loads, lines))
 
     def _key(self, question: Any) -> str:
         text = json.dumps([self._versions, question], sort_keys=True)

@@ -171,7 +171,9 @@ def _read(part: Job, event: Event) -> dict[str, Tally]:
     numerator, denominator = (
         (sum(column) for column in zip(*found.values(), strict=True)) if found else (0, 0)
     )
-    if denominator and not math.isclose(numerator / denominator, event["score"], rel_tol=1e-5):
+    # VBench's own score has no value where that of one clip has none.
+    comparable = denominator and math.isfinite(event["score"])
+    if comparable and not math.isclose(numerator / denominator, event["score"], rel_tol=1e-5):
         raise VBenchError(
             f"VBench's {part.dimension} is {event['score']:.6g}, but the values of its clips give "
             f"{numerator / denominator:.6g}: it read other numbers of frames, or is not version 0.1.5"

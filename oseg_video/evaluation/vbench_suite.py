@@ -78,11 +78,11 @@ def check_complete(suite: Suite, found: Mapping[str, Sequence[ClipFile]], dimens
     one = short[0]
     lines = (
         f"VBench's standard suite needs {SAMPLES} clips of each of the {len(prompts)} prompts of "
-        f"{listed(dimensions)}; {missing} clips are missing (prompts with too few: {len(short)}), first "
-        f"{one + '-' + str(len(found[one])) + '.mp4'!r}"
+        f"{listed(dimensions)}; {missing} clips are missing (prompts with too few: {len(short)}), first of "
+        f"{one!r}, which has {len(found[one])}"
     )
     twins = _differ_by_case(prompts)
-    if missing and all(prompt in twins for prompt in short):
+    if all(prompt in twins and not found[prompt] for prompt in short):
         lines += "; these prompts differ only in letter case, which some file systems do not keep apart"
     raise VBenchError(lines)
 

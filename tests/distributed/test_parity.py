@@ -214,12 +214,21 @@ def _in_bfloat16(case_name: str, method_name: str, degrees: Degrees | None) -> A
         return case.run(pipe)
 
 
-@pytest.mark.parametrize("method_name", ["cfg", "oseg"])
-@pytest.mark.parametrize("case", ["mochi", "hunyuan15", "svd", "sdxl"])
-def test_latents_keep_their_number_type(two_ranks: Ranks, case: str, method_name: str) -> None:
+@pytest.mark.parametrize(
+    ("case", "method_name", "axis"),
+    [
+        *(
+            (case, name, "branch")
+            for case in ("mochi", "hunyuan15", "svd", "sdxl")
+            for name in ("cfg", "oseg")
+        ),
+        *((case, "oseg", axis) for case in ("mochi", "hunyuan", "wan") for axis in ("ulysses", "ring")),
+    ],
+)
+def test_latents_keep_their_number_type(two_ranks: Ranks, case: str, method_name: str, axis: str) -> None:
     """Some schedulers go on in the type of the prediction, and the network takes its own type only."""
     alone = _in_bfloat16(case, method_name, None)
-    for latents in two_ranks.run(_in_bfloat16, case, method_name, Degrees(branch=2)):
+    for latents in two_ranks.run(_in_bfloat16, case, method_name, AXES[axis]):
         assert latents.dtype == alone.dtype
         assert (latents - alone).float().norm() < 0.1 * alone.float().norm()
 

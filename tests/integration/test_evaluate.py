@@ -1,6 +1,7 @@
 """`oseg-video evaluate` and its library call: values, intervals, differences, files, and what goes wrong."""
 
 import csv
+import dataclasses
 import io
 import json
 import math
@@ -15,7 +16,7 @@ from oseg_video.cli import main
 from oseg_video.evaluation import evaluate as module
 from oseg_video.evaluation import fvd, observe
 from oseg_video.evaluation.alone import alone_in
-from oseg_video.evaluation.base import EvaluationError, Figure, known_metrics
+from oseg_video.evaluation.base import EvaluationError, Figure, MetricOptions, known_metrics
 from oseg_video.evaluation.evaluate import evaluate
 from oseg_video.evaluation.observe import MeanMetric
 from oseg_video.evaluation.tables import as_csv, as_json, as_latex, as_markdown
@@ -220,6 +221,15 @@ def test_broken_clips_are_named_and_never_part_of_a_mean(tmp_path, capsys):
         assert re.search(rf"^oseg-video: skipped {name}: cannot read [^\n]+$", output.err, re.MULTILINE)
 
 
+def test_files_whose_names_are_no_text_are_named_and_left_out(tmp_path, capsys):
+    write_levels(tmp_path / "clips", "cfg", {("p", 0): 10, ("q", 0): 20})
+    (tmp_path / "clips" / "a\udcff.mp4").write_bytes(b"")
+    command = ["evaluate", str(tmp_path / "clips"), "--metrics", "frame_difference", "--quiet", "--out"]
+    assert main([*command, str(tmp_path / "r.json")]) == 1
+    assert "skipped a\\udcff.mp4: the name of the file is not UTF-8" in capsys.readouterr().err
+    assert json.loads((tmp_path / "r.json").read_text())["results"]["cfg"][0]["clips"] == 2
+
+
 def test_a_method_that_broken_clips_make_unfit_costs_its_figure_only(tmp_path):
     for method in ("cfg", "oseg"):
         write_drawn(tmp_path, 10, guidance=method)
@@ -274,7 +284,8 @@ def test_a_figure_that_misses_a_clip_it_needs_has_no_value(tmp_path, monkeypatch
     for method in ("cfg", "oseg"):
         write_levels(tmp_path, method, {("p", 0): 1, ("q", 0): 2, ("r", 0): 3})
     evaluation = evaluate([tmp_path], ["fragile"], baseline="cfg")
-    assert evaluation.failed == {"oseg: fragile": "three clips are needed, not 2"}
+    lost = "(1 of its clips cannot be looked at, first oseg-q-0)"
+    assert evaluation.failed == {"oseg: fragile": f"three clips are needed, not 2 {lost}"}
     assert evaluation.skipped == {"oseg-q-0": "not this one"}
     assert not evaluation.results["oseg"] and len(evaluation.results["cfg"]) == 1
     assert not evaluation.differences and not evaluation.complete
@@ -417,6 +428,65 @@ def test_an_interrupted_command_leaves_no_results_and_goes_on(tmp_path, capsys, 
     assert reads == [f"cfg-p{n}-0" for n in (0, 1, 2, 2, 3, 4)]
     assert json.loads(out.read_text())["results"]["cfg"][0]["value"] == pytest.approx(12)
     assert {path.name for path in tmp_path.iterdir()} == {"clips", "r.json"}
+
+
+def test_what_was_looked_at_is_kept_until_everything_was(tmp_path, capsys, monkeypatch):
+    write_levels(tmp_path / "clips", "cfg", {("p", 0): 10, ("q", 0): 20})
+    (tmp_path / "clips" / "r.mp4").write_bytes(b"")
+    reads, read = [], observe.read_clip
+    monkeypatch.setattr(observe, "read_clip", lambda path: reads.append(path.name) or read(path))
+    command = ["evaluate", str(tmp_path / "clips"), "--metrics", "frame_difference", "--quiet"]
+    command += ["--overwrite", "--out", str(tmp_path / "r.json")]
+    assert main(command) == 1 and len(reads) == 2
+    (tmp_path / "clips" / "r.mp4").unlink()
+    write_levels(tmp_path / "clips", "cfg", {("r", 0): 30})
+    assert main(command) == 0 and reads[2:] == ["cfg-r-0"]
+    assert {path.name for path in tmp_path.iterdir()} == {"clips", "r.json"}
+
+
+def test_an_interrupted_command_that_has_saved_its_reference_goes_on(tmp_path, capsys, monkeypatch):
+    write_drawn(tmp_path / "clips", 3)
+    write_drawn(tmp_path / "real", 4, seed=9)
+    saved, out = tmp_path / "real.safetensors", ["--out", str(tmp_path / "r.json")]
+    command = ["evaluate", str(tmp_path / "clips"), "--metrics", "fvd:embedded", "--quiet"]
+    command += ["--reference", str(tmp_path / "real"), "--save-reference", str(saved)]
+    with monkeypatch.context() as patch:
+        patch.setattr(fvd.FrechetVideoDistance, "see", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert main([*command, *out]) == 130 and saved.exists()
+    assert main([*command, *out]) == 0
+    capsys.readouterr()
+    assert main(command) == 2, "another run must not replace them untold"
+    assert "has statistics of fvd:embedded already; --overwrite replaces them" in capsys.readouterr().err
+
+
+def test_a_distance_of_a_number_of_clips_has_no_difference_over_fewer(tmp_path, monkeypatch):
+    write_drawn(tmp_path / "one", 4, seed=2)
+    *_, last = write_drawn(tmp_path / "other", 4, seed=2)
+    write_manifest(last, prompts=["another one"], seeds=[3], guidance="cfg")
+    changed = dataclasses.replace(fvd.PROTOCOLS["fvd:embedded"], clips=4)
+    monkeypatch.setitem(fvd.PROTOCOLS, "fvd:embedded", changed)
+    write_drawn(tmp_path / "real", 4, seed=9)
+    options = MetricOptions(reference=tmp_path / "real")
+    folders = [tmp_path / "one", tmp_path / "other"]
+    evaluation = evaluate(folders, ["fvd:embedded"], baseline="one", options=options)
+    assert len(evaluation.results["other"]) == 1 and not evaluation.differences
+    reason = "fvd:embedded is defined for 4 clips; 3 have a pair"
+    assert evaluation.failed == {"other minus one: fvd:embedded": reason}
+
+
+def test_intervals_end_where_values_do(tmp_path):
+    write_levels(tmp_path, "cfg", {("p", 0): 1, ("q", 0): 90})
+    write_levels(tmp_path, "oseg", {("p", 0): 1, ("q", 0): 80})
+    evaluation = evaluate([tmp_path], ["temporal_flickering", "frame_difference"], baseline="cfg")
+    assert result_of(evaluation, "cfg", "temporal_flickering").interval[1] == 1
+    assert result_of(evaluation, "cfg").interval[0] == 0
+    assert difference_of(evaluation, "oseg").interval[0] < -10
+
+
+def test_where_there_is_no_interval_none_is_explained(tmp_path):
+    write_levels(tmp_path, "cfg", {("p", 0): 7})
+    text = as_markdown(evaluate([tmp_path], ["frame_difference"]))
+    assert "| cfg | 1 | 7.0" in text and "brackets" not in text
 
 
 def test_options_reach_the_metrics(tmp_path, capsys):

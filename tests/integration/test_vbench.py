@@ -3,6 +3,7 @@
 `test_vbench_real.py` does the same with the real package.
 """
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -20,9 +21,11 @@ import torch
 from oseg_video.cli import main, parse
 from oseg_video.evaluation import vbench, vbench_jobs
 from oseg_video.evaluation.base import MetricOptions, build_metrics, known_metrics
-from oseg_video.evaluation.clips import ClipFile, find_clips
+from oseg_video.evaluation.clips import ClipFile, FoundClips, find_clips
+from oseg_video.evaluation.evaluate import evaluate
 from oseg_video.evaluation.vbench_environment import find_environment
 from oseg_video.evaluation.vbench_jobs import custom_job
+from oseg_video.evaluation.vbench_kept import KeptAnswers
 from oseg_video.evaluation.vbench_process import ask, run_workers
 from oseg_video.evaluation.vbench_scores import DIMENSIONS, normalise, total
 from oseg_video.media import write_clip
@@ -429,6 +432,77 @@ def test_what_the_static_filter_leaves_too_few_of_is_said(tmp_path, calls):
     assert not found((1, 2, 3, 4, 5))[1].warnings
 
 
+def test_a_damaged_clip_costs_its_method_before_any_work_and_no_other(tmp_path, calls, monkeypatch):
+    clips = [
+        dataclasses.replace(clip, name=f"{method}/{clip.name}")
+        for method in ("cfg", "oseg")
+        for clip in make_suite(tmp_path / method, method=method)
+    ]
+    damaged = next(clip for clip in clips if clip.method == "oseg")
+    whole = [clip for clip in clips if clip is not damaged]
+    monkeypatch.setattr(vbench, "_whole", lambda clips, quiet: (whole, {damaged.name: "torn"}))
+    evaluation = evaluate(FoundClips(tuple(clips), {}), ["vbench_standard"], baseline="cfg")
+    assert len(evaluation.results["cfg"]) == 19 and not evaluation.results["oseg"]
+    assert evaluation.skipped == {damaged.name: "torn"}
+    reason = evaluation.failed["oseg: vbench_standard:total"]
+    assert "first of 'a fantasy landscape', which has 4" in reason
+    assert f"(1 of its clips cannot be looked at, first {damaged.name})" in reason
+    looked = [path for call in calls() for entry in call["info"] for path in entry["video_list"]]
+    assert len(looked) == sum(5 * len(entry["dimension"]) for entry in SUITE), "those of cfg only"
+
+
+def test_a_damaged_clip_that_is_not_needed_costs_nothing(tmp_path, monkeypatch):
+    clips = make_suite(tmp_path / "suite", flickering=25, static=(3, 7))
+    damaged = next(clip for clip in clips if clip.name == f"{FLICKERING}-24.mp4")
+    whole = [clip for clip in clips if clip is not damaged]
+    monkeypatch.setattr(vbench, "_whole", lambda clips, quiet: (whole, {damaged.name: "torn"}))
+    names = ["vbench_standard:temporal_flickering", "vbench_standard:scene"]
+    evaluation = evaluate(FoundClips(tuple(clips), {}), names)
+    assert [result.name for result in evaluation.results["cfg"]] == names and not evaluation.failed
+    assert any("2 instead of 5" in line for line in evaluation.warnings)
+
+
+def test_clips_known_to_be_broken_are_told_before_any_work(tmp_path, calls):
+    clips = make_suite(tmp_path / "suite")
+    found = FoundClips(tuple(clips[1:]), {clips[0].name: "the file is empty"})
+    evaluation = evaluate(found, ["vbench_standard"])
+    assert len(evaluation.failed) == 19 and not calls()
+
+
+def test_yes_or_no_has_the_interval_of_a_share(tmp_path):
+    clips = make_clips(tmp_path)
+    for clip in clips:
+        texts = (f"{number:09d}" for number in range(99))
+        next(text for text in texts if clip.path.write_text(text) and score("dynamic_degree", clip) > 0.5)
+    evaluation = evaluate(FoundClips(tuple(clips), {}), ["vbench:dynamic_degree"])
+    (result,) = evaluation.results["cfg"]
+    assert result.value == 1 and result.interval == pytest.approx((1 / (1 + 1.959964**2 / 7), 1))
+
+
+def test_a_clip_without_a_value_is_named_and_the_others_count(tmp_path, monkeypatch):
+    clips = make_clips(tmp_path)
+    monkeypatch.setenv("FAKE_VBENCH", f"nan {clips[2].path.name}:subject_consistency")
+    metric = metric_of("vbench:subject_consistency")
+    seen = metric.observe(clips, quiet=True)
+    assert seen.skipped == {clips[2].name: "VBench's subject_consistency gave no value"}
+    pairs = {clip.name: clip.frames - 1 for clip in clips if clip is not clips[2]}
+    weighted = [score("subject_consistency", c) * pairs[c.name] for c in clips if c.name in pairs]
+    value = values_of(metric, seen)["vbench:subject_consistency"]
+    assert value == pytest.approx(sum(weighted) / sum(pairs.values()))
+
+
+def test_a_second_run_leaves_the_answers_of_the_first_alone(tmp_path):
+    first = KeptAnswers(tmp_path, {})
+    first.add("one", 1)
+    with open(tmp_path / "vbench.jsonl", "a") as file:
+        file.write('["half of an answer')
+        file.flush()
+        KeptAnswers(tmp_path, {})  # which is then refused: the folder is in use
+        file.write('", 2]\n')
+    assert len((tmp_path / "vbench.jsonl").read_text().splitlines()) == 2
+    assert KeptAnswers(tmp_path, {}).find("one") == 1
+
+
 def test_a_share_of_clips_in_which_no_object_is_found(tmp_path):
     clips = make_suite(tmp_path / "suite")
     for clip in of("color", clips):
@@ -444,7 +518,7 @@ def test_a_share_of_clips_in_which_no_object_is_found(tmp_path):
 
 def test_an_incomplete_suite_is_refused_before_any_work(tmp_path, calls):
     clips = [clip for clip in make_suite(tmp_path / "suite") if clip.name != "alley-4.mp4"]
-    with pytest.raises(OsegVideoError, match=r"1 clips are missing .* first 'alley-4\.mp4'"):
+    with pytest.raises(OsegVideoError, match=r"1 clips are missing .* first of 'alley', which has 4"):
         metric_of("vbench_standard").check(clips)
     metric_of("vbench_standard:imaging_quality").check(clips)
     assert calls() == []

@@ -1,10 +1,13 @@
 """The page in a real Chromium, opened from disk."""
 
+import dataclasses
+import shutil
+
 import pytest
 
 from oseg_video.compare.page import write_page
 from oseg_video.evaluation.clips import find_clips
-from tests.report.conftest import FPS, FRAMES, MARKUP, METHODS
+from tests.report.conftest import FPS, FRAMES, MARKUP, METHODS, figures
 
 READY = "[...document.querySelectorAll('video')].every(v => v.readyState >= 2 && !v.seeking)"
 TIMES = "[...document.querySelectorAll('video')].map(v => v.currentTime)"
@@ -156,6 +159,19 @@ def test_figures_carry_intervals_and_verdicts(view, page_file):
     marks = page.locator(".plot svg circle").evaluate_all("all => all.map(c => Number(c.getAttribute('cx')))")
     first, second, third = marks
     assert (second - first) / (third - first) == pytest.approx(0.2)
+
+
+def test_names_of_methods_stay_inside_the_plots(view, painted, tmp_path):
+    long = "oseg (perturb_scale=1.0, blocks=3, rule=published)"
+    shutil.copytree(painted, tmp_path / "clips")
+    clips = find_clips([tmp_path / "clips"]).clips
+    found = [dataclasses.replace(clip, method=long) if clip.method == "oseg" else clip for clip in clips]
+    results = figures(**{"cfg": 1.0, "stg": 1.1, long: 1.5})
+    write_page(tmp_path / "index.html", found, ["cfg", "stg", long], results=results)
+    page = opened(view, tmp_path / "index.html")
+    boxes = page.locator(".plot svg text").evaluate_all("all => all.map(t => t.getBBox().x)")
+    assert len(boxes) >= 5 and min(boxes) >= 0
+    assert page.locator(".plot svg text title").last.text_content() == long
 
 
 def test_settings_of_a_clip(view, page_file):

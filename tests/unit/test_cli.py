@@ -12,6 +12,7 @@ from oseg_video.adapters import all_adapters
 from oseg_video.cli import main, parse
 from oseg_video.cli.settings import flag_settings
 from oseg_video.config import FIELDS
+from oseg_video.types import OsegVideoError
 
 PROMPT = ("--prompt", "a red circle")
 
@@ -172,6 +173,14 @@ def test_a_config_file_with_an_unknown_key(capsys, tmp_path):
     assert "mine.yaml: unknown key 'stpes'; did you mean 'steps'?" in refused(
         capsys, "generate", *PROMPT, "--config", str(path)
     )
+
+
+def test_names_may_hold_commas_in_parentheses() -> None:
+    label = "oseg (perturb_scale=1.0, blocks=2,3)"
+    options = parse(["contact-sheet", "clips", "--out", "a.png", "--methods", f"cfg, {label}"])
+    assert options.methods == ("cfg", label)
+    with pytest.raises(OsegVideoError, match="argument --methods: must name something, got ' ,'"):
+        parse(["contact-sheet", "clips", "--out", "a.png", "--methods", " ,"])
 
 
 def test_debug_shows_the_traceback():

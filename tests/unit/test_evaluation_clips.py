@@ -1,6 +1,8 @@
 """Clips in folders: which there are, whose they are, and rows about them that outlive an interruption."""
 
 import contextlib
+import dataclasses
+import os
 import random
 import shutil
 import sys
@@ -13,7 +15,7 @@ from oseg_video.evaluation import observe
 from oseg_video.evaluation.base import Figure
 from oseg_video.evaluation.clips import find_clips
 from oseg_video.evaluation.observe import MeanMetric, observe_together
-from oseg_video.evaluation.rows import RowStore
+from oseg_video.evaluation.rows import RowStore, file_state
 from oseg_video.media import MediaError, read_clip, write_clip
 from oseg_video.types import OsegVideoError
 from tests.drawn import write_drawn, write_manifest
@@ -201,7 +203,7 @@ def test_a_clip_is_read_once_for_all_metrics(tmp_path, monkeypatch):
     reads = []
     monkeypatch.setattr(observe, "read_clip", lambda path: reads.append(path) or media.read_clip(path))
     metrics = [Brightness("a"), Brightness("b", batch=8)]
-    one, other = observe_together(metrics, clips_of(tmp_path), work=None, quiet=True)
+    one, other = observe_together([(one, clips_of(tmp_path)) for one in metrics], work=None, quiet=True)
     assert len(reads) == 3 and torch.equal(one.rows, other.rows)
 
 
@@ -211,11 +213,11 @@ def test_an_interrupted_run_goes_on_and_a_changed_clip_is_looked_at_anew(tmp_pat
     clips = clips_of(tmp_path / "clips")
     first = Brightness()
     with pytest.raises(KeyboardInterrupt):
-        observe_together([first], clips, work=tmp_path / "work", quiet=True)
+        observe_together([(first, clips)], work=tmp_path / "work", quiet=True)
     write_clip(tmp_path / "clips" / "b.gif", noise(seed=99, frames=4), 8, format="gif")
     again = Brightness()
     again.see = lambda clip: again.looks.append(clip.file.name) or clip.frames_FCHW.double()
-    (seen,) = observe_together([again], clips, work=tmp_path / "work", quiet=True)
+    (seen,) = observe_together([(again, clips)], work=tmp_path / "work", quiet=True)
     assert again.looks == ["b.gif", "stop.gif", "z.gif"]
     expected = [media.read_clip(clip.path).frames.double().mean() for clip in clips]
     torch.testing.assert_close(seen.rows[:, 0], torch.stack(expected))
@@ -227,20 +229,49 @@ def test_rows_of_another_protocol_are_not_used(tmp_path):
     assert "x" in RowStore(tmp_path, {"a": 1}) and "x" not in RowStore(tmp_path, {"a": 2})
 
 
-@pytest.mark.parametrize("cut", ["numbers", "names", "nothing"])
+@pytest.mark.parametrize("cut", ["numbers", "names", "nothing", "both"])
 def test_a_stop_in_the_middle_of_a_row_costs_that_row_only(tmp_path, cut):
     store = RowStore(tmp_path, {})
     store.append(["x", "y"], ["", ""], torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
     (numbers,), (names,) = list(tmp_path.glob("*.f64")), list(tmp_path.glob("*.jsonl"))
     if cut == "names":  # killed between the numbers and the end of the name
         names.write_bytes(names.read_bytes()[:-3])
+    if cut == "both":  # a power cut: what is in a file first need not be on the disk first
+        numbers.write_bytes(numbers.read_bytes()[:-9])
     if cut == "numbers":  # killed while it wrote a third row
         numbers.write_bytes(numbers.read_bytes() + b"\0" * 7)
     again = RowStore(tmp_path, {})
-    assert ("x" in again, "y" in again) == (True, cut != "names")
+    assert ("x" in again, "y" in again) == (True, cut not in ("names", "both"))
     again.append(["z"], ["pillow"], torch.tensor([[5.0, 6.0]]))
     assert RowStore(tmp_path, {}).take(["z", "x"]).tolist() == [[5.0, 6.0], [1.0, 2.0]]
     assert again.read_by("z") == "pillow"
+
+
+def test_the_state_of_a_folder_is_that_of_all_files_below_it(tmp_path):
+    inner = tmp_path / "class" / "inner"
+    inner.mkdir(parents=True)
+    (tmp_path / "newest").write_text("x")
+    states = [file_state(tmp_path)]
+    for change in (
+        lambda: (inner / "a.mp4").write_bytes(b"one"),
+        lambda: (inner / "a.mp4").write_bytes(b"four"),
+        lambda: os.utime(inner / "a.mp4", ns=(1, 1)),
+        lambda: os.utime(inner / "a.mp4", ns=(2, 2)),
+    ):
+        change()
+        states.append(file_state(tmp_path))
+    assert len(set(states)) == 5 and file_state(tmp_path) == states[-1]
+
+
+def test_a_clip_whose_prompt_is_mended_is_looked_at_anew(tmp_path):
+    write(tmp_path / "clips" / "a.gif", "gif")
+    looks = []
+    for prompt in ("one", "one", "two"):
+        metric = Brightness()
+        clips = [dataclasses.replace(clip, prompt=prompt) for clip in clips_of(tmp_path / "clips")]
+        observe_together([(metric, clips)], work=tmp_path / "work", quiet=True)
+        looks.append(metric.looks)
+    assert looks == [["a.gif"], [], ["a.gif"]]
 
 
 def test_rows_in_the_order_of_the_clips_are_not_copied(tmp_path):

@@ -1,8 +1,9 @@
 // The figures: a table of values with 95 % intervals and differences, and a plot for each figure.
 
 const ARROWS = { higher: " ↑", lower: " ↓" };
-const PLOT = { width: 360, left: 96, right: 14, line: 22, bottom: 22 };
+const PLOT = { width: 360, letters: 24, letter: 7, right: 14, line: 22, bottom: 22 };
 
+const fitting = (method) => (method.length > PLOT.letters ? `${method.slice(0, PLOT.letters - 1)}…` : method);
 const short = (value) => (value === null ? "–" : Number(value.toPrecision(4)).toString());
 
 // Decimals that show two digits of the interval's width, as the command line's tables do.
@@ -77,12 +78,15 @@ class Figures {
     let [low, high] = [Math.min(...ends), Math.max(...ends)];
     const margin = (high - low) * 0.05 || Math.abs(high) * 0.05 || 1;
     [low, high] = [low - margin, high + margin];
-    const across = (value) => PLOT.left + (value - low) / (high - low) * (PLOT.width - PLOT.left - PLOT.right);
+    const left = 20 + PLOT.letter * Math.max(10, ...results.map(([method]) => fitting(method).length));
+    const across = (value) => left + (value - low) / (high - low) * (PLOT.width - left - PLOT.right);
     const height = results.length * PLOT.line + PLOT.bottom;
     const marks = results.flatMap(([method, { value, interval }], index) => {
       const y = (index + 0.5) * PLOT.line;
       const line = interval ? [drawing("line", { x1: across(interval[0]), x2: across(interval[1]), y1: y, y2: y })] : [];
-      return [drawing("text", { x: PLOT.left - 10, y: y + 4, "text-anchor": "end" }, method), ...line,
+      const label = drawing("text", { x: left - 10, y: y + 4, "text-anchor": "end" }, fitting(method));
+      label.append(drawing("title", {}, method));
+      return [label, ...line,
         drawing("circle", { cx: across(value), cy: y, r: 4 }, drawing("title", {}, `${method}: ${shown(value, interval)}`))];
     });
     const axis = height - PLOT.bottom;
@@ -90,7 +94,7 @@ class Figures {
       drawing("text", { x: across(value), y: axis + 16, "text-anchor": index ? "end" : "start", class: "tick" }, short(value)));
     return element("figure", { class: "plot" }, element("figcaption", {}, this.title(name)),
       drawing("svg", { viewBox: `0 0 ${PLOT.width} ${height}`, role: "img", "aria-label": `${name} of every method` },
-        drawing("path", { class: "axis", d: `M${PLOT.left} ${axis}H${PLOT.width - PLOT.right}` }), ...marks,
+        drawing("path", { class: "axis", d: `M${left} ${axis}H${PLOT.width - PLOT.right}` }), ...marks,
         ...(margin * 20 > high - low ? ticks.slice(0, 1) : ticks)));
   }
 

@@ -1,8 +1,8 @@
 """A stand-in with the interface and the habits of the package `vbench` 0.1.5, without its models.
 
 A clip's score is a hash of dimension and bytes, so that a test can compute it too. FAKE_VBENCH asks for a
-fault, "HABIT:DIMENSION", where a habit is "import", "crash", "crash FILE", "broken", "hang", "fetch", "lose"
-or "drift".
+fault, "HABIT:DIMENSION", where a habit is "import", "crash", "crash FILE", "nan FILE", "broken", "hang",
+"fetch", "lose" or "drift".
 """
 
 import importlib

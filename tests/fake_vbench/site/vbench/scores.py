@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import time
 from pathlib import Path
@@ -41,6 +42,8 @@ def compute(dimension, info_path):
         if dimension == "color" and score < 0.5:
             continue  # the object was not found
         hits = round(score * frames)
+        if fault(dimension) == f"nan {os.path.basename(os.path.realpath(path))}":
+            score = math.nan
         entries.append(
             {
                 "imaging_quality": {"video_results": 100 * score},
