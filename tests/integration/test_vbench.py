@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -549,12 +550,16 @@ clip = ClipFile(path=Path({str(tmp_path / "a.mp4")!r}), name="a", frames=2, heig
 metric.observe([clip], quiet=True)
 """
     variables = {**os.environ, "FAKE_VBENCH": "hang:imaging_quality"}
-    process = subprocess.Popen([sys.executable, "-c", code], env=variables, stderr=subprocess.DEVNULL)
+    # A test run in the background of a script inherits an ignored SIGINT.
+    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], env=variables, stderr=subprocess.DEVNULL, preexec_fn=heed
+    )
     note = tmp_path / "calls.jsonl"
     try:
         _wait(lambda: note.exists() and note.read_text())
         process.send_signal(kind)
-        process.wait()
+        process.wait(timeout=60)
         _wait(lambda: not Path(f"/proc/{note.read_text()}").exists())
     finally:
         process.kill()

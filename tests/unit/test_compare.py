@@ -10,6 +10,7 @@ from oseg_video.cli import main
 from oseg_video.compare import compare as module
 from oseg_video.compare.compare import CompareError, compare
 from oseg_video.evaluation.base import EvaluationError, MetricOptions
+from oseg_video.evaluation.clips import FoundClips
 from oseg_video.sweep import worker
 from oseg_video.sweep.recipe import Subject, SweepRecipe
 from oseg_video.types import OsegVideoError
@@ -75,6 +76,21 @@ def test_what_is_there_is_not_made_again(tmp_path, painted, monkeypatch):
     more = compare(recipe(seeds=(0, 1, 2)), tmp_path, METRICS)
     assert more.summary.made == 4 and len(looked) == 3
     assert more.results["methods"]["cfg"]["clips"] == 6
+
+
+def test_figures_are_worked_out_anew_where_weights_or_real_clips_have_changed(tmp_path):
+    weights, real = tmp_path / "w.pt", tmp_path / "real" / "class" / "clip.mp4"
+    real.parent.mkdir(parents=True)
+
+    def question():
+        options = MetricOptions(reference=tmp_path / "real", weights={"is:c3d": str(weights)})
+        return module._digest(FoundClips((), {}), METRICS, {}, None, options)
+
+    questions = []
+    for change in (weights, real, real, weights):
+        change.write_bytes(bytes(len(questions) + 1))
+        questions.append(question())
+    assert len(set(questions)) == 4 and question() == questions[-1]
 
 
 def test_clips_of_earlier_comparisons_do_not_count(tmp_path):
