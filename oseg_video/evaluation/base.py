@@ -126,25 +126,6 @@ class Metric(Protocol):
         ...
 
 
-def unfit_methods(metric: Metric, clips: Sequence[ClipFile], skipped: Mapping[str, str]) -> dict[str, str]:
-    """For `Observations.unfit`: the methods whose clips are not enough without those that were skipped."""
-    groups: dict[str, list[ClipFile]] = {}
-    for clip in clips:
-        groups.setdefault(clip.method, []).append(clip)
-    unfit = {}
-    for method, group in groups.items():
-        kept = [clip for clip in group if clip.name not in skipped]
-        lost = [clip.name for clip in group if clip.name in skipped]
-        if not kept:
-            unfit[method] = "none of the clips can be looked at"
-        elif lost:
-            try:
-                metric.check(kept)
-            except EvaluationError as error:
-                unfit[method] = f"{error} ({len(lost)} of its clips cannot be looked at, first {lost[0]})"
-    return unfit
-
-
 @dataclass(frozen=True, kw_only=True)
 class MetricOptions:
     """How to run metrics."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from tqdm import tqdm
 
 from oseg_video.media import MediaError, probe_clip
 
-from .base import EvaluationError
+from .base import EvaluationError, Metric
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".gif", ".webm", ".mkv", ".mov", ".avi", ".m4v"})
 
@@ -70,10 +69,31 @@ class FoundClips:
     @property
     def methods(self) -> dict[str, list[ClipFile]]:
         """The clips of every method."""
-        groups: dict[str, list[ClipFile]] = {}
-        for clip in self.clips:
-            groups.setdefault(clip.method, []).append(clip)
-        return groups
+        return by_method(self.clips)
+
+
+def by_method(clips: Sequence[ClipFile]) -> dict[str, list[ClipFile]]:
+    """The clips of every method, in the order in which they come."""
+    groups: dict[str, list[ClipFile]] = {}
+    for clip in clips:
+        groups.setdefault(clip.method, []).append(clip)
+    return groups
+
+
+def unfit_methods(metric: Metric, clips: Sequence[ClipFile], skipped: Mapping[str, str]) -> dict[str, str]:
+    """For `Observations.unfit`: the methods whose clips are not enough without those that were skipped."""
+    unfit = {}
+    for method, group in by_method(clips).items():
+        kept = [clip for clip in group if clip.name not in skipped]
+        lost = [clip.name for clip in group if clip.name in skipped]
+        if not kept:
+            unfit[method] = "none of the clips can be looked at"
+        elif lost:
+            try:
+                metric.check(kept)
+            except EvaluationError as error:
+                unfit[method] = f"{error} ({len(lost)} of its clips cannot be looked at, first {lost[0]})"
+    return unfit
 
 
 def find_clips(folders: Sequence[Path], *, quiet: bool = True) -> FoundClips:
@@ -199,10 +219,7 @@ def _job_beside(path: Path) -> dict[str, Any]:
 
 def _told_apart(clips: list[ClipFile]) -> list[ClipFile]:
     """Add to the method's label the settings in which clips of the same method, prompt and seed differ."""
-    groups: dict[str, list[ClipFile]] = defaultdict(list)
-    for clip in clips:
-        groups[clip.method].append(clip)
-    return [clip for group in groups.values() for clip in _labelled(group)]
+    return [clip for group in by_method(clips).values() for clip in _labelled(group)]
 
 
 def _labelled(group: list[ClipFile]) -> list[ClipFile]:

@@ -26,7 +26,6 @@ from .fvd_protocols import PROTOCOLS
 from .observe import ClipMetric, OpenClip
 from .real_clips import RealClips, find_real, look_at, look_at_drawn
 from .reference import SUFFIX, Reference, load_reference, save_reference, saved_names
-from .results import evaluation_versions
 from .rows import RowStore
 
 SHIPPED = Path(__file__).with_name(f"embedded_reference{SUFFIX}")
@@ -120,11 +119,7 @@ class FrechetVideoDistance(ClipMetric):
                 moments, about = look_at_drawn(self.rows, quiet=quiet)
             else:
                 # Where a clip begins may follow from its name, and names from the folder.
-                about = {
-                    "reference": self.name,
-                    "folder": str(self._real.folder.resolve()),
-                    "versions": evaluation_versions(),
-                }
+                about = {"reference": self.name, "folder": str(self._real.folder.resolve())}
                 store = RowStore(self.options.work, {**about, **self.real_protocol})
                 moments, about, skipped = look_at(
                     self._real, self.name, self.plan, self.rows, store=store, batch=self.batch, quiet=quiet
@@ -196,8 +191,8 @@ class FrechetVideoDistance(ClipMetric):
             raise EvaluationError(f"statistics are saved as {SUFFIX} files, not {save}")
         if save is not None and not save.absolute().parent.is_dir():
             raise EvaluationError(f"cannot write {save}: there is no folder {save.parent}")
-        kept = save is not None and (self.options.overwrite or self._saved_before())
-        if save is not None and not kept and self.name in saved_names(save):
+        replace = save is not None and (self.options.overwrite or self._saved_before())
+        if save is not None and not replace and self.name in saved_names(save):
             raise EvaluationError(f"{save} has statistics of {self.name} already; --overwrite replaces them")
 
 

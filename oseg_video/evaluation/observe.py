@@ -22,9 +22,8 @@ from tqdm import tqdm
 from oseg_video.media import Clip, read_clip
 from oseg_video.types import OsegVideoError
 
-from .base import Figure, Observations, unfit_methods
-from .clips import ClipFile
-from .results import evaluation_versions
+from .base import Figure, Observations
+from .clips import ClipFile, unfit_methods
 from .rows import RowStore, file_state
 
 
@@ -131,7 +130,7 @@ class _Looker:
     ) -> None:
         self.metric = metric
         self.clips = {clip.name: clip for clip in clips}
-        self.store = RowStore(work, {**metric.row_protocol, "versions": evaluation_versions()})
+        self.store = RowStore(work, metric.row_protocol)
         self.skipped = dict(skipped)
         self.seen: list[tuple[ClipFile, str]] = []
         self.pending: list[tuple[str, str, Tensor]] = []

@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .results import evaluation_versions
+
 
 def file_state(path: Path) -> str:
     """What changes when a file, or one below a folder, is made anew: path, sizes, times of change."""
@@ -36,11 +38,12 @@ class RowStore:
     """
 
     def __init__(self, folder: Path | None, protocol: Mapping[str, Any]) -> None:
-        """Open the rows that `folder` has of this protocol, or begin with none.
+        """Open the rows that `folder` has of this protocol and these versions, or begin with none.
 
         folder: of this process alone; None for a temporary one, which goes when the store does.
         """
-        digest = hashlib.sha256(json.dumps(protocol, sort_keys=True).encode()).hexdigest()[:16]
+        depends = [protocol, evaluation_versions()]
+        digest = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:16]
         if folder is None:
             folder = Path(tempfile.mkdtemp(prefix="oseg-video-"))
             # Rows that were taken stay readable: a mapped file does not need its name.

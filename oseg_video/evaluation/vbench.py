@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from oseg_video.media import MediaError, stream_frames
 
-from .base import EvaluationError, Figure, MetricOptions, Observations, register_metrics, unfit_methods
-from .clips import ClipFile
+from .base import EvaluationError, Figure, MetricOptions, Observations, register_metrics
+from .clips import ClipFile, by_method, unfit_methods
 from .vbench_checks import check_custom, check_dimensions, check_files, check_imports
 from .vbench_environment import Environment, VBenchError, find_environment
 from .vbench_jobs import Job, custom_job, standard_job
@@ -189,10 +189,9 @@ class StandardVBench(_VBenchMetric):
         whole, damaged = _whole(clips, quiet=quiet)
         unfit = unfit_methods(self, clips, damaged)
         whole = [clip for clip in whole if clip.method not in unfit]
-        methods = list(dict.fromkeys(clip.method for clip in whole))
-        found = {m: match(self.suite, [c for c in whole if c.method == m])[0] for m in methods}
+        found = {method: match(self.suite, group)[0] for method, group in by_method(whole).items()}
         warnings = []
-        for method in methods:
+        for method in found:
             candidates = static_candidates(self.suite, found[method], self.dimensions)
             if candidates:
                 static = run_static_filter(self.machine, candidates, SAMPLES, self.kept, quiet=quiet)
@@ -201,7 +200,7 @@ class StandardVBench(_VBenchMetric):
         jobs = [
             standard_job(f"{dimension}-{place}", dimension, self.suite, found[method])
             for dimension in self.dimensions
-            for place, method in enumerate(methods)
+            for place, method in enumerate(found)
         ]
         tallies = self._run(jobs, quiet=quiet)
         seen = {clip.name for job in jobs for clip in job.clips.values()}

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from oseg_video import media
-from oseg_video.evaluation import observe
+from oseg_video.evaluation import observe, rows
 from oseg_video.evaluation.base import Figure
 from oseg_video.evaluation.clips import find_clips
 from oseg_video.evaluation.observe import MeanMetric, observe_together
@@ -223,10 +223,12 @@ def test_an_interrupted_run_goes_on_and_a_changed_clip_is_looked_at_anew(tmp_pat
     torch.testing.assert_close(seen.rows[:, 0], torch.stack(expected))
 
 
-def test_rows_of_another_protocol_are_not_used(tmp_path):
+def test_rows_of_another_protocol_or_version_are_not_used(tmp_path, monkeypatch):
     store = RowStore(tmp_path, {"a": 1})
     store.append(["x"], ["decord"], torch.ones(1, 3))
     assert "x" in RowStore(tmp_path, {"a": 1}) and "x" not in RowStore(tmp_path, {"a": 2})
+    monkeypatch.setattr(rows, "evaluation_versions", lambda: {"oseg-video": "99.0"})
+    assert "x" not in RowStore(tmp_path, {"a": 1})
 
 
 @pytest.mark.parametrize("cut", ["numbers", "names", "nothing", "both"])
