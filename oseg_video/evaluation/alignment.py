@@ -10,10 +10,10 @@ from torch import Tensor
 from oseg_video.embedded.classifier import load_classifier
 from oseg_video.embedded.dataset import VOCABULARIES, parse_caption
 
-from .base import EvaluationError, Figure, MetricOptions, register_metrics
-from .clips import ClipFile
-from .embedded import CLASSIFIER_PROTOCOL, classifier_frames, require_embedded
-from .observe import MeanMetric, OpenClip
+from oseg_video.evaluation.base import EvaluationError, Figure, MetricOptions, register_metrics
+from oseg_video.evaluation.clips import ClipFile
+from oseg_video.evaluation.embedded import CLASSIFIER_PROTOCOL, classifier_frames, require_embedded
+from oseg_video.evaluation.observe import MeanMetric, OpenClip
 
 NAME = "alignment:embedded"
 ATTRIBUTES = ("colour", "shape", "motion")

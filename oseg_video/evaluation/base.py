@@ -21,7 +21,7 @@ from oseg_video.types import OsegVideoError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from .clips import ClipFile
+    from oseg_video.evaluation.clips import ClipFile
 
 
 class EvaluationError(OsegVideoError):

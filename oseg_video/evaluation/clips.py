@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from oseg_video.media import MediaError, probe_clip
 
-from .base import EvaluationError, Metric
+from oseg_video.evaluation.base import EvaluationError, Metric
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".gif", ".webm", ".mkv", ".mov", ".avi", ".m4v"})
 

@@ -12,9 +12,9 @@ from torch import Tensor
 from oseg_video.embedded.classifier import WEIGHTS, seen_frames
 from oseg_video.embedded.dataset import FRAMES, SIZE
 
-from .base import EvaluationError
-from .clips import ClipFile
-from .observe import OpenClip
+from oseg_video.evaluation.base import EvaluationError
+from oseg_video.evaluation.clips import ClipFile
+from oseg_video.evaluation.observe import OpenClip
 
 
 @cache

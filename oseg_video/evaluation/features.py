@@ -15,9 +15,9 @@ from torch.nn import functional
 
 from oseg_video.embedded.classifier import FEATURE_DIM, load_classifier
 
-from .base import EvaluationError, MetricOptions
-from .embedded import CLASSIFIER_PROTOCOL
-from .weights import fetch, file_sha256, load_torchscript
+from oseg_video.evaluation.base import EvaluationError, MetricOptions
+from oseg_video.evaluation.embedded import CLASSIFIER_PROTOCOL
+from oseg_video.evaluation.weights import fetch, file_sha256, load_torchscript
 
 I3D_REPOSITORY, I3D_FILE = "flateon/FVD-I3D-torchscript", "i3d_torchscript.pt"
 I3D_SHA256 = "bec6519f66ea534e953026b4ae2c65553c17bf105611c746d904657e5860a5e2"

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from oseg_video.media import stream_frames
 
-from .base import EvaluationError, Figure, MetricOptions, register_metrics
-from .clips import ClipFile
-from .observe import MeanMetric, OpenClip
+from oseg_video.evaluation.base import EvaluationError, Figure, MetricOptions, register_metrics
+from oseg_video.evaluation.clips import ClipFile
+from oseg_video.evaluation.observe import MeanMetric, OpenClip
 
 # VBench reads with OpenCV, at most 4.11 because it needs numpy < 2. That converts YUV by BT.601 whatever the
 # file says; OpenCV 4.14 heeds the file, which moves values by about 1e-3. With this graph frames are those of

@@ -16,17 +16,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .base import EvaluationError, Figure, MetricOptions, register_metrics
-from .clips import ClipFile
-from .embedded import require_embedded
-from .features import EmbeddedClassifier
-from .flicker import require_frames
-from .frechet import frechet_distance, moments_of_rows
-from .fvd_protocols import PROTOCOLS
-from .observe import ClipMetric, OpenClip
-from .real_clips import RealClips, find_real, look_at, look_at_drawn
-from .reference import SUFFIX, Reference, load_reference, save_reference, saved_names
-from .rows import RowStore
+from oseg_video.evaluation.base import EvaluationError, Figure, MetricOptions, register_metrics
+from oseg_video.evaluation.clips import ClipFile
+from oseg_video.evaluation.embedded import require_embedded
+from oseg_video.evaluation.features import EmbeddedClassifier
+from oseg_video.evaluation.flicker import require_frames
+from oseg_video.evaluation.frechet import frechet_distance, moments_of_rows
+from oseg_video.evaluation.fvd_protocols import PROTOCOLS
+from oseg_video.evaluation.observe import ClipMetric, OpenClip
+from oseg_video.evaluation.real_clips import RealClips, find_real, look_at, look_at_drawn
+from oseg_video.evaluation.reference import SUFFIX, Reference, load_reference, save_reference, saved_names
+from oseg_video.evaluation.rows import RowStore
 
 SHIPPED = Path(__file__).with_name(f"embedded_reference{SUFFIX}")
 """Statistics of the drawn clips that `fvd:embedded` compares with where no reference is given. Made by

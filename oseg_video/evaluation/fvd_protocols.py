@@ -13,10 +13,10 @@ from torch import Tensor
 
 from oseg_video.embedded.dataset import FRAMES
 
-from .base import EvaluationError, MetricOptions
-from .embedded import classifier_frames
-from .features import I3D, EmbeddedClassifier, Extractor, VideoMAE
-from .observe import OpenClip
+from oseg_video.evaluation.base import EvaluationError, MetricOptions
+from oseg_video.evaluation.embedded import classifier_frames
+from oseg_video.evaluation.features import I3D, EmbeddedClassifier, Extractor, VideoMAE
+from oseg_video.evaluation.observe import OpenClip
 
 
 @dataclass(frozen=True, kw_only=True)

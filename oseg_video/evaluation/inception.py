@@ -16,13 +16,13 @@ from torch import Tensor
 from oseg_video.embedded.classifier import load_classifier
 from oseg_video.embedded.dataset import VOCABULARIES
 
-from .base import EvaluationError, Figure, MetricOptions, register_metrics
-from .clips import ClipFile
-from .embedded import CLASSIFIER_PROTOCOL, classifier_frames, require_embedded
-from .features import call_script
-from .flicker import require_frames
-from .observe import ClipMetric, OpenClip
-from .weights import load_torchscript
+from oseg_video.evaluation.base import EvaluationError, Figure, MetricOptions, register_metrics
+from oseg_video.evaluation.clips import ClipFile
+from oseg_video.evaluation.embedded import CLASSIFIER_PROTOCOL, classifier_frames, require_embedded
+from oseg_video.evaluation.features import call_script
+from oseg_video.evaluation.flicker import require_frames
+from oseg_video.evaluation.observe import ClipMetric, OpenClip
+from oseg_video.evaluation.weights import load_torchscript
 
 SPLITS = 10
 SHUFFLE_SEED = 0

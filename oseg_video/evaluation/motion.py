@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .base import EvaluationError, Figure, MetricOptions, register_metrics
-from .clips import ClipFile
-from .flicker import require_frames
-from .observe import MeanMetric, OpenClip
+from oseg_video.evaluation.base import EvaluationError, Figure, MetricOptions, register_metrics
+from oseg_video.evaluation.clips import ClipFile
+from oseg_video.evaluation.flicker import require_frames
+from oseg_video.evaluation.observe import MeanMetric, OpenClip
 
 BLOCK = 16
 """Side of a block in pixels of the scaled frame."""

@@ -22,9 +22,9 @@ from tqdm import tqdm
 from oseg_video.media import Clip, read_clip
 from oseg_video.types import OsegVideoError
 
-from .base import Figure, Observations
-from .clips import ClipFile, unfit_methods
-from .rows import RowStore, file_state
+from oseg_video.evaluation.base import Figure, Observations
+from oseg_video.evaluation.clips import ClipFile, unfit_methods
+from oseg_video.evaluation.rows import RowStore, file_state
 
 
 class OpenClip:

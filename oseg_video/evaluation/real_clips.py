@@ -18,13 +18,13 @@ from oseg_video.embedded.classifier import seen_frames
 from oseg_video.embedded.dataset import FRAMES, sample_clips
 from oseg_video.types import OsegVideoError
 
-from .base import EvaluationError
-from .clips import ClipFile, find_clips
-from .embedded import require_embedded
-from .frechet import Moments
-from .fvd_protocols import FvdProtocol
-from .observe import OpenClip
-from .rows import RowStore, file_state
+from oseg_video.evaluation.base import EvaluationError
+from oseg_video.evaluation.clips import ClipFile, find_clips
+from oseg_video.evaluation.embedded import require_embedded
+from oseg_video.evaluation.frechet import Moments
+from oseg_video.evaluation.fvd_protocols import FvdProtocol
+from oseg_video.evaluation.observe import OpenClip
+from oseg_video.evaluation.rows import RowStore, file_state
 
 DRAWN_CLIPS, DRAWN_SEED = 2048, 77
 """The reference of `fvd:embedded` where none is given: clips of the embedded data set."""

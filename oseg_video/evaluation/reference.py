@@ -13,8 +13,8 @@ from torch import Tensor
 
 from oseg_video.media import atomic_path
 
-from .base import EvaluationError
-from .frechet import Moments
+from oseg_video.evaluation.base import EvaluationError
+from oseg_video.evaluation.frechet import Moments
 
 SCHEMA = 1
 """Version of the file's layout; a reader refuses another one."""

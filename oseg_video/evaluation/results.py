@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from .base import MetricResult
+from oseg_video.evaluation.base import MetricResult
 
 
 @dataclass(frozen=True, kw_only=True)

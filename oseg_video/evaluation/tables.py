@@ -11,8 +11,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from .base import EvaluationError
-from .results import Difference, Evaluation
+from oseg_video.evaluation.base import EvaluationError
+from oseg_video.evaluation.results import Difference, Evaluation
 
 SCHEMA = 1
 """Version of the JSON file's layout."""

@@ -18,16 +18,16 @@ from typing import TYPE_CHECKING, Any
 
 from oseg_video.media import MediaError, stream_frames
 
-from .base import EvaluationError, Figure, MetricOptions, Observations, register_metrics
-from .clips import ClipFile, by_method, unfit_methods
-from .vbench_checks import check_custom, check_dimensions, check_files, check_imports
-from .vbench_environment import Environment, VBenchError, find_environment
-from .vbench_jobs import Job, custom_job, standard_job
-from .vbench_kept import KeptAnswers
-from .vbench_process import ask
-from .vbench_run import Machine, Tallies, run_jobs, run_static_filter
-from .vbench_scores import DIMENSIONS, TOTALS, members, normalise, total
-from .vbench_suite import (
+from oseg_video.evaluation.base import EvaluationError, Figure, MetricOptions, Observations, register_metrics
+from oseg_video.evaluation.clips import ClipFile, by_method, unfit_methods
+from oseg_video.evaluation.vbench_checks import check_custom, check_dimensions, check_files, check_imports
+from oseg_video.evaluation.vbench_environment import Environment, VBenchError, find_environment
+from oseg_video.evaluation.vbench_jobs import Job, custom_job, standard_job
+from oseg_video.evaluation.vbench_kept import KeptAnswers
+from oseg_video.evaluation.vbench_process import ask
+from oseg_video.evaluation.vbench_run import Machine, Tallies, run_jobs, run_static_filter
+from oseg_video.evaluation.vbench_scores import DIMENSIONS, TOTALS, members, normalise, total
+from oseg_video.evaluation.vbench_suite import (
     SAMPLES,
     Suite,
     check_complete,

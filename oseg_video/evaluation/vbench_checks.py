@@ -8,9 +8,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from .clips import ClipFile
-from .vbench_environment import VBenchError
-from .vbench_scores import DIMENSIONS
+from oseg_video.evaluation.clips import ClipFile
+from oseg_video.evaluation.vbench_environment import VBenchError
+from oseg_video.evaluation.vbench_scores import DIMENSIONS
 
 LONG_SECONDS = 5.0
 """Clips as long as this, or longer, belong to VBench-Long."""

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .alone import LOCK, alone_in
-from .base import EvaluationError
+from oseg_video.evaluation.alone import LOCK, alone_in
+from oseg_video.evaluation.base import EvaluationError
 
 REQUIREMENTS = Path(__file__).with_name("vbench_requirements.txt")
 WORKER = Path(__file__).with_name("vbench_worker.py")

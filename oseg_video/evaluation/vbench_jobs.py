@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .clips import ClipFile
-from .vbench_checks import action_of
-from .vbench_environment import VBenchError
-from .vbench_suite import SAMPLES, Suite
+from oseg_video.evaluation.clips import ClipFile
+from oseg_video.evaluation.vbench_checks import action_of
+from oseg_video.evaluation.vbench_environment import VBenchError
+from oseg_video.evaluation.vbench_suite import SAMPLES, Suite
 
 PIECE = 100
 """Clips that VBench sees at once. Every time it loads the dimension's network again, which takes seconds."""

@@ -14,7 +14,7 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
-from .vbench_environment import WORKER, Environment, VBenchError
+from oseg_video.evaluation.vbench_environment import WORKER, Environment, VBenchError
 
 Request = Mapping[str, Any]
 Event = Mapping[str, Any]

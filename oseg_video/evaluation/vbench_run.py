@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .clips import ClipFile
-from .rows import file_state
-from .vbench_environment import Environment, VBenchError
-from .vbench_jobs import Group, Job
-from .vbench_kept import KeptAnswers
-from .vbench_process import Event, run_workers
-from .vbench_scores import tally
+from oseg_video.evaluation.clips import ClipFile
+from oseg_video.evaluation.rows import file_state
+from oseg_video.evaluation.vbench_environment import Environment, VBenchError
+from oseg_video.evaluation.vbench_jobs import Group, Job
+from oseg_video.evaluation.vbench_kept import KeptAnswers
+from oseg_video.evaluation.vbench_process import Event, run_workers
+from oseg_video.evaluation.vbench_scores import tally
 
 Tally = Sequence[float]
 """What a clip adds to numerator and denominator of a score."""

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from .base import EvaluationError
+from oseg_video.evaluation.base import EvaluationError
 
 Group = Literal["quality", "semantic"]
 

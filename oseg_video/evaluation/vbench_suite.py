@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .clips import ClipFile
-from .vbench_checks import listed
-from .vbench_environment import VBenchError
+from oseg_video.evaluation.clips import ClipFile
+from oseg_video.evaluation.vbench_checks import listed
+from oseg_video.evaluation.vbench_environment import VBenchError
 
 SAMPLES = 5
 """Clips per prompt that count."""

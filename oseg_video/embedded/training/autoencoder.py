@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKLMochi
 from torch import Tensor
 
-from ..dataset import sample_clips
-from .latents import CHANNELS, SCALE, pooled_latents
-from .loop import LoopConfig, fit, load_average, save_contact_sheet
-from .upsampling import start_from_upsampling
+from oseg_video.embedded.dataset import sample_clips
+from oseg_video.embedded.training.latents import CHANNELS, SCALE, pooled_latents
+from oseg_video.embedded.training.loop import LoopConfig, fit, load_average, save_contact_sheet
+from oseg_video.embedded.training.upsampling import start_from_upsampling
 
 logger = logging.getLogger(__name__)
 

@@ -14,9 +14,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ..classifier import ClipClassifier
-from ..dataset import FRAMES, SIZE, VOCABULARIES, caption, sample_attributes
-from .transformer import TextToVideo, new_text_encoder, new_transformer
+from oseg_video.embedded.classifier import ClipClassifier
+from oseg_video.embedded.dataset import FRAMES, SIZE, VOCABULARIES, caption, sample_attributes
+from oseg_video.embedded.training.transformer import TextToVideo, new_text_encoder, new_transformer
 
 logger = logging.getLogger(__name__)
 

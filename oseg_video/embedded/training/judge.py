@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKLMochi
 from torch import Tensor
 
-from ..classifier import ClipClassifier, seen_frames
-from ..dataset import FRAMES, VOCABULARIES, ClipAttributes, sample_attributes, sample_clips
-from .autoencoder import TRAINING_SEED
-from .latents import SCALE, pooled_latents
-from .loop import LoopConfig, fit
+from oseg_video.embedded.classifier import ClipClassifier, seen_frames
+from oseg_video.embedded.dataset import FRAMES, VOCABULARIES, ClipAttributes, sample_attributes, sample_clips
+from oseg_video.embedded.training.autoencoder import TRAINING_SEED
+from oseg_video.embedded.training.latents import SCALE, pooled_latents
+from oseg_video.embedded.training.loop import LoopConfig, fit
 
 logger = logging.getLogger(__name__)
 

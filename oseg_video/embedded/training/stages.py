@@ -11,14 +11,14 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase, T5Tokenizer
 
-from .. import MODEL_PATH
-from ..classifier import WEIGHTS, ClipClassifier
-from .autoencoder import load_autoencoder, train_autoencoder
-from .export import build_pipeline, measure_samples, save_classifier, save_model
-from .judge import train_classifier
-from .loop import load_average, save_contact_sheet
-from .text import train_tokenizer
-from .transformer import TextToVideo, train_transformer
+from oseg_video.embedded import MODEL_PATH
+from oseg_video.embedded.classifier import WEIGHTS, ClipClassifier
+from oseg_video.embedded.training.autoencoder import load_autoencoder, train_autoencoder
+from oseg_video.embedded.training.export import build_pipeline, measure_samples, save_classifier, save_model
+from oseg_video.embedded.training.judge import train_classifier
+from oseg_video.embedded.training.loop import load_average, save_contact_sheet
+from oseg_video.embedded.training.text import train_tokenizer
+from oseg_video.embedded.training.transformer import TextToVideo, train_transformer
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 logger = logging.getLogger(__name__)

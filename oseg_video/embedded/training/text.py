@@ -8,7 +8,7 @@ from pathlib import Path
 import sentencepiece
 from transformers import T5Tokenizer
 
-from ..dataset import all_captions
+from oseg_video.embedded.dataset import all_captions
 
 MODEL_MAX_LENGTH = 32
 

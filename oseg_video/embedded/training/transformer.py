@@ -15,9 +15,9 @@ from diffusers import MochiTransformer3DModel
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, T5Config, T5EncoderModel
 
-from ..dataset import caption, sample_attributes, sample_caption, sample_clips
-from .latents import KEY_FRAMES, SCALE, pooled_key_frames, small_pictures
-from .loop import LoopConfig, fit, save_contact_sheet
+from oseg_video.embedded.dataset import caption, sample_attributes, sample_caption, sample_clips
+from oseg_video.embedded.training.latents import KEY_FRAMES, SCALE, pooled_key_frames, small_pictures
+from oseg_video.embedded.training.loop import LoopConfig, fit, save_contact_sheet
 
 logger = logging.getLogger(__name__)
 
