@@ -28,13 +28,13 @@ from tqdm import tqdm
 
 from oseg_video.adapters import ClipSize, ModelAdapter, adapter_for_class, all_adapters
 from oseg_video.config import build_guidance, recipe_names, resolve_job
+from oseg_video.engine.branches import BranchRunner
 from oseg_video.guidance.methods import CFG, METHODS, OSEG, PAG, SEG, STG, Guidance
 from oseg_video.guidance.plan import Step
+from oseg_video.jobs.cost import step_cost
+from oseg_video.jobs.loading.meta import full_size_denoiser
+from oseg_video.jobs.step_kinds import pipeline_scale
 from oseg_video.media import write_text
-from oseg_video.runtime.branches import BranchRunner
-from oseg_video.runtime.cost import step_cost
-from oseg_video.runtime.empty import full_size_denoiser
-from oseg_video.runtime.step_kinds import pipeline_scale
 
 SMALL = {
     "num_attention_heads": 4,

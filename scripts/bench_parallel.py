@@ -31,14 +31,14 @@ from bench_cost import SMALL, SMALL_CLIP, machine, markdown, recipe, versions, w
 from tqdm import tqdm
 
 from oseg_video.adapters import ClipSize, ModelAdapter, all_adapters
+from oseg_video.engine.branches import BranchRunner
 from oseg_video.guidance.plan import Branch
+from oseg_video.jobs.cost import StepCost, run_step, step_cost
+from oseg_video.jobs.loading.meta import full_size_denoiser
+from oseg_video.jobs.ranks import Ranks
 from oseg_video.media import write_text
 from oseg_video.parallel.degrees import Degrees
 from oseg_video.parallel.mesh import ONE_RANK, Mesh, device_type
-from oseg_video.runtime.branches import BranchRunner
-from oseg_video.runtime.cost import StepCost, run_step, step_cost
-from oseg_video.runtime.empty import full_size_denoiser
-from oseg_video.runtime.ranks import Ranks
 
 METHODS = ("cfg", "stg", "oseg")
 RANKS = (2, 4, 8, 16)

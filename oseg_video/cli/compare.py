@@ -15,7 +15,7 @@ from oseg_video.types import SettingError
 
 if TYPE_CHECKING:
     from oseg_video.compare.recipe import ComparisonRecipe
-    from oseg_video.evaluation.base import MetricOptions
+    from oseg_video.evaluation.metrics.base import MetricOptions
 
 _EXAMPLES = """examples:
   oseg-video compare --guidance cfg,stg,seg,oseg --prompt "a red circle moving left on a white background" \\
@@ -191,7 +191,7 @@ def _seeds(text: str | None) -> tuple[int, ...]:
 def _metric_options(options: argparse.Namespace, only_pictures: bool) -> MetricOptions:
     """only_pictures: the real clips are for the pictures alone, and no metric compares with them."""
     from oseg_video.cli.evaluate import read_weights, usable_device
-    from oseg_video.evaluation.base import MetricOptions
+    from oseg_video.evaluation.metrics.base import MetricOptions
 
     return MetricOptions(
         device=usable_device(getattr(options, "setting_device", "auto")),

@@ -17,7 +17,7 @@ def register(commands: Commands) -> None:
 
 def _run(options: Namespace) -> int:
     from oseg_video.config import dump_yaml
-    from oseg_video.runtime.manifest import manifest_job, manifest_text, read_manifest
+    from oseg_video.jobs.manifest import manifest_job, manifest_text, read_manifest
 
     manifest = read_manifest(Path(options.file))
     print(dump_yaml(manifest_job(manifest)) if options.yaml else manifest_text(manifest), end="")

@@ -18,8 +18,8 @@ def register(commands: Commands) -> None:
 
 
 def _run(options: Namespace) -> int:
-    from oseg_video.runtime.progress import Progress
-    from oseg_video.runtime.reproduce import reproduce
+    from oseg_video.jobs.progress import Progress
+    from oseg_video.jobs.reproduce import reproduce
 
     done = reproduce(
         Path(options.file),

@@ -86,7 +86,7 @@ def job_of(options: argparse.Namespace) -> GenerateJob:
     def family_of(model: str, revision: str | None) -> str:
         if model == GenerateJob.__dataclass_fields__["model"].default:
             return model
-        from oseg_video.runtime.loading import recipe_of
+        from oseg_video.jobs.loading.pipeline import recipe_of
 
         return recipe_of(model, revision)
 

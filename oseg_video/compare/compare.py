@@ -23,14 +23,14 @@ from typing import Any
 from oseg_video.compare.page import Gap, write_page
 from oseg_video.compare.planned import check_metrics, default_metrics, planned_clips
 from oseg_video.compare.recipe import label
-from oseg_video.evaluation.base import MetricOptions
 from oseg_video.evaluation.clips import FoundClips, find_clips
 from oseg_video.evaluation.evaluate import Notify, evaluate
+from oseg_video.evaluation.metrics.base import MetricOptions
 from oseg_video.evaluation.results import Published, evaluation_versions
 from oseg_video.evaluation.rows import file_state
 from oseg_video.evaluation.tables import as_json, as_markdown
+from oseg_video.jobs.generate import check_job
 from oseg_video.media import write_text
-from oseg_video.runtime.generate import check_job
 from oseg_video.sweep.launch import sweep
 from oseg_video.sweep.recipe import SweepRecipe
 from oseg_video.sweep.records import Record

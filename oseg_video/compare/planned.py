@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from oseg_video.config import FIELDS, job_to_plain
-from oseg_video.evaluation.base import EvaluationError, MetricOptions, build_metrics
 from oseg_video.evaluation.clips import ClipFile
 from oseg_video.evaluation.evaluate import check_options
+from oseg_video.evaluation.metrics.base import EvaluationError, MetricOptions, build_metrics
 from oseg_video.sweep.table import Variation
 
 _ANY_MODEL = ("temporal_flickering", "frame_difference", "block_motion")

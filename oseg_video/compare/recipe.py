@@ -23,7 +23,7 @@ from oseg_video.compare.first_frames import first_frames
 from oseg_video.config import ConfigError, known_or_nearest
 from oseg_video.config.prompts import read_prompts
 from oseg_video.config.recipes import load_yaml
-from oseg_video.evaluation.base import known_metrics
+from oseg_video.evaluation.metrics.base import known_metrics
 from oseg_video.evaluation.results import Published
 from oseg_video.sweep.recipe import SweepRecipe, sweep_of
 

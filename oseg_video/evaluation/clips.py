@@ -11,9 +11,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from oseg_video.evaluation.metrics.base import EvaluationError, Metric
 from oseg_video.media import MediaError, probe_clip
-
-from oseg_video.evaluation.base import EvaluationError, Metric
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".gif", ".webm", ".mkv", ".mov", ".avi", ".m4v"})
 

@@ -14,9 +14,17 @@ import torch
 from tqdm import tqdm
 
 from oseg_video.evaluation.alone import alone_in
-from oseg_video.evaluation.base import EvaluationError, Figure, Metric, MetricOptions, MetricResult, Observations, build_metrics
 from oseg_video.evaluation.clips import ClipFile, FoundClips, find_clips
-from oseg_video.evaluation.observe import ClipMetric, observe_together
+from oseg_video.evaluation.metrics.base import (
+    EvaluationError,
+    Figure,
+    Metric,
+    MetricOptions,
+    MetricResult,
+    Observations,
+    build_metrics,
+)
+from oseg_video.evaluation.metrics.observe import ClipMetric, observe_together
 from oseg_video.evaluation.results import Difference, Evaluation, evaluation_versions
 from oseg_video.evaluation.sample import Sample
 

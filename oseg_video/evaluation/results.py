@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from oseg_video.evaluation.base import MetricResult
+from oseg_video.evaluation.metrics.base import MetricResult
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from oseg_video.evaluation.base import EvaluationError
+from oseg_video.evaluation.metrics.base import EvaluationError
 from oseg_video.evaluation.results import Difference, Evaluation
 
 SCHEMA = 1

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from oseg_video.runtime.counted import count_job
+from oseg_video.jobs.counted import count_job
 from oseg_video.sweep.records import Record
 from oseg_video.sweep.table import Variation
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from oseg_video.runtime.hub import HubError
+from oseg_video.jobs.loading.hub import HubError
 from oseg_video.sweep.engines.base import Engine
 from oseg_video.sweep.engines.cluster import RayActors
 from oseg_video.sweep.engines.local import InProcess, Processes

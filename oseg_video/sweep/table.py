@@ -13,10 +13,16 @@ from typing import Any
 import torch
 
 from oseg_video.config import GenerateJob, job_to_plain, resolve_job
-from oseg_video.runtime.generate import check_job
-from oseg_video.runtime.loading import ModelSource, fingerprint, recipe_of, resolve_device, resolve_dtype
-from oseg_video.runtime.naming import prompt_stem
-from oseg_video.runtime.picture import load_picture
+from oseg_video.jobs.generate import check_job
+from oseg_video.jobs.image import load_picture
+from oseg_video.jobs.loading.pipeline import (
+    ModelSource,
+    fingerprint,
+    recipe_of,
+    resolve_device,
+    resolve_dtype,
+)
+from oseg_video.jobs.outputs import prompt_stem
 from oseg_video.sweep.recipe import Subject, SweepRecipe
 from oseg_video.types import OsegVideoError
 

@@ -12,17 +12,17 @@ import torch
 import torch.distributed as dist
 
 from oseg_video.config import GenerateJob
+from oseg_video.jobs.generate import check_job
+from oseg_video.jobs.image import load_picture
+from oseg_video.jobs.loading.memory import NotEnoughMemoryError
+from oseg_video.jobs.loading.pipeline import resolve_device
+from oseg_video.jobs.model import LoadedModel
+from oseg_video.jobs.outputs import ClipPlan
+from oseg_video.jobs.progress import Progress
+from oseg_video.jobs.ranks import AUTO, Ranks, degrees_for, make_mesh
 from oseg_video.parallel.degrees import Degrees
 from oseg_video.parallel.group import ParallelError
 from oseg_video.parallel.mesh import ONE_RANK, Mesh
-from oseg_video.runtime.generate import check_job
-from oseg_video.runtime.loaded import LoadedModel
-from oseg_video.runtime.loading import resolve_device
-from oseg_video.runtime.memory import NotEnoughMemoryError
-from oseg_video.runtime.naming import ClipPlan
-from oseg_video.runtime.picture import load_picture
-from oseg_video.runtime.progress import Progress
-from oseg_video.runtime.ranks import AUTO, Ranks, degrees_for, make_mesh
 from oseg_video.sweep.store import Store
 from oseg_video.sweep.table import SweepError, SweepItem
 from oseg_video.sweep.validity import item_stat, manifest_key, names_of

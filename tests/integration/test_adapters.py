@@ -15,8 +15,8 @@ from torch.testing import assert_close
 from oseg_video import CFG, OSEG, SEG, STG, guided
 from oseg_video.adapters import adapter_for, adapter_for_class, all_adapters, base
 from oseg_video.adapters.base import ClipSize
+from oseg_video.engine.branches import BranchRunner
 from oseg_video.guidance.plan import Branch
-from oseg_video.runtime.branches import BranchRunner
 from tests.integration import slow
 from tests.integration.checks import assert_off_key
 from tests.integration.families import CASES, LTX, MOCHI, SCALE, Case

@@ -18,10 +18,10 @@ from torch.testing import assert_close
 from oseg_video import CFG, OSEG, PAG, SEG, STG, GuidanceError, TokenGrid, guided
 from oseg_video.adapters import UnknownBlockError, UnsupportedPipelineError, adapter_for
 from oseg_video.adapters.base import ClipSize
+from oseg_video.engine.branches import BranchRunner
 from oseg_video.guidance.perturbations import SkipBlock
 from oseg_video.guidance.plan import Branch, Perturbation
-from oseg_video.runtime.branches import BranchRunner
-from oseg_video.runtime.cost import step_cost
+from oseg_video.jobs.cost import step_cost
 from tests.integration import slow
 from tests.integration.checks import ACROSS_BATCHES, assert_off_key
 from tests.integration.families import CASES, HUNYUAN, HUNYUAN15, SCALE, STEPS, Case, plain_scale, quiet

@@ -21,11 +21,11 @@ from oseg_video.adapters import adapter_for_class, all_adapters
 from oseg_video.cli import main, parse
 from oseg_video.embedded.classifier import load_classifier
 from oseg_video.embedded.dataset import parse_caption
-from oseg_video.evaluation.base import known_metrics
+from oseg_video.evaluation.metrics.base import known_metrics
 from oseg_video.guidance.methods import METHODS, STG
+from oseg_video.jobs.loading.meta import full_size_denoiser
+from oseg_video.jobs.loading.pipeline import EMBEDDED, find_model
 from oseg_video.media import read_clip
-from oseg_video.runtime.empty import full_size_denoiser
-from oseg_video.runtime.loading import EMBEDDED, find_model
 from tests.drawn import write_drawn
 from tests.integration.families import CASES
 

@@ -13,10 +13,10 @@ from oseg_video.compare.planned import check_metrics, planned_clips
 from oseg_video.compare.recipe import label, read_comparison
 from oseg_video.config.prompts import read_prompts
 from oseg_video.embedded.dataset import parse_caption
-from oseg_video.evaluation.base import MetricOptions, known_metrics
-from oseg_video.evaluation.fvd_protocols import PROTOCOLS
+from oseg_video.evaluation.metrics.base import MetricOptions, known_metrics
+from oseg_video.evaluation.metrics.fvd_protocols import PROTOCOLS
+from oseg_video.jobs.loading import hub
 from oseg_video.media import write_clip
-from oseg_video.runtime import hub
 from oseg_video.sweep.table import plan_variations
 from tests.fake_vbench import build_environment
 from tests.unit.sweep.conftest import painter  # noqa: F401

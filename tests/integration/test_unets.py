@@ -26,7 +26,7 @@ from torch.testing import assert_close
 from oseg_video import CFG, OSEG, PAG, SEG, STG, GuidanceError, guided
 from oseg_video.adapters import UnknownBlockError, adapter_for
 from oseg_video.adapters.base import ClipSize
-from oseg_video.runtime.empty import full_size_denoiser
+from oseg_video.jobs.loading.meta import full_size_denoiser
 from oseg_video.types import TokenGrid
 from tests.integration.families import SDXL, SVD, Case, quiet
 from tests.tiny.unet import (

@@ -10,9 +10,9 @@ import torch
 from torch.nn import functional
 
 from oseg_video import media
-from oseg_video.evaluation.base import EvaluationError, MetricOptions, build_metrics
 from oseg_video.evaluation.clips import find_clips
-from oseg_video.evaluation.motion import block_motion, frame_difference
+from oseg_video.evaluation.metrics.base import EvaluationError, MetricOptions, build_metrics
+from oseg_video.evaluation.metrics.motion import block_motion, frame_difference
 from oseg_video.media import write_clip
 from oseg_video.types import OsegVideoError
 

@@ -16,17 +16,17 @@ from transformers import VideoMAEConfig, VideoMAEForPreTraining, VideoMAEForVide
 
 from oseg_video.embedded.classifier import load_classifier
 from oseg_video.embedded.dataset import VOCABULARIES, sample_clips
-from oseg_video.evaluation import embedded, features, fvd_protocols, real_clips
-from oseg_video.evaluation.base import MetricOptions, build_metrics
 from oseg_video.evaluation.clips import find_clips
 from oseg_video.evaluation.evaluate import evaluate
-from oseg_video.evaluation.features import EmbeddedClassifier, VideoMAE
-from oseg_video.evaluation.fvd import SHIPPED
-from oseg_video.evaluation.inception import inception_score
-from oseg_video.evaluation.observe import OpenClip
-from oseg_video.evaluation.real_clips import look_at_drawn
-from oseg_video.evaluation.reference import load_reference
-from oseg_video.evaluation.weights import load_torchscript
+from oseg_video.evaluation.metrics import embedded, features, fvd_protocols, real_clips
+from oseg_video.evaluation.metrics.base import MetricOptions, build_metrics
+from oseg_video.evaluation.metrics.features import EmbeddedClassifier, VideoMAE
+from oseg_video.evaluation.metrics.fvd import SHIPPED
+from oseg_video.evaluation.metrics.inception import inception_score
+from oseg_video.evaluation.metrics.observe import OpenClip
+from oseg_video.evaluation.metrics.real_clips import look_at_drawn
+from oseg_video.evaluation.metrics.reference import load_reference
+from oseg_video.evaluation.metrics.weights import load_torchscript
 from oseg_video.media import write_clip
 from oseg_video.types import OsegVideoError
 from tests.drawn import write_drawn, write_frames

@@ -8,7 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from oseg_video.config import GenerateJob
-from oseg_video.runtime.naming import (
+from oseg_video.jobs.outputs import (
     OutputError,
     check_outputs,
     clip_names,

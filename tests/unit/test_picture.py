@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from oseg_video.runtime.picture import PictureError, load_picture, read_picture_comment, write_picture
+from oseg_video.jobs.image import PictureError, load_picture, read_picture_comment, write_picture
 
 
 def save(path, pixels, **options):

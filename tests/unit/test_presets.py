@@ -25,10 +25,10 @@ from oseg_video.config.recipes import NOTES
 from oseg_video.guidance.methods import METHODS, OSEG
 from oseg_video.guidance.perturbations import PublishedQueries, ReplaceAttention, SkipBlock
 from oseg_video.guidance.plan import Step
-from oseg_video.runtime.catalogue import catalogue
-from oseg_video.runtime.empty import empty_denoiser, full_size_denoiser
-from oseg_video.runtime.fitting import check_fits
-from oseg_video.runtime.loading import EMBEDDED, ModelSource, find_model
+from oseg_video.jobs.checks import check_fits
+from oseg_video.jobs.loading.catalogue import catalogue
+from oseg_video.jobs.loading.meta import empty_denoiser, full_size_denoiser
+from oseg_video.jobs.loading.pipeline import EMBEDDED, ModelSource, find_model
 
 ADAPTERS = {adapter.family: adapter for adapter in all_adapters()}
 FAMILIES = (EMBEDDED, *ADAPTERS)

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from oseg_video.evaluation.clips import ClipFile
-from oseg_video.evaluation.vbench_checks import check_custom, check_dimensions, check_files, check_imports
-from oseg_video.evaluation.vbench_suite import (
+from oseg_video.evaluation.vbench.checks import check_custom, check_dimensions, check_files, check_imports
+from oseg_video.evaluation.vbench.suite import (
     Suite,
     check_complete,
     check_surplus,

@@ -2,7 +2,7 @@
 
 import pytest
 
-from oseg_video.evaluation.vbench_scores import DIMENSIONS, members, normalise, tally, total
+from oseg_video.evaluation.vbench.scores import DIMENSIONS, members, normalise, tally, total
 from oseg_video.types import OsegVideoError
 
 # HunyuanVideo's row of VBench's leaderboard, in %: the dimensions in the order of DIMENSIONS, and its totals.

@@ -2,7 +2,7 @@
 
 A method knows no model. For one sampling step it returns a `StepPlan`: named branches (a condition and
 at most one perturbation each) and the rule that turns their predictions into the guided prediction. The
-runtime runs the branches; an adapter knows where a perturbation goes in a model. A new method is one file
+engine runs the branches; an adapter knows where a perturbation goes in a model. A new method is one file
 here, and its class in `METHODS`.
 """
 

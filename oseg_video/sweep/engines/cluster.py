@@ -7,7 +7,7 @@ import os
 from multiprocessing.connection import wait
 from typing import Any
 
-from oseg_video.runtime.quiet import quiet_libraries
+from oseg_video.jobs.quiet import quiet_libraries
 from oseg_video.sweep.engines.places import plan_places
 from oseg_video.sweep.engines.processes import WorkerProcesses
 from oseg_video.sweep.store import open_store

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from oseg_video.runtime.quiet import quiet_libraries
-from oseg_video.runtime.ranks import ONE_MACHINE, Ranks
+from oseg_video.jobs.quiet import quiet_libraries
+from oseg_video.jobs.ranks import ONE_MACHINE, Ranks
 from oseg_video.sweep.store import open_store
 from oseg_video.sweep.worker import Outcome, Task, Worker
 

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from oseg_video.cli import main
-from oseg_video.runtime import hub
-from oseg_video.runtime.counted import count_job
+from oseg_video.jobs.counted import count_job
+from oseg_video.jobs.loading import hub
 from oseg_video.sweep.engines.local import InProcess
 from oseg_video.sweep.estimate import describe, estimate
 from oseg_video.sweep.recipe import read_sweep

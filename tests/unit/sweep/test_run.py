@@ -6,8 +6,8 @@ from collections import deque
 import pytest
 
 from oseg_video.cli import main
+from oseg_video.jobs.loading.memory import NotEnoughMemoryError
 from oseg_video.parallel.group import ParallelError
-from oseg_video.runtime.memory import NotEnoughMemoryError
 from oseg_video.sweep.engines.local import InProcess
 from oseg_video.sweep.records import record
 from oseg_video.sweep.run import run_sweep, survey
@@ -235,7 +235,7 @@ def test_items_of_another_run_are_left_to_it(tmp_path, location, painter, monkey
 
 def test_a_model_that_changes_under_the_sweep_fails_its_items(tmp_path, location, painter, monkeypatch):
     (item, *_) = table(tmp_path)
-    monkeypatch.setattr("oseg_video.runtime.loading.fingerprint", lambda _: "another")
+    monkeypatch.setattr("oseg_video.jobs.loading.pipeline.fingerprint", lambda _: "another")
     summary = in_process([item], location)
     assert "changed while the sweep ran" in summary.failed[0].reason
     assert not is_whole(open_store(location), item)

@@ -9,11 +9,11 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from oseg_video.jobs.loading.memory import NotEnoughMemoryError
+from oseg_video.jobs.ranks import Ranks
 from oseg_video.parallel.degrees import Degrees
 from oseg_video.parallel.group import ParallelError
 from oseg_video.parallel.mesh import Mesh
-from oseg_video.runtime.memory import NotEnoughMemoryError
-from oseg_video.runtime.ranks import Ranks
 from oseg_video.sweep import worker as worker_module
 from oseg_video.sweep.store import open_store
 from oseg_video.sweep.worker import Task, Worker

@@ -1,0 +1,100 @@
+"""What a job will do, for the reader: branches, blocks, rule, passes, cost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from oseg_video.adapters import ModelAdapter
+from oseg_video.config import GenerateJob
+from oseg_video.guidance.perturbations import (
+    BlurOrthogonalQueries,
+    BlurQueries,
+    Change,
+    PublishedQueries,
+    ReplaceAttention,
+    SkipBlock,
+)
+from oseg_video.guidance.plan import Branch
+from oseg_video.jobs.counted import CountedJob, StepKind, count_job
+from oseg_video.jobs.ranks import AUTO, plan_degrees
+
+
+def explain(job: GenerateJob, ranks: int = 1, parallel: str = AUTO) -> str:
+    """Text that says what a job will do; reads the model's configuration only.
+
+    ranks, parallel: as of `--gpus` and `--parallel`. Raises as `count_job` and `plan_degrees`.
+    """
+    counted = count_job(job)
+    adapter, denoiser = counted.adapter, counted.denoiser
+    note = "; hub not reached, the family's full size" if counted.full_size else ""
+    lines = [
+        f"model      {job.model} ({adapter.family}, {len(adapter.blocks(denoiser))} blocks{note})",
+        f"clip       {job.frames} frames of {job.height} x {job.width} pixels, {job.steps} steps",
+        f"guidance   {job.guidance}",
+    ]
+    if ranks > 1 or parallel != AUTO:
+        clips = max(1, len(job.prompts)) * len(job.seeds)
+        degrees, why = plan_degrees(
+            ranks, parallel, job, counted.adapter, counted.denoiser, clips, counted.read
+        )
+        lines.append(f"ranks      {ranks}, {degrees}" + (f": {why}" if why else ""))
+    for kind in counted.kinds:
+        lines += _describe(kind, counted)
+    lines += _totals(counted)
+    return "\n".join(lines)
+
+
+def _describe(kind: StepKind, counted: CountedJob) -> Iterator[str]:
+    yield ""
+    yield kind.when
+    yield f"  rule      {kind.plan.formula}"
+    for name, branch in kind.plan.branches.items():
+        yield f"  branch    {name}: {_branch(branch, counted.adapter, counted.denoiser)}"
+    for names, share in kind.passes:
+        replayed = f" (the first {1 - share:.0%} of the denoiser replayed)" if share < 1 else ""
+        yield f"  pass      {', '.join(names)}{replayed}"
+    cost = f"{kind.flops / counted.plain_flops:.2f} x the FLOPs of a plain step"
+    yield f"  cost      {kind.pass_count:.2f} passes a step, {cost}"
+
+
+def _branch(branch: Branch, adapter: ModelAdapter, denoiser: Any) -> str:
+    condition = {"cond": "conditional", "uncond": "unconditional"}[branch.condition]
+    if branch.perturbation is None:
+        return condition
+    blocks = adapter.resolve_blocks(denoiser, branch.perturbation.blocks)
+    names = ", ".join(f"{block.index} ({block.path})" for block in blocks[:4])
+    more = f" and {len(blocks) - 4} more" if len(blocks) > 4 else ""
+    return f"{condition}, {_change(branch.perturbation.change)} in block {names}{more}"
+
+
+def _change(change: Change) -> str:
+    if isinstance(change, SkipBlock):
+        return "hidden states passed on unchanged"
+    if isinstance(change, ReplaceAttention):
+        return f"attention replaced by its {change.source}"
+    if isinstance(change, BlurQueries):
+        return f"queries smoothed (sigma {change.blur_sigma}, {change.boundary})"
+    if isinstance(change, BlurOrthogonalQueries):
+        return (
+            f"what of the queries is orthogonal to the {change.reference} key smoothed "
+            f"(sigma {change.blur_sigma}, mix {change.mix:g}, {change.keep_parallel:g} of the rest kept, "
+            f"{change.boundary})"
+        )
+    assert isinstance(change, PublishedQueries)
+    return f"queries changed as in OSEG's released code (mix {change.mix:g})"
+
+
+def _totals(counted: CountedJob) -> Iterator[str]:
+    plain = "CFG" if len(counted.plain) == 2 else "no text guidance"
+    reference = f"{plain}: {counted.steps * len(counted.plain)}"
+    yield ""
+    (fewest, most), (least, largest) = counted.passes, counted.flops
+    whole = counted.steps * counted.plain_flops
+    if (fewest, least) == (most, largest):
+        yield f"total      {most:.1f} passes ({reference}), {largest / whole:.2f} x the FLOPs of {plain}"
+    else:
+        yield (
+            f"total      {fewest:.1f} to {most:.1f} passes ({reference}), {least / whole:.2f} to "
+            f"{largest / whole:.2f} x the FLOPs of {plain}, depending on the sampler's noise levels"
+        )
