@@ -37,7 +37,10 @@ class _BesideBars(logging.Handler):
 
 
 def show(*, quiet: bool = False) -> None:
-    """Show the logger's lines on standard error, as the commands do: all of X again it changes the level only."""
+    """Show the logger's lines on standard error, as the commands do; only warnings if `quiet`.
+
+    Called again it changes the level only.
+    """
     if not any(isinstance(handler, _BesideBars) for handler in logger.handlers):
         handler = _BesideBars()
         handler.setFormatter(logging.Formatter("oseg-video: %(message)s"))
