@@ -10,10 +10,10 @@ from typing import Any
 from oseg_video.adapters import ClipSize, ModelAdapter
 from oseg_video.adapters.base import Condition
 from oseg_video.adapters.settings import ReadJson
-from oseg_video.config import GenerateJob, build_guidance
+from oseg_video.config import GenerateJob
 from oseg_video.engine.branches import BranchRunner
 from oseg_video.guidance.plan import Branch, StepPlan
-from oseg_video.guidance.text import guides
+from oseg_video.guidance.scales import guides
 from oseg_video.jobs.cost import step_cost
 from oseg_video.jobs.generate import check_job
 from oseg_video.jobs.loading import pipeline as loading
@@ -92,10 +92,10 @@ def count_job(job: GenerateJob) -> CountedJob:
     the guidance are checked.
     """
     adapter, denoiser, read = _find(job)
-    guidance = build_guidance(job)
+    guidance = job.guidance
     adapter.resolve_blocks(denoiser, guidance.blocks_used)
     clip = ClipSize(job.frames, job.height, job.width)
-    scale = pipeline_scale(adapter, job, guidance, read)
+    scale = pipeline_scale(adapter, job, read)
     conditions: tuple[Condition, ...] = ("uncond", "cond") if guides(scale) else ("cond",)
     kinds = []
     costs: dict[str, int] = {}
