@@ -62,7 +62,7 @@ def dry_run(
     out: str | None = None,
     *,
     cluster: bool = False,
-    tflops: float | None = None,
+    seconds_per_pass: float | None = None,
     retry_failed: bool = False,
     quiet: bool = True,
 ) -> Estimate:
@@ -80,7 +80,7 @@ def dry_run(
     else:
         with contextlib.closing(open_store(_place(recipe, out))) as store:
             records, _ = survey(items, store, quiet=quiet)
-    return estimate(variations, records, tflops=tflops, retry_failed=retry_failed)
+    return estimate(variations, records, seconds_per_pass=seconds_per_pass, retry_failed=retry_failed)
 
 
 def _place(recipe: SweepRecipe, out: str | None) -> str:
