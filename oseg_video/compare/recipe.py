@@ -43,7 +43,7 @@ class ComparisonRecipe:
 
 
 def read_comparison(
-    path: Path, *, real: Path | None = None, pictures: Path, limit: int | None = None, quiet: bool = True
+    path: Path, *, real: Path | None = None, pictures: Path, limit: int | None = None
 ) -> ComparisonRecipe:
     """The comparison of a YAML file; a sweep's file is one, too.
 
@@ -61,7 +61,7 @@ def read_comparison(
                 f"{path.name} starts from first frames of real clips: --reference must be their folder, "
                 f"with {names[0]} in it; got {real}"
             )
-        images = first_frames(real, names, pictures, quiet=quiet)
+        images = first_frames(real, names, pictures)
         content["prompts"] = [{"image": str(image.absolute())} for image in images]
     sweep = sweep_of(content, path)
     labels = [label(sweep, model, method) for model in sweep.models for method in sweep.methods]

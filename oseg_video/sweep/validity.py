@@ -11,7 +11,7 @@ from PIL import Image
 from oseg_video.jobs.manifest import read_manifest
 from oseg_video.jobs.outputs import manifest_path
 from oseg_video.media import read_clip
-from oseg_video.sweep.store import Stat, Store
+from oseg_video.sweep.stores import Stat, Store
 from oseg_video.sweep.table import SweepItem, item_key
 
 _GIF_TRAILER = b";"
