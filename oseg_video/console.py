@@ -72,13 +72,22 @@ def bar(over: Iterable[Item], title: str, unit: str = ..., *, total: float | Non
 def bar(over: None, title: str, unit: str = ..., *, total: float | None = ...) -> tqdm[Any]: ...
 def bar(over: Any, title: str, unit: str = "clip", *, total: float | None = None) -> tqdm[Any]:
     """A progress bar over an iterable, or one of `total` updates; hidden unless `bars_shown`."""
+    from tqdm import tqdm
+
+    lock_bars()
+    return tqdm(over, desc=title, unit=unit, total=total, disable=not bars_shown(), file=sys.stderr)
+
+
+def lock_bars() -> None:
+    """Give bars, those of other libraries as well, a lock of this process.
+
+    tqdm's own lock is a semaphore between processes, which a process that is killed leaves behind.
+    """
     import threading
 
     from tqdm import tqdm
 
-    # tqdm's own lock is a semaphore between processes, which a process that is killed leaves behind.
     tqdm.set_lock(threading.RLock())
-    return tqdm(over, desc=title, unit=unit, total=total, disable=not bars_shown(), file=sys.stderr)
 
 
 def _is_terminal(stream: TextIO | None) -> bool:

@@ -90,4 +90,3 @@ def job_of(options: argparse.Namespace) -> GenerateJob:
     settings = flag_settings(options)
     config = Path(options.config) if options.config is not None else None
     return resolve_job(settings, config, family_of=family_of)
-

@@ -153,7 +153,9 @@ def parse_manifest(text: str, source: str) -> Manifest:
         raise ManifestError(f"{source} holds no manifest of oseg-video")
     schema = plain.get("schema")
     if schema not in (1, SCHEMA):
-        raise ManifestError(f"{source} has a manifest of schema {schema!r}; this version reads 1 and {SCHEMA}")
+        raise ManifestError(
+            f"{source} has a manifest of schema {schema!r}; this version reads 1 and {SCHEMA}"
+        )
     if not all(isinstance(plain.get(key), dict) for key in ("job", "clip", "versions", "machine", "model")):
         raise ManifestError(f"{source} has an incomplete manifest")
     if schema == 1:

@@ -22,8 +22,10 @@ and key laid out [B, N, S, D]; "projected" is directly after `to_q` / `to_k`, ov
 laid out [B, S, C]."""
 
 
-class Change(Protocol):
-    """What a perturbed branch does inside its blocks."""
+class QueryTransform(Protocol):
+    """Changes the video queries of one self-attention site; the result has the query's shape and dtype."""
+
+    site: ClassVar[Site]
 
     @property
     def words(self) -> str:
@@ -34,12 +36,6 @@ class Change(Protocol):
     def identity(self) -> bool:
         """Whether it changes nothing, so that no perturbed branch is needed."""
         ...
-
-
-class QueryTransform(Change, Protocol):
-    """Changes the video queries of one self-attention site; the result has the query's shape and dtype."""
-
-    site: ClassVar[Site]
 
     def __call__(self, query: Tensor, key: Tensor, grid: TokenGrid) -> Tensor: ...
 
@@ -148,3 +144,7 @@ class ReplaceAttention:
     @property
     def words(self) -> str:
         return f"attention replaced by its {self.source}"
+
+
+Change = QueryTransform | SkipBlock | ReplaceAttention
+"""What a perturbed branch does inside its blocks: `words` say it, `identity` says that it is nothing."""

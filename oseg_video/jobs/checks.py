@@ -9,8 +9,8 @@ from typing import Any
 from oseg_video.adapters import ModelAdapter, all_adapters
 from oseg_video.config import GenerateJob, family_settings
 from oseg_video.guidance.methods import Unguided
-from oseg_video.settings.schedule import Schedule
 from oseg_video.jobs.loading.pipeline import ModelSource
+from oseg_video.settings.schedule import Schedule
 from oseg_video.types import SettingError
 
 _CLIP_FIELDS = ("image", "height", "width", "frames", "steps", "fps")
@@ -132,9 +132,7 @@ def _check_scales(job: GenerateJob, adapter: ModelAdapter) -> None:
     if given and isinstance(job.guidance, Unguided):
         raise SettingError(f"{given[0]} has no effect with guidance none")
     if given and isinstance(getattr(job.guidance, "guidance_scale", None), Schedule):
-        raise SettingError(
-            f"{given[0]} cannot go with a guidance_scale by noise level; give that one number"
-        )
+        raise SettingError(f"{given[0]} cannot go with a guidance_scale by noise level; give that one number")
 
 
 def _check_negative_prompt(job: GenerateJob, source: ModelSource, settings: dict[str, Any]) -> None:

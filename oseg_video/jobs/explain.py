@@ -1,4 +1,4 @@
-"""What a job will do, for the reader: branches, blocks, rule, passes, cost."""
+"""What a job will do, for the reader: branches, blocks, rule, passes."""
 
 from __future__ import annotations
 
@@ -46,8 +46,7 @@ def _describe(kind: StepKind, counted: CountedJob) -> Iterator[str]:
     for names, share in kind.passes:
         replayed = f" (the first {1 - share:.0%} of the denoiser replayed)" if share < 1 else ""
         yield f"  pass      {', '.join(names)}{replayed}"
-    cost = f"{kind.flops / counted.plain_flops:.2f} x the FLOPs of a plain step"
-    yield f"  cost      {kind.pass_count:.2f} passes a step, {cost}"
+    yield f"  cost      {kind.pass_count:.2f} passes a step"
 
 
 def _branch(branch: Branch, adapter: ModelAdapter, denoiser: Any) -> str:
@@ -61,15 +60,14 @@ def _branch(branch: Branch, adapter: ModelAdapter, denoiser: Any) -> str:
 
 
 def _totals(counted: CountedJob) -> Iterator[str]:
-    plain = "CFG" if len(counted.plain) == 2 else "no text guidance"
-    reference = f"{plain}: {counted.steps * len(counted.plain)}"
+    plain = "CFG" if counted.plain_passes == 2 else "no text guidance"
+    reference = f"{plain}: {counted.steps * counted.plain_passes}"
+    fewest, most = counted.passes
     yield ""
-    (fewest, most), (least, largest) = counted.passes, counted.flops
-    whole = counted.steps * counted.plain_flops
-    if (fewest, least) == (most, largest):
-        yield f"total      {most:.1f} passes ({reference}), {largest / whole:.2f} x the FLOPs of {plain}"
+    if fewest == most:
+        yield f"total      {most:.1f} passes ({reference})"
     else:
         yield (
-            f"total      {fewest:.1f} to {most:.1f} passes ({reference}), {least / whole:.2f} to "
-            f"{largest / whole:.2f} x the FLOPs of {plain}, depending on the sampler's noise levels"
+            f"total      {fewest:.1f} to {most:.1f} passes ({reference}), "
+            "depending on the sampler's noise levels"
         )

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from oseg_video.adapters import adapter_for_class
-from oseg_video.jobs.generate import generate
 from oseg_video.config.manifest import Manifest, read_manifest
+from oseg_video.jobs.generate import generate
 from oseg_video.jobs.model import ClipResult
 
 

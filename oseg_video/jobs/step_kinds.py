@@ -20,9 +20,7 @@ def read_nothing(name: str) -> Mapping[str, Any]:
     return {}
 
 
-def pipeline_scale(
-    adapter: ModelAdapter, job: GenerateJob, read: ReadJson = read_nothing
-) -> Any:
+def pipeline_scale(adapter: ModelAdapter, job: GenerateJob, read: ReadJson = read_nothing) -> Any:
     """The scale that the pipeline will be called with; `read` reads the model's files, if they are there."""
     import diffusers
 
@@ -51,4 +49,3 @@ def step_kinds(guidance: Guidance, steps: int, scale: Any) -> Iterator[tuple[str
             else:
                 within = f"noise level {level:.4g} down to {lower:.4g}"
                 yield within if len(same) == steps else f"{within}, {span}", None, same[0]
-

@@ -15,13 +15,13 @@ import torch
 
 from oseg_video.adapters import ModelAdapter, adapter_for_class, all_adapters
 from oseg_video.config import GenerateJob
-from oseg_video.settings.suggest import known_or_nearest
 from oseg_video.embedded import MODEL_PATH
 from oseg_video.jobs.loading import hub
 from oseg_video.jobs.loading.memory import Weights, check_memory
 from oseg_video.jobs.loading.weights import check_shareable, encoder_components, share_weights
 from oseg_video.jobs.progress import loading_bars
 from oseg_video.parallel.mesh import ONE_RANK, Mesh
+from oseg_video.settings.suggest import known_or_nearest
 from oseg_video.types import OsegVideoError
 
 EMBEDDED = "embedded"

@@ -1,4 +1,4 @@
-"""Where a sweep keeps its clips: a folder, or a URL."""
+"""What a sweep asks of the place of its clips."""
 
 from __future__ import annotations
 
@@ -78,14 +78,3 @@ class Store(ABC):
     @abstractmethod
     def close(self) -> None:
         """Let go of every claim."""
-
-
-def open_store(location: str) -> Store:
-    """The store at a path, or at a URL that fsspec knows, such as s3://bucket/folder. Raises StoreError."""
-    if "://" in location:
-        from oseg_video.sweep.bucket import Bucket
-
-        return Bucket(location)
-    from oseg_video.sweep.folder import Folder
-
-    return Folder(location)
