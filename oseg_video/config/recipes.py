@@ -43,21 +43,25 @@ class ConfigError(OsegVideoError):
 class Recipe:
     """A recipe file, as plain values."""
 
-    settings: Mapping[str, Any]
+    own: Mapping[str, Any]
     """What holds for every method."""
     methods: Mapping[str, Mapping[str, Any]]
     """What single methods need besides, by their names. What stands under `cfg` holds for all others, too,
     as far as they have such a setting and say nothing else."""
+    extended: Recipe | None = None
+    """The recipe that this one goes over, with all of it."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What holds for every method, with what is extended."""
+        return {**(self.extended.settings if self.extended else {}), **self.own}
 
     def of_method(self, name: str) -> dict[str, Any]:
         """The settings with a method, which need not have a section."""
-        method = METHODS.get(name)
-        shared = {
-            key: value
-            for key, value in self.methods.get("cfg", {}).items()
-            if method is not None and key in guidance_keys(method)
-        }
-        return {**self.settings, **shared, **self.methods.get(name, {})}
+        below = self.extended.of_method(name) if self.extended else {}
+        taken = guidance_keys(METHODS[name]) if name in METHODS else set()
+        shared = {key: value for key, value in self.methods.get("cfg", {}).items() if key in taken}
+        return {**below, **self.own, **shared, **self.methods.get(name, {})}
 
 
 def recipe_folder() -> Path:
@@ -172,18 +176,10 @@ def settings_of(content: Mapping[Any, Any], path: Path, chain: tuple[Path, ...] 
 
 
 def _recipe_of(content: Mapping[Any, Any], path: Path, chain: tuple[Path, ...]) -> Recipe:
-    settings: dict[str, Any] = {}
-    methods: dict[str, dict[str, Any]] = {}
-    if "extends" in content:
-        parent = _extended(path, content["extends"], chain)
-        settings, methods = dict(parent.settings), {name: dict(own) for name, own in parent.methods.items()}
-    for key, value in content.items():
-        if key == SECTIONS:
-            for name, own in _sections(path, value).items():
-                methods[name] = {**methods.get(name, {}), **own}
-        elif key not in (*NOTES, "extends"):
-            settings[_known(path, key, value)] = value
-    return Recipe(settings, methods)
+    extended = _extended(path, content["extends"], chain) if "extends" in content else None
+    apart = (*NOTES, "extends", SECTIONS)
+    own = {_known(path, key, value): value for key, value in content.items() if key not in apart}
+    return Recipe(own, _sections(path, content.get(SECTIONS, {})), extended)
 
 
 def _known(path: Path, key: Any, value: Any) -> str:

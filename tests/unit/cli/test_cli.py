@@ -11,7 +11,7 @@ import pytest
 from oseg_video.adapters import all_adapters
 from oseg_video.cli import main, parse
 from oseg_video.cli.settings import flag_settings
-from oseg_video.config import FIELDS
+from oseg_video.config import known_keys
 from oseg_video.types import OsegVideoError
 
 PROMPT = ("--prompt", "a red circle")
@@ -49,8 +49,8 @@ def test_help_is_instant_and_imports_nothing_heavy():
 
 def test_help_names_every_setting():
     text = run("generate", "--help").stdout
-    for name, spec in FIELDS.items():
-        assert (spec.metadata["flag"] or "--" + name.replace("_", "-")) in text
+    for name, key in known_keys().items():
+        assert key.setting.flag_of(name) in text
     assert "--prompts FILE" in text and "--config FILE.yaml" in text
 
 
