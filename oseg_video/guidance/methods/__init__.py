@@ -21,6 +21,8 @@ from oseg_video.guidance.methods.base import (
 
 for _module in pkgutil.iter_modules(__path__, prefix=f"{__name__}."):
     import_module(_module.name)
+for _name in sorted(METHODS):  # not the order in which the files import each other
+    METHODS[_name] = METHODS.pop(_name)
 
 from oseg_video.guidance.methods.apg import APG  # noqa: E402
 from oseg_video.guidance.methods.cfg import CFG  # noqa: E402

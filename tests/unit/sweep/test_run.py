@@ -71,7 +71,7 @@ def test_every_item_is_made_once(tmp_path, location, painter):
     summary = in_process(items, location, on_record=seen.append)
     assert (summary.total, summary.done, summary.made, summary.failed) == (8, 8, 8, ())
     assert [one.item for one in seen] == [item.key for item in items]
-    assert painter.painted == [(item.prompt, item.seed, item.job.guidance) for item in items]
+    assert painter.painted == [(item.prompt, item.seed, item.job.guidance.name) for item in items]
     assert painter.loaded == 1
     assert all(is_whole(open_store(location), item) for item in items)
 
@@ -109,7 +109,7 @@ def test_a_failed_item_is_recorded_and_the_rest_goes_on(tmp_path, location, pain
     paint = painter.make_clip
 
     def fail(self, job, plan, picture, progress):
-        if plan.seed == 1 and job.guidance == "cfg":
+        if plan.seed == 1 and job.guidance.name == "cfg":
             raise ValueError("two\nlines") if "red" in plan.prompt else OsegVideoError("refused")
         return paint(self, job, plan, picture, progress)
 
