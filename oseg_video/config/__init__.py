@@ -14,6 +14,7 @@ from oseg_video.config.job import (
 from oseg_video.config.recipes import (
     ConfigError,
     dump_yaml,
+    find_recipe,
     read_notes,
     read_recipe,
     recipe_names,
@@ -32,6 +33,7 @@ __all__ = [
     "Schedule",
     "build_guidance",
     "dump_yaml",
+    "find_recipe",
     "is_optional",
     "job_from_plain",
     "job_to_plain",

@@ -41,6 +41,27 @@ def recipe_path(name: str) -> Path | None:
     return path if name in recipe_names() else None
 
 
+def find_recipe(name: str, *folders: str) -> Path:
+    """The file of a recipe, which may be a path, or the name of one that ships with the package.
+
+    folders: those below `configs/` where a command's recipes are, the first one first; by default `configs/`
+    itself, with those of `generate`. Raises ConfigError for a name that none of them has.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    shipped: dict[str, Path] = {}
+    for folder in folders or ("",):
+        for file in sorted((recipe_folder() / folder).glob("*.yaml")):
+            shipped.setdefault(file.stem, file)
+    stem = name.removesuffix(".yaml")
+    if stem in shipped:
+        return shipped[stem]
+    if stem != name or len(path.parts) > 1:
+        return path  # which reading it will refuse
+    raise ConfigError(f"no recipe is called {name!r}; {known_or_nearest(name, shipped)}")
+
+
 def read_recipe(path: Path) -> dict[str, Any]:
     """Settings of a recipe file as plain values, with those of the recipes it extends.
 

@@ -7,10 +7,10 @@ from functools import partial
 from typing import Any, cast
 
 import torch
-from flops.meta import ValidMasks, autocast_nowhere
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from flops.meta import ValidMasks, autocast_nowhere
 from oseg_video.adapters.base import ClipSize, Condition, ModelAdapter
 from oseg_video.engine.assignment import assign_branches, exchange_predictions
 from oseg_video.engine.branches import BranchRunner

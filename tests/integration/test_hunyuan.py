@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from flops import step_cost
 from diffusers import ClassifierFreeGuidance, PerturbedAttentionGuidance
+from flops import step_cost
 from torch import Tensor, nn
 from torch.testing import assert_close
 
