@@ -1,4 +1,4 @@
-// The figures: a table of values with 95 % intervals and differences, and a plot for each figure.
+// The metric values: a table with 95 % intervals and differences, and a plot for each of them.
 
 const ARROWS = { higher: " ↑", lower: " ↓" };
 const PLOT = { width: 360, letters: 24, letter: 7, right: 14, line: 22, bottom: 22 };
@@ -27,12 +27,12 @@ function verdict(difference, better) {
   return (low > 0) === (better === "higher") ? "better" : "worse";
 }
 
-class Figures {
+class Metrics {
   constructor(place, evaluation, methods) {
     this.evaluation = evaluation;
     this.methods = methods.filter((method) => method in evaluation.results);
     this.names = Object.keys(evaluation.better);
-    place.append(element("h2", {}, "Figures"), this.table(),
+    place.append(element("h2", {}, "Metrics"), this.table(),
       element("div", { class: "plots" }, ...this.names.map((name) => this.plot(name)).filter((plot) => plot)), this.notes());
   }
 
