@@ -23,7 +23,7 @@ from oseg_video.config.keys import (
     known_keys,
     read_setting,
 )
-from oseg_video.guidance.flat import METHOD, guidance_from_flat, guidance_keys
+from oseg_video.guidance.flat import METHOD, RENAMED, guidance_from_flat, guidance_keys
 from oseg_video.guidance.methods import METHODS, Guidance
 from oseg_video.settings.suggest import known_or_nearest
 from oseg_video.types import OsegVideoError, SettingError
@@ -96,6 +96,27 @@ def shipped_recipe(name: str) -> dict[str, Any] | None:
         if method != name and method in load_yaml(path).get(SECTIONS, {}):
             return {METHOD: method, **_read(path, ()).of_method(method)}
     return None
+
+
+def find_recipe(name: str, *folders: str) -> Path:
+    """The file of a recipe, which may be a path, or the name of one that ships with the package.
+
+    folders: those below `configs/` where a command's recipes are, the first one first; by default `configs/`
+    itself, with those of `generate`. Raises ConfigError for a name that none of them has.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    shipped: dict[str, Path] = {}
+    for folder in folders or ("",):
+        for file in sorted((recipe_folder() / folder).glob("*.yaml")):
+            shipped.setdefault(file.stem, file)
+    stem = name.removesuffix(".yaml")
+    if stem in shipped:
+        return shipped[stem]
+    if stem != name or len(path.parts) > 1:
+        return path  # which reading it will refuse
+    raise ConfigError(f"no recipe is called {name!r}; {known_or_nearest(name, shipped)}")
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
@@ -185,13 +206,13 @@ def _recipe_of(content: Mapping[Any, Any], path: Path, chain: tuple[Path, ...]) 
 def _known(path: Path, key: Any, value: Any) -> str:
     """The key, when it and its value are right."""
     known = (*known_keys(), "extends", SECTIONS, *NOTES)
-    if not isinstance(key, str) or (key not in known and known_or_nearest(key, known).startswith("known")):
+    if key not in known and key not in RENAMED:
         raise ConfigError(f"{path.name}: unknown key {key!r}; {known_or_nearest(str(key), known)}")
     try:
         read_setting(key, value)
     except SettingError as error:
-        raise ConfigError(f"{path.name}: {str(error).replace('unknown setting', 'unknown key')}") from None
-    return key
+        raise ConfigError(f"{path.name}: {error}") from None
+    return str(key)
 
 
 def _sections(path: Path, value: Any) -> dict[str, dict[str, Any]]:
