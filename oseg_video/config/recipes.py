@@ -8,6 +8,7 @@ methods need: the recipe `mochi-stg` is that of `mochi` with what stands under `
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from oseg_video.config.keys import (
 )
 from oseg_video.guidance.flat import METHOD, RENAMED, guidance_from_flat, guidance_keys
 from oseg_video.guidance.methods import METHODS, Guidance
+from oseg_video.settings import settings_of as settings_by_name
 from oseg_video.settings.suggest import known_or_nearest
 from oseg_video.types import OsegVideoError, SettingError
 
@@ -159,7 +161,7 @@ def resolve_job(
 
 
 def recipe(family: str, method: str = DEFAULT_METHOD, **settings: Any) -> Guidance:
-    """The guidance of a family's recipe: `recipe("mochi", "oseg")`; `settings` by flat key go over it.
+    """The guidance of a family's recipe: `recipe("mochi", "oseg", scale=2.0)`; `settings` go over it.
 
     Raises SettingError for an unknown family or method, or a setting that the method does not have.
     """
@@ -169,7 +171,12 @@ def recipe(family: str, method: str = DEFAULT_METHOD, **settings: Any) -> Guidan
         raise SettingError(f"no recipe for a family {family!r}; {known_or_nearest(family, sorted(known))}")
     keys = _read(path, ()).of_method(method)
     guidance = {key: value for key, value in keys.items() if known_keys()[key].group == "guidance"}
-    return guidance_from_flat(method, {**guidance, **settings})
+    found = guidance_from_flat(method, guidance)
+    for name in settings:
+        if name not in settings_by_name(found):
+            known = settings_by_name(found)
+            raise SettingError(f"{method} has no setting {name!r}; {known_or_nearest(name, known)}")
+    return dataclasses.replace(found, **settings)
 
 
 def dump_yaml(job: GenerateJob) -> str:

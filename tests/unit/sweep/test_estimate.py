@@ -4,9 +4,9 @@ import json
 import re
 
 import pytest
-from oseg_video.jobs.manifest import read_manifest
 
 from oseg_video.cli import main
+from oseg_video.config.manifest import read_manifest
 from oseg_video.jobs.loading import hub
 from oseg_video.sweep.engines.local import InProcess
 from oseg_video.sweep.estimate import describe, estimate
