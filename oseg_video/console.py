@@ -7,9 +7,10 @@ other, and progress bars appear when it shows INFO. Imports nothing heavy.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, TextIO, TypeVar, overload
 
 if TYPE_CHECKING:
@@ -47,6 +48,17 @@ def show(*, quiet: bool = False) -> None:
         logger.addHandler(handler)
         logger.propagate = False
     logger.setLevel(logging.WARNING if quiet else logging.INFO)
+
+
+@contextlib.contextmanager
+def quietly() -> Iterator[None]:
+    """Warnings only and no bars for as long as this is open: for work that is part of something larger."""
+    before = logger.level
+    logger.setLevel(max(before, logging.WARNING))
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def bars_shown() -> bool:

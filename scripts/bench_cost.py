@@ -30,7 +30,7 @@ from marked import made_with, write_readme
 from tqdm import tqdm
 
 from oseg_video.adapters import ClipSize, ModelAdapter, adapter_for_class, all_adapters
-from oseg_video.config import build_guidance, recipe_names, resolve_job
+from oseg_video.config import recipe_names, resolve_job
 from oseg_video.engine.branches import BranchRunner
 from oseg_video.guidance.methods import CFG, METHODS, OSEG, PAG, SEG, STG, Guidance
 from oseg_video.guidance.plan import Step
@@ -110,7 +110,7 @@ def recipe(adapter: ModelAdapter, method: str) -> tuple[ClipSize, Guidance, Step
     else:
         flags["prompts"] = ["a cat"]
     job = resolve_job(flags, None, family_of=lambda model, revision: model)
-    guidance = build_guidance(job)
+    guidance = job.guidance
     step = Step(job.steps // 2, job.steps, 0.5, pipeline_scale(adapter, job, guidance))
     return ClipSize(job.frames, job.height, job.width), guidance, step
 

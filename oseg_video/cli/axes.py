@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from oseg_video.cli.parsing import UsageError, names, seconds, whole_number
 from oseg_video.cli.settings import add_setting_flags, flag_settings
-from oseg_video.config import FIELDS, GUIDANCE_NAMES, known_or_nearest
+from oseg_video.config import known_keys
+from oseg_video.guidance.methods import METHODS
+from oseg_video.settings.suggest import known_or_nearest
 
 if TYPE_CHECKING:
     from oseg_video.sweep.recipe import SweepRecipe
@@ -24,7 +26,7 @@ def add_axis_flags(parser: argparse.ArgumentParser) -> None:
         "--guidance",
         metavar="A,B",
         type=names,
-        help=f"methods: the recipe's, or {', '.join(GUIDANCE_NAMES)}",
+        help=f"methods: the recipe's, or {', '.join(METHODS)}",
     )
     axes.add_argument(
         *("--seeds", "--seed"),
@@ -37,8 +39,10 @@ def add_axis_flags(parser: argparse.ArgumentParser) -> None:
     axes.add_argument(
         "--limit", metavar="N", type=whole_number, help="of the prompts or images only the first N"
     )
-    own = [name for name, spec in FIELDS.items() if name not in _LEFT_OUT]
-    add_setting_flags(parser, [name for name in own if FIELDS[name].metadata["group"] != "guidance"])
+    add_setting_flags(
+        parser,
+        [name for name, key in known_keys().items() if key.group != "guidance" and name not in _LEFT_OUT],
+    )
 
 
 def add_dry_run_flags(parser: argparse.ArgumentParser) -> None:
@@ -94,7 +98,7 @@ def _given(options: argparse.Namespace, known: Iterable[str] = ()) -> dict[str, 
         model = settings.pop("model")
         given["models"] = {model: {"model": model}}
     if options.guidance:
-        methods = [*known, *GUIDANCE_NAMES]
+        methods = [*known, *METHODS]
         for name in options.guidance:
             if name not in methods:
                 raise UsageError(f"--guidance: unknown method {name!r}; {known_or_nearest(name, methods)}")

@@ -9,11 +9,11 @@ from typing import Any
 from oseg_video.adapters import ModelAdapter
 from oseg_video.adapters.base import Condition
 from oseg_video.adapters.settings import ReadJson
-from oseg_video.config import GenerateJob, build_guidance
+from oseg_video.config import GenerateJob
 from oseg_video.engine.branches import BranchRunner
-from oseg_video.guidance.methods import Guidance, PerturbedGuidance
+from oseg_video.guidance.methods import BlockGuidance, Guidance
 from oseg_video.guidance.plan import StepPlan
-from oseg_video.guidance.text import guides
+from oseg_video.guidance.scales import guides
 from oseg_video.jobs.generate import check_job
 from oseg_video.jobs.loading import pipeline as loading
 from oseg_video.jobs.loading.hub import HubError
@@ -75,9 +75,9 @@ def count_job(job: GenerateJob) -> CountedJob:
     the guidance are checked.
     """
     adapter, denoiser, read = _find(job)
-    guidance = build_guidance(job)
+    guidance = job.guidance
     adapter.resolve_blocks(denoiser, guidance.blocks_used)
-    scale = pipeline_scale(adapter, job, guidance, read)
+    scale = pipeline_scale(adapter, job, read)
     conditions: tuple[Condition, ...] = ("uncond", "cond") if guides(scale) else ("cond",)
     kinds = []
     for when, count, plan in step_kinds(guidance, job.steps, scale):
@@ -95,7 +95,7 @@ def count_job(job: GenerateJob) -> CountedJob:
 def _idle(guidance: Guidance, kinds: Sequence[StepKind], guides_text: bool) -> str | None:
     """For `CountedJob.idle`."""
     branches = [branch for kind in kinds for branch in kind.plan.branches.values()]
-    if isinstance(guidance, PerturbedGuidance):
+    if isinstance(guidance, BlockGuidance):
         if not any(branch.perturbation for branch in branches):
             return f"{guidance.name} perturbs no step: scale, blocks, schedules and interval leave none"
     elif guides_text and not any(branch.condition == "uncond" for branch in branches):

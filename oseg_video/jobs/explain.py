@@ -7,14 +7,6 @@ from typing import Any
 
 from oseg_video.adapters import ModelAdapter
 from oseg_video.config import GenerateJob
-from oseg_video.guidance.perturbations import (
-    BlurOrthogonalQueries,
-    BlurQueries,
-    Change,
-    PublishedQueries,
-    ReplaceAttention,
-    SkipBlock,
-)
 from oseg_video.guidance.plan import Branch
 from oseg_video.jobs.counted import CountedJob, StepKind, count_job
 from oseg_video.jobs.ranks import AUTO, plan_degrees
@@ -31,7 +23,7 @@ def explain(job: GenerateJob, ranks: int = 1, parallel: str = AUTO) -> str:
     lines = [
         f"model      {job.model} ({adapter.family}, {len(adapter.blocks(denoiser))} blocks{note})",
         f"clip       {job.frames} frames of {job.height} x {job.width} pixels, {job.steps} steps",
-        f"guidance   {job.guidance}",
+        f"guidance   {job.guidance.name}",
     ]
     if ranks > 1 or parallel != AUTO:
         clips = max(1, len(job.prompts)) * len(job.seeds)
@@ -64,24 +56,7 @@ def _branch(branch: Branch, adapter: ModelAdapter, denoiser: Any) -> str:
     blocks = adapter.resolve_blocks(denoiser, branch.perturbation.blocks)
     names = ", ".join(f"{block.index} ({block.path})" for block in blocks[:4])
     more = f" and {len(blocks) - 4} more" if len(blocks) > 4 else ""
-    return f"{condition}, {_change(branch.perturbation.change)} in block {names}{more}"
-
-
-def _change(change: Change) -> str:
-    if isinstance(change, SkipBlock):
-        return "hidden states passed on unchanged"
-    if isinstance(change, ReplaceAttention):
-        return f"attention replaced by its {change.source}"
-    if isinstance(change, BlurQueries):
-        return f"queries smoothed (sigma {change.blur_sigma}, {change.boundary})"
-    if isinstance(change, BlurOrthogonalQueries):
-        return (
-            f"what of the queries is orthogonal to the {change.reference} key smoothed "
-            f"(sigma {change.blur_sigma}, mix {change.mix:g}, {change.keep_parallel:g} of the rest kept, "
-            f"{change.boundary})"
-        )
-    assert isinstance(change, PublishedQueries)
-    return f"queries changed as in OSEG's released code (mix {change.mix:g})"
+    return f"{condition}, {branch.perturbation.change.words} in block {names}{more}"
 
 
 def _totals(counted: CountedJob) -> Iterator[str]:

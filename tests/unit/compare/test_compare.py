@@ -109,7 +109,7 @@ def test_variants_of_a_method_are_columns_under_their_own_names(tmp_path):
 
 class Faulty(Painter):
     def make_clip(self, job, *rest):
-        if (job.guidance, job.prompts[0], job.seeds[0]) == ("oseg", "a", 1):
+        if (job.guidance.name, job.prompts[0], job.seeds[0]) == ("oseg", "a", 1):
             raise OsegVideoError("out of paint")
         return super().make_clip(job, *rest)
 

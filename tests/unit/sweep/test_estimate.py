@@ -4,10 +4,10 @@ import json
 import re
 
 import pytest
+from oseg_video.jobs.manifest import read_manifest
 
 from oseg_video.cli import main
 from oseg_video.jobs.loading import hub
-from oseg_video.jobs.manifest import read_manifest
 from oseg_video.sweep.engines.local import InProcess
 from oseg_video.sweep.estimate import describe, estimate
 from oseg_video.sweep.recipe import read_sweep

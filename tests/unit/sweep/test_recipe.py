@@ -42,7 +42,8 @@ def test_the_axes_of_a_recipe(tmp_path):
     assert recipe.models == {"embedded": {"model": "embedded", "steps": 3}}
     # The model's settings win over the common ones, the method's over the model's.
     jobs = [variation.job for variation in plan_variations(recipe)]
-    assert [(job.guidance, job.oseg_scale, job.steps) for job in jobs] == [("cfg", None, 3), ("oseg", 2.0, 3)]
+    assert [(job.guidance.name, job.steps) for job in jobs] == [("cfg", 3), ("oseg", 3)]
+    assert jobs[1].guidance.scale == 2.0
 
 
 def test_prompts_from_files(tmp_path):
