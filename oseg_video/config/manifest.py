@@ -166,7 +166,9 @@ def parse_manifest(text: str, source: str) -> Manifest:
             f"{source} has a manifest of schema {schema!r}; this version reads 1 and {SCHEMA}"
         )
     mappings = ("clip", "versions", "machine", "model", "passes", "seconds")
-    if not isinstance(plain.get("job"), dict) or not all(isinstance(plain.get(k, {}), dict) for k in mappings):
+    if not isinstance(plain.get("job"), dict) or not all(
+        isinstance(plain.get(k, {}), dict) for k in mappings
+    ):
         raise ManifestError(f"{source} has an incomplete manifest")
     if schema == 1:
         with contextlib.suppress(SettingError):  # `read_job` says what is wrong

@@ -26,7 +26,7 @@ from oseg_video.config.keys import (
 )
 from oseg_video.guidance.flat import METHOD, RENAMED, guidance_from_flat, guidance_keys
 from oseg_video.guidance.methods import METHODS, Guidance
-from oseg_video.settings import settings_of as settings_by_name
+from oseg_video.settings import settings_of as declared_settings
 from oseg_video.settings.suggest import known_or_nearest
 from oseg_video.types import OsegVideoError, SettingError
 
@@ -103,14 +103,14 @@ def shipped_recipe(name: str) -> dict[str, Any] | None:
 def find_recipe(name: str, *folders: str) -> Path:
     """The file of a recipe, which may be a path, or the name of one that ships with the package.
 
-    folders: those below `configs/` where a command's recipes are, the first one first; by default `configs/`
-    itself, with those of `generate`. Raises ConfigError for a name that none of them has.
+    folders: those below `configs/` where a command's recipes are, the first one first. Raises ConfigError for
+    a name that none of them has.
     """
     path = Path(name)
     if path.is_file():
         return path
     shipped: dict[str, Path] = {}
-    for folder in folders or ("",):
+    for folder in folders:
         for file in sorted((recipe_folder() / folder).glob("*.yaml")):
             shipped.setdefault(file.stem, file)
     stem = name.removesuffix(".yaml")
@@ -172,10 +172,10 @@ def recipe(family: str, method: str = DEFAULT_METHOD, **settings: Any) -> Guidan
     keys = _read(path, ()).of_method(method)
     guidance = {key: value for key, value in keys.items() if known_keys()[key].group == "guidance"}
     found = guidance_from_flat(method, guidance)
+    known_settings = declared_settings(found)
     for name in settings:
-        if name not in settings_by_name(found):
-            known = settings_by_name(found)
-            raise SettingError(f"{method} has no setting {name!r}; {known_or_nearest(name, known)}")
+        if name not in known_settings:
+            raise SettingError(f"{method} has no setting {name!r}; {known_or_nearest(name, known_settings)}")
     return dataclasses.replace(found, **settings)
 
 

@@ -28,7 +28,7 @@ def pipeline_scale(adapter: ModelAdapter, job: GenerateJob, read: ReadJson = rea
     parameters = inspect.signature(getattr(diffusers, str(name)).__call__).parameters.values()
     call = {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
     settings = clip_settings(job)
-    settings.pop("image", None)  # a file's name here, where the call takes a picture
+    settings.pop("image", None)  # a file's name here, where the call takes an image
     call |= adapter.pipeline_arguments(settings)
     largest = job.guidance.largest_guidance_scale
     return adapter.call_scale(call, read) if largest is None else largest
