@@ -32,6 +32,7 @@ from oseg_video.cli.output import PROGRAM, say
 from oseg_video.cli.parsing import Parser, UsageError
 from oseg_video.console import show
 from oseg_video.jobs.quiet import quiet_libraries
+from oseg_video.plugins import load_plugins
 from oseg_video.settings.suggest import known_or_nearest
 from oseg_video.types import OsegVideoError, SaidElsewhereError
 
@@ -55,6 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     try:
+        load_plugins()
         options = parse(arguments)
         show(quiet=getattr(options, "quiet", False))
         with _terminable(), contextlib.nullcontext() if debug else quiet_libraries():

@@ -9,6 +9,7 @@ from pathlib import Path
 import bench_cost
 import bench_parallel
 import marked
+import methods_table
 import pytest
 
 from oseg_video.adapters import adapter_for_class, all_adapters
@@ -23,6 +24,13 @@ def test_the_readme_has_the_tables_of_the_stored_results(name: str) -> None:
     assert len(tables) == 3 and all(tables)
     assert marked.filled(readme, name, tables) == readme, f"python scripts/{name}.py --write-readme"
     assert marked.filled(readme, name, [*tables, "one more"]) != readme
+
+
+def test_the_table_of_methods_is_that_of_the_methods() -> None:
+    readme = methods_table.README.read_text(encoding="utf-8")
+    assert marked.filled(readme, "methods", [methods_table.table()]) == readme, (
+        "python scripts/methods_table.py"
+    )
 
 
 def test_only_what_is_between_the_marks_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
