@@ -31,6 +31,9 @@ from oseg_video.embedded.drawing import (
     sample_shape_geometry,
     sample_spelling,
 )
+from oseg_video.embedded.drawing import (
+    SIZE as SIZE,
+)
 
 PHRASINGS = (
     "a {colour} {shape} moving {motion} on a {background} background",
