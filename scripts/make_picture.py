@@ -13,8 +13,8 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from oseg_video.config import resolve_job
+from oseg_video.jobs.generate import generate
 from oseg_video.media import read_clip
-from oseg_video.runtime.generate import generate
 
 PROMPTS = (
     "a red circle moving right on a white background",

@@ -29,14 +29,14 @@ from oseg_video.adapters import adapter_for
 from oseg_video.embedded import MODEL_PATH
 from oseg_video.embedded.classifier import ClipClassifier, load_classifier
 from oseg_video.embedded.dataset import VOCABULARIES, caption, sample_attributes
-from oseg_video.evaluation.alignment import ATTRIBUTES
-from oseg_video.evaluation.base import MetricOptions
+from oseg_video.engine.guided import guided
 from oseg_video.evaluation.bootstrap import bootstrap, share
-from oseg_video.evaluation.features import EmbeddedClassifier
-from oseg_video.evaluation.frechet import Moments, frechet_distance, moments_of_rows
-from oseg_video.evaluation.real_clips import DRAWN_CLIPS, DRAWN_SEED, look_at_drawn
+from oseg_video.evaluation.metrics.alignment import ATTRIBUTES
+from oseg_video.evaluation.metrics.base import MetricOptions
+from oseg_video.evaluation.metrics.features import EmbeddedClassifier
+from oseg_video.evaluation.metrics.frechet import Moments, frechet_distance, moments_of_rows
+from oseg_video.evaluation.metrics.real_clips import DRAWN_CLIPS, DRAWN_SEED, look_at_drawn
 from oseg_video.guidance.methods import METHODS, Guidance
-from oseg_video.runtime.denoiser import guided
 
 _WEIGHTS = {"text_encoder": "model.safetensors", "transformer": "diffusion_pytorch_model.safetensors"}
 

@@ -11,7 +11,7 @@ from oseg_video.cli.output import say
 from oseg_video.cli.parsing import Commands, UsageError, add_batch, add_command, names
 
 if TYPE_CHECKING:
-    from oseg_video.evaluation.base import MetricOptions
+    from oseg_video.evaluation.metrics.base import MetricOptions
     from oseg_video.evaluation.results import Evaluation
 
 EXAMPLES = """examples:
@@ -80,7 +80,7 @@ def register(commands: Commands) -> None:
 
 class _ListMetrics(Action):
     def __call__(self, *_: Any) -> NoReturn:
-        from oseg_video.evaluation.base import known_metrics
+        from oseg_video.evaluation.metrics.base import known_metrics
 
         known = known_metrics()
         width = max(map(len, known))
@@ -141,7 +141,7 @@ def _check_outputs(options: Namespace, outputs: dict[Path, str]) -> None:
 
 
 def _metric_options(options: Namespace) -> MetricOptions:
-    from oseg_video.evaluation.base import MetricOptions
+    from oseg_video.evaluation.metrics.base import MetricOptions
 
     return MetricOptions(
         device=usable_device(options.device),

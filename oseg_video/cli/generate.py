@@ -68,23 +68,21 @@ def _run(options: Namespace) -> int:
         ranks = options.gpus or degrees.ranks
         degrees.require(ranks)
     if options.explain:
-        from oseg_video.runtime.explain import explain
+        from oseg_video.jobs.explain import explain
 
         print(explain(job, ranks, options.parallel))
         return 0
     if options.gpus is not None:
-        from oseg_video.runtime.launch import is_rank, launch
+        from oseg_video.jobs.launch import is_rank, launch
 
         if not is_rank():
             launch(options.arguments, options.gpus, job.device)
             return 0
-    from oseg_video.runtime.generate import generate
-    from oseg_video.runtime.progress import Progress
+    from oseg_video.jobs.generate import generate
 
     generate(
         job,
         overwrite=options.overwrite,
-        progress=Progress(quiet=options.quiet),
         on_clip=lambda result: print_clip(result, options),
         parallel=options.parallel,
         shard_weights=options.shard_weights,

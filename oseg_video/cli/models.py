@@ -15,7 +15,7 @@ def register(commands: Commands) -> None:
 
 
 def _run(options: Namespace) -> int:
-    from oseg_video.runtime.catalogue import catalogue, describe
+    from oseg_video.jobs.loading.catalogue import catalogue, describe
 
     for entry in catalogue():
         print(json.dumps(entry) if options.json else describe(entry))

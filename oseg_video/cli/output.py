@@ -8,7 +8,7 @@ from argparse import Namespace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from oseg_video.runtime.loaded import ClipResult
+    from oseg_video.jobs.model import ClipResult
 
 PROGRAM = "oseg-video"
 

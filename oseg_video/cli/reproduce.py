@@ -18,15 +18,13 @@ def register(commands: Commands) -> None:
 
 
 def _run(options: Namespace) -> int:
-    from oseg_video.runtime.progress import Progress
-    from oseg_video.runtime.reproduce import reproduce
+    from oseg_video.jobs.reproduce import reproduce
 
     done = reproduce(
         Path(options.file),
         out=options.out,
         device=options.device,
         overwrite=options.overwrite,
-        progress=Progress(quiet=options.quiet),
     )
     print_clip(done.result, options, identical=done.identical, differences=list(done.differences))
     if done.identical:

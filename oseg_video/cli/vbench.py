@@ -11,7 +11,7 @@ from oseg_video.cli.output import say
 from oseg_video.cli.parsing import Commands, UsageError, add_command, add_debug_flag
 
 if TYPE_CHECKING:
-    from oseg_video.evaluation.vbench_environment import Environment
+    from oseg_video.evaluation.vbench.environment import Environment
 
 _ABOUT = """VBench needs numpy < 2 and an old transformers, so it gets an interpreter of its own. Afterwards:
   oseg-video evaluate FOLDER --metrics vbench:imaging_quality,vbench:motion_smoothness
@@ -44,8 +44,8 @@ def register(commands: Commands) -> None:
 
 
 def _setup(options: Namespace) -> int:
-    from oseg_video.evaluation.vbench_environment import set_up
-    from oseg_video.evaluation.vbench_scores import DIMENSIONS
+    from oseg_video.evaluation.vbench.environment import set_up
+    from oseg_video.evaluation.vbench.scores import DIMENSIONS
 
     try:
         environment = set_up(
@@ -66,8 +66,8 @@ def _setup(options: Namespace) -> int:
 
 
 def _check(options: Namespace) -> int:
-    from oseg_video.evaluation.vbench_environment import find_environment
-    from oseg_video.evaluation.vbench_scores import DIMENSIONS
+    from oseg_video.evaluation.vbench.environment import find_environment
+    from oseg_video.evaluation.vbench.scores import DIMENSIONS
 
     for name in options.dimensions:
         if name not in DIMENSIONS:
@@ -77,8 +77,8 @@ def _check(options: Namespace) -> int:
 
 def _describe(environment: Environment, dimensions: Sequence[str]) -> bool:
     """Print what the interpreter is and which dimensions can run. Returns whether all of them can."""
-    from oseg_video.evaluation.vbench_checks import missing_package
-    from oseg_video.evaluation.vbench_process import ask
+    from oseg_video.evaluation.vbench.checks import missing_package
+    from oseg_video.evaluation.vbench.process import ask
 
     about = ask(environment, {"task": "describe", "dimensions": dimensions})
     failures = about["failures"]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .dataset import FRAMES, SIZE, VOCABULARIES, ClipAttributes
+from oseg_video.embedded.dataset import FRAMES, SIZE, VOCABULARIES, ClipAttributes
 
 WEIGHTS = Path(__file__).parent / "classifier.safetensors"
 SEEN_FRAMES = 7

@@ -13,12 +13,20 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from .alone import alone_in
-from .base import EvaluationError, Figure, Metric, MetricOptions, MetricResult, Observations, build_metrics
-from .clips import ClipFile, FoundClips, find_clips
-from .observe import ClipMetric, observe_together
-from .results import Difference, Evaluation, evaluation_versions
-from .sample import Sample
+from oseg_video.evaluation.alone import alone_in
+from oseg_video.evaluation.clips import ClipFile, FoundClips, find_clips
+from oseg_video.evaluation.metrics.base import (
+    EvaluationError,
+    Figure,
+    Metric,
+    MetricOptions,
+    MetricResult,
+    Observations,
+    build_metrics,
+)
+from oseg_video.evaluation.metrics.observe import ClipMetric, observe_together
+from oseg_video.evaluation.results import Difference, Evaluation, evaluation_versions
+from oseg_video.evaluation.sample import Sample
 
 Notify = Callable[[str], None]
 """Takes one line for the user."""

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .results import evaluation_versions
+from oseg_video.evaluation.results import evaluation_versions
 
 
 def file_state(path: Path) -> str:

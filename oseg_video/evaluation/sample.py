@@ -8,10 +8,10 @@ from collections.abc import Hashable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from .base import EvaluationError, Figure, Metric, MetricResult, Observations
-from .bootstrap import interval_of, resampled, share, share_difference
-from .clips import ClipFile
-from .results import Difference
+from oseg_video.evaluation.bootstrap import interval_of, resampled, share, share_difference
+from oseg_video.evaluation.clips import ClipFile
+from oseg_video.evaluation.metrics.base import EvaluationError, Figure, Metric, MetricResult, Observations
+from oseg_video.evaluation.results import Difference
 
 
 class Sample:

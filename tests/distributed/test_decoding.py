@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
+from oseg_video.engine.decoding import spread_decoding
 from oseg_video.parallel.degrees import Degrees
 from oseg_video.parallel.group import Group
 from oseg_video.parallel.mesh import Mesh
-from oseg_video.runtime.decoding import spread_decoding
 from tests.integration.families import CASES, WAN, Case
 from tests.tiny.wan import WAN_5B_SIZE, tiny_wan_5b
 

@@ -15,9 +15,9 @@ import pytest
 import torch
 
 from oseg_video.cli import _speaks_for_all, main
+from oseg_video.jobs.launch import _environment_of_ranks, is_rank
+from oseg_video.jobs.ranks import Ranks
 from oseg_video.media import read_clip
-from oseg_video.runtime.launch import _environment_of_ranks, is_rank
-from oseg_video.runtime.ranks import Ranks
 from oseg_video.types import OsegVideoError
 
 PROMPT = "a red circle moving left on a white background"

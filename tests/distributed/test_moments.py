@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from oseg_video.evaluation.frechet import Moments
-from oseg_video.evaluation.real_clips import reduced_moments
+from oseg_video.evaluation.metrics.frechet import Moments
+from oseg_video.evaluation.metrics.real_clips import reduced_moments
 
 from .ranks import Ranks
 

@@ -12,9 +12,9 @@ from torch.testing import assert_close
 
 from oseg_video import guided
 from oseg_video.adapters import adapter_for
+from oseg_video.jobs.loading.weights import check_shareable, encoder_components, share_weights
 from oseg_video.parallel.degrees import Degrees
 from oseg_video.parallel.group import ParallelError
-from oseg_video.runtime.weights import check_shareable, encoder_components, share_weights
 from tests.integration.families import CASES
 from tests.tiny.wan import tiny_wan_two_experts
 

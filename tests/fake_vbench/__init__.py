@@ -9,8 +9,8 @@ import venv
 from pathlib import Path
 from typing import Any
 
-from oseg_video.evaluation.vbench_environment import REQUIREMENTS
-from oseg_video.evaluation.vbench_scores import DIMENSIONS
+from oseg_video.evaluation.vbench.environment import REQUIREMENTS
+from oseg_video.evaluation.vbench.scores import DIMENSIONS
 
 _SITE = Path(__file__).with_name("site")
 

@@ -14,11 +14,11 @@ from scipy.stats import t as student
 
 from oseg_video.cli import main
 from oseg_video.evaluation import evaluate as module
-from oseg_video.evaluation import fvd, observe
 from oseg_video.evaluation.alone import alone_in
-from oseg_video.evaluation.base import EvaluationError, Figure, MetricOptions, known_metrics
 from oseg_video.evaluation.evaluate import evaluate
-from oseg_video.evaluation.observe import MeanMetric
+from oseg_video.evaluation.metrics import fvd, observe
+from oseg_video.evaluation.metrics.base import EvaluationError, Figure, MetricOptions, known_metrics
+from oseg_video.evaluation.metrics.observe import MeanMetric
 from oseg_video.evaluation.tables import as_csv, as_json, as_latex, as_markdown
 from oseg_video.types import OsegVideoError
 from tests.drawn import write_drawn, write_frames, write_manifest

@@ -20,15 +20,16 @@ import pytest
 import torch
 
 from oseg_video.cli import main, parse
-from oseg_video.evaluation import vbench, vbench_jobs
-from oseg_video.evaluation.base import MetricOptions, build_metrics, known_metrics
 from oseg_video.evaluation.clips import ClipFile, FoundClips, find_clips
 from oseg_video.evaluation.evaluate import evaluate
-from oseg_video.evaluation.vbench_environment import find_environment
-from oseg_video.evaluation.vbench_jobs import custom_job
-from oseg_video.evaluation.vbench_kept import KeptAnswers
-from oseg_video.evaluation.vbench_process import ask, run_workers
-from oseg_video.evaluation.vbench_scores import DIMENSIONS, normalise, total
+from oseg_video.evaluation.metrics.base import MetricOptions, build_metrics, known_metrics
+from oseg_video.evaluation.vbench.environment import find_environment
+from oseg_video.evaluation.vbench.jobs import custom_job
+from oseg_video.evaluation.vbench.kept import KeptAnswers
+from oseg_video.evaluation.vbench.metric import jobs as vbench_jobs
+from oseg_video.evaluation.vbench.metric import metric as vbench
+from oseg_video.evaluation.vbench.process import ask, run_workers
+from oseg_video.evaluation.vbench.scores import DIMENSIONS, normalise, total
 from oseg_video.media import write_clip
 from oseg_video.types import OsegVideoError
 from tests.fake_vbench import FLICKERING, SUITE, build_environment
@@ -542,7 +543,7 @@ def test_interrupting_ends_vbench_too(tmp_path, data_home, kind):
     write_clip(tmp_path / "a.mp4", torch.zeros(2, 3, 16, 16, dtype=torch.uint8), 8.0, format="mp4")
     code = f"""
 from pathlib import Path
-from oseg_video.evaluation.base import MetricOptions, build_metrics
+from oseg_video.evaluation.metrics.base import MetricOptions, build_metrics
 from oseg_video.evaluation.clips import ClipFile
 (metric,) = build_metrics(["vbench:imaging_quality"], MetricOptions())
 clip = ClipFile(path=Path({str(tmp_path / "a.mp4")!r}), name="a", frames=2, height=16, width=16, fps=8.0,

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from oseg_video.evaluation.base import MetricOptions, build_metrics
 from oseg_video.evaluation.clips import find_clips
-from oseg_video.evaluation.vbench_environment import find_environment
-from oseg_video.evaluation.vbench_process import ask
-from oseg_video.evaluation.vbench_scores import DIMENSIONS
-from oseg_video.evaluation.vbench_suite import Suite
+from oseg_video.evaluation.metrics.base import MetricOptions, build_metrics
+from oseg_video.evaluation.vbench.environment import find_environment
+from oseg_video.evaluation.vbench.process import ask
+from oseg_video.evaluation.vbench.scores import DIMENSIONS
+from oseg_video.evaluation.vbench.suite import Suite
 from oseg_video.media import write_clip
 from oseg_video.types import OsegVideoError
 

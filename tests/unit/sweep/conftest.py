@@ -2,7 +2,7 @@
 
 import pytest
 
-from oseg_video.runtime import loading
+from oseg_video.jobs.loading import pipeline as loading
 from oseg_video.sweep import worker
 from tests.sweeps import Painter
 

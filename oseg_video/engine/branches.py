@@ -1,0 +1,282 @@
+"""Run the branches of one step: which passes they share, what is perturbed in them, what is not run twice."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from oseg_video.adapters.base import Condition, ModelAdapter, VideoTokens
+from oseg_video.adapters.blocks import BlockAddress
+from oseg_video.engine.hooks import BlockPlan, changed_queries, gated, replaced_attention
+from oseg_video.engine.report import PassRecord
+from oseg_video.engine.sharding import BlockStack, spread_attention
+from oseg_video.guidance.perturbations import QueryTransform, ReplaceAttention, SkipBlock
+from oseg_video.guidance.plan import Branch, Perturbation
+from oseg_video.parallel.mesh import ONE_RANK
+from oseg_video.parallel.sequence import SequenceGroup, SpreadSequence
+from oseg_video.types import OsegVideoError, TokenGrid
+
+
+class GuidanceError(OsegVideoError):
+    """The guidance cannot be honoured on this pipeline as it was called."""
+
+
+class SilentGuidanceError(GuidanceError):
+    """A perturbation left no trace: a site did not fire, or the perturbed prediction is the plain one."""
+
+
+class Pass(NamedTuple):
+    """Branches that share one forward pass, in the order of its rows."""
+
+    names: tuple[str, ...]
+    conditions: tuple[Condition, ...]
+    perturbation: Perturbation | None
+    start_unit: int
+    """First unit that runs; those before it replay what the unperturbed pass had there."""
+
+
+class BranchRunner:
+    """Runs branches on one denoiser. `active()` must be open while it runs any that is perturbed."""
+
+    def __init__(
+        self,
+        adapter: ModelAdapter,
+        denoiser: nn.Module,
+        selectors: Sequence[int | str] = (),
+        *,
+        reuse_prefix: bool = True,
+        sequence: SequenceGroup = ONE_RANK.sequence,
+    ) -> None:
+        """`selectors` name every block that any branch perturbs; `sequence`: the ranks that share the tokens.
+
+        Raises `UnknownBlockError`, and `GuidanceError` for tokens that ranks cannot share.
+        """
+        if sequence.size > 1 and not adapter.sequence_parallel:
+            raise GuidanceError(
+                f"{adapter.family} has no sequence of tokens that ranks could share (ulysses, ring); "
+                f"it runs in parallel over branch and data"
+            )
+        self._adapter = adapter
+        self._sequence = sequence
+        self._denoiser = denoiser
+        self._reuse_prefix = reuse_prefix
+        self._selectors = tuple(selectors)
+        self._units = adapter.units(denoiser)
+        # Resolved before the gates take the blocks' places; schedules change the blocks from step to step.
+        self._addresses: dict[tuple[int | str, ...], list[BlockAddress]] = {}
+        for selector in self._selectors:
+            self._addresses[selector,] = adapter.resolve_blocks(denoiser, (selector,))
+        self._plan: BlockPlan | None = None
+        self._stack = BlockStack(adapter, denoiser)
+        self._first_block = adapter.blocks(denoiser)[0]
+
+    @property
+    def unit_count(self) -> int:
+        """Number of units that a perturbed pass can replay: blocks, or the stages of a UNet."""
+        return len(self._units)
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """Gates in front of the denoiser's blocks, if any branch is perturbed or ranks share its tokens."""
+        with ExitStack() as stack:
+            if self.intervenes:
+                stack.enter_context(self._adapter.prepared(self._denoiser))
+                stack.enter_context(gated(self._adapter, self._denoiser, lambda: self._plan))
+            if self._sequence.size > 1:
+                stack.enter_context(spread_attention(self._adapter, self._denoiser, self._current_spread))
+            yield
+
+    @property
+    def intervenes(self) -> bool:
+        """Whether anything inside the denoiser's blocks changes."""
+        return bool(self._selectors) or self._sequence.size > 1
+
+    def _current_spread(self) -> SpreadSequence | None:
+        return self._plan.spread if self._plan else None
+
+    def run_plain(self, call: Callable[[], Any], arguments: Mapping[str, Any]) -> Any:
+        """The denoiser's call as the pipeline made it, with `arguments`; ranks share its tokens."""
+        with self._following(self._stack.plan(self._spread(arguments), no_padding=False)):
+            return call()
+
+    def run(
+        self,
+        call: Callable[..., Any],
+        arguments: Mapping[str, Any],
+        branches: Mapping[str, Branch],
+        conditions: tuple[Condition, ...],
+    ) -> tuple[dict[str, Tensor], list[PassRecord]]:
+        """The prediction of every branch, and the passes that it took.
+
+        call: the denoiser's own call. arguments: those that the pipeline passed, without `return_dict`.
+        conditions: of the rows in `arguments`, in equal shares; every branch's condition is among them.
+        Raises `SilentGuidanceError` when a perturbed site did not fire.
+        """
+        batch = len(arguments[self._adapter.sample_argument]) // len(conditions)
+        passes = self.passes(branches, conditions)
+        prefix_units = self._units[: max((one.start_unit for one in passes), default=0)]
+        predictions: dict[str, Tensor] = {}
+        records = []
+        prefix: dict[str, Any] = {}
+        prefix_conditions: tuple[Condition, ...] = ()
+        for current in passes:
+            inputs = self._adapter.take_rows(arguments, _rows(current.conditions, conditions, batch))
+            no_padding = False
+            if self.intervenes:
+                inputs, no_padding = self._adapter.trim_text(inputs)
+            plan = self._stack.plan(self._spread(inputs), no_padding=no_padding)
+            plan.actions = self._actions(current.perturbation, inputs, plan.spread)
+            if current.start_unit > 0:
+                rows = _rows(current.conditions, prefix_conditions, batch)
+                plan.replay = self._replay(prefix, prefix_units, rows, batch * len(prefix_conditions))
+            elif current.perturbation is None and prefix_units:
+                plan.capture = frozenset(prefix_units[-1:] if self._adapter.chained else prefix_units)
+            with self._following(plan):
+                prediction = call(**inputs, return_dict=False)[0]
+            if current.perturbation is None:
+                prefix, prefix_conditions = plan.captured, current.conditions
+            else:
+                self._require_fired(current.perturbation, plan)
+            predictions |= zip(current.names, prediction.split(batch), strict=True)
+            fired = tuple(plan.fired)
+            records.append(PassRecord(current.names, len(prediction), current.start_unit, fired))
+        return predictions, records
+
+    def passes(self, branches: Mapping[str, Branch], conditions: tuple[Condition, ...]) -> list[Pass]:
+        """The fewest passes that run all branches, unperturbed ones first, rows in order of `conditions`."""
+        plain = {branch.condition for branch in branches.values() if branch.perturbation is None}
+        perturbed = (branch.perturbation for branch in branches.values() if branch.perturbation is not None)
+        first = min((self._resolve(one)[0].unit for one in perturbed), default=0) if self._reuse_prefix else 0
+        groups: dict[tuple[Perturbation | None, int], list[str]] = {}
+        for name in sorted(branches, key=lambda name: conditions.index(branches[name].condition)):
+            branch = branches[name]
+            start = first if branch.perturbation is not None and branch.condition in plain else 0
+            groups.setdefault((branch.perturbation, start), []).append(name)
+        passes = [
+            Pass(tuple(names), tuple(branches[name].condition for name in names), perturbation, start)
+            for (perturbation, start), names in groups.items()
+        ]
+        return sorted(passes, key=lambda one: one.perturbation is not None)
+
+    def cost(self, branches: Mapping[str, Branch], conditions: tuple[Condition, ...]) -> float:
+        """Passes through the whole denoiser that these branches take, counted in units."""
+        return sum(
+            len(one.names) * (1 - one.start_unit / self.unit_count)
+            for one in self.passes(branches, conditions)
+        )
+
+    def _resolve(self, perturbation: Perturbation) -> list[BlockAddress]:
+        selectors = perturbation.blocks
+        if selectors not in self._addresses:
+            chosen = {a.index: a for one in selectors for a in self._addresses[one,]}
+            self._addresses[selectors] = [chosen[index] for index in sorted(chosen)]
+        return self._addresses[selectors]
+
+    def _replay(self, prefix: Mapping[str, Any], units: list[str], rows: slice, count: int) -> dict[str, Any]:
+        taken = {name: self._adapter.take_output_rows(out, rows, count) for name, out in prefix.items()}
+        return {name: taken[units[-1] if self._adapter.chained else name] for name in units}
+
+    @contextmanager
+    def _following(self, plan: BlockPlan) -> Iterator[None]:
+        """The gates follow this plan."""
+        self._plan = plan
+        try:
+            yield
+        finally:
+            self._plan = None
+
+    def _spread(self, arguments: Mapping[str, Any]) -> SpreadSequence | None:
+        """How the ranks share the tokens of a denoiser call."""
+        ranks = self._sequence.size
+        if ranks == 1:
+            return None
+        tokens = self._adapter.video_tokens(self._denoiser, arguments, self._first_block)
+        if tokens.video < ranks:
+            raise GuidanceError(f"{tokens.video} video tokens cannot be shared by {ranks} ranks")
+        return SpreadSequence(self._sequence, tokens.video, tokens.text_first)
+
+    def _actions(
+        self,
+        perturbation: Perturbation | None,
+        arguments: Mapping[str, Any],
+        spread: SpreadSequence | None,
+    ) -> dict[str, Callable[..., Any]]:
+        """What the gates of the perturbed blocks do in place of the block."""
+        if perturbation is None:
+            return {}
+        change = perturbation.change
+        addresses = self._resolve(perturbation)
+        if isinstance(change, SkipBlock):
+            return {address.path: partial(self._skip_block, address) for address in addresses}
+        # All sites of one stage and kind see the same tokens.
+        tokens: dict[str, VideoTokens] = {}
+        for address in addresses:
+            if address.group not in tokens:
+                found = self._adapter.video_tokens(self._denoiser, arguments, address)
+                tokens[address.group] = replace(found, spread=spread)
+        return {
+            address.path: partial(self._change_attention, change, tokens[address.group], address)
+            for address in addresses
+        }
+
+    def _skip_block(self, address: BlockAddress, _: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        self._fired(address.path)
+        return self._adapter.skip_block(*args, **kwargs)
+
+    def _change_attention(
+        self,
+        change: QueryTransform | ReplaceAttention,
+        tokens: VideoTokens,
+        address: BlockAddress,
+        block: nn.Module,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        site = self._adapter.site(block, address)
+        if isinstance(change, ReplaceAttention):
+            intervention = replaced_attention(site, change.source, tokens, self._fired)
+        else:
+            apply = partial(_apply, change, tokens.grid)
+            intervention = changed_queries(site, change.site, tokens, apply, self._fired)
+        with intervention:
+            return block(*args, **kwargs)
+
+    def _fired(self, name: str) -> None:
+        assert self._plan is not None
+        self._plan.fired.append(name)
+
+    def _require_fired(self, perturbation: Perturbation, plan: BlockPlan) -> None:
+        for address in self._resolve(perturbation):
+            if not any(fired == address.path or fired.startswith(f"{address.path}.") for fired in plan.fired):
+                raise SilentGuidanceError(
+                    f"block {address.index} ({address.path}) was to be perturbed, but its attention site "
+                    f"never fired; fused projections or a foreign attention processor may bypass it"
+                )
+
+
+def _apply(transform: QueryTransform, grid: TokenGrid, query: Tensor, key: Tensor) -> Tensor:
+    return transform(query, key, grid)
+
+
+def _rows(wanted: tuple[Condition, ...], conditions: tuple[Condition, ...], batch: int) -> slice:
+    """The rows of neighbouring `wanted` conditions in a batch that holds `batch` rows of each condition."""
+    first = conditions.index(wanted[0])
+    assert conditions[first : first + len(wanted)] == wanted
+    return slice(first * batch, (first + len(wanted)) * batch)
+
+
+def require_effect(branches: Mapping[str, Branch], predictions: Mapping[str, Tensor]) -> None:
+    """Raises `SilentGuidanceError` if a perturbed prediction equals the plain one of its condition."""
+    plain = {b.condition: predictions[name] for name, b in branches.items() if b.perturbation is None}
+    for name, branch in branches.items():
+        if branch.perturbation is None or branch.condition not in plain or predictions[name].is_meta:
+            continue
+        if torch.equal(predictions[name], plain[branch.condition]):
+            raise SilentGuidanceError(
+                f"perturbing blocks {list(branch.perturbation.blocks)} did not change the {branch.condition} "
+                f"prediction at all; the guidance would do nothing"
+            )

@@ -1,0 +1,1 @@
+"""The metrics, each with its protocol."""

@@ -1,0 +1,1 @@
+"""VBench, in an interpreter of its own."""

@@ -1,0 +1,233 @@
+"""The interpreter that VBench runs in: building it, and finding it again.
+
+VBench 0.1.5 pins numpy < 2 and transformers 4.33.2, which no current diffusers works with. So it gets a
+virtual environment with versions of its own (`requirements.txt`); `worker` runs inside.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from oseg_video.evaluation.alone import LOCK, alone_in
+from oseg_video.evaluation.metrics.base import EvaluationError
+
+REQUIREMENTS = Path(__file__).with_name("requirements.txt")
+WORKER = Path(__file__).with_name("worker.py")
+DETECTRON2 = "git+https://github.com/facebookresearch/detectron2.git"
+"""No release of it is on a package registry; this is the place that VBench's README names."""
+
+_PYTHON = "3.11"
+# transformers 4.33.2 wants tokenizers 0.13: no wheels for a newer Python; scipy 1.17 has none for an older.
+# Some packages build with pkg_resources, which newer setuptools no longer has.
+_BUILD_TOOLS = ("setuptools==69.5.1", "wheel==0.48.0")
+_DISK_GB = 8
+_RECORD = "oseg-video.json"
+
+
+class VBenchError(EvaluationError):
+    """VBench's interpreter is missing, or VBench cannot do what was asked; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class Environment:
+    """A virtual environment with VBench."""
+
+    folder: Path
+
+    @property
+    def python(self) -> Path:
+        """Its interpreter."""
+        return self.folder / "bin" / "python"
+
+
+def find_environment() -> Environment:
+    """The environment that the last `set_up` built. Raises VBenchError if there is none or half of one."""
+    folder = _noted_folder() or default_folder()
+    environment, record = Environment(folder), _read_json(folder / _RECORD)
+    if not record or not environment.python.exists():
+        raise VBenchError(
+            "VBench is not set up; `oseg-video vbench setup` builds an interpreter of its own for it (6.4 GB)"
+        )
+    if not record.get("complete"):
+        raise VBenchError(
+            f"VBench's interpreter in {folder} is half built; `oseg-video vbench setup` goes on"
+        )
+    if record.get("requirements") != _requirements_sha256():
+        raise VBenchError(
+            f"VBench's interpreter in {folder} has other packages than this version wants; "
+            "`oseg-video vbench setup` brings it up to date"
+        )
+    return environment
+
+
+def set_up(
+    *,
+    where: Path | None = None,
+    python: Path | None = None,
+    detectron2: bool = False,
+    quiet: bool = False,
+    say: Callable[[str], None] = lambda text: None,
+) -> Environment:
+    """Build the environment, or go on building it where an earlier call stopped.
+
+    where: its folder; default: that of the earlier call, else `default_folder()`.
+    python: the Python 3.11 that it is made from; default: the running one, else `python3.11`.
+    detectron2: add detectron2, which four dimensions need; compiled from its repository on GitHub.
+    quiet: hide what pip prints, except errors.
+    say: called with one line for each stage.
+
+    Raises VBenchError: wrong Python, folder in use for something else, disk full, packages not to be had.
+    """
+    folder = (where.expanduser() if where else _noted_folder() or default_folder()).absolute()
+    environment = Environment(folder)
+    wanted = {"complete": True, "requirements": _requirements_sha256()}
+    base = _interpreter(python)
+    _check_folder(folder)
+    with alone_in(folder, "`oseg-video vbench setup`") as lock:
+        os.set_inheritable(lock.fileno(), True)  # a pip may outlive this process
+        if _read_json(folder / _RECORD) != wanted or not environment.python.exists():
+            _write_json(folder / _RECORD, {**wanted, "complete": False})
+            _write_json(_note(), {"folder": str(folder)})
+            say(f"1/3 virtual environment in {folder}")
+            _run(
+                [str(base), "-m", "venv", str(folder)],
+                f"{base} cannot make a virtual environment",
+                quiet=quiet,
+            )
+            say("2/3 packages (about 3 GB to download, 6.4 GB on disk)")
+            _pip(environment, *_BUILD_TOOLS, quiet=quiet)
+            _pip(environment, "--no-build-isolation", "-r", str(REQUIREMENTS), quiet=quiet)
+            say("3/3 checking that every package is whole")
+            _mend(environment, quiet=quiet)
+            _write_json(folder / _RECORD, wanted)
+        _write_json(_note(), {"folder": str(folder)})
+        if detectron2:
+            say(f"detectron2 from {DETECTRON2} (compiled, minutes)")
+            _pip(environment, "--no-build-isolation", DETECTRON2, quiet=quiet)
+    return environment
+
+
+def default_folder() -> Path:
+    """Where the environment is put unless told otherwise: the XDG data folder of the user."""
+    return _data_folder() / "vbench"
+
+
+def _data_folder() -> Path:
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "oseg-video"
+
+
+def _note() -> Path:
+    """The file that says where the environment is."""
+    return _data_folder() / "vbench.json"
+
+
+def _noted_folder() -> Path | None:
+    folder = _read_json(_note()).get("folder")
+    return Path(folder) if folder else None
+
+
+def _requirements_sha256() -> str:
+    return hashlib.sha256(REQUIREMENTS.read_bytes()).hexdigest()
+
+
+def _interpreter(python: Path | None) -> Path:
+    """A Python of the right version that can make virtual environments."""
+    given = [str(python)] if python else [sys.executable, "python3.11"]
+    found = [path for name in given if (path := shutil.which(name))]
+    versions = {path: _version_of(path) for path in found}
+    for path, version in versions.items():
+        if version == _PYTHON:
+            return Path(path)
+    seen = ", ".join(f"{path} is {version}" for path, version in versions.items())
+    raise VBenchError(
+        f"VBench's packages need Python {_PYTHON} with venv; {seen or f'{given[0]} is no program'}"
+        + ("" if python else f", and there is no python{_PYTHON}; give one with --python PATH")
+    )
+
+
+def _version_of(python: str) -> str:
+    code = "import sys; print('%d.%d' % sys.version_info[:2]); import venv, ensurepip"
+    try:
+        done = subprocess.run([python, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return "no Python"
+    if done.returncode and done.stdout:
+        return f"{done.stdout.strip()} without venv (Debian has it in python{_PYTHON}-venv)"
+    return done.stdout.strip() or "no Python"
+
+
+def _check_folder(folder: Path) -> None:
+    """Whether it is ours or empty, and has room."""
+    try:
+        inside = [path.name for path in folder.iterdir()] if folder.exists() else []
+    except OSError as error:
+        raise VBenchError(f"cannot use {folder}: {error.strerror}") from None
+    if _RECORD in inside:
+        return
+    if strangers := [name for name in inside if name != LOCK]:
+        raise VBenchError(f"{folder} holds other things ({strangers[0]}); give --where an empty folder")
+    nearest = next(path for path in (folder, *folder.parents) if path.exists())
+    free = shutil.disk_usage(nearest).free / 1e9
+    if free < _DISK_GB:
+        raise VBenchError(f"{nearest} has {free:.1f} GB free; VBench's packages need {_DISK_GB}")
+
+
+def _mend(environment: Environment, *, quiet: bool) -> None:
+    """Install again what an interrupted call left without some of its files."""
+    for attempt in (1, 2):
+        command = [str(environment.python), "-I", str(WORKER), "--broken-packages"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise VBenchError(f"the interpreter in {environment.folder} does not run: {done.stderr[-200:]}")
+        broken = json.loads(done.stdout)
+        if not broken:
+            return
+        if attempt == 1:
+            # Not --force-reinstall: pip cannot uninstall a package whose list of files is missing.
+            _pip(environment, "--no-build-isolation", "--no-deps", "--ignore-installed", *broken, quiet=quiet)
+    raise VBenchError(
+        f"packages in {environment.folder} stay incomplete: {', '.join(broken)}; delete the folder"
+    )
+
+
+def _pip(environment: Environment, *arguments: str, quiet: bool) -> None:
+    command = [str(environment.python), "-m", "pip", "install", "--disable-pip-version-check", *arguments]
+    what = (
+        "pip could not install VBench's packages (its messages are above); the same command goes on from here"
+    )
+    _run(command, what, quiet=quiet)
+
+
+def _run(command: list[str], failure: str, *, quiet: bool) -> None:
+    """Run with output on standard error: standard output belongs to our own results."""
+    # Packages of the running environment must not count as installed in the other one.
+    clean = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME", "PIP_TARGET")}
+    output = subprocess.DEVNULL if quiet else sys.stderr.fileno()
+    done = subprocess.run(command, env=clean, stdout=output, close_fds=False, check=False)
+    if done.returncode:
+        raise VBenchError(failure)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; {} where there is none."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.new")
+    temporary.write_text(json.dumps(content) + "\n", encoding="utf-8")
+    os.replace(temporary, path)

@@ -1,0 +1,151 @@
+"""Does a model make what a job asks for? All of it is answered before any weights are read."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from oseg_video.adapters import ModelAdapter, all_adapters
+from oseg_video.config import GenerateJob, family_settings
+from oseg_video.guidance.methods import Unguided
+from oseg_video.jobs.loading.pipeline import ModelSource
+from oseg_video.settings.schedule import Schedule
+from oseg_video.types import SettingError
+
+_CLIP_FIELDS = ("image", "height", "width", "frames", "steps", "fps")
+_OWNED_FIELDS = ("negative_prompt", "max_sequence_length")
+"""Settings of every job that not every family has."""
+
+
+def clip_settings(job: GenerateJob) -> dict[str, Any]:
+    """The settings that an adapter reads, by name, without those that are not set.
+
+    `guidance_scale` is the largest that the guidance has at any noise level: it turns the pipeline's
+    unconditional branch on or off, and beyond that the guidance's own scale counts.
+    """
+    values = {name: getattr(job, name) for name in (*_CLIP_FIELDS, *_OWNED_FIELDS)}
+    values |= {**job.own, "guidance_scale": job.guidance.largest_guidance_scale}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def check_fits(job: GenerateJob, source: ModelSource) -> None:
+    """Refuse, with a SettingError, a job that this model cannot do or whose settings it would ignore."""
+    adapter = source.adapter
+    _check_owned(job, adapter)
+    _check_text(job, adapter)
+    _check_kind(job, adapter)
+    _check_scales(job, adapter)
+    check_size(job, adapter, *adapter.multiples(source.read_json))
+    settings = clip_settings(job)
+    _check_negative_prompt(job, source, settings)
+    if objection := adapter.objection(settings, source.read_json):
+        raise SettingError(f"{adapter.family}: {objection}")
+
+
+def check_size(job: GenerateJob, adapter: ModelAdapter, pixels: int, frames: int) -> None:
+    """Refuse a frame count or a size that the model does not make, naming the nearest ones that it does.
+
+    pixels, frames: what the size must be a multiple of, and the frame count less 1.
+    """
+    for name in ("height", "width"):
+        value = getattr(job, name)
+        allowed = nearest_sizes(value, pixels)
+        if allowed != [value]:
+            raise SettingError(
+                f"{name} {value}: {adapter.family} needs a multiple of {pixels} pixels; "
+                f"nearest: {' or '.join(map(str, allowed))}"
+            )
+    if job.steps < adapter.minimum_steps:
+        raise SettingError(f"steps {job.steps}: {adapter.family} needs at least {adapter.minimum_steps}")
+    allowed = nearest_frames(job.frames, frames)
+    if allowed != [job.frames]:
+        raise SettingError(
+            f"frames {job.frames}: {adapter.family} makes {frames} k + 1 frames; "
+            f"nearest: {' or '.join(map(str, allowed))}"
+        )
+
+
+def nearest_frames(frames: int, multiple: int) -> list[int]:
+    """Allowed frame counts k * multiple + 1 around `frames`, or `frames` alone if it is allowed."""
+    below = (frames - 1) // multiple * multiple + 1
+    return [frames] if frames == below else [below, below + multiple]
+
+
+def nearest_sizes(size: int, multiple: int) -> list[int]:
+    """Allowed sizes around `size` pixels, or `size` alone if it is allowed."""
+    below = size // multiple * multiple
+    return [size] if size == below else [n for n in (below, below + multiple) if n]
+
+
+def _families(serves: Callable[[ModelAdapter], bool]) -> str:
+    return ", ".join(adapter.family for adapter in all_adapters() if serves(adapter))
+
+
+def _check_owned(job: GenerateJob, adapter: ModelAdapter) -> None:
+    for name in _OWNED_FIELDS:
+        value = getattr(job, name)
+        if value is not None and name not in adapter.arguments:
+            owners = _families(lambda other, name=name: name in other.arguments)  # type: ignore[misc]
+            raise SettingError(f"{name} has no effect with {adapter.family}; it belongs to {owners}")
+    for name in job.own:
+        if name not in adapter.own_settings:
+            owners = ", ".join(family_settings()[name].families)
+            raise SettingError(f"{name} has no effect with {adapter.family}; it belongs to {owners}")
+    if job.vae_tiling and not adapter.vae_tiles:
+        raise SettingError(
+            f"vae_tiling: the VAE of {adapter.family} cannot decode in tiles; those of "
+            f"{_families(lambda other: other.vae_tiles)} can"
+        )
+
+
+def _check_text(job: GenerateJob, adapter: ModelAdapter) -> None:
+    if adapter.text == "none":
+        if job.prompts:
+            raise SettingError(
+                f"{adapter.family} takes no text, got prompt {job.prompts[0][:30]!r}; leave it out, or use "
+                f"a model of {_families(lambda other: other.text != 'none')}"
+            )
+    elif not job.prompts:
+        raise SettingError("no prompt given; use --prompt TEXT or --prompts FILE")
+    elif adapter.text == "needed" and any(not prompt.strip() for prompt in job.prompts):
+        raise SettingError("a prompt must not be empty")
+
+
+def _check_kind(job: GenerateJob, adapter: ModelAdapter) -> None:
+    """Clip or picture."""
+    family = adapter.family
+    if not adapter.makes_pictures:
+        if job.fps is None:
+            raise SettingError("nothing sets fps")
+        return
+    if job.frames != 1:
+        raise SettingError(f"frames {job.frames}: {family} makes one picture; frames must be 1")
+    if job.fps is not None:
+        raise SettingError(f"fps {job.fps:g} has no effect with {family}, which makes pictures")
+    if job.format not in (None, "png"):
+        raise SettingError(f"format {job.format}: {family} makes pictures; format must be png")
+
+
+def _check_scales(job: GenerateJob, adapter: ModelAdapter) -> None:
+    given = [name for name in adapter.own_scales if name in job.own]
+    if given and isinstance(job.guidance, Unguided):
+        raise SettingError(f"{given[0]} has no effect with guidance none")
+    if given and isinstance(getattr(job.guidance, "guidance_scale", None), Schedule):
+        raise SettingError(f"{given[0]} cannot go with a guidance_scale by noise level; give that one number")
+
+
+def _check_negative_prompt(job: GenerateJob, source: ModelSource, settings: dict[str, Any]) -> None:
+    import diffusers
+
+    if job.negative_prompt is None:
+        return
+    scale = settings.get("guidance_scale")
+    argument = source.adapter.arguments.get("guidance_scale")
+    if scale is None and argument:
+        pipeline = getattr(diffusers, source.pipeline_for(image=job.image is not None))
+        scale = inspect.signature(pipeline.__call__).parameters[argument].default
+    if scale is not None and scale <= 1:
+        raise SettingError(
+            f"negative_prompt has no effect without text guidance; guidance_scale is {scale:g}, not above 1"
+        )

@@ -1,0 +1,115 @@
+"""What a job will run, without its weights: its steps by what they do, and their passes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from oseg_video.adapters import ModelAdapter
+from oseg_video.adapters.base import Condition
+from oseg_video.adapters.settings import ReadJson
+from oseg_video.config import GenerateJob
+from oseg_video.engine.branches import BranchRunner
+from oseg_video.guidance.methods import Guidance, PerturbedGuidance
+from oseg_video.guidance.plan import StepPlan
+from oseg_video.guidance.scales import guides
+from oseg_video.jobs.generate import check_job
+from oseg_video.jobs.loading import pipeline as loading
+from oseg_video.jobs.loading.hub import HubError
+from oseg_video.jobs.loading.meta import empty_denoiser, full_size_denoiser
+from oseg_video.jobs.step_kinds import pipeline_scale, read_nothing, step_kinds
+
+
+@dataclass(frozen=True)
+class StepKind:
+    """Steps that do the same."""
+
+    when: str
+    """Which steps, for the reader."""
+    steps: int | None
+    """How many; None where the noise level decides, which depends on the sampler."""
+    plan: StepPlan
+    passes: tuple[tuple[tuple[str, ...], float], ...]
+    """Branches of each pass, and the part of the denoiser that it runs, counted in blocks or UNet stages."""
+    pass_count: float
+    """Passes of one clip through the whole denoiser in one such step, counted likewise."""
+
+
+@dataclass(frozen=True)
+class CountedJob:
+    """One clip of a job, counted."""
+
+    adapter: ModelAdapter
+    denoiser: Any
+    """Without weights."""
+    read: ReadJson
+    """Reads the model's files."""
+    kinds: tuple[StepKind, ...]
+    steps: int
+    plain_passes: int
+    """Passes of a step of the pipeline without this guidance: 2 with text guidance, else 1."""
+    idle: str | None
+    """That the guidance acts in none of the steps, and why, in one line; None if it acts in some."""
+
+    @property
+    def full_size(self) -> bool:
+        """Whether the hub was not reached, so that the denoiser is the family's at full size."""
+        return self.read is read_nothing
+
+    @property
+    def passes(self) -> tuple[float, float]:
+        """Passes through the denoiser, fewest and most: noise levels may decide which steps run."""
+        counts = [kind.pass_count for kind in self.kinds]
+        if any(kind.steps is None for kind in self.kinds):
+            return min(counts) * self.steps, max(counts) * self.steps
+        total = sum((kind.steps or 0) * count for kind, count in zip(self.kinds, counts, strict=True))
+        return total, total
+
+
+def count_job(job: GenerateJob) -> CountedJob:
+    """Count one clip of a job; reads the model's configuration only.
+
+    Raises OsegVideoError for what `generate` would refuse about model, clip and guidance. A family whose
+    repository cannot be reached is counted at its full-size configuration; then only blocks and settings of
+    the guidance are checked.
+    """
+    adapter, denoiser, read = _find(job)
+    guidance = job.guidance
+    adapter.resolve_blocks(denoiser, guidance.blocks_used)
+    scale = pipeline_scale(adapter, job, read)
+    conditions: tuple[Condition, ...] = ("uncond", "cond") if guides(scale) else ("cond",)
+    kinds = []
+    for when, count, plan in step_kinds(guidance, job.steps, scale):
+        selectors = [b for one in plan.branches.values() if one.perturbation for b in one.perturbation.blocks]
+        runner = BranchRunner(adapter, denoiser, selectors)
+        units = runner.unit_count
+        passes = tuple(
+            (one.names, (units - one.start_unit) / units) for one in runner.passes(plan.branches, conditions)
+        )
+        kinds.append(StepKind(when, count, plan, passes, runner.cost(plan.branches, conditions)))
+    idle = _idle(guidance, kinds, guides(scale))
+    return CountedJob(adapter, denoiser, read, tuple(kinds), job.steps, len(conditions), idle)
+
+
+def _idle(guidance: Guidance, kinds: Sequence[StepKind], guides_text: bool) -> str | None:
+    """For `CountedJob.idle`."""
+    branches = [branch for kind in kinds for branch in kind.plan.branches.values()]
+    if isinstance(guidance, PerturbedGuidance):
+        if not any(branch.perturbation for branch in branches):
+            return f"{guidance.name} perturbs no step: scale, blocks, schedules and interval leave none"
+    elif guides_text and not any(branch.condition == "uncond" for branch in branches):
+        return f"{guidance.name} guides no step: its interval leaves none"
+    return None
+
+
+def _find(job: GenerateJob) -> tuple[ModelAdapter, Any, ReadJson]:
+    """The adapter, its denoiser without weights, and what reads the model's files."""
+    try:
+        source = check_job(job)
+        return source.adapter, empty_denoiser(source), source.read_json
+    except HubError:
+        adapter = loading.family(job.model)
+        if adapter is None:
+            raise
+        return adapter, full_size_denoiser(adapter), read_nothing

@@ -1,0 +1,73 @@
+"""What a job will do, for the reader: branches, blocks, rule, passes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from oseg_video.adapters import ModelAdapter
+from oseg_video.config import GenerateJob
+from oseg_video.guidance.plan import Branch
+from oseg_video.jobs.counted import CountedJob, StepKind, count_job
+from oseg_video.jobs.ranks import AUTO, plan_degrees
+
+
+def explain(job: GenerateJob, ranks: int = 1, parallel: str = AUTO) -> str:
+    """Text that says what a job will do; reads the model's configuration only.
+
+    ranks, parallel: as of `--gpus` and `--parallel`. Raises as `count_job` and `plan_degrees`.
+    """
+    counted = count_job(job)
+    adapter, denoiser = counted.adapter, counted.denoiser
+    note = "; hub not reached, the family's full size" if counted.full_size else ""
+    lines = [
+        f"model      {job.model} ({adapter.family}, {len(adapter.blocks(denoiser))} blocks{note})",
+        f"clip       {job.frames} frames of {job.height} x {job.width} pixels, {job.steps} steps",
+        f"guidance   {job.guidance.name}",
+    ]
+    if ranks > 1 or parallel != AUTO:
+        clips = max(1, len(job.prompts)) * len(job.seeds)
+        degrees, why = plan_degrees(
+            ranks, parallel, job, counted.adapter, counted.denoiser, clips, counted.read
+        )
+        lines.append(f"ranks      {ranks}, {degrees}" + (f": {why}" if why else ""))
+    for kind in counted.kinds:
+        lines += _describe(kind, counted)
+    lines += _totals(counted)
+    return "\n".join(lines)
+
+
+def _describe(kind: StepKind, counted: CountedJob) -> Iterator[str]:
+    yield ""
+    yield kind.when
+    yield f"  rule      {kind.plan.formula}"
+    for name, branch in kind.plan.branches.items():
+        yield f"  branch    {name}: {_branch(branch, counted.adapter, counted.denoiser)}"
+    for names, share in kind.passes:
+        replayed = f" (the first {1 - share:.0%} of the denoiser replayed)" if share < 1 else ""
+        yield f"  pass      {', '.join(names)}{replayed}"
+    yield f"  cost      {kind.pass_count:.2f} passes a step"
+
+
+def _branch(branch: Branch, adapter: ModelAdapter, denoiser: Any) -> str:
+    condition = {"cond": "conditional", "uncond": "unconditional"}[branch.condition]
+    if branch.perturbation is None:
+        return condition
+    blocks = adapter.resolve_blocks(denoiser, branch.perturbation.blocks)
+    names = ", ".join(f"{block.index} ({block.path})" for block in blocks[:4])
+    more = f" and {len(blocks) - 4} more" if len(blocks) > 4 else ""
+    return f"{condition}, {branch.perturbation.change.words} in block {names}{more}"
+
+
+def _totals(counted: CountedJob) -> Iterator[str]:
+    plain = "CFG" if counted.plain_passes == 2 else "no text guidance"
+    reference = f"{plain}: {counted.steps * counted.plain_passes}"
+    fewest, most = counted.passes
+    yield ""
+    if fewest == most:
+        yield f"total      {most:.1f} passes ({reference})"
+    else:
+        yield (
+            f"total      {fewest:.1f} to {most:.1f} passes ({reference}), "
+            "depending on the sampler's noise levels"
+        )

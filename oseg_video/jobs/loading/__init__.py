@@ -1,0 +1,1 @@
+"""From the name of a model to a pipeline that is ready to run."""

@@ -1,0 +1,141 @@
+"""Where a job's clips go: safe file names from prompts, and checks before any work."""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+import unicodedata
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from oseg_video.config import GenerateJob
+from oseg_video.config.manifest import manifest_path
+from oseg_video.types import OsegVideoError
+
+_STEM_LETTERS = 60
+# File systems limit a name to 255 bytes; method, seed, number and suffix need some of them.
+_STEM_BYTES = 150
+_FILE_FORMATS = {".mp4": "mp4", ".gif": "gif", ".png": "png"}
+# Suffixes that mean a file to anyone who types them, and that we do not write.
+_OTHER_FILES = {".avi", ".mov", ".mkv", ".webm", ".m4v", ".jpg", ".jpeg", ".webp", ".json", ".yaml"}
+
+
+class OutputError(OsegVideoError):
+    """An output that cannot or must not be written; the message names it."""
+
+
+@dataclass(frozen=True)
+class ClipPlan:
+    """One clip of a job and its place."""
+
+    prompt: str | None
+    """None where the model takes no text."""
+    seed: int
+    path: Path
+    """The file, or the folder of pictures."""
+    format: str
+    """"mp4", "gif", "png" (a folder of pictures) or "picture" (one PNG file)."""
+
+    @property
+    def manifest(self) -> Path:
+        """The clip's manifest, beside it."""
+        return manifest_path(self.path)
+
+
+def prompt_stem(prompt: str) -> str:
+    """A file name's stem from a prompt: letters and digits of any script, single dashes between words.
+
+    Never empty, no separator or dot, no dash at either end, at most 60 characters and 150 bytes of UTF-8.
+    """
+    text = unicodedata.normalize("NFKC", prompt).lower()
+    # Marks belong to letters in many scripts; everything else that is no letter or digit parts words.
+    kept = [c if c.isalnum() or unicodedata.category(c).startswith("M") else "-" for c in text]
+    stem = re.sub("-+", "-", "".join(kept)).strip("-")[:_STEM_LETTERS]
+    stem = stem.encode()[:_STEM_BYTES].decode(errors="ignore")
+    return stem.strip("-") or "clip"
+
+
+def clip_names(clips: Iterable[tuple[str, int]], method: str) -> list[str]:
+    """A stem for every (text, seed), unique also where letter case does not count."""
+    taken: set[str] = set()
+    names = []
+    for prompt, seed in clips:
+        base = f"{prompt_stem(prompt)}-{method}-seed{seed}"
+        name, number = base, 1
+        while _folded(name) in taken:
+            number += 1
+            name = f"{base}-{number}"
+        taken.add(_folded(name))
+        names.append(name)
+    return names
+
+
+def plan_clips(job: GenerateJob, *, pictures: bool = False) -> list[ClipPlan]:
+    """The clips of a job, prompt by prompt, and the place of each. Raises OutputError.
+
+    A clip without a prompt is named after its picture. pictures: each clip is one picture, a PNG file.
+    """
+    clips = [(prompt, seed) for prompt in job.prompts or (None,) for seed in job.seeds]
+    out = Path(job.out).expanduser()
+    suffix = out.suffix.lower()
+    formats = {".png": "picture"} if pictures else _FILE_FORMATS
+    names_folder = job.out.endswith(("/", os.sep)) or os.path.isdir(out)
+    if not names_folder and suffix in formats:
+        if len(clips) > 1:
+            what = "pictures" if pictures else "clips"
+            raise OutputError(f"{len(clips)} {what} do not fit into {job.out}; give --out a folder")
+        path = out.with_suffix("") if suffix == ".png" and not pictures else out
+        return [ClipPlan(*clips[0], path, formats[suffix])]
+    if not names_folder and suffix in {*_FILE_FORMATS, *_OTHER_FILES}:
+        files = ".png" if pictures else ".mp4, .gif, .png (a folder of pictures)"
+        raise OutputError(f"cannot write {suffix} files{' of pictures' * pictures}; use {files} or a folder")
+    format = "picture" if pictures else job.format or "mp4"
+    ending = {"picture": ".png", "png": ""}.get(format, f".{format}")
+    shown = Path(job.image).stem if job.image else ""
+    texts = [(shown if prompt is None else prompt, seed) for prompt, seed in clips]
+    names = clip_names(texts, job.guidance.name)
+    return [
+        ClipPlan(prompt, seed, out / f"{name}{ending}", format)
+        for (prompt, seed), name in zip(clips, names, strict=True)
+    ]
+
+
+def check_outputs(plans: Sequence[ClipPlan], *, overwrite: bool) -> None:
+    """Refuse, before any work, outputs that exist (unless `overwrite`) or cannot be written."""
+    try:
+        existing = [path for plan in plans for path in (plan.path, plan.manifest) if path.exists()]
+    except OSError as error:
+        raise OutputError(f"cannot write {plans[0].path}: {error.strerror}") from None
+    if existing and not overwrite:
+        more = f" (and {len(existing) - 1} more)" if len(existing) > 1 else ""
+        raise OutputError(f"{existing[0]} exists already{more}; --overwrite replaces it")
+    for plan in plans:
+        if plan.manifest.is_dir() or (plan.path.exists() and not _replaceable(plan)):
+            raise OutputError(f"{plan.path} is in the way and is not a clip of ours; choose another --out")
+    for folder in {plan.path.parent for plan in plans}:
+        _check_writable(folder)
+
+
+def _replaceable(plan: ClipPlan) -> bool:
+    """Whether --overwrite may replace what is there: never a folder that holds anything but our pictures."""
+    if plan.format != "png":
+        return plan.path.is_file()
+    return plan.path.is_dir() and all(re.fullmatch(r"\d{5}\.png", p.name) for p in plan.path.iterdir())
+
+
+def _check_writable(folder: Path) -> None:
+    """Try the nearest folder that exists: permissions alone do not tell (root, read-only mounts)."""
+    nearest = folder.absolute()
+    while not nearest.exists() and nearest.parent != nearest:
+        nearest = nearest.parent
+    try:
+        with tempfile.TemporaryFile(dir=nearest):
+            pass
+    except OSError as error:
+        raise OutputError(f"cannot write to {folder}: {error.strerror}") from None
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFKC", name).casefold()

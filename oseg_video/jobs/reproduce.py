@@ -1,0 +1,93 @@
+"""Make a clip again from its manifest, and say whether the frames are the same."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from oseg_video.adapters import adapter_for_class
+from oseg_video.config.manifest import Manifest, read_manifest
+from oseg_video.jobs.generate import generate
+from oseg_video.jobs.model import ClipResult
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """A clip made again."""
+
+    result: ClipResult
+    identical: bool
+    """Whether every generated frame equals the original's, before lossy encoding."""
+    differences: tuple[str, ...]
+    """What else differs between then and now: versions, machine, model files, picture."""
+
+
+def reproduce(
+    file: Path,
+    *,
+    out: str | None = None,
+    device: str | None = None,
+    overwrite: bool = False,
+) -> Reproduction:
+    """Make the clip of `file` (an mp4, a manifest, or a clip beside its manifest) again and compare.
+
+    out: where to write it; default: beside the file, with "-reproduced" in its name.
+    device: run there instead of where the manifest says. Raises OsegVideoError as `generate` does.
+    """
+    file = Path(file)
+    manifest = read_manifest(file)
+    job = manifest.read_job()
+    picture = adapter_for_class(str(manifest.model.get("pipeline"))).makes_pictures
+    out = out or str(reproduced_path(file, picture=picture))
+    job = dataclasses.replace(job, out=out, device=device or job.device)
+    with _threads(manifest.machine.get("threads")):
+        (result,) = generate(job, overwrite=overwrite)
+    return Reproduction(
+        result,
+        identical=result.sha256 == manifest.clip.get("sha256"),
+        differences=tuple(describe_differences(manifest, result.manifest)),
+    )
+
+
+def reproduced_path(file: Path, *, picture: bool = False) -> Path:
+    """`a.mp4` -> `a-reproduced.mp4`; a folder of pictures gives another folder, a manifest an mp4, or a PNG
+    where the clip is one `picture`."""
+    if file.is_dir():
+        return file.with_name(f"{file.name}-reproduced.png")
+    made = ".png" if picture else ".mp4"
+    suffix = made if file.suffix.lower() == ".json" else file.suffix
+    return file.with_name(f"{file.stem}-reproduced{suffix}")
+
+
+def describe_differences(then: Manifest, now: Manifest) -> Iterator[str]:
+    """What of a clip's surroundings changed, one short text each."""
+    for name in sorted({*then.versions, *now.versions}):
+        before, after = then.versions.get(name), now.versions.get(name)
+        if before != after:
+            yield f"{name} {before} -> {after}"
+    for name in ("device", "name", "system", "threads", "parallel"):
+        before, after = then.machine.get(name), now.machine.get(name)
+        if before != after:
+            yield f"{name} {before} -> {after}"
+    files = {"model": (then.model, now.model), "image": (then.image or {}, now.image or {})}
+    for part, (old, new) in files.items():
+        if old.get("sha256") != new.get("sha256"):
+            yield f"the files of the {part}"
+
+
+@contextlib.contextmanager
+def _threads(count: Any) -> Iterator[None]:
+    """Run with as many threads as the original: sums on a CPU depend on how they are split."""
+    before = torch.get_num_threads()
+    if isinstance(count, int) and count > 0:
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,1 +1,0 @@
-"""Running a job: guided denoising, loading, generating, manifests."""

@@ -1,0 +1,210 @@
+"""The command line without a model: parsing, help, and every mistake as one line with exit code 2."""
+
+import json
+import re
+import resource
+import subprocess
+import sys
+
+import pytest
+
+from oseg_video.adapters import all_adapters
+from oseg_video.cli import main, parse
+from oseg_video.cli.settings import flag_settings
+from oseg_video.config import known_keys
+from oseg_video.types import OsegVideoError
+
+PROMPT = ("--prompt", "a red circle")
+
+
+def run(*arguments, program=("-m", "oseg_video")):
+    return subprocess.run([sys.executable, *program, *arguments], capture_output=True, text=True, check=False)
+
+
+def settings(*arguments):
+    return flag_settings(parse(["generate", *arguments]))
+
+
+def refused(capsys, *arguments):
+    """Standard error of a command that must end with exit code 2 and one line."""
+    assert main(arguments) == 2
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert re.fullmatch(r"oseg-video: error: [^\n]+\n", output.err), output.err
+    return output.err
+
+
+def test_help_is_instant_and_imports_nothing_heavy():
+    run("--help")  # writes the byte code
+    # Processor time: on a busy machine the wall clock says nothing about us.
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    run("generate", "--help")
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.5
+    code = (
+        "import sys, oseg_video.cli; print([m for m in ('torch', 'numpy', 'diffusers') if m in sys.modules])"
+    )
+    assert run(program=("-c", code)).stdout == "[]\n"
+
+
+def test_help_names_every_setting():
+    text = run("generate", "--help").stdout
+    for name, key in known_keys().items():
+        assert key.setting.flag_of(name) in text
+    assert "--prompts FILE" in text and "--config FILE.yaml" in text
+
+
+def test_flags_become_settings():
+    given = settings(
+        *("--prompt", "a", "--prompt", "b", "--seed", "1", "2", "--blocks", "1,3", "--blur-sigma", "2,inf"),
+        *("--interval", "0.1,0.9", "--vae-tiling", "--no-compile", "--mix", "1", "--guidance", "seg"),
+    )
+    assert given == {
+        "prompts": ["a", "b"],
+        "seeds": [1, 2],
+        "blocks": [1, 3],
+        "blur_sigma": [2.0, "inf"],
+        "interval": [0.1, 0.9],
+        "vae_tiling": True,
+        "compile": False,
+        "mix": 1.0,
+        "guidance": "seg",
+    }
+
+
+def test_scales_and_blocks_as_flags():
+    given = settings(
+        *(
+            "--stg-scale",
+            "1.0:4, 0.5:2",
+            "--rescale",
+            "0.7",
+            "--blocks",
+            "dual:2,single:17, 34,up.1:temporal",
+        ),
+        *(
+            "--mode",
+            "attention_values",
+            "--text",
+            "cfg-zero",
+            "--zero-steps",
+            "0",
+            "--pag-scale",
+            "0.5:1,1:3",
+        ),
+    )
+    assert given == {
+        "stg_scale": {"breakpoints": {"1.0": 4.0, "0.5": 2.0}},
+        "rescale": 0.7,
+        "blocks": [34, "dual:2", "single:17", "up.1:temporal"],
+        "mode": "attention_values",
+        "text": "cfg-zero",
+        "zero_steps": 0,
+        "pag_scale": {"breakpoints": {"1.0": 3.0, "0.5": 1.0}},
+    }
+
+
+def test_only_flags_that_were_given_are_settings():
+    assert settings() == {}
+
+
+def test_prompts_from_a_file(tmp_path):
+    path = tmp_path / "prompts.txt"
+    path.write_text("\ufefffirst\n\n  second, with ünïcode 🎈 \n", encoding="utf-8")
+    assert settings("--prompts", str(path))["prompts"] == ["first", "second, with ünïcode 🎈"]
+    assert settings("--prompt", "zero", "--prompts", str(path))["prompts"][0] == "zero"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "COMMAND"),
+        (["genrate"], "invalid choice: 'genrate'"),
+        (["reproduce"], "FILE"),
+        (["generate"], "no prompt given"),
+        (
+            ["generate", *PROMPT, "--stesp", "3"],
+            "unknown argument '--stesp' of generate; did you mean '--steps'?",
+        ),
+        (
+            ["generate", *PROMPT, "--xyzzy=3"],
+            "unknown argument '--xyzzy=3' of generate; see oseg-video generate",
+        ),
+        (["generate", *PROMPT, "stray"], "unknown argument 'stray' of generate"),
+        (["generate", *PROMPT, "--steps"], "expected one argument"),
+        (["generate", *PROMPT, "--steps", "ten"], "--steps must be an integer, got 'ten'"),
+        (["generate", *PROMPT, "--steps", "0"], "steps must be from 1 to 1000, got 0"),
+        (["generate", *PROMPT, "--fps", "nan"], "--fps must be a number, got 'nan'"),
+        (["generate", *PROMPT, "--guidance", "sag"], "guidance must be one of apg, cfg, cfg-zero, none, "),
+        (["generate", *PROMPT, "--blocks", ""], "--blocks must be block indices (integers >= 0) or names"),
+        (["generate", *PROMPT, "--blocks", "1,,2"], "names (a-z, 0-9 and _ . : -), got ''"),
+        (
+            ["generate", *PROMPT, "--blocks", "1.0:3"],
+            "(blocks by noise level go in a YAML file), got '1.0:3'",
+        ),
+        (
+            ["generate", *PROMPT, "--stg-scale", "1.0:4,2"],
+            "--stg-scale must be a number, or noise levels with",
+        ),
+        (["generate", *PROMPT, "--stg-scale", "1.0:x"], "--stg-scale must be a number, got 'x'"),
+        (["generate", *PROMPT, "--stg-scale", "x:1"], "--stg-scale must be scheduled by noise levels from 0"),
+        (
+            ["generate", *PROMPT, "--stg-scale", "0.5:4"],
+            "--stg-scale must be scheduled from noise level 1 down",
+        ),
+        (["generate", *PROMPT, "--interval", "0.5"], "--interval must be two numbers"),
+        (["generate", *PROMPT, "--seed", "-1"], "--seed must be from 0 to"),
+        (["generate", *PROMPT, "--seed", "1", "1"], "seeds must differ"),
+        (["generate", "--prompt", ""], "a prompt must not be empty"),
+        (["generate", "--prompt", "\udce4"], "UTF-8"),
+        (["generate", "--prompts", "/nowhere.txt"], "cannot read /nowhere.txt: No such file"),
+        (["generate", *PROMPT, "--config", "/nowhere.yaml"], "cannot read /nowhere.yaml: No such file"),
+        (["info", "/nowhere.mp4"], "no such file: /nowhere.mp4"),
+        (["reproduce", "/nowhere.mp4"], "no such file: /nowhere.mp4"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(capsys, arguments, message):
+    assert message in refused(capsys, *arguments)
+
+
+def test_a_config_file_with_an_unknown_key(capsys, tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("stpes: 3")
+    assert "mine.yaml: unknown key 'stpes'; did you mean 'steps'?" in refused(
+        capsys, "generate", *PROMPT, "--config", str(path)
+    )
+
+
+def test_names_may_hold_commas_in_parentheses() -> None:
+    label = "oseg (perturb_scale=1.0, blocks=2,3)"
+    options = parse(["contact-sheet", "clips", "--out", "a.png", "--methods", f"cfg, {label}"])
+    assert options.methods == ("cfg", label)
+    with pytest.raises(OsegVideoError, match="argument --methods: must name something, got ' ,'"):
+        parse(["contact-sheet", "clips", "--out", "a.png", "--methods", " ,"])
+
+
+def test_debug_shows_the_traceback():
+    done = run("generate", "--debug")
+    assert done.returncode == 1 and "Traceback" in done.stderr and "SettingError" in done.stderr
+
+
+def test_models_lists_families_pipelines_recipes_and_tests(capsys):
+    assert main(["models"]) == 0
+    text = capsys.readouterr().out
+    for word in ("embedded", "mochi-oseg", "genmo/mochi-1-preview", "LTXImageToVideoPipeline", "tested:"):
+        assert word in text
+    assert main(["models", "--json"]) == 0
+    entries = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    families = {adapter.family for adapter in all_adapters()}
+    assert {entry["name"] for entry in entries} == {"embedded", *families} >= {"embedded", "mochi", "ltx"}
+    kinds = {e["name"]: [kind for kind in e if " to " in kind and e[kind]] for e in entries}
+    assert kinds["wan"] == ["text to video", "image to video"] and kinds["mochi"] == ["text to video"]
+    assert kinds["svd"] == ["image to video"] and kinds["sdxl"] == ["text to image"]
+    assert "for --image Wan-AI/Wan2.1-I2V-14B-480P-Diffusers" in text
+    assert all(entry["about"] and entry["tested"] and entry["recipes"] for entry in entries)
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as done:
+        main(["--version"])
+    assert done.value.code == 0 and re.match(r"oseg-video \d+\.", capsys.readouterr().out)

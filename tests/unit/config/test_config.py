@@ -1,0 +1,379 @@
+"""Jobs and recipes: strict reading, layers, and round trips."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from oseg_video.config import (
+    ConfigError,
+    GenerateJob,
+    dump_yaml,
+    job_from_nested,
+    job_from_plain,
+    job_to_nested,
+    job_to_plain,
+    known_keys,
+    read_recipe,
+    recipe,
+    recipe_names,
+    recipe_path,
+    resolve_job,
+    shipped_recipe,
+)
+from oseg_video.config.job import LARGEST_SEED
+from oseg_video.guidance.flat import flat_settings
+from oseg_video.guidance.methods import APG, METHODS, OSEG, STG, CFGZeroStar
+from oseg_video.settings import settings_of
+from oseg_video.settings.schedule import Schedule
+from oseg_video.types import SettingError
+
+SIZE = {"steps": 2, "frames": 13, "height": 48, "width": 32, "fps": 8.0}
+
+
+def make_job(**keys):
+    return job_from_plain({"prompts": ("a red circle",), **SIZE, "guidance": "cfg", **keys})
+
+
+def resolve(flags, config=None, family="embedded"):
+    return resolve_job({"prompts": ["x"], **flags}, config, family_of=lambda model, revision: family)
+
+
+def write_yaml(folder: Path, text: str, name: str = "mine.yaml") -> Path:
+    path = folder / name
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=40)
+selectors = st.integers(0, 99) | st.sampled_from(["mid", "dual:2", "up.1:temporal"])
+block_lists = st.lists(selectors, min_size=1, max_size=4, unique=True).map(tuple)
+
+
+def schedules(values):
+    """Schedules in both forms, their levels falling and at first 1."""
+    levels = st.lists(st.floats(0, 0.999), max_size=4, unique=True).map(lambda x: [1.0, *sorted(x)[::-1]])
+    pairs = levels.flatmap(lambda x: st.tuples(*(st.tuples(st.just(level), values) for level in x)))
+    return st.builds(Schedule, pairs, st.sampled_from(["breakpoints", "lower_edges"]))
+
+
+def values(name, setting):
+    """Values that a setting allows."""
+    if name == "blocks":
+        return block_lists | schedules(block_lists)
+    if name == "text":
+        return st.builds(APG, eta=st.floats(0, 1)) | st.builds(CFGZeroStar, zero_steps=st.integers(0, 9))
+    if name == "reference":
+        return st.sampled_from(["token", "frame", "clip", "principal:3"])
+    if name == "interval":
+        return st.tuples(st.floats(0, 0.5), st.floats(0.51, 1))
+    if setting.choices:
+        return st.sampled_from(setting.choices)
+    if isinstance(setting.default, bool):
+        return st.booleans()
+    if isinstance(setting.default, int):
+        return st.integers(0, 9)
+    low, high = max(setting.low, -100), min(setting.high, 100)
+    numbers = st.floats(low, high, exclude_min=setting.exclusive, exclude_max=setting.exclusive)
+    if name == "blur_sigma":
+        return numbers | st.just(math.inf) | st.tuples(numbers, st.just(math.inf))
+    return numbers | schedules(numbers) if "scale" in name else numbers
+
+
+def guidances(method):
+    """Instances of a method with any settings that it allows."""
+    settings = {name: values(name, one) for name, one in settings_of(method).items()}
+    needed = {name: settings.pop(name) for name in ("blocks",) if name in settings}
+    return st.fixed_dictionaries(needed, optional=settings).map(lambda given: method(**given))
+
+
+jobs = st.builds(
+    GenerateJob,
+    prompts=st.lists(texts.filter(str.strip), min_size=1, max_size=3).map(tuple),
+    negative_prompt=st.none() | texts,
+    seeds=st.lists(st.integers(0, LARGEST_SEED), min_size=1, max_size=3, unique=True).map(tuple),
+    steps=st.integers(1, 1000),
+    frames=st.integers(1, 10_000),
+    height=st.integers(1, 10_000),
+    width=st.integers(1, 10_000),
+    fps=st.floats(0.1, 1000),
+    model=texts,
+    vae_tiling=st.booleans(),
+    guidance=st.one_of(*(guidances(method) for method in METHODS.values())),
+    own=st.dictionaries(st.sampled_from(["motion_bucket_id", "decode_chunk_size"]), st.integers(1, 200)),
+    out=texts,
+)
+
+
+@given(job=jobs)
+def test_yaml_gives_the_same_job_back(job, tmp_path_factory):
+    path = tmp_path_factory.mktemp("yaml") / "job.yaml"
+    path.write_bytes(dump_yaml(job).encode())
+    assert job_from_plain(read_recipe(path)) == job
+
+
+@given(job=jobs)
+def test_json_gives_the_same_job_back(job):
+    for write, read in ((job_to_plain, job_from_plain), (job_to_nested, job_from_nested)):
+        assert read(json.loads(json.dumps(write(job), allow_nan=False))) == job
+    assert job_from_plain(job_to_plain(job, defaults=False)) == job
+
+
+def test_what_has_its_default_can_be_left_out():
+    job = make_job(guidance="oseg", blocks=[1], blur_sigma=5.0, mix=0.5)
+    short = job_to_plain(job, defaults=False)
+    assert {name: short[name] for name in ("guidance", "blocks", "mix")} == {
+        "guidance": "oseg",
+        "blocks": [1],
+        "mix": 0.5,
+    }
+    assert not {"blur_sigma", "oseg_scale", "text", "rescale"} & set(short)
+
+
+def test_every_setting_says_what_it_is_and_has_a_unit_or_a_meaning():
+    for name, key in known_keys().items():
+        assert len(key.help) > 10, name
+
+
+def test_every_setting_of_every_method_is_a_key():
+    flat = flat_settings()
+    for method in METHODS.values():
+        for name, one in settings_of(method).items():
+            key = f"{method.name.replace('-', '_')}_scale" if name == "scale" else name
+            assert method.name in flat[key].owners
+            assert known_keys()[key].group == "guidance"
+            assert one.help.removesuffix(".") in known_keys()[key].help
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"steps": 0}, "steps must be from 1 to 1000, got 0"),
+        ({"steps": 2.5}, "steps must be an integer, got 2.5"),
+        ({"steps": True}, "steps must be an integer, got True"),
+        ({"fps": math.nan}, "fps must be a number, got nan"),
+        ({"fps": 0}, "fps must be from 0.1 to 1000, got 0"),
+        ({"seeds": ()}, "seeds must name at least one"),
+        ({"seeds": (1, 1)}, "seeds must differ"),
+        ({"seeds": (2**63,)}, "seeds must be from 0 to 9223372036854775807"),
+        ({"prompts": ("\udce4",)}, "UTF-8"),
+        ({"dtype": "int8"}, "dtype must be one of auto, float32, bfloat16, float16, got 'int8'"),
+        ({"vae_tiling": "yes"}, "vae_tiling must be true or false, got 'yes'"),
+        ({"interval": (0.1,)}, "interval must be two numbers"),
+        (
+            {"blocks": (1, "")},
+            "or names (a-z, 0-9 and _ . : -), got ''",
+        ),
+        (
+            {"blocks": (1.5,)},
+            "blocks must be block indices (integers >= 0) or names (a-z, 0-9 and _ . : -), got 1.5",
+        ),
+        ({"stg_scale": "4"}, "stg_scale must be a number, got '4'"),
+        ({"text": "zero"}, "text must be one of apg, cfg, cfg-zero, got 'zero'"),
+        ({"mode": "skip"}, "mode must be one of residual, attention_skip, attention_values, got 'skip'"),
+        ({"guidance": "CFG"}, "guidance must be one of apg, cfg, cfg-zero, none, "),
+        ({"rule": "published"}, "rule is no setting any more: guidance oseg has the slides' rule"),
+        ({"published_skip": True}, "it is skip_conditional of guidance oseg-released now"),
+    ],
+)
+def test_a_wrong_value_is_refused_by_name(settings, message):
+    with pytest.raises(SettingError) as refused:
+        make_job(**settings)
+    assert message in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("stpes: 3", "mine.yaml: unknown key 'stpes'; did you mean 'steps'?"),
+        ("zzz: 3", "mine.yaml: unknown key 'zzz'; known: prompts"),
+        ("steps: many", "mine.yaml: steps must be an integer, got 'many'"),
+        ("steps: 1e1", "mine.yaml: steps must be an integer, got '1e1'"),
+        ("prompts: [no]", "prompts must be text, got False; put it in quotes"),
+        ("steps: null", "steps must be an integer, got null"),
+        ("steps: 3\nsteps: 4", "mine.yaml: key 'steps' is given twice"),
+        ("stg_scale: {1.0: 4}", "scheduled by one of breakpoints or lower_edges, got {1.0: 4}"),
+        ("stg_scale: {levels: {1.0: 4}}", "scheduled by one of breakpoints or lower_edges, got {'levels'"),
+        ("stg_scale: {breakpoints: 4}", "stg_scale must be scheduled by noise levels, such as {breakpoints:"),
+        ("stg_scale: {breakpoints: {}}", "stg_scale must be scheduled by one noise level or more"),
+        (
+            "stg_scale: {breakpoints: {0.5: 4}}",
+            "scheduled from noise level 1 down, got a first breakpoint at",
+        ),
+        ("stg_scale: {breakpoints: {1.0: x}}", "stg_scale must be a number, got 'x'"),
+        ("stg_scale: {breakpoints: {1.0: 1, 2: 3}}", "scheduled by noise levels from 0 to 1, got 2"),
+        ("stg_scale: {breakpoints: {1.0: 1, -0.1: 3}}", "scheduled by noise levels from 0 to 1, got -0.1"),
+        ("stg_scale: {breakpoints: {1.0: 1, false: 3}}", "scheduled by noise levels from 0 to 1, got False"),
+        (
+            "stg_scale: {breakpoints: {1.0: 1, '1': 3}}",
+            "scheduled by noise levels that differ, got [1.0, 1.0]",
+        ),
+        (
+            "stg_scale: {breakpoints: {1.0: 1}, lower_edges: {}}",
+            "scheduled by one of breakpoints or lower_edges",
+        ),
+        ("blocks: {breakpoints: {1.0: [x, 1.5]}}", "blocks must be block indices (integers >= 0) or names"),
+        ("- 1", "must be a mapping of settings, got list"),
+        ("steps: [", "mine.yaml line 1: "),
+        ("a: b: c", "mine.yaml line 1: "),
+        ("extends: 3", "extends must be the name of a YAML file, got 3"),
+        ("extends: mine.yaml", "extends itself"),
+        ("extends: nowhere.yaml", "nowhere.yaml: No such file"),
+        ("? [a]\n: 1", "mine.yaml"),
+    ],
+)
+def test_a_wrong_file_is_refused_in_one_line(tmp_path, text, message):
+    with pytest.raises(ConfigError) as refused:
+        read_recipe(write_yaml(tmp_path, text))
+    assert message in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_file_that_is_not_utf8_is_refused(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_bytes(b"model: \xff")
+    with pytest.raises(ConfigError, match="not UTF-8"):
+        read_recipe(path)
+
+
+def test_extends_takes_a_file_beside_it_then_a_shipped_recipe(tmp_path):
+    write_yaml(tmp_path, "steps: 7\nfps: 3", "base.yaml")
+    assert read_recipe(write_yaml(tmp_path, "extends: base.yaml\nsteps: 8")) == {"steps": 8, "fps": 3}
+    shipped = read_recipe(write_yaml(tmp_path, "extends: mochi-stg.yaml\nstg_scale: 2.0"))
+    assert shipped["blocks"] == [34] and shipped["stg_scale"] == 2.0 and shipped["guidance"] == "stg"
+    with pytest.raises(ConfigError, match="is called mochi-oseg-released"):
+        read_recipe(write_yaml(tmp_path, "extends: mochi-oseg-published.yaml"))
+
+
+def test_a_recipe_has_sections_for_methods(tmp_path):
+    text = "steps: 7\nmethods:\n  cfg: {guidance_scale: 3.0}\n  stg: {blocks: [2], guidance_scale: 4.0}\n"
+    write_yaml(tmp_path, text, "base.yaml")
+    assert read_recipe(tmp_path / "base.yaml") == {"steps": 7}
+    stg = read_recipe(write_yaml(tmp_path, "extends: base.yaml\nguidance: stg\nstg_scale: 2.0"))
+    assert stg == {"steps": 7, "guidance": "stg", "guidance_scale": 4.0, "blocks": [2], "stg_scale": 2.0}
+    seg = read_recipe(write_yaml(tmp_path, "extends: base.yaml\nguidance: seg"))
+    assert seg == {"steps": 7, "guidance": "seg", "guidance_scale": 3.0}
+    none = read_recipe(write_yaml(tmp_path, "extends: base.yaml\nguidance: none"))
+    assert none == {"steps": 7, "guidance": "none"}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("methods: [stg]", "methods must be mappings of settings by method, got ['stg']"),
+        ("methods: {stg: 3}", "methods must be mappings of settings by method"),
+        ("methods: {stgg: {}}", "unknown method 'stgg'; did you mean 'stg'?"),
+        ("methods: {stg: {blocs: [1]}}", "unknown key 'blocs'; did you mean 'blocks'?"),
+        ("methods: {stg: {steps: 3}}", "steps under methods is no setting of a method"),
+    ],
+)
+def test_a_wrong_section_is_refused(tmp_path, text, message):
+    with pytest.raises(ConfigError) as refused:
+        read_recipe(write_yaml(tmp_path, text))
+    assert message in str(refused.value)
+
+
+def test_shipped_recipes_have_names():
+    assert recipe("mochi", "oseg") == OSEG(guidance_scale=4.5, blocks=(34,))
+    assert recipe("mochi", "stg", stg_scale=0.5, text="apg").text == APG()
+    assert shipped_recipe("mochi-stg")["blocks"] == [34] and shipped_recipe("nothing") is None
+    with pytest.raises(SettingError, match="no recipe for a family 'mochy'; did you mean 'mochi'"):
+        recipe("mochy")
+    with pytest.raises(SettingError, match=r"guidance must be one of .*, got 'osge'; did you mean 'oseg'"):
+        recipe("mochi", "osge")
+
+
+def test_layers_later_ones_win(tmp_path):
+    config = write_yaml(tmp_path, "steps: 5\nfps: 9\nguidance: stg\nstg_scale: 0.5")
+    job = resolve({"steps": 6}, config)
+    assert (job.steps, job.fps, job.height) == (6, 9.0, read_recipe(recipe_path("embedded"))["height"])
+    # The method came from the file, so the recipe of model and method is STG's.
+    stg = shipped_recipe("embedded-stg")
+    assert job.guidance == STG(guidance_scale=stg["guidance_scale"], scale=0.5, blocks=stg["blocks"])
+
+
+def test_what_nothing_sets_is_named():
+    with pytest.raises(SettingError, match="nothing sets steps, frames, height, width"):
+        resolve({}, family="unheard-of")
+
+
+PERTURBED = ("stg", "pag", "seg", "oseg", "oseg-released")
+
+
+@pytest.mark.parametrize("guidance", METHODS)
+@pytest.mark.parametrize("family", ["embedded", "mochi", "ltx"])
+def test_every_family_takes_every_method(family, guidance):
+    flags = {"guidance": guidance}
+    if guidance in PERTURBED and f"{family}-{guidance}" not in recipe_names():
+        with pytest.raises(SettingError, match="blocks must name at least one block"):
+            resolve(flags, family=family)
+        flags["blocks"] = [1]
+    elif guidance == "oseg-released":
+        flags["blocks"] = [34]
+    method = resolve(flags, family=family).guidance
+    assert method.name == guidance
+    assert bool(method.blocks_used) == (guidance in PERTURBED)
+    assert (method.largest_guidance_scale == 1.0) == (guidance == "none")
+
+
+def test_schedules_reach_the_method():
+    given = {
+        "guidance": "stg",
+        "guidance_scale": {"breakpoints": {0.5: 2, 1: 4}},
+        "stg_scale": {"lower_edges": {"1.0": 0, "0.9": 3, "0.4": 1}},
+        "rescale": {"breakpoints": {1.0: 0.7}},
+        "blocks": {"breakpoints": {1.0: [3, "dual:2"], 0.5: []}},
+        "mode": "attention_skip",
+        "text": "apg",
+        "momentum": 0.25,
+    }
+    assert resolve(given, family="ltx").guidance == STG(
+        guidance_scale=Schedule(((1.0, 4.0), (0.5, 2.0))),
+        scale=Schedule(((1.0, 0.0), (0.9, 3.0), (0.4, 1.0)), "lower_edges"),
+        rescale=Schedule(((1.0, 0.7),)),
+        blocks=Schedule(((1.0, (3, "dual:2")), (0.5, ()))),
+        mode="attention_skip",
+        text=APG(momentum=0.25),
+    )
+
+
+def test_a_schedule_that_a_method_cannot_take_is_refused_by_name():
+    for value, message in (
+        ({"breakpoints": {1.0: 4, 0.5: "inf"}}, "stg_scale must be a finite number, got inf"),
+        ({"breakpoints": {1.0: 4, 0.5: -1}}, "stg_scale must be at least 0, got -1.0"),
+    ):
+        with pytest.raises(SettingError, match=message):
+            resolve({"guidance": "stg", "stg_scale": value}, family="ltx")
+
+
+@pytest.mark.parametrize(
+    ("guidance", "setting", "message"),
+    [
+        ("cfg", {"eta": 0.5}, "eta has no effect with guidance cfg; it belongs to apg, "),
+        ("apg", {"zero_steps": 1}, "zero_steps has no effect with guidance apg; it belongs to cfg-zero, "),
+        ("seg", {"mode": "residual"}, "mode has no effect with guidance seg; it belongs to stg"),
+        ("cfg-zero", {"text": "apg"}, "text has no effect with guidance cfg-zero; it belongs to "),
+        ("stg", {"blocks": (1,), "eta": 0.5}, "eta has no effect with text cfg; it belongs to apg"),
+    ],
+)
+def test_a_setting_without_effect_is_refused(guidance, setting, message):
+    with pytest.raises(SettingError, match=message):
+        make_job(guidance=guidance, **setting)
+
+
+def test_known_settings_are_in_the_recipes():
+    assert resolve({"guidance": "stg"}, family="mochi").guidance.blocks == (34,)
+    assert resolve({"guidance": "stg"}, family="ltx").guidance.blocks == (19,)
+    assert resolve({"guidance": "oseg"}, family="mochi").guidance.blur_sigma == 5.0
+    assert {name.split("-")[0] for name in recipe_names()} >= {"embedded", "mochi", "ltx"}
+
+
+def test_a_setting_of_another_method_is_refused():
+    with pytest.raises(SettingError, match="mix has no effect with guidance stg; it belongs to oseg"):
+        make_job(guidance="stg", blocks=(1,), mix=0.5)
+    with pytest.raises(SettingError, match="guidance_scale has no effect with guidance none"):
+        make_job(guidance="none", guidance_scale=3.0)

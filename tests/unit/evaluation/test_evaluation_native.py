@@ -1,0 +1,132 @@
+"""Temporal flickering against VBench's definition on OpenCV's frames; motion against closed forms."""
+
+import itertools
+import math
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+from oseg_video import media
+from oseg_video.evaluation.clips import find_clips
+from oseg_video.evaluation.metrics.base import EvaluationError, MetricOptions, build_metrics
+from oseg_video.evaluation.metrics.motion import block_motion, frame_difference
+from oseg_video.media import write_clip
+from oseg_video.types import OsegVideoError
+
+
+def value_of(name, path):
+    (metric,) = build_metrics([name], MetricOptions())
+    clips = find_clips([path]).clips
+    metric.check(clips)
+    return metric.value(name, metric.observe(clips, quiet=True).rows, torch.tensor([0]))
+
+
+def colourful(frames=8, height=48, width=64):
+    """Smooth noise that changes a little from frame to frame."""
+    noise = torch.rand(frames, 3, 6, 8, generator=torch.Generator().manual_seed(0))
+    noise = 0.8 * noise[:1] + 0.2 * noise
+    large = functional.interpolate(noise, size=(height, width), mode="bicubic").clamp(0, 1)
+    return (255 * large).to(torch.uint8)
+
+
+def vbench_flickering(path):
+    """What VBench 0.1.5 computes, written from its definition, on the frames that its reader sees."""
+    video, frames = cv2.VideoCapture(str(path)), []
+    while (read := video.read())[0]:
+        frames.append(read[1].astype(np.float32))
+    differences = [cv2.absdiff(one, other).mean() for one, other in itertools.pairwise(frames)]
+    return (255.0 - np.mean(np.array(differences)).item()) / 255.0
+
+
+ENCODINGS = {
+    "ours": [],
+    "full range": [*("-vf", "scale=out_range=pc,format=yuv420p"), *("-color_range", "pc")],
+    "4:4:4": ["-pix_fmt", "yuv444p"],
+    "10 bit": ["-pix_fmt", "yuv420p10le"],
+    "RGB": ["-c:v", "libx264rgb", "-crf", "0"],
+    "BT.2020": ["-vf", "scale=out_color_matrix=bt2020,format=yuv420p,setparams=colorspace=bt2020nc"],
+    "odd size": ["-vf", "scale=65:47", "-pix_fmt", "yuv444p"],
+    "uneven times": ["-vf", "select=not(between(n\\,3\\,4))", "-fps_mode", "vfr"],
+}
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_flickering_is_vbenchs_on_the_same_file(tmp_path, encoding):
+    source, path = tmp_path / "source.mp4", tmp_path / "a.mp4"
+    write_clip(source, colourful(), 8, format="mp4")
+    done = media._ffmpeg("-v", "error", "-i", str(source), *ENCODINGS[encoding], str(path))
+    assert done.returncode == 0, done.stderr
+    assert value_of("temporal_flickering", path) == pytest.approx(vbench_flickering(path), abs=1e-6)
+
+
+def test_flickering_of_a_gif_is_vbenchs(tmp_path):
+    write_clip(tmp_path / "a.gif", colourful(), 8, format="gif")
+    expected = vbench_flickering(tmp_path / "a.gif")
+    assert value_of("temporal_flickering", tmp_path / "a.gif") == pytest.approx(expected, abs=1e-6)
+
+
+def levels(*values, size=16):
+    return torch.tensor(values, dtype=torch.uint8)[:, None, None, None].expand(-1, 3, size, size).contiguous()
+
+
+def test_flickering_and_frame_difference_of_plain_frames(tmp_path):
+    write_clip(tmp_path / "a", levels(10, 40, 40, 0), 8, format="png")
+    assert value_of("temporal_flickering", tmp_path / "a") == pytest.approx((255 - (30 + 0 + 40) / 3) / 255)
+    assert value_of("frame_difference", tmp_path / "a") == pytest.approx(70 / 3)
+    assert frame_difference(levels(255, 0)) == 255  # 8-bit numbers do not wrap around
+
+
+@pytest.mark.parametrize("name", ["temporal_flickering", "frame_difference", "block_motion"])
+def test_one_frame_has_no_motion(tmp_path, name):
+    write_clip(tmp_path / "a", levels(3), 8, format="png")
+    with pytest.raises(OsegVideoError, match="at least 2 frames; a has 1"):
+        value_of(name, tmp_path / "a")
+
+
+def textured(size):
+    smooth = torch.rand(1, 3, size // 4, size // 4, generator=torch.Generator().manual_seed(1))
+    return (255 * functional.interpolate(smooth, size=(size, size), mode="bilinear")[0]).to(torch.uint8)
+
+
+def moved(picture, *offsets, crop):
+    """Views of a picture through a window whose corner is at each offset (y, x)."""
+    return torch.stack([picture[:, y : y + crop, x : x + crop] for y, x in offsets])
+
+
+def test_block_motion_finds_a_known_translation():
+    clip = moved(textured(128), (20, 20), (23, 18), (26, 16), crop=64)
+    assert block_motion(clip) == pytest.approx(math.hypot(3, 2))
+
+
+def test_block_motion_of_a_still_or_plain_clip_is_zero():
+    assert block_motion(moved(textured(128), (5, 5), (5, 5), crop=64)) == 0
+    assert block_motion(levels(9, 9, 9, size=64)) == 0
+
+
+def test_block_motion_is_in_pixels_of_the_clip_also_where_it_is_scaled_down():
+    clip = moved(textured(640), (20, 20), (28, 20), (36, 20), crop=512)
+    assert block_motion(clip) == pytest.approx(8, abs=0.5)  # 2 pixels at a quarter of the size
+
+
+def test_block_motion_needs_room_for_a_block_that_moves(tmp_path):
+    write_clip(tmp_path / "a.gif", colourful(height=30, width=30), 8, format="gif")
+    assert value_of("block_motion", tmp_path) >= 0
+    write_clip(tmp_path / "a.gif", colourful(height=28, width=64), 8, format="gif")
+    (metric,) = build_metrics(["block_motion"], MetricOptions())
+    with pytest.raises(EvaluationError, match=r"needs 30 pixels along each side; a.gif has 28 x 64"):
+        metric.check(find_clips([tmp_path]).clips)
+
+
+def test_every_statistic_is_what_its_name_says(tmp_path):
+    clip = moved(textured(128), (20, 20), (23, 18), crop=64)
+    write_clip(tmp_path / "a", clip, 8, format="png")
+    (metric,) = build_metrics(["block_motion", "frame_difference"], MetricOptions())
+    rows = metric.observe(find_clips([tmp_path / "a"]).clips, quiet=True).rows
+    values = {f.name: metric.value(f.name, rows, torch.tensor([0])) for f in metric.figures}
+    expected = (clip[1].double() - clip[0].double()).abs().mean()
+    assert values == {"block_motion": pytest.approx(13**0.5), "frame_difference": pytest.approx(expected)}
+    assert {figure.better for figure in metric.figures} == {None}
+    assert metric.per_clip("block_motion", rows).tolist() == [pytest.approx(13**0.5)]
