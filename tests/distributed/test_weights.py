@@ -85,7 +85,8 @@ def _two_experts_in_bfloat16() -> tuple[float, set[torch.dtype]]:
         with guided(pipe, method("oseg", BY_NAME["wan"]), mesh=mesh(degrees)):
             clips.append(BY_NAME["wan"].run(pipe))
     whole, shared = clips
-    return float((shared - whole).norm() / whole.norm()), {parameter.dtype for parameter in denoiser.parameters()}
+    change = float((shared - whole).norm() / whole.norm())
+    return change, {parameter.dtype for parameter in denoiser.parameters()}
 
 
 def test_weights_of_several_number_types(two_ranks: Ranks) -> None:

@@ -226,7 +226,7 @@ def test_a_clip_of_every_family(capsys, tmp_path, folders, cat, name):
 def stock(name, pipe, seed=0, **arguments):
     """SHA-256 of a clip of the stock pipeline, called by hand.
 
-    `pipe` is the one that the job ran: how a sum is rounded follows how the weights lie in memory, so that the
+    `pipe` is the one that the job ran: how a sum is rounded follows how the weights lie in memory, so the
     same weights in other objects may give other last bits.
     """
     model = MODELS[name]
