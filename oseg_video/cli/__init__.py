@@ -31,8 +31,9 @@ from oseg_video.cli import (
 from oseg_video.cli.completion import PrintCompletion
 from oseg_video.cli.output import PROGRAM, say
 from oseg_video.cli.parsing import Parser, UsageError
-from oseg_video.config import known_or_nearest
+from oseg_video.console import show
 from oseg_video.jobs.quiet import quiet_libraries
+from oseg_video.settings.suggest import known_or_nearest
 from oseg_video.types import OsegVideoError, SaidElsewhereError
 
 _COMMANDS = (generate, reproduce, sweep, compare, evaluate, contact_sheet, vbench, models, info, env)
@@ -45,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in arguments
     try:
         options = parse(arguments)
+        show(quiet=getattr(options, "quiet", False))
         with _terminable(), contextlib.nullcontext() if debug else quiet_libraries():
             return int(options.run(options))
     except KeyboardInterrupt:
