@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-# Stands for an interpreter: knows its version, makes a .venv with itself inside, and writes down what it runs.
+# Stands for an interpreter: knows its version, makes a .venv with itself inside, writes down what it runs.
 PYTHON = """#!/bin/sh
 echo "$*" >> {log}
 case "$*" in
@@ -69,7 +69,7 @@ def test_a_python_that_is_too_old_is_one_line_and_leaves_nothing(checkout):
     old = interpreter(checkout.parent / "python3.9", version="3.9.2", too_old=1)
     done = source(checkout, old)
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.startswith(f"error: needs Python 3.11 or newer, {old} is Python 3.9.2; name another one")
+    assert done.stderr.startswith(f"error: needs Python 3.11 or newer, {old} is Python 3.9.2; name another")
     assert done.stderr.count("\n") == 1
     assert not (checkout / ".venv").exists()
     new = interpreter(checkout.parent / "python3")
