@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 from oseg_video.cli import (
     compare,
     contact_sheet,
+    env,
     evaluate,
     generate,
     info,
@@ -28,6 +29,7 @@ from oseg_video.cli import (
     sweep,
     vbench,
 )
+from oseg_video.cli.completion import PrintCompletion
 from oseg_video.cli.output import PROGRAM, say
 from oseg_video.cli.parsing import Parser, UsageError
 from oseg_video.console import show
@@ -47,6 +49,7 @@ _COMMANDS = (
     models,
     recipes,
     info,
+    env,
 )
 """The modules of the commands, in the order of `--help`."""
 
@@ -89,6 +92,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """The command's options; `run` among them is the function that carries it out. Raises UsageError."""
     parser = Parser(prog=PROGRAM, description="Guided video generation (OSEG).", epilog=generate.EXAMPLES)
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
+    parser.add_argument("--print-completion", action=PrintCompletion, help="print a shell script and exit")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command in _COMMANDS:
         command.register(commands)
