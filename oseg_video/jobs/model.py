@@ -17,6 +17,7 @@ import torch
 from oseg_video.config import GenerateJob, build_guidance
 from oseg_video.engine.guided import guided
 from oseg_video.engine.patching import replaced
+from oseg_video.files import write_text
 from oseg_video.guidance.methods import Guidance
 from oseg_video.jobs.checks import clip_settings
 from oseg_video.jobs.image import Picture, write_picture
@@ -25,7 +26,7 @@ from oseg_video.jobs.loading.memory import NotEnoughMemoryError
 from oseg_video.jobs.manifest import build_manifest, manifest_comment, manifest_text
 from oseg_video.jobs.outputs import ClipPlan
 from oseg_video.jobs.progress import Progress, StepClock
-from oseg_video.media import frames_sha256, to_uint8, write_clip, write_text
+from oseg_video.media import frames_sha256, to_uint8, write_clip
 from oseg_video.parallel.mesh import ONE_RANK, Mesh
 from oseg_video.types import OsegVideoError
 
