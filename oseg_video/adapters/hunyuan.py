@@ -1,15 +1,20 @@
 """HunyuanVideo: joint attention of video and text in dual, then single blocks (tencent/HunyuanVideo)."""
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from __future__ import annotations
 
-import torch
-from torch import nn
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from oseg_video.adapters.base import Condition, random_like, register_adapter
 from oseg_video.adapters.joint import JointAttentionAdapter
 from oseg_video.adapters.settings import ARGUMENTS, ClipSize, ReadJson
 from oseg_video.parallel.shards import Shard
+from oseg_video.settings import Setting
+from oseg_video.settings.kinds import FINITE
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
 _TEXT_TOKENS = 256  # default max_sequence_length of the pipelines
 
@@ -36,6 +41,16 @@ class HunyuanVideoAdapter(JointAttentionAdapter):
         **ARGUMENTS,
         "guidance_scale": "true_cfg_scale",
         "embedded_guidance_scale": "guidance_scale",
+    }
+    own_settings: ClassVar[Mapping[str, Setting]] = {
+        "embedded_guidance_scale": Setting(
+            kind=FINITE,
+            help="guidance that the distilled network was taught, one of its inputs (guidance_scale is that "
+            "of two real branches)",
+            default=None,
+            low=0,
+            high=1000,
+        )
     }
     denoiser_class = "HunyuanVideoTransformer3DModel"
     stacks: ClassVar[Mapping[str, str]] = {
@@ -78,6 +93,8 @@ class HunyuanVideoAdapter(JointAttentionAdapter):
 
     def component_dtype(self, component: str, dtype: torch.dtype) -> torch.dtype:
         # As the model card loads it: only the transformer needs the range of bfloat16.
+        import torch
+
         return torch.float16 if dtype == torch.bfloat16 and component != "transformer" else dtype
 
     def calls(self, pipe: Any, call: Mapping[str, Any]) -> tuple[tuple[Condition, ...], ...]:
@@ -96,6 +113,8 @@ class HunyuanVideoAdapter(JointAttentionAdapter):
         return sharded
 
     def example_arguments(self, denoiser: Any, clip: ClipSize, rows: int) -> dict[str, Any]:
+        import torch
+
         config, device = denoiser.config, denoiser.device
         return {
             "hidden_states": random_like(denoiser, rows, config.in_channels, *self.latent_size(clip)),

@@ -9,13 +9,13 @@ import os
 import signal
 import sys
 import tempfile
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing import resource_tracker
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from typing import cast
 
+from oseg_video import console
 from oseg_video.jobs.ranks import ONE_MACHINE, Ranks
 from oseg_video.types import OsegVideoError, SaidElsewhereError
 
@@ -96,10 +96,7 @@ def _rank(run: Callable[[], int], environment: Mapping[str, str], parent: int) -
     if os.getppid() != parent:  # it died before it could be asked for
         return
     os.environ.update(environment)
-    from tqdm import tqdm
-
-    # tqdm's own lock is a semaphore, which a process that is killed leaves behind.
-    tqdm.set_lock(threading.RLock())
+    console.lock_bars()
     sys.exit(run())
 
 
