@@ -111,8 +111,7 @@ def _run(options: Namespace) -> int:
         )
     except KeyboardInterrupt:
         kept = "the same command goes on from here" if work else "nothing is kept without --out"
-        say(f"interrupted; {kept}")
-        return 130
+        raise KeyboardInterrupt(kept) from None
     for path, form in outputs.items():
         write_text(path, FORMATS[form](evaluation))
     if work is not None and evaluation.complete:  # otherwise clips may be mended, and the rest is not lost

@@ -43,7 +43,8 @@ def launch(run: Callable[[], int], count: int, device: str) -> None:
     ranks: list[BaseProcess] = []
     with tempfile.TemporaryDirectory(prefix=FOLDER_PREFIX) as folder:
         try:
-            with _cores_divided(count):
+            # Ranks on one processor share its cores.
+            with _in_environment("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count))):
                 for rank in range(count):
                     ranks.append(start_rank(run, folder, rank=rank, size=count, local_rank=rank))
             failed = _first_to_fail(ranks)
@@ -76,13 +77,15 @@ def start_rank(run: Callable[[], int], folder: str, *, rank: int, size: int, loc
     }
     context = multiprocessing.get_context("spawn")  # a forked process cannot use CUDA
     process = context.Process(target=_rank, args=(run, environment, os.getpid()), daemon=True)
-    resource_tracker.ensure_running()  # starting it would unblock the signals
-    # From the terminal they reach every process of the command: this one heeds them, and ends the others.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGHUP))
-    try:
-        process.start()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    # The working directory is no place for modules.
+    with _in_environment("PYTHONSAFEPATH", "1"):
+        resource_tracker.ensure_running()  # starting it would unblock the signals
+        # From the terminal they reach every process of the command: this one heeds them, and ends the others.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGHUP))
+        try:
+            process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return process
 
 
@@ -127,16 +130,15 @@ def _end(ranks: Sequence[BaseProcess]) -> dict[int, int]:
 
 
 @contextlib.contextmanager
-def _cores_divided(count: int) -> Iterator[None]:
-    """Processes started in here share the processor's cores, unless the environment says how many threads."""
-    before = os.environ.get("OMP_NUM_THREADS")
-    if before is None:
-        os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // count))
+def _in_environment(name: str, value: str) -> Iterator[None]:
+    """Processes that are started in here find the variable, with its own value where it has one."""
+    before = os.environ.get(name)
+    os.environ.setdefault(name, value)
     try:
         yield
     finally:
         if before is None:
-            del os.environ["OMP_NUM_THREADS"]
+            del os.environ[name]
 
 
 def _check_gpus(count: int, present: int, device: str) -> None:

@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from oseg_video.cli import _speaks_for_all, main
-from oseg_video.jobs.launch import FOLDER_PREFIX, _cores_divided, is_rank
+from oseg_video.jobs.launch import FOLDER_PREFIX, _in_environment, is_rank
 from oseg_video.jobs.ranks import ONE_MACHINE, Ranks
 from oseg_video.media import read_clip
 from oseg_video.types import OsegVideoError
@@ -150,8 +150,8 @@ def test_no_other_machine_can_reach_the_ranks_and_a_signal_ends_them(tmp_path: P
 def test_the_process_that_starts_ranks_is_none_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     before = dict(os.environ)
-    with _cores_divided(2):
-        assert not is_rank() and _speaks_for_all() and os.environ["OMP_NUM_THREADS"] != "0"
+    with _in_environment("OMP_NUM_THREADS", "1"):
+        assert not is_rank() and _speaks_for_all() and os.environ["OMP_NUM_THREADS"] == "1"
     assert not is_rank() and _speaks_for_all() and dict(os.environ) == before
     monkeypatch.setenv(ONE_MACHINE, "/somewhere")
     assert is_rank() and not _speaks_for_all()
