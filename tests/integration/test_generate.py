@@ -265,9 +265,14 @@ def test_outputs_are_checked_before_loading(capsys, tmp_path, mochi, unloadable)
 
 
 def test_overwrite(capsys, tmp_path, mochi):
-    (tmp_path / "a.mp4").write_text("old")
-    generate(capsys, *mochi, "--prompt", "x", "--out", tmp_path / "a.mp4", "--overwrite")
-    assert read_manifest(tmp_path / "a.mp4")["job"]["prompts"] == ["x"]
+    call = [*mochi, "--out", tmp_path / "a.mp4", "--overwrite", "--prompt"]
+    for prompt in ("w", "x"):
+        generate(capsys, *call, prompt)
+        assert read_manifest(tmp_path / "a.mp4")["job"]["prompts"] == [prompt]
+    (tmp_path / "a.mp4").write_text("a film of my own")
+    error = refused(capsys, "generate", *call, "x")
+    assert "a.mp4 is in the way and was not made by oseg-video" in error
+    assert (tmp_path / "a.mp4").read_text() == "a film of my own"
 
 
 def test_models_that_cannot_be_loaded(capsys, tmp_path, mochi, models):
@@ -303,6 +308,34 @@ def test_models_that_cannot_be_loaded(capsys, tmp_path, mochi, models):
     assert "no such device" in call(models / "mochi", "--device=abacus")
     if not torch.cuda.is_available():
         assert "this machine has cpu" in call(models / "mochi", "--device=cuda")
+
+
+@pytest.mark.parametrize(
+    ("entry", "config"),
+    [
+        (["evil_mod", "X"], {}),
+        (["evil_mod"], {}),
+        (["os.path", "join"], {}),
+        ([["evil_mod"], "X"], {}),
+        (["transformers", "AutoModel"], {"auto_map": {"AutoModel": "evil_mod.X"}}),
+        (["transformers", "T5EncoderModel"], {"attn_implementation": "evil/mod"}),
+        (["transformers", "T5EncoderModel"], {"text_config": {"_attn_implementation": "evil/mod"}}),
+    ],
+)
+def test_a_model_does_not_choose_what_is_run(capsys, tmp_path, monkeypatch, mochi, models, entry, config):
+    shutil.copytree(models / "mochi", tmp_path / "m")
+    for file, changes in (
+        (tmp_path / "m" / "model_index.json", {"text_encoder": entry}),
+        (tmp_path / "m" / "text_encoder" / "config.json", config),
+    ):
+        file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    for folder in (tmp_path, tmp_path / "m" / "text_encoder"):
+        (folder / "evil_mod.py").write_text("raise SystemExit('code of the model has run')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    error = refused(capsys, "generate", *mochi, "--model", "m", "--prompt", "x", "--out", "o.mp4")
+    assert re.search("would run code (of the model|from the hub)", error)
+    assert "evil_mod" not in sys.modules
 
 
 def test_memory_is_estimated_before_loading(capsys, tmp_path, mochi, monkeypatch):
