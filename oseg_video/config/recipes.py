@@ -190,7 +190,14 @@ def _named(config: Path | str) -> dict[str, Any]:
     if settings is None:
         hint = known_or_nearest(name, recipe_names()) if name == str(config) else "and no recipe of that name"
         raise ConfigError(f"cannot read {config}: No such file or directory; {hint}")
-    return settings
+    family = next((stem for stem in _families() if name == stem or name.startswith(f"{stem}-")), None)
+    return {**({"model": family} if family else {}), **settings}
+
+
+def _families() -> list[str]:
+    """Names of the shipped recipes that are a family's, the longest first."""
+    names = [path.stem for path in recipe_folder().glob("*.yaml") if load_yaml(path).get(SECTIONS)]
+    return sorted(names, key=len, reverse=True)
 
 
 def recipe(family: str, method: str = DEFAULT_METHOD, **settings: Any) -> Guidance:
@@ -200,8 +207,7 @@ def recipe(family: str, method: str = DEFAULT_METHOD, **settings: Any) -> Guidan
     """
     path = recipe_path(family)
     if path is None or not load_yaml(path).get(SECTIONS):
-        known = [file.stem for file in recipe_folder().glob("*.yaml") if load_yaml(file).get(SECTIONS)]
-        raise SettingError(f"no recipe for a family {family!r}; {known_or_nearest(family, sorted(known))}")
+        raise SettingError(f"no recipe for a family {family!r}; {known_or_nearest(family, _families())}")
     keys = _read(path, ()).of_method(method)
     guidance = {key: value for key, value in keys.items() if known_keys()[key].group == "guidance"}
     found = guidance_from_flat(method, guidance)
