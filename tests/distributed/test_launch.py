@@ -6,8 +6,6 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -19,38 +17,39 @@ from oseg_video.jobs.launch import _environment_of_ranks, is_rank
 from oseg_video.jobs.ranks import Ranks
 from oseg_video.media import read_clip
 from oseg_video.types import OsegVideoError
+from tests.processes import Command
 
 PROMPT = "a red circle moving left on a white background"
-COMMAND = (sys.executable, "-m", "oseg_video", "generate", "--prompt", PROMPT, "--device", "cpu")
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
-def run(*arguments: str, timeout: float = 900) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*COMMAND, *arguments], capture_output=True, text=True, timeout=timeout, env=ENVIRONMENT
-    )
+def command(*arguments: str) -> Command:
+    flags = ("generate", "--prompt", PROMPT, "--device", "cpu")
+    return Command(*flags, *arguments, environment={"OMP_NUM_THREADS": "1"})
 
 
-def two_clips(out: Path, *arguments: str) -> int:
-    """Exit code of the command in this process; the ranks that it starts are processes of their own."""
+def run(*arguments: str) -> tuple[int, str, str]:
+    """Exit code, standard output and standard error of the command."""
+    with command(*arguments) as process:
+        return process.wait(timeout=900), process.out, process.err
+
+
+def two_clips(out: Path, *arguments: str) -> tuple[int, str, str]:
     flags = ("--steps", "3", "--seed", "1", "2", "--format", "png", "--out", f"{out}/", "--quiet")
-    return main([*COMMAND[3:], *flags, *arguments])
+    return run(*flags, *arguments)
 
 
 @pytest.fixture(scope="module")
 def one_rank(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("one")
-    assert two_clips(out) == 0
+    code, _, error = two_clips(out)
+    assert code == 0, error
     return out
 
 
 @pytest.mark.parametrize("parallel", ["data=2", "ring=2 --shard-weights"])
-def test_two_ranks_make_the_clips_of_one(
-    one_rank: Path, tmp_path: Path, parallel: str, capfd: pytest.CaptureFixture
-) -> None:
+def test_two_ranks_make_the_clips_of_one(one_rank: Path, tmp_path: Path, parallel: str) -> None:
     parallel, *more = parallel.split()
-    code = two_clips(tmp_path, "--gpus", "2", "--parallel", parallel, *more)
-    out, error = capfd.readouterr()
+    code, out, error = two_clips(tmp_path, "--gpus", "2", "--parallel", parallel, *more)
     assert (code, error) == (0, "")
     names = sorted(path.name for path in one_rank.iterdir())
     assert sorted(path.name for path in tmp_path.iterdir()) == names
@@ -69,9 +68,9 @@ def test_two_ranks_make_the_clips_of_one(
 
 def test_a_mistake_is_said_once(tmp_path: Path) -> None:
     out = tmp_path / "a.mp4"
-    done = run("--out", str(out), "--gpus", "2", "--frames", "8")
-    assert done.returncode == 2
-    assert re.fullmatch(r"oseg-video: error: frames[^\n]*\n", done.stderr), done.stderr
+    code, _, error = run("--out", str(out), "--gpus", "2", "--frames", "8")
+    assert code == 2
+    assert re.fullmatch(r"oseg-video: error: frames[^\n]*\n", error), error
     assert not out.exists()
 
 
@@ -117,21 +116,15 @@ def children(pid: int) -> list[int]:
 def test_a_rank_that_dies_ends_all(tmp_path: Path) -> None:
     out = tmp_path / "a.mp4"
     arguments = ("--steps", "900", "--out", str(out), "--gpus", "2", "--parallel", "ulysses=2")
-    with subprocess.Popen(
-        [*COMMAND, *arguments], stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
-    ) as process:
-        assert process.stderr is not None
-        for line in iter(lambda: process.stderr.read(200), ""):  # type: ignore[union-attr]
-            if "step/s" in line or "s/step" in line:
-                break
+    with command(*arguments) as process:
+        while not re.search("step/s|s/step", process.err):
+            assert process.poll() is None, process.err
+            time.sleep(0.1)
         ranks = children(process.pid)
         os.kill(ranks[-1], signal.SIGKILL)
-        killed = time.monotonic()
-        rest = process.stderr.read()
         assert process.wait(timeout=60) == 2
-    assert time.monotonic() - killed < 60
-    assert "was killed (SIGKILL); the other ranks were ended" in rest
-    assert "Traceback" not in rest
+        assert "was killed (SIGKILL); the other ranks were ended" in process.err
+        assert "Traceback" not in process.err
     assert list(tmp_path.iterdir()) == []
     assert not any(Path(f"/proc/{rank}").exists() for rank in ranks)
 
