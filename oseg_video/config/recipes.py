@@ -82,6 +82,24 @@ def recipe_names() -> list[str]:
     return sorted(names)
 
 
+def shipped_files() -> list[dict[str, Any]]:
+    """Every shipped recipe file: its name, the command that takes it, what it is, its methods, its path."""
+    found = []
+    for folder, command in (("", "generate"), ("sweeps", "sweep"), ("tables", "compare")):
+        for path in sorted((recipe_folder() / folder).glob("*.yaml")):
+            content = load_yaml(path)
+            found.append(
+                {
+                    "name": path.stem,
+                    "command": command,
+                    "about": str(content.get("about", "")),
+                    "methods": list(content.get(SECTIONS, {})) if command == "generate" else [],
+                    "path": str(path),
+                }
+            )
+    return found
+
+
 def recipe_path(name: str) -> Path | None:
     """File of a shipped recipe that has one of its own, or None."""
     path = recipe_folder() / f"{name}.yaml"
@@ -140,17 +158,18 @@ def read_notes(path: Path) -> dict[str, str]:
 
 def resolve_job(
     flags: Mapping[str, Any],
-    config: Path | None = None,
+    config: Path | str | None = None,
     *,
     family_of: Callable[[str, str | None], str],
 ) -> GenerateJob:
     """The job of flags and a configuration file, over the recipes of its model and method.
 
     Layers, later ones win: defaults of `GenerateJob`, recipe of the model with its section of the method,
-    `config`, `flags`. `family_of(model, revision)` names the recipe of a model. Raises ConfigError or
+    `config` (a file, or the name of a shipped recipe), `flags`. `family_of(model, revision)` names the recipe
+    of a model. Raises ConfigError or
     SettingError.
     """
-    mine = {**(read_recipe(config) if config else {}), **flags}
+    mine = {**(_named(config) if config else {}), **flags}
     for name, value in mine.items():
         read_setting(name, value)
     family = family_of(mine.get("model", JOB["model"].default), mine.get("revision"))
@@ -160,6 +179,27 @@ def resolve_job(
     return job_from_plain({**recipe.of_method(method), **mine, METHOD: method})
 
 
+def _named(config: Path | str) -> dict[str, Any]:
+    """The settings of a recipe file, or of a shipped recipe by its name."""
+    path, name = Path(config), str(config).removesuffix(".yaml")
+    if path.is_file() or len(path.parts) > 1:
+        return read_recipe(path)
+    if name in RENAMED_RECIPES:
+        raise ConfigError(f"{name} is called {RENAMED_RECIPES[name]} now")
+    settings = shipped_recipe(name)
+    if settings is None:
+        hint = known_or_nearest(name, recipe_names()) if name == str(config) else "and no recipe of that name"
+        raise ConfigError(f"cannot read {config}: No such file or directory; {hint}")
+    family = next((stem for stem in _families() if name == stem or name.startswith(f"{stem}-")), None)
+    return {**({"model": family} if family else {}), **settings}
+
+
+def _families() -> list[str]:
+    """Names of the shipped recipes that are a family's, the longest first."""
+    names = [path.stem for path in recipe_folder().glob("*.yaml") if load_yaml(path).get(SECTIONS)]
+    return sorted(names, key=len, reverse=True)
+
+
 def recipe(family: str, method: str = DEFAULT_METHOD, **settings: Any) -> Guidance:
     """The guidance of a family's recipe: `recipe("mochi", "oseg", scale=2.0)`; `settings` go over it.
 
@@ -167,8 +207,7 @@ def recipe(family: str, method: str = DEFAULT_METHOD, **settings: Any) -> Guidan
     """
     path = recipe_path(family)
     if path is None or not load_yaml(path).get(SECTIONS):
-        known = [file.stem for file in recipe_folder().glob("*.yaml") if load_yaml(file).get(SECTIONS)]
-        raise SettingError(f"no recipe for a family {family!r}; {known_or_nearest(family, sorted(known))}")
+        raise SettingError(f"no recipe for a family {family!r}; {known_or_nearest(family, _families())}")
     keys = _read(path, ()).of_method(method)
     guidance = {key: value for key, value in keys.items() if known_keys()[key].group == "guidance"}
     found = guidance_from_flat(method, guidance)

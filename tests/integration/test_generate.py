@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -15,7 +16,6 @@ from PIL import Image
 from oseg_video import media
 from oseg_video.adapters.mochi import MochiAdapter
 from oseg_video.cli import main
-from oseg_video.config import FAMILY_FIELDS
 from oseg_video.config.manifest import read_manifest
 from oseg_video.jobs.loading import hub, memory
 from oseg_video.jobs.loading import pipeline as loading
@@ -89,10 +89,10 @@ def test_one_clip_with_its_manifest(capsys, tmp_path, mochi):
     assert 10 < clip.frames.float().std()  # a picture, not a flat colour
 
     manifest = json.loads((tmp_path / "new" / "a.json").read_text())
-    assert manifest == read_manifest(out)  # the same inside the mp4
+    assert manifest == read_manifest(out).plain()  # the same inside the mp4
     assert manifest["clip"]["sha256"] == line["sha256"]
     assert (manifest["job"]["prompts"], manifest["job"]["seeds"]) == (["a red circle"], [7])
-    assert manifest["job"]["guidance"] == "oseg" and manifest["job"]["blocks"] == [2]
+    assert manifest["job"]["guidance"]["method"] == "oseg" and manifest["job"]["guidance"]["blocks"] == [2]
     assert manifest["versions"]["torch"] == torch.__version__
     assert manifest["passes"]["steps"] == 2
     fired = {name for kind in manifest["passes"]["step_kinds"] for p in kind["passes"] for name in p["fired"]}
@@ -133,8 +133,8 @@ def test_an_old_manifest_still_reproduces(capsys, tmp_path, mochi):
     (line,) = generate(capsys, *mochi, "--prompt", "a red circle", "--out", tmp_path / "a.mp4")
     path = tmp_path / "a.json"
     manifest = json.loads(path.read_text())
-    for name in FAMILY_FIELDS:
-        assert manifest["job"].pop(name) is None
+    assert manifest["job"].pop("own") == {} and manifest["job"].pop("negative_prompt") is None
+    assert manifest["job"]["guidance"].pop("reference") == "token"
     path.write_text(json.dumps(manifest))
     assert main(["reproduce", str(path), "--quiet", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["sha256"] == line["sha256"]
@@ -266,9 +266,14 @@ def test_outputs_are_checked_before_loading(capsys, tmp_path, mochi, unloadable)
 
 
 def test_overwrite(capsys, tmp_path, mochi):
-    (tmp_path / "a.mp4").write_text("old")
-    generate(capsys, *mochi, "--prompt", "x", "--out", tmp_path / "a.mp4", "--overwrite")
-    assert read_manifest(tmp_path / "a.mp4")["job"]["prompts"] == ["x"]
+    call = [*mochi, "--out", tmp_path / "a.mp4", "--overwrite", "--prompt"]
+    for prompt in ("w", "x"):
+        generate(capsys, *call, prompt)
+        assert read_manifest(tmp_path / "a.mp4")["job"]["prompts"] == [prompt]
+    (tmp_path / "a.mp4").write_text("a film of my own")
+    error = refused(capsys, "generate", *call, "x")
+    assert "a.mp4 is in the way and was not made by oseg-video" in error
+    assert (tmp_path / "a.mp4").read_text() == "a film of my own"
 
 
 def test_models_that_cannot_be_loaded(capsys, tmp_path, mochi, models):
@@ -304,6 +309,34 @@ def test_models_that_cannot_be_loaded(capsys, tmp_path, mochi, models):
     assert "no such device" in call(models / "mochi", "--device=abacus")
     if not torch.cuda.is_available():
         assert "this machine has cpu" in call(models / "mochi", "--device=cuda")
+
+
+@pytest.mark.parametrize(
+    ("entry", "config"),
+    [
+        (["evil_mod", "X"], {}),
+        (["evil_mod"], {}),
+        (["os.path", "join"], {}),
+        ([["evil_mod"], "X"], {}),
+        (["transformers", "AutoModel"], {"auto_map": {"AutoModel": "evil_mod.X"}}),
+        (["transformers", "T5EncoderModel"], {"attn_implementation": "evil/mod"}),
+        (["transformers", "T5EncoderModel"], {"text_config": {"_attn_implementation": "evil/mod"}}),
+    ],
+)
+def test_a_model_does_not_choose_what_is_run(capsys, tmp_path, monkeypatch, mochi, models, entry, config):
+    shutil.copytree(models / "mochi", tmp_path / "m")
+    for file, changes in (
+        (tmp_path / "m" / "model_index.json", {"text_encoder": entry}),
+        (tmp_path / "m" / "text_encoder" / "config.json", config),
+    ):
+        file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    for folder in (tmp_path, tmp_path / "m" / "text_encoder"):
+        (folder / "evil_mod.py").write_text("raise SystemExit('code of the model has run')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    error = refused(capsys, "generate", *mochi, "--model", "m", "--prompt", "x", "--out", "o.mp4")
+    assert re.search("would run code (of the model|from the hub)", error)
+    assert "evil_mod" not in sys.modules
 
 
 def test_memory_is_estimated_before_loading(capsys, tmp_path, mochi, monkeypatch):

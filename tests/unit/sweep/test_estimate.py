@@ -56,7 +56,7 @@ def test_the_engine_runs_the_passes_that_are_counted(tmp_path, variations):
     store = open_store(str(tmp_path / "out"))
     run_sweep(items[::4], store, InProcess(store))
     for item, share in zip(items[::4], estimate(variations, ()).shares, strict=True):
-        ran = read_manifest(tmp_path / "out" / item.file)["passes"]["block_passes"]
+        ran = read_manifest(tmp_path / "out" / item.file).passes["block_passes"]
         assert share.method == item.method and share.passes == (ran, ran)
 
 
