@@ -17,6 +17,8 @@ from oseg_video.types import OsegVideoError
 from tests.sweeps import SMALL, Painter
 from tests.unit.sweep.conftest import painter  # noqa: F401
 
+pytestmark = pytest.mark.slow
+
 FLAGS = ["--frames", "7", "--height", "32", "--width", "32", "--steps", "2", "--device", "cpu", "--quiet"]
 METRICS = ["frame_difference"]
 

@@ -17,6 +17,8 @@ from oseg_video.sweep.recipe import Subject, SweepRecipe, read_sweep
 from tests.sweeps import SMALL
 from tests.unit.sweep.conftest import painter  # noqa: F401
 
+pytestmark = pytest.mark.slow
+
 VALUES = {"oseg": {"frame_difference": 12.5, "alignment:embedded:colour": 1}}
 
 

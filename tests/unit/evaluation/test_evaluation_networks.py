@@ -31,6 +31,8 @@ from oseg_video.media import write_clip
 from oseg_video.types import OsegVideoError
 from tests.drawn import write_drawn, write_frames
 
+pytestmark = pytest.mark.slow
+
 
 class SmallI3D(nn.Module):
     """Called as StyleGAN-V's I3D is: uint8 [B, C, T, H, W] in, logits out; it scales and resizes itself."""
