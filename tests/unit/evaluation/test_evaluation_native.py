@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch.nn import functional
 
-from oseg_video import media
 from oseg_video.evaluation.clips import find_clips
 from oseg_video.evaluation.metrics.base import EvaluationError, MetricOptions, build_metrics
 from oseg_video.evaluation.metrics.motion import block_motion, frame_difference
 from oseg_video.media import write_clip
+from oseg_video.media.writing import run_ffmpeg
 from oseg_video.types import OsegVideoError
 
 
@@ -57,7 +57,7 @@ ENCODINGS = {
 def test_flickering_is_vbenchs_on_the_same_file(tmp_path, encoding):
     source, path = tmp_path / "source.mp4", tmp_path / "a.mp4"
     write_clip(source, colourful(), 8, format="mp4")
-    done = media._ffmpeg("-v", "error", "-i", str(source), *ENCODINGS[encoding], str(path))
+    done = run_ffmpeg("-v", "error", "-i", str(source), *ENCODINGS[encoding], str(path))
     assert done.returncode == 0, done.stderr
     assert value_of("temporal_flickering", path) == pytest.approx(vbench_flickering(path), abs=1e-6)
 
