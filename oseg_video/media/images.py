@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import re
+from collections import deque
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
@@ -89,11 +90,9 @@ def probe_images(path: Path) -> ClipShape:
                 return ClipShape(len(files), image.height, image.width, None, "pillow")
     with _reading(path):
         unit = _unit(_durations(path))
-        frames = 0
-        for frame in stream_images(path):
-            frames += 1
-        height, width, _ = frame.rgb_HWC.shape
-        return ClipShape(frames, height, width, 1000 / unit if unit else None, "pillow")
+        (last,) = deque(stream_images(path), maxlen=1)
+        height, width, _ = last.rgb_HWC.shape
+        return ClipShape(last.index + 1, height, width, 1000 / unit if unit else None, "pillow")
 
 
 def rgb_of(image: Image.Image) -> Pixels:
@@ -180,4 +179,6 @@ def _reading(path: Path) -> Iterator[None]:
     except MediaError as error:
         raise error if str(path) in str(error) else MediaError(f"cannot read {path}: {error}") from None
     except Exception as error:
-        raise MediaError(f"cannot read {path}: {getattr(error, 'strerror', None) or one_line(error)}") from error
+        raise MediaError(
+            f"cannot read {path}: {getattr(error, 'strerror', None) or one_line(error)}"
+        ) from error

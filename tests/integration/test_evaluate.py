@@ -10,6 +10,7 @@ import shutil
 
 import pytest
 import torch
+from oseg_video.evaluation.metrics.observe import MeanMetric
 from scipy.stats import t as student
 
 from oseg_video.cli import main
@@ -18,7 +19,6 @@ from oseg_video.evaluation.alone import alone_in
 from oseg_video.evaluation.evaluate import evaluate
 from oseg_video.evaluation.metrics import fvd, observe
 from oseg_video.evaluation.metrics.base import EvaluationError, Figure, MetricOptions, known_metrics
-from oseg_video.evaluation.metrics.observe import MeanMetric
 from oseg_video.evaluation.tables import as_csv, as_json, as_latex, as_markdown
 from oseg_video.types import OsegVideoError
 from tests.drawn import write_drawn, write_frames, write_manifest

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from oseg_video.evaluation.metrics.fvd_protocols import PROTOCOLS
 
 from oseg_video.adapters import all_adapters
 from oseg_video.compare.compare import compare
@@ -14,7 +15,6 @@ from oseg_video.compare.recipe import label, read_comparison
 from oseg_video.config.prompts import read_prompts
 from oseg_video.embedded.dataset import parse_caption
 from oseg_video.evaluation.metrics.base import MetricOptions, known_metrics
-from oseg_video.evaluation.metrics.fvd_protocols import PROTOCOLS
 from oseg_video.jobs.loading import hub
 from oseg_video.media import write_clip
 from oseg_video.sweep.table import plan_variations

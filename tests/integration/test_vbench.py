@@ -18,6 +18,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from oseg_video.evaluation.vbench.metric import jobs as vbench_jobs
+from oseg_video.evaluation.vbench.metric import metric as vbench
 
 from oseg_video.cli import main, parse
 from oseg_video.evaluation.clips import ClipFile, FoundClips, find_clips
@@ -26,8 +28,6 @@ from oseg_video.evaluation.metrics.base import MetricOptions, build_metrics, kno
 from oseg_video.evaluation.vbench.environment import find_environment
 from oseg_video.evaluation.vbench.jobs import custom_job
 from oseg_video.evaluation.vbench.kept import KeptAnswers
-from oseg_video.evaluation.vbench.metric import jobs as vbench_jobs
-from oseg_video.evaluation.vbench.metric import metric as vbench
 from oseg_video.evaluation.vbench.process import ask, run_workers
 from oseg_video.evaluation.vbench.scores import DIMENSIONS, normalise, total
 from oseg_video.media import write_clip

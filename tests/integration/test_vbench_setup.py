@@ -7,10 +7,10 @@ import sys
 import zipfile
 
 import pytest
+from oseg_video.evaluation.vbench.metric import environment as vbench_environment
 
 from oseg_video.cli import main
 from oseg_video.evaluation.vbench.environment import find_environment, set_up
-from oseg_video.evaluation.vbench.metric import environment as vbench_environment
 from oseg_video.types import OsegVideoError
 
 pytestmark = pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="VBench's packages need Python 3.11")

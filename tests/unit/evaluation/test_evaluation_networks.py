@@ -9,6 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 from huggingface_hub import HfApi
+from oseg_video.evaluation.metrics.features import EmbeddedClassifier, VideoMAE
+from oseg_video.evaluation.metrics.observe import OpenClip
+from oseg_video.evaluation.metrics.real_clips import look_at_drawn
+from oseg_video.evaluation.metrics.reference import load_reference
+from oseg_video.evaluation.metrics.weights import load_torchscript
 from torch import nn
 from torch.nn import functional
 from torchmetrics.image.inception import InceptionScore as TorchmetricsInceptionScore
@@ -20,13 +25,8 @@ from oseg_video.evaluation.clips import find_clips
 from oseg_video.evaluation.evaluate import evaluate
 from oseg_video.evaluation.metrics import embedded, features, fvd_protocols, real_clips
 from oseg_video.evaluation.metrics.base import MetricOptions, build_metrics
-from oseg_video.evaluation.metrics.features import EmbeddedClassifier, VideoMAE
 from oseg_video.evaluation.metrics.fvd import SHIPPED
 from oseg_video.evaluation.metrics.inception import inception_score
-from oseg_video.evaluation.metrics.observe import OpenClip
-from oseg_video.evaluation.metrics.real_clips import look_at_drawn
-from oseg_video.evaluation.metrics.reference import load_reference
-from oseg_video.evaluation.metrics.weights import load_torchscript
 from oseg_video.media import write_clip
 from oseg_video.types import OsegVideoError
 from tests.drawn import write_drawn, write_frames
