@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from flops import step_cost
 from tqdm import tqdm
 
 from oseg_video.adapters import ClipSize, ModelAdapter, adapter_for_class, all_adapters
@@ -31,7 +32,6 @@ from oseg_video.config import build_guidance, recipe_names, resolve_job
 from oseg_video.engine.branches import BranchRunner
 from oseg_video.guidance.methods import CFG, METHODS, OSEG, PAG, SEG, STG, Guidance
 from oseg_video.guidance.plan import Step
-from oseg_video.jobs.cost import step_cost
 from oseg_video.jobs.loading.meta import full_size_denoiser
 from oseg_video.jobs.step_kinds import pipeline_scale
 from oseg_video.media import write_text

@@ -28,12 +28,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from bench_cost import SMALL, SMALL_CLIP, machine, markdown, recipe, versions, written
+from flops import StepCost, run_step, step_cost
 from tqdm import tqdm
 
 from oseg_video.adapters import ClipSize, ModelAdapter, all_adapters
 from oseg_video.engine.branches import BranchRunner
 from oseg_video.guidance.plan import Branch
-from oseg_video.jobs.cost import StepCost, run_step, step_cost
 from oseg_video.jobs.loading.meta import full_size_denoiser
 from oseg_video.jobs.ranks import Ranks
 from oseg_video.media import write_text

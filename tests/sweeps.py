@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 import yaml
-
 from oseg_video.jobs.manifest import build_manifest, manifest_text
+
 from oseg_video.jobs.model import ClipResult, LoadedModel
 from oseg_video.media import frames_sha256, write_clip, write_text
 from oseg_video.sweep.recipe import read_sweep

@@ -4,22 +4,25 @@ An adapter is the only place that knows a family's classes, blocks, attention si
 It knows no guidance method. A new family is one file with one class under `@register_adapter`.
 """
 
+from __future__ import annotations
+
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar, Literal
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from oseg_video.adapters.blocks import BlockAddress, UnknownBlockError
 from oseg_video.adapters.settings import ClipSize, FamilySettings
-from oseg_video.parallel.sequence import SpreadSequence
 from oseg_video.parallel.shards import Shard, with_size
 from oseg_video.types import OsegVideoError, TokenGrid
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from oseg_video.parallel.sequence import SpreadSequence
 
 Condition = Literal["uncond", "cond"]
 Layout = Literal["BSC", "BSND", "BNSD"]
@@ -272,11 +275,15 @@ class ModelAdapter(FamilySettings, ABC):
 
 def random_like(denoiser: nn.Module, *shape: int) -> Tensor:
     """Standard normal values with the dtype and device of a denoiser's weights."""
+    import torch
+
     weight = next(denoiser.parameters())
     return torch.randn(*shape, dtype=weight.dtype, device=weight.device)
 
 
 def _map_tensors(change: Callable[[Tensor], Tensor], value: Any) -> Any:
+    from torch import Tensor
+
     if isinstance(value, Tensor):
         return change(value)
     if isinstance(value, dict):

@@ -1,15 +1,18 @@
 """HunyuanVideo: joint attention of video and text in dual, then single blocks (tencent/HunyuanVideo)."""
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from __future__ import annotations
 
-import torch
-from torch import nn
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from oseg_video.adapters.base import Condition, random_like, register_adapter
 from oseg_video.adapters.joint import JointAttentionAdapter
 from oseg_video.adapters.settings import ARGUMENTS, ClipSize, ReadJson
 from oseg_video.parallel.shards import Shard
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
 _TEXT_TOKENS = 256  # default max_sequence_length of the pipelines
 
@@ -78,6 +81,8 @@ class HunyuanVideoAdapter(JointAttentionAdapter):
 
     def component_dtype(self, component: str, dtype: torch.dtype) -> torch.dtype:
         # As the model card loads it: only the transformer needs the range of bfloat16.
+        import torch
+
         return torch.float16 if dtype == torch.bfloat16 and component != "transformer" else dtype
 
     def calls(self, pipe: Any, call: Mapping[str, Any]) -> tuple[tuple[Condition, ...], ...]:
@@ -96,6 +101,8 @@ class HunyuanVideoAdapter(JointAttentionAdapter):
         return sharded
 
     def example_arguments(self, denoiser: Any, clip: ClipSize, rows: int) -> dict[str, Any]:
+        import torch
+
         config, device = denoiser.config, denoiser.device
         return {
             "hidden_states": random_like(denoiser, rows, config.in_channels, *self.latent_size(clip)),

@@ -1,17 +1,19 @@
 """HunyuanVideo 1.5: joint attention of video, image and texts in dual blocks (tencent/HunyuanVideo-1.5)."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache, wraps
-from typing import Any, ClassVar
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from oseg_video.adapters.base import Condition, random_like, register_adapter
 from oseg_video.adapters.joint import JointAttentionAdapter
 from oseg_video.adapters.settings import ARGUMENTS, ClipSize, ReadJson
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 # What the pipelines pad to: the language model's text, the letters to be drawn, the image.
 _TEXT_TOKENS, _GLYPH_TOKENS, _IMAGE_TOKENS = 1000, 256, 729
@@ -145,6 +147,8 @@ class HunyuanVideo15Adapter(JointAttentionAdapter):
                 processor.__class__ = original
 
     def example_arguments(self, denoiser: Any, clip: ClipSize, rows: int) -> dict[str, Any]:
+        import torch
+
         config, device = denoiser.config, denoiser.device
         return {
             "hidden_states": random_like(denoiser, rows, config.in_channels, *self.latent_size(clip)),
@@ -182,6 +186,7 @@ def _with_optional_mask(original: type) -> type:
 
     The model's own processor always builds a mask of S x S, text and video: 13 GB for 121 frames of 720p.
     """
+    import torch
     from diffusers.models.transformers.transformer_hunyuan_video import HunyuanVideoAttnProcessor2_0
     from diffusers.models.transformers.transformer_hunyuan_video15 import HunyuanVideo15AttnProcessor2_0
 

@@ -1,13 +1,16 @@
 """What families with joint attention share: blocks that take video and text at once, and padded text."""
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from __future__ import annotations
 
-from torch import Tensor
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from oseg_video.adapters.base import ModelAdapter, VideoTokens
 from oseg_video.adapters.blocks import BlockAddress
 from oseg_video.types import TokenGrid
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class JointAttentionAdapter(ModelAdapter):

@@ -1,16 +1,18 @@
 """LTX-Video: self-attention of video tokens, then cross-attention to text (Lightricks/LTX-Video)."""
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from __future__ import annotations
 
-import torch
-from torch import Tensor
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from oseg_video.adapters.base import ModelAdapter, VideoTokens, random_like, register_adapter
 from oseg_video.adapters.blocks import BlockAddress
 from oseg_video.adapters.settings import ARGUMENTS, ClipSize
 from oseg_video.parallel.shards import Shard
 from oseg_video.types import TokenGrid
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _TEXT_TOKENS = 128  # default max_sequence_length of the pipeline
 
@@ -55,6 +57,8 @@ class LTXAdapter(ModelAdapter):
         return sharded
 
     def example_arguments(self, denoiser: Any, clip: ClipSize, rows: int) -> dict[str, Any]:
+        import torch
+
         config, device = denoiser.config, denoiser.device
         frames, height, width = self.latent_size(clip)
         tokens = frames * height * width

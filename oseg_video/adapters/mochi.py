@@ -1,13 +1,16 @@
 """Mochi: joint attention of video and text (genmo/mochi-1-preview)."""
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from __future__ import annotations
 
-import torch
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from oseg_video.adapters.base import random_like, register_adapter
 from oseg_video.adapters.joint import JointAttentionAdapter
 from oseg_video.adapters.settings import ClipSize
+
+if TYPE_CHECKING:
+    pass
 
 _TEXT_TOKENS = 256  # default max_sequence_length of the pipeline
 
@@ -31,6 +34,8 @@ class MochiAdapter(JointAttentionAdapter):
     padded_texts = (("encoder_hidden_states", "encoder_attention_mask"),)
 
     def example_arguments(self, denoiser: Any, clip: ClipSize, rows: int) -> dict[str, Any]:
+        import torch
+
         config, device = denoiser.config, denoiser.device
         return {
             "hidden_states": random_like(denoiser, rows, config.in_channels, *self.latent_size(clip)),

@@ -19,8 +19,9 @@ from typing import Any, NoReturn
 from oseg_video.cli import compare, contact_sheet, evaluate, generate, info, models, reproduce, sweep, vbench
 from oseg_video.cli.output import PROGRAM, say
 from oseg_video.cli.parsing import Parser, UsageError
-from oseg_video.config import known_or_nearest
+from oseg_video.console import show
 from oseg_video.jobs.quiet import quiet_libraries
+from oseg_video.settings.suggest import known_or_nearest
 from oseg_video.types import OsegVideoError, SaidElsewhereError
 
 _COMMANDS = (generate, reproduce, sweep, compare, evaluate, contact_sheet, vbench, models, info)
@@ -33,6 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in arguments
     try:
         options = parse(arguments)
+        show(quiet=getattr(options, "quiet", False))
         with _terminable(), contextlib.nullcontext() if debug else quiet_libraries():
             return int(options.run(options))
     except KeyboardInterrupt:

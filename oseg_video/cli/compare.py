@@ -5,13 +5,15 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from oseg_video.cli.output import say
 from oseg_video.cli.parsing import Commands, UsageError, add_batch, add_command, names, whole_number
 from oseg_video.cli.settings import add_setting_flags, flag_settings
-from oseg_video.config import FIELDS, GUIDANCE_NAMES, known_or_nearest
-from oseg_video.types import SettingError
+from oseg_video.config import known_keys
+from oseg_video.config.keys import JOB, Key
+from oseg_video.guidance.methods import METHODS
+from oseg_video.settings.suggest import known_or_nearest
 
 if TYPE_CHECKING:
     from oseg_video.compare.recipe import ComparisonRecipe
@@ -46,9 +48,9 @@ def register(commands: Commands) -> None:
         help="prompts, seeds, methods with settings, metrics: in place of the flags; a sweep's will do",
     )
     parser.add_argument("--out", required=True, metavar="FOLDER", help="of clips, figures and page")
-    parser.add_argument("--guidance", metavar="A,B", type=names, help=f"methods: {', '.join(GUIDANCE_NAMES)}")
+    parser.add_argument("--guidance", metavar="A,B", type=names, help=f"methods: {', '.join(METHODS)}")
     parser.add_argument("--seeds", metavar="N,N", help="one clip per method, prompt and seed (default: 0)")
-    add_setting_flags(parser, [name for name, spec in FIELDS.items() if not _left_out(name, spec)])
+    add_setting_flags(parser, [name for name, key in known_keys().items() if not _left_out(name, key)])
     figures = parser.add_argument_group("figures")
     figures.add_argument(
         "--metrics",
@@ -82,12 +84,12 @@ def register(commands: Commands) -> None:
     )
     run.add_argument("--retry-failed", action="store_true", help="try failed clips again")
     run.add_argument("--open", action="store_true", help="open the page in the browser at the end")
-    run.add_argument("--quiet", action="store_true", help="no progress and no warnings")
+    run.add_argument("--quiet", action="store_true", help="no progress")
     run.add_argument("--debug", action="store_true", help="show tracebacks and the libraries' messages")
 
 
-def _left_out(name: str, spec: Any) -> bool:
-    return name in _LEFT_OUT or spec.metadata["group"] == "guidance"
+def _left_out(name: str, key: Key) -> bool:
+    return name in _LEFT_OUT or key.group == "guidance"
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -96,21 +98,21 @@ def _run(options: argparse.Namespace) -> int:
             f"--out must be a folder of this machine, which a browser can open, got {options.out}"
         )
     from oseg_video.compare.compare import compare
-    from oseg_video.evaluation.evaluate import reads_real
+    from oseg_video.evaluation.metrics.base import known_metrics
 
     recipe = _recipe(options)
     metrics = recipe.metrics if options.metrics is None else options.metrics
+    known = known_metrics()
+    read_real = any(name in known and "reference" in known[name].reads for name in metrics or ())
     done = compare(
         recipe.sweep,
         Path(options.out),
         metrics,
         baseline=options.baseline or recipe.baseline,
         published=recipe.published,
-        options=_metric_options(options, recipe.starts_from_real and not reads_real(metrics or ())),
+        options=_metric_options(options, recipe.starts_from_real and not read_real),
         workers=options.workers,
         retry_failed=options.retry_failed,
-        quiet=options.quiet,
-        notify=(lambda line: None) if options.quiet else (lambda line: say(f"warning: {line}")),
     )
     print(done.table)
     summary = done.summary
@@ -139,7 +141,7 @@ def _recipe(options: argparse.Namespace) -> ComparisonRecipe:
     given = flag_settings(options)
     if options.recipe is not None:
         flags = [f"--{name}" for name in ("guidance", "seeds") if getattr(options, name) is not None]
-        flags += [FIELDS[name].metadata["flag"] or "--" + name.replace("_", "-") for name in given]
+        flags += [known_keys()[name].setting.flag_of(name) for name in given]
         if flags:
             raise UsageError(f"{flags[0]} cannot be given with a recipe, which sets it")
         return read_comparison(
@@ -147,7 +149,6 @@ def _recipe(options: argparse.Namespace) -> ComparisonRecipe:
             real=Path(options.reference) if options.reference else None,
             pictures=Path(options.out) / PICTURES,
             limit=options.limit,
-            quiet=options.quiet,
         )
     if options.limit is not None:
         raise UsageError("--limit is for the prompts of a recipe, and there is none")
@@ -160,7 +161,7 @@ def _recipe(options: argparse.Namespace) -> ComparisonRecipe:
             raise UsageError(f"a comparison needs {flag}, or a recipe")
     image = given.pop("image", None)
     prompts: list[str | None] = given.pop("prompts", None) or [None]
-    model = given.pop("model", FIELDS["model"].default)
+    model = given.pop("model", JOB["model"].default)
     sweep = SweepRecipe(
         subjects=tuple(Subject(prompt=prompt, image=image) for prompt in dict.fromkeys(prompts)),
         seeds=_seeds(options.seeds),
@@ -173,8 +174,8 @@ def _recipe(options: argparse.Namespace) -> ComparisonRecipe:
 
 def _check_methods(methods: Sequence[str]) -> None:
     for name in methods:
-        if name not in GUIDANCE_NAMES:
-            raise UsageError(f"--guidance: unknown method {name!r}; {known_or_nearest(name, GUIDANCE_NAMES)}")
+        if name not in METHODS:
+            raise UsageError(f"--guidance: unknown method {name!r}; {known_or_nearest(name, METHODS)}")
         if methods.count(name) > 1:
             raise UsageError(f"--guidance names {name} twice")
 
@@ -182,10 +183,7 @@ def _check_methods(methods: Sequence[str]) -> None:
 def _seeds(text: str | None) -> tuple[int, ...]:
     if text is None:
         return (0,)
-    try:
-        return tuple(FIELDS["seeds"].metadata["kind"].from_text(text))
-    except SettingError as error:
-        raise SettingError(f"--seeds must be {error}") from None
+    return tuple(JOB["seeds"].read_text("--seeds", text))
 
 
 def _metric_options(options: argparse.Namespace, only_pictures: bool) -> MetricOptions:
@@ -199,5 +197,4 @@ def _metric_options(options: argparse.Namespace, only_pictures: bool) -> MetricO
         trust_weights=options.trust_weights,
         reference=Path(options.reference) if options.reference and not only_pictures else None,
         batch=options.batch,
-        quiet=options.quiet,
     )

@@ -109,7 +109,6 @@ def _run(options: Namespace) -> int:
     from oseg_video.evaluation.evaluate import evaluate
     from oseg_video.evaluation.tables import FORMATS, format_of
 
-    console.show(quiet=options.quiet)
     outputs = {Path(out): format_of(Path(out)) for out in options.out}
     _check_outputs(options, outputs)
     if options.format not in FORMATS:

@@ -79,12 +79,10 @@ def _run(options: Namespace) -> int:
             launch(options.arguments, options.gpus, job.device)
             return 0
     from oseg_video.jobs.generate import generate
-    from oseg_video.jobs.progress import Progress
 
     generate(
         job,
         overwrite=options.overwrite,
-        progress=Progress(quiet=options.quiet),
         on_clip=lambda result: print_clip(result, options),
         parallel=options.parallel,
         shard_weights=options.shard_weights,

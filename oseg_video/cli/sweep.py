@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import json
-import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from oseg_video.cli.output import say
-from oseg_video.cli.parsing import Commands, UsageError, add_command, whole_number
+from oseg_video.cli.parsing import Commands, UsageError, add_command, seconds, whole_number
 
 if TYPE_CHECKING:
     from oseg_video.sweep.records import Record
@@ -63,7 +61,10 @@ def register(commands: Commands) -> None:
     dry = parser.add_argument_group("dry run")
     dry.add_argument("--dry-run", action="store_true", help="count clips, passes and GPU hours; make nothing")
     dry.add_argument(
-        "--tflops", metavar="X", type=_rate, help="assumed 10^12 FLOPs a second of a GPU, for the hours"
+        "--seconds-per-pass",
+        metavar="X",
+        type=seconds,
+        help="assumed time of a pass through the denoiser, for the hours of clips of which none is finished",
     )
     run = parser.add_argument_group("this run")
     run.add_argument("--quiet", action="store_true", help="no progress")
@@ -74,7 +75,7 @@ def register(commands: Commands) -> None:
 def _run(options: argparse.Namespace) -> int:
     for flag, given, needed in (
         ("--address", options.address is not None, ("--engine ray", options.engine == "ray")),
-        ("--tflops", options.tflops is not None, ("--dry-run", options.dry_run)),
+        ("--seconds-per-pass", options.seconds_per_pass is not None, ("--dry-run", options.dry_run)),
     ):
         if given and not needed[1]:
             raise UsageError(f"{flag} has no effect without {needed[0]}")
@@ -89,7 +90,7 @@ def _run(options: argparse.Namespace) -> int:
             recipe,
             options.out,
             cluster=cluster,
-            tflops=options.tflops,
+            seconds_per_pass=options.seconds_per_pass,
             retry_failed=options.retry_failed,
             quiet=options.quiet,
         )
@@ -122,10 +123,3 @@ def _print_record(settled: Record, options: argparse.Namespace) -> None:
         print(json.dumps(dataclasses.asdict(settled)), flush=True)
     elif settled.state == "failed" and not options.quiet:
         tqdm.write(f"failed: {settled.file}: {settled.reason}", file=sys.stderr)
-
-
-def _rate(text: str) -> float:
-    with contextlib.suppress(ValueError):
-        if 0 < (rate := float(text)) < math.inf:
-            return rate
-    raise argparse.ArgumentTypeError(f"must be a number above 0, got {text!r}")

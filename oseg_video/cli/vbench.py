@@ -51,7 +51,6 @@ def _setup(options: Namespace) -> int:
     from oseg_video.evaluation.vbench.environment import set_up
     from oseg_video.evaluation.vbench.scores import DIMENSIONS
 
-    console.show(quiet=options.quiet)
     try:
         environment = set_up(
             where=Path(options.where) if options.where else None,

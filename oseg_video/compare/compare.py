@@ -20,11 +20,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from oseg_video import console
 from oseg_video.compare.page import Gap, write_page
 from oseg_video.compare.planned import check_metrics, default_metrics, planned_clips
 from oseg_video.compare.recipe import label
 from oseg_video.evaluation.clips import FoundClips, find_clips
-from oseg_video.evaluation.evaluate import Notify, evaluate
+from oseg_video.evaluation.evaluate import evaluate
 from oseg_video.evaluation.metrics.base import MetricOptions
 from oseg_video.evaluation.results import Published, evaluation_versions
 from oseg_video.evaluation.rows import file_state
@@ -75,8 +76,6 @@ def compare(
     options: MetricOptions | None = None,
     workers: int | None = None,
     retry_failed: bool = False,
-    quiet: bool = True,
-    notify: Notify = lambda line: None,
     on_record: Callable[[Record], None] | None = None,
 ) -> Comparison:
     """Make the clips of a recipe, measure them, and write a page that shows both.
@@ -84,7 +83,7 @@ def compare(
     metrics: exact names; by default what needs no weights that would have to be fetched and suits the clips.
     baseline: method that the others of the same model are compared with, by default the first.
     published: figures to show beside these.
-    workers, retry_failed, on_record: as of `sweep`. notify: called with warnings.
+    workers, retry_failed, on_record: as of `sweep`. Warnings are logged.
 
     What can be refused before the first clip is made is. Raises OsegVideoError.
     """
@@ -98,16 +97,14 @@ def compare(
         metrics = default_metrics(variations, planned, options)
     else:
         for line in check_metrics(metrics, planned, options):
-            notify(line)
+            console.logger.warning("warning: %s", line)
 
     folder = Path(out) / CLIPS
-    summary = sweep(
-        recipe, str(folder), workers=workers, retry_failed=retry_failed, quiet=quiet, on_record=on_record
-    )
+    summary = sweep(recipe, str(folder), workers=workers, retry_failed=retry_failed, on_record=on_record)
     if not summary.done:
         raise CompareError(f"none of the {summary.total} clips could be made: {summary.failed[0].reason}")
-    found = _found(recipe, summary, folder, quiet)
-    results, table = _results(found, Path(out), metrics, baselines, published, options, quiet, notify)
+    found = _found(recipe, summary, folder)
+    results, table = _results(found, Path(out), metrics, baselines, published, options)
     gaps = [
         Gap(one.prompt, one.image, one.seed, _of(recipe, one), one.reason or "") for one in summary.failed
     ]
@@ -143,9 +140,9 @@ def _of(recipe: SweepRecipe, one: Record) -> str:
     return label(recipe, one.model, one.method)
 
 
-def _found(recipe: SweepRecipe, summary: Summary, folder: Path, quiet: bool) -> FoundClips:
+def _found(recipe: SweepRecipe, summary: Summary, folder: Path) -> FoundClips:
     """The clips of this comparison in the table's order; the folder may hold those of earlier ones too."""
-    everything = find_clips([folder], quiet=quiet)
+    everything = find_clips([folder])
     there = {clip.name: clip for clip in everything.clips}
     done = [one for one in summary.records if one.state == "done"]
     clips = [
@@ -163,17 +160,13 @@ def _results(
     baselines: Mapping[str, str],
     published: Published | None,
     options: MetricOptions,
-    quiet: bool,
-    notify: Notify,
 ) -> tuple[dict[str, Any], str]:
     """The figures as plain JSON types and as Markdown: those of the last run, if nothing has changed."""
     question = _digest(found, metrics, baselines, published, options)
     last = _last(out)
     if last is not None and last[0].get("of") == question:
         return last
-    evaluation = evaluate(
-        found, metrics, options=options, baseline=baselines, work=out / _SEEN, quiet=quiet, notify=notify
-    )
+    evaluation = evaluate(found, metrics, options=options, baseline=baselines, work=out / _SEEN)
     evaluation = dataclasses.replace(evaluation, published=published)
     results = {"of": question if evaluation.complete else None, **json.loads(as_json(evaluation))}
     table = as_markdown(evaluation)

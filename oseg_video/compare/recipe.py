@@ -20,11 +20,12 @@ from pathlib import Path
 from typing import Any
 
 from oseg_video.compare.first_frames import first_frames
-from oseg_video.config import ConfigError, known_or_nearest
+from oseg_video.config import ConfigError
 from oseg_video.config.prompts import read_prompts
 from oseg_video.config.recipes import load_yaml
 from oseg_video.evaluation.metrics.base import known_metrics
 from oseg_video.evaluation.results import Published
+from oseg_video.settings.suggest import known_or_nearest
 from oseg_video.sweep.recipe import SweepRecipe, sweep_of
 
 
@@ -43,7 +44,7 @@ class ComparisonRecipe:
 
 
 def read_comparison(
-    path: Path, *, real: Path | None = None, pictures: Path, limit: int | None = None, quiet: bool = True
+    path: Path, *, real: Path | None = None, pictures: Path, limit: int | None = None
 ) -> ComparisonRecipe:
     """The comparison of a YAML file; a sweep's file is one, too.
 
@@ -61,7 +62,7 @@ def read_comparison(
                 f"{path.name} starts from first frames of real clips: --reference must be their folder, "
                 f"with {names[0]} in it; got {real}"
             )
-        images = first_frames(real, names, pictures, quiet=quiet)
+        images = first_frames(real, names, pictures)
         content["prompts"] = [{"image": str(image.absolute())} for image in images]
     sweep = sweep_of(content, path)
     labels = [label(sweep, model, method) for model in sweep.models for method in sweep.methods]

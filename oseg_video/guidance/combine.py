@@ -97,7 +97,7 @@ def push_away(prediction: Tensor, *, cond: Tensor, perturbed: Tensor, scale: Sca
     return upcast(prediction) + scale * (upcast(cond) - upcast(perturbed))
 
 
-def oseg_published(
+def oseg_released(
     *,
     cond: Tensor,
     uncond_perturbed: Tensor,

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from oseg_video.config import GenerateJob
+from oseg_video.config.manifest import manifest_path
 from oseg_video.types import OsegVideoError
 
 _STEM_LETTERS = 60
@@ -41,12 +42,6 @@ class ClipPlan:
     def manifest(self) -> Path:
         """The clip's manifest, beside it."""
         return manifest_path(self.path)
-
-
-def manifest_path(clip: Path) -> Path:
-    """Place of a clip's manifest: `a.mp4` has `a.json`, the folder of pictures `a` has `a.json` too."""
-    stem = clip.stem if clip.suffix.lower() in _FILE_FORMATS else clip.name
-    return clip.with_name(f"{stem}.json")
 
 
 def prompt_stem(prompt: str) -> str:
@@ -100,7 +95,7 @@ def plan_clips(job: GenerateJob, *, pictures: bool = False) -> list[ClipPlan]:
     ending = {"picture": ".png", "png": ""}.get(format, f".{format}")
     shown = Path(job.image).stem if job.image else ""
     texts = [(shown if prompt is None else prompt, seed) for prompt, seed in clips]
-    names = clip_names(texts, job.guidance)
+    names = clip_names(texts, job.guidance.name)
     return [
         ClipPlan(prompt, seed, out / f"{name}{ending}", format)
         for (prompt, seed), name in zip(clips, names, strict=True)

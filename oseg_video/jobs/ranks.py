@@ -15,7 +15,7 @@ import torch.distributed as dist
 from oseg_video.adapters import ClipSize, ModelAdapter
 from oseg_video.adapters.base import Condition
 from oseg_video.adapters.settings import ReadJson
-from oseg_video.config import GenerateJob, build_guidance
+from oseg_video.config import GenerateJob
 from oseg_video.engine.assignment import assign_branches
 from oseg_video.engine.branches import BranchRunner
 from oseg_video.guidance.plan import Branch
@@ -157,10 +157,9 @@ def plan_degrees(
 def _work(
     job: GenerateJob, adapter: ModelAdapter, denoiser: torch.nn.Module, clips: int, read: ReadJson
 ) -> Work:
-    guidance = build_guidance(job)
-    scale = pipeline_scale(adapter, job, guidance, read)
+    scale = pipeline_scale(adapter, job, read)
     costs: dict[int, float] = {1: 0.0}
-    for _, _, plan in step_kinds(guidance, job.steps, scale):
+    for _, _, plan in step_kinds(job.guidance, job.steps, scale):
         for count, cost in _branch_costs(adapter, denoiser, plan.branches).items():
             costs[count] = max(costs.get(count, 0.0), cost)
     if not adapter.sequence_parallel:

@@ -15,7 +15,7 @@ from oseg_video.sweep.estimate import Estimate, estimate
 from oseg_video.sweep.recipe import SweepRecipe
 from oseg_video.sweep.records import Record
 from oseg_video.sweep.run import Summary, run_sweep, survey
-from oseg_video.sweep.store import Store, open_store
+from oseg_video.sweep.stores import Store, open_store
 from oseg_video.sweep.table import SweepError, Variation, build_table, plan_variations
 
 
@@ -28,7 +28,6 @@ def sweep(
     workers: int | None = None,
     gpus: int = 1,
     retry_failed: bool = False,
-    quiet: bool = True,
     on_record: Callable[[Record], None] | None = None,
 ) -> Summary:
     """Make the clips of a recipe that are not there yet.
@@ -54,7 +53,7 @@ def sweep(
                 _require_free_gpus(variations)
             items = build_table(variations)
         stack.pop_all()  # from here on run_sweep closes both
-        return run_sweep(items, store, engine, retry_failed=retry_failed, quiet=quiet, on_record=on_record)
+        return run_sweep(items, store, engine, retry_failed=retry_failed, on_record=on_record)
 
 
 def dry_run(
@@ -62,9 +61,8 @@ def dry_run(
     out: str | None = None,
     *,
     cluster: bool = False,
-    tflops: float | None = None,
+    seconds_per_pass: float | None = None,
     retry_failed: bool = False,
-    quiet: bool = True,
 ) -> Estimate:
     """What `sweep` would do, without doing it. Raises OsegVideoError.
 
@@ -79,8 +77,8 @@ def dry_run(
         pass
     else:
         with contextlib.closing(open_store(_place(recipe, out))) as store:
-            records, _ = survey(items, store, quiet=quiet)
-    return estimate(variations, records, tflops=tflops, retry_failed=retry_failed)
+            records, _ = survey(items, store)
+    return estimate(variations, records, seconds_per_pass=seconds_per_pass, retry_failed=retry_failed)
 
 
 def _place(recipe: SweepRecipe, out: str | None) -> str:

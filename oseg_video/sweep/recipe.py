@@ -20,9 +20,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from oseg_video.config import GUIDANCE_NAMES, ConfigError, known_or_nearest, read_setting
+from oseg_video.config import ConfigError, read_setting
 from oseg_video.config.prompts import read_prompts, read_vbench_prompts
 from oseg_video.config.recipes import load_yaml, settings_of
+from oseg_video.guidance.methods import METHODS
+from oseg_video.settings.suggest import known_or_nearest
 from oseg_video.types import SettingError
 
 _KEYS = ("about", "prompts", "seeds", "methods", "models", "settings", "out")
@@ -170,8 +172,8 @@ def _named(
 
 def _method_settings(name: str, settings: Any, path: Path) -> dict[str, Any]:
     given = _settings(settings, path, (*_AXES, "model"), f"methods: {name}")
-    if "guidance" not in given and name not in GUIDANCE_NAMES:
-        raise SettingError(f"unknown method {name!r}; {known_or_nearest(name, GUIDANCE_NAMES)}")
+    if "guidance" not in given and name not in METHODS:
+        raise SettingError(f"unknown method {name!r}; {known_or_nearest(name, METHODS)}")
     return {"guidance": name, **given}
 
 

@@ -87,7 +87,7 @@ class SweepItem:
         """Name of the clip in the sweep's folder; its manifest is beside it."""
         text = self.prompt if self.prompt is not None else Path(self.job.image or "").stem
         stem = prompt_stem(text)[:_STEM_LETTERS].strip("-") or "clip"
-        return f"{stem}-{self.job.guidance}-seed{self.seed}-{self.key}{_SUFFIXES[self.format]}"
+        return f"{stem}-{self.job.guidance.name}-seed{self.seed}-{self.key}{_SUFFIXES[self.format]}"
 
 
 def plan_variations(recipe: SweepRecipe) -> list[Variation]:
@@ -173,7 +173,7 @@ def _items(variation: Variation, contents: _Contents, device: str | None) -> Ite
         image = contents.of_picture(shown)
         for seed in job.seeds:
             one = dataclasses.replace(shown, seeds=(seed,))
-            key = item_key(job_to_plain(one), format, contents.of_model(source), image)
+            key = item_key(job_to_plain(one, defaults=False), format, contents.of_model(source), image)
             yield SweepItem(key, variation.model, variation.method, one, format)
 
 

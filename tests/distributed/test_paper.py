@@ -10,13 +10,13 @@ from typing import Any
 import diffusers
 import pytest
 import torch
+from flops import StepCost, run_step, step_cost
 from torch import nn
 
 from oseg_video.adapters import ClipSize, adapter_for_class, all_adapters
 from oseg_video.engine.branches import BranchRunner
 from oseg_video.guidance.methods import CFG, OSEG, Guidance
 from oseg_video.guidance.plan import Branch, Step
-from oseg_video.jobs.cost import StepCost, run_step, step_cost
 from oseg_video.jobs.loading.meta import full_size_denoiser
 from oseg_video.parallel.degrees import Degrees
 from oseg_video.parallel.mesh import Mesh

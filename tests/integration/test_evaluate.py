@@ -10,15 +10,17 @@ import shutil
 
 import pytest
 import torch
-from oseg_video.evaluation.metrics.observe import MeanMetric
 from scipy.stats import t as student
 
 from oseg_video.cli import main
 from oseg_video.evaluation import evaluate as module
+from oseg_video.evaluation import observe
 from oseg_video.evaluation.alone import alone_in
+from oseg_video.evaluation.errors import EvaluationError
 from oseg_video.evaluation.evaluate import evaluate
-from oseg_video.evaluation.metrics import fvd, observe
-from oseg_video.evaluation.metrics.base import EvaluationError, Figure, MetricOptions, known_metrics
+from oseg_video.evaluation.metrics import fvd
+from oseg_video.evaluation.metrics.base import MetricOptions, MetricValue, known_metrics
+from oseg_video.evaluation.observe import Look, MeanMetric
 from oseg_video.evaluation.tables import as_csv, as_json, as_latex, as_markdown
 from oseg_video.types import OsegVideoError
 from tests.drawn import write_drawn, write_frames, write_manifest
@@ -143,20 +145,21 @@ def test_folders_are_methods_and_pair_by_file_name(tmp_path):
     assert difference.pairs == 3 and difference.value == pytest.approx(2)
 
 
-def test_a_difference_of_distances_uses_the_resamples_of_both(tmp_path, monkeypatch):
+def test_a_difference_of_distances_uses_the_resamples_of_both(tmp_path, monkeypatch, caplog):
     for guidance, seed in (("cfg", 0), ("oseg", 5)):
         write_drawn(tmp_path, 6, guidance=guidance, seed=seed)
     monkeypatch.setattr(fvd, "RESAMPLES", 20)
-    computed, warnings, distance = [], [], fvd.frechet_distance
+    computed, distance = [], fvd.frechet_distance
     monkeypatch.setattr(fvd, "frechet_distance", lambda *a, **b: computed.append(1) or distance(*a, **b))
-    evaluation = evaluate([tmp_path], ["fvd:embedded"], baseline="cfg", notify=warnings.append)
+    evaluation = evaluate([tmp_path], ["fvd:embedded"], baseline="cfg")
     cfg, oseg = (result_of(evaluation, method, "fvd:embedded") for method in ("cfg", "oseg"))
     difference = difference_of(evaluation, "oseg", "fvd:embedded")
     assert difference.value == pytest.approx(oseg.value - cfg.value)
     for result in (cfg, oseg, difference):
         assert result.interval[0] < result.value < result.interval[1]
     assert len(computed) == 2 * (1 + 20 + 1) + 2  # value, resamples, half; the difference
-    assert len([line for line in warnings if "6 clips of" in line and "raise the distance" in line]) == 2
+    lines = [record.getMessage() for record in caplog.records]
+    assert len([line for line in lines if "6 clips of" in line and "raise the distance" in line]) == 2
 
 
 # What is refused before any work
@@ -265,7 +268,7 @@ class Fragile(MeanMetric):
     """Needs three clips; sees none of the method "bad"."""
 
     def __init__(self):
-        self.figures = [Figure(name="fragile", better="higher", protocol={})]
+        self.values = [MetricValue(name="fragile", better="higher", protocol={})]
         self.row_protocol = {"metric": "fragile"}
 
     def check(self, clips):
@@ -273,9 +276,19 @@ class Fragile(MeanMetric):
             raise EvaluationError(f"three clips are needed, not {len(clips)}")
         return ()
 
-    def see(self, clip):
-        if clip.file.prompt == "q" and clip.file.method == "oseg":
+    def look(self, clip):
+        return Picky(clip)
+
+
+class Picky(Look):
+    def __init__(self, clip):
+        self.clip = clip
+
+    def add(self, frame):
+        if self.clip.prompt == "q" and self.clip.method == "oseg":
             raise OsegVideoError("not this one")
+
+    def seen(self):
         return torch.ones(1)
 
 
@@ -383,9 +396,9 @@ def test_mistakes_are_one_line(tmp_path, capsys):
         (["--weights", "is:c3d=x"], "--weights are for a metric that is asked for; 'is:c3d' is none of them"),
         (
             ["--reference", tmp_path],
-            "--reference is about real clips for fvd, which is not among the metrics",
+            "--reference is about real clips, which none of the metrics compares with; these do: fvd:fvd2048_16f",
         ),
-        (["--save-reference", "r.safetensors"], "--save-reference is about real clips for fvd"),
+        (["--save-reference", "r.safetensors"], "--save-reference is about real clips, which none"),
         (["--device", "warp"], "--device 'warp' cannot be used"),
         (["--baseline", "oseg"], "no clips of the baseline 'oseg'"),
     ):
@@ -413,7 +426,7 @@ def test_an_interrupted_command_leaves_no_results_and_goes_on(tmp_path, capsys, 
         str(out),
         "--quiet",
     ]
-    reads, read = [], observe.read_clip
+    reads, read = [], observe.stream_clip
 
     def interrupted(path):
         reads.append(path.name)
@@ -421,7 +434,7 @@ def test_an_interrupted_command_leaves_no_results_and_goes_on(tmp_path, capsys, 
             raise KeyboardInterrupt
         return read(path)
 
-    monkeypatch.setattr(observe, "read_clip", interrupted)
+    monkeypatch.setattr(observe, "stream_clip", interrupted)
     assert main(command) == 130
     assert "interrupted; the same command goes on" in capsys.readouterr().err and not out.exists()
     assert main(command) == 0
@@ -433,8 +446,8 @@ def test_an_interrupted_command_leaves_no_results_and_goes_on(tmp_path, capsys, 
 def test_what_was_looked_at_is_kept_until_everything_was(tmp_path, capsys, monkeypatch):
     write_levels(tmp_path / "clips", "cfg", {("p", 0): 10, ("q", 0): 20})
     (tmp_path / "clips" / "r.mp4").write_bytes(b"")
-    reads, read = [], observe.read_clip
-    monkeypatch.setattr(observe, "read_clip", lambda path: reads.append(path.name) or read(path))
+    reads, read = [], observe.stream_clip
+    monkeypatch.setattr(observe, "stream_clip", lambda path: reads.append(path.name) or read(path))
     command = ["evaluate", str(tmp_path / "clips"), "--metrics", "frame_difference", "--quiet"]
     command += ["--overwrite", "--out", str(tmp_path / "r.json")]
     assert main(command) == 1 and len(reads) == 2
@@ -451,7 +464,7 @@ def test_an_interrupted_command_that_has_saved_its_reference_goes_on(tmp_path, c
     command = ["evaluate", str(tmp_path / "clips"), "--metrics", "fvd:embedded", "--quiet"]
     command += ["--reference", str(tmp_path / "real"), "--save-reference", str(saved)]
     with monkeypatch.context() as patch:
-        patch.setattr(fvd.FrechetVideoDistance, "see", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(fvd.FrechetVideoDistance, "look", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         assert main([*command, *out]) == 130 and saved.exists()
     assert main([*command, *out]) == 0
     capsys.readouterr()

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from diffusers import ClassifierFreeGuidance, PerturbedAttentionGuidance
+from flops import step_cost
 from torch import Tensor, nn
 from torch.testing import assert_close
 
@@ -21,7 +22,6 @@ from oseg_video.adapters.base import ClipSize
 from oseg_video.engine.branches import BranchRunner
 from oseg_video.guidance.perturbations import SkipBlock
 from oseg_video.guidance.plan import Branch, Perturbation
-from oseg_video.jobs.cost import step_cost
 from tests.integration import slow
 from tests.integration.checks import ACROSS_BATCHES, assert_off_key
 from tests.integration.families import CASES, HUNYUAN, HUNYUAN15, SCALE, STEPS, Case, plain_scale, quiet

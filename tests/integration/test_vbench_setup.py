@@ -7,9 +7,9 @@ import sys
 import zipfile
 
 import pytest
-from oseg_video.evaluation.vbench.metric import environment as vbench_environment
 
 from oseg_video.cli import main
+from oseg_video.evaluation.vbench import environment as vbench_environment
 from oseg_video.evaluation.vbench.environment import find_environment, set_up
 from oseg_video.types import OsegVideoError
 
@@ -56,7 +56,7 @@ def test_a_stopped_set_up_is_not_taken_for_a_whole_one_and_goes_on(tmp_path, mon
     with pytest.raises(OsegVideoError, match="not set up; `oseg-video vbench setup` builds"):
         find_environment()
     with pytest.raises(OsegVideoError, match="pip could not install"):
-        set_up(where=folder, quiet=True)  # the requirement is not there yet
+        set_up(where=folder)  # the requirement is not there yet
     with pytest.raises(OsegVideoError, match=r"big disk/vbench is half built; .* goes on"):
         find_environment()
 

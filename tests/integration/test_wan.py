@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import torch
 from diffusers import WanPipeline, WanTransformer3DModel
+from oseg_video.guidance.schedule import Breakpoints
 from torch import Tensor, nn
 from torch.testing import assert_close
 
 from oseg_video import APG, CFG, OSEG, SEG, CFGZeroStar, GuidanceError, guided
 from oseg_video.adapters import UnknownBlockError, adapter_for
 from oseg_video.adapters.base import ClipSize
-from oseg_video.guidance.schedule import Breakpoints
 from tests.integration import slow
 from tests.integration.checks import ACROSS_BATCHES, assert_off_key, state_of
 from tests.integration.families import SCALE, STEPS, WAN, Case, over, quiet

@@ -14,13 +14,14 @@ from typing import Any
 import torch
 
 from oseg_video.adapters import ModelAdapter, adapter_for_class, all_adapters
-from oseg_video.config import GenerateJob, known_or_nearest
+from oseg_video.config import GenerateJob
 from oseg_video.embedded import MODEL_PATH
 from oseg_video.jobs.loading import hub
 from oseg_video.jobs.loading.memory import Weights, check_memory
 from oseg_video.jobs.loading.weights import check_shareable, encoder_components, share_weights
-from oseg_video.jobs.progress import Progress
+from oseg_video.jobs.progress import loading_bars
 from oseg_video.parallel.mesh import ONE_RANK, Mesh
+from oseg_video.settings.suggest import known_or_nearest
 from oseg_video.types import OsegVideoError
 
 EMBEDDED = "embedded"
@@ -131,7 +132,6 @@ def family(name: str) -> ModelAdapter | None:
 def load_pipeline(
     source: ModelSource,
     job: GenerateJob,
-    progress: Progress,
     *,
     mesh: Mesh = ONE_RANK,
     shard_weights: bool = False,
@@ -153,7 +153,7 @@ def load_pipeline(
     absent = encoder_components(source.index) if mesh.clip.rank > 0 else []
     directory = source.directory
     if directory is None:
-        with progress.loading():
+        with loading_bars():
             directory = hub.fetch_pipeline(str(source.repository), str(source.commit), job.variant)
     variant = job.variant if _has_variant(directory, job.variant) else None
     components = component_weights(directory, variant, dtype, source.adapter)
@@ -164,7 +164,7 @@ def load_pipeline(
     dtypes = {name: weights.dtype for name, weights in components.items()}
     pipeline_class = getattr(diffusers, source.pipeline_for(image=job.image is not None))
     try:
-        with progress.loading():
+        with loading_bars():
             pipe = pipeline_class.from_pretrained(
                 directory,
                 torch_dtype={"default": dtype, **dtypes},

@@ -10,7 +10,7 @@ from typing import Any
 from oseg_video.jobs.quiet import quiet_libraries
 from oseg_video.sweep.engines.places import plan_places
 from oseg_video.sweep.engines.processes import WorkerProcesses
-from oseg_video.sweep.store import open_store
+from oseg_video.sweep.stores import open_store
 from oseg_video.sweep.table import SweepError
 from oseg_video.sweep.worker import Outcome, Task, Worker
 

@@ -8,14 +8,14 @@ import multiprocessing
 import os
 import signal
 import socket
-import threading
 from collections.abc import Sequence
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
+from oseg_video import console
 from oseg_video.jobs.quiet import quiet_libraries
 from oseg_video.jobs.ranks import ONE_MACHINE, Ranks
-from oseg_video.sweep.store import open_store
+from oseg_video.sweep.stores import open_store
 from oseg_video.sweep.worker import Outcome, Task, Worker
 
 _SET_PARENT_DEATH_SIGNAL = 1  # prctl(2)
@@ -163,11 +163,9 @@ def _work(
     device = "cpu" if gpu is None else f"cuda:{gpu}"
     with quiet_libraries():
         import torch
-        from tqdm import tqdm
 
         torch.set_num_threads(threads)
-        # tqdm's own lock is a semaphore, which a process that is killed leaves behind.
-        tqdm.set_lock(threading.RLock())
+        console.lock_bars()
         ranks = Ranks.started()
         worker = Worker(open_store(location), device=device, ranks=ranks)
         with ranks.joined(device), contextlib.suppress(EOFError):

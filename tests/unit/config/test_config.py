@@ -9,6 +9,8 @@ from typing import get_args, get_type_hints
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from oseg_video.guidance.schedule import Breakpoints
+from oseg_video.guidance.text import TextName
 
 from oseg_video.config import (
     FIELDS,
@@ -28,8 +30,6 @@ from oseg_video.config import (
 )
 from oseg_video.config.job import GUIDANCE_FIELDS, LARGEST_SEED, STG_MODES, TEXT_TREATMENTS
 from oseg_video.guidance.methods import METHODS, STG
-from oseg_video.guidance.schedule import Breakpoints
-from oseg_video.guidance.text import TextName
 from oseg_video.types import SettingError
 
 SIZE = {"steps": 2, "frames": 13, "height": 48, "width": 32, "fps": 8.0}

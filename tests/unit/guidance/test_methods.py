@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from oseg_video.guidance.schedule import Breakpoints
 from torch.testing import assert_close
 
 from oseg_video.guidance.methods import CFG, METHODS, OSEG, PAG, SEG, STG, Branch, Guidance, Step
 from oseg_video.guidance.perturbations import BlurQueries, ReplaceAttention, SkipBlock
-from oseg_video.guidance.schedule import Breakpoints
 from oseg_video.types import OsegVideoError
 
 

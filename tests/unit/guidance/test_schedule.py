@@ -7,8 +7,8 @@ from fractions import Fraction
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
 from oseg_video.guidance.schedule import Breakpoints, Interval, value_at, values_of
+
 from oseg_video.types import OsegVideoError
 
 # LTX-Video 0.9.7, first pass (configs/ltxv-13b-0.9.7-dev.yaml)

@@ -11,7 +11,7 @@ from oseg_video.sweep.engines.local import InProcess
 from oseg_video.sweep.estimate import describe, estimate
 from oseg_video.sweep.recipe import read_sweep
 from oseg_video.sweep.run import run_sweep, survey
-from oseg_video.sweep.store import open_store
+from oseg_video.sweep.stores import open_store
 from oseg_video.sweep.table import build_table, plan_variations
 from tests.sweeps import table, write_recipe
 

@@ -11,7 +11,7 @@ from oseg_video.parallel.group import ParallelError
 from oseg_video.sweep.engines.local import InProcess
 from oseg_video.sweep.records import record
 from oseg_video.sweep.run import run_sweep, survey
-from oseg_video.sweep.store import open_store
+from oseg_video.sweep.stores import open_store
 from oseg_video.sweep.table import SweepError
 from oseg_video.sweep.validity import is_whole
 from oseg_video.sweep.worker import Outcome, Task, Worker

@@ -15,7 +15,7 @@ from oseg_video.parallel.degrees import Degrees
 from oseg_video.parallel.group import ParallelError
 from oseg_video.parallel.mesh import Mesh
 from oseg_video.sweep import worker as worker_module
-from oseg_video.sweep.store import open_store
+from oseg_video.sweep.stores import open_store
 from oseg_video.sweep.worker import Task, Worker
 from tests.sweeps import GIF, table
 
