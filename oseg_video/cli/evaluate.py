@@ -29,7 +29,7 @@ def register(commands: Commands) -> None:
         _run,
         help="measure clips and compare methods",
         description="Metric values of the clips in folders, with intervals. A folder of several methods (by "
-        "their manifests) or several folders give a row each. Exit code 1: clips or values had to be left out.",
+        "their manifests) or several folders give a row each. Exit code 1: something had to be left out.",
         epilog=EXAMPLES,
     )
     parser.add_argument("folders", nargs="+", metavar="FOLDER", help="clips: videos, GIFs, folders of images")

@@ -396,7 +396,7 @@ def test_mistakes_are_one_line(tmp_path, capsys):
         (["--weights", "is:c3d=x"], "--weights are for a metric that is asked for; 'is:c3d' is none of them"),
         (
             ["--reference", tmp_path],
-            "--reference is about real clips, which none of the metrics compares with; these do: fvd:fvd2048_16f",
+            "--reference is about real clips, which none of the metrics compares with; these do: fvd:",
         ),
         (["--save-reference", "r.safetensors"], "--save-reference is about real clips, which none"),
         (["--device", "warp"], "--device 'warp' cannot be used"),

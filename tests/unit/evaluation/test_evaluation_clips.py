@@ -10,11 +10,10 @@ import pytest
 import torch
 
 from oseg_video import media
-from oseg_video.evaluation import rows
+from oseg_video.evaluation import observe, rows
 from oseg_video.evaluation.clips import find_clips
-from oseg_video.evaluation.metrics import observe
 from oseg_video.evaluation.metrics.base import MetricValue
-from oseg_video.evaluation.observe import MeanMetric, observe_together
+from oseg_video.evaluation.observe import Look, MeanMetric, observe_together
 from oseg_video.evaluation.rows import RowStore, file_state
 from oseg_video.media import MediaError, read_clip, write_clip
 from oseg_video.types import OsegVideoError

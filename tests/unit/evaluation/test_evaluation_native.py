@@ -7,12 +7,11 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from oseg_video.evaluation.metrics.motion import block_motion
 from torch.nn import functional
 
 from oseg_video.evaluation.clips import find_clips
-from oseg_video.evaluation.metrics.base import EvaluationError, MetricOptions, build_metrics
-from oseg_video.media import write_clip
+from oseg_video.evaluation.metrics.base import EvaluationError, MetricOptions, build_metrics, check_fit
+from oseg_video.media import Frame, write_clip
 from oseg_video.media.writing import run_ffmpeg
 from oseg_video.types import OsegVideoError
 
