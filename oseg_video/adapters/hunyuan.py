@@ -9,6 +9,8 @@ from oseg_video.adapters.base import Condition, random_like, register_adapter
 from oseg_video.adapters.joint import JointAttentionAdapter
 from oseg_video.adapters.settings import ARGUMENTS, ClipSize, ReadJson
 from oseg_video.parallel.shards import Shard
+from oseg_video.settings import Setting
+from oseg_video.settings.kinds import FINITE
 
 if TYPE_CHECKING:
     import torch
@@ -39,6 +41,16 @@ class HunyuanVideoAdapter(JointAttentionAdapter):
         **ARGUMENTS,
         "guidance_scale": "true_cfg_scale",
         "embedded_guidance_scale": "guidance_scale",
+    }
+    own_settings: ClassVar[Mapping[str, Setting]] = {
+        "embedded_guidance_scale": Setting(
+            kind=FINITE,
+            help="guidance that the distilled network was taught, one of its inputs (guidance_scale is that "
+            "of two real branches)",
+            default=None,
+            low=0,
+            high=1000,
+        )
     }
     denoiser_class = "HunyuanVideoTransformer3DModel"
     stacks: ClassVar[Mapping[str, str]] = {

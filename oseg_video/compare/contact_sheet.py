@@ -1,4 +1,4 @@
-"""A picture of many clips: a row for every prompt, a column for every method, a few frames of each clip."""
+"""An image of many clips: a row for every prompt, a column for every method, a few frames of each clip."""
 
 from __future__ import annotations
 
@@ -155,8 +155,8 @@ def _strip(clip: ClipFile, frames: int, height: int) -> Image.Image:
     # Sharp pixels where a small clip is enlarged.
     method = Image.Resampling.NEAREST if height > clip.height else Image.Resampling.LANCZOS
     for index, place in enumerate(places.round().long().tolist()):
-        picture = Image.fromarray(frames_FCHW[place].permute(1, 2, 0).numpy())
-        strip.paste(picture.resize((width, height), method), (index * (width + _LINE), 0))
+        frame = Image.fromarray(frames_FCHW[place].permute(1, 2, 0).numpy())
+        strip.paste(frame.resize((width, height), method), (index * (width + _LINE), 0))
     return strip
 
 

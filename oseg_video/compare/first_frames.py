@@ -1,4 +1,4 @@
-"""Pictures to start from: the first frames of real clips."""
+"""Images to start from: the first frames of real clips."""
 
 from __future__ import annotations
 

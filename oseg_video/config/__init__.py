@@ -13,6 +13,7 @@ from oseg_video.config.keys import (
 from oseg_video.config.recipes import (
     ConfigError,
     dump_yaml,
+    find_recipe,
     read_notes,
     read_recipe,
     recipe,
@@ -27,6 +28,7 @@ __all__ = [
     "GenerateJob",
     "dump_yaml",
     "family_settings",
+    "find_recipe",
     "job_from_nested",
     "job_from_plain",
     "job_to_nested",

@@ -6,6 +6,7 @@ as if they had been written today.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import importlib.metadata
@@ -71,7 +72,7 @@ class Manifest:
     def method(self) -> str:
         """Name of the guidance method."""
         guidance = self.job.get("guidance")
-        return str(guidance.get("method")) if isinstance(guidance, Mapping) else ""
+        return str(guidance.get("method", "") if isinstance(guidance, Mapping) else guidance or "")
 
     @property
     def prompt(self) -> str | None:
@@ -95,6 +96,8 @@ class Manifest:
 
     def read_job(self) -> GenerateJob:
         """The job that makes the clip again. Raises SettingError if this version does not know a setting."""
+        if not isinstance(self.job.get("guidance"), Mapping):
+            return job_from_nested(_upgraded(self.job))
         return job_from_nested(self.job)
 
     def plain(self) -> dict[str, Any]:
@@ -159,10 +162,8 @@ def parse_manifest(text: str, source: str) -> Manifest:
     if not all(isinstance(plain.get(key), dict) for key in ("job", "clip", "versions", "machine", "model")):
         raise ManifestError(f"{source} has an incomplete manifest")
     if schema == 1:
-        try:
+        with contextlib.suppress(SettingError):  # `read_job` says what is wrong
             plain["job"] = _upgraded(plain["job"])
-        except SettingError as error:
-            raise ManifestError(f"{source} has a job that this version does not know: {error}") from None
     known = {spec.name for spec in dataclasses.fields(Manifest)}
     return Manifest(**{name: value for name, value in plain.items() if name in known})
 

@@ -23,7 +23,7 @@ from oseg_video.config.keys import (
     known_keys,
     read_setting,
 )
-from oseg_video.guidance.flat import METHOD, guidance_from_flat, guidance_keys
+from oseg_video.guidance.flat import METHOD, RENAMED, guidance_from_flat, guidance_keys
 from oseg_video.guidance.methods import METHODS, Guidance
 from oseg_video.settings.suggest import known_or_nearest
 from oseg_video.types import OsegVideoError, SettingError
@@ -43,21 +43,25 @@ class ConfigError(OsegVideoError):
 class Recipe:
     """A recipe file, as plain values."""
 
-    settings: Mapping[str, Any]
+    own: Mapping[str, Any]
     """What holds for every method."""
     methods: Mapping[str, Mapping[str, Any]]
     """What single methods need besides, by their names. What stands under `cfg` holds for all others, too,
     as far as they have such a setting and say nothing else."""
+    extended: Recipe | None = None
+    """The recipe that this one goes over, with all of it."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What holds for every method, with what is extended."""
+        return {**(self.extended.settings if self.extended else {}), **self.own}
 
     def of_method(self, name: str) -> dict[str, Any]:
         """The settings with a method, which need not have a section."""
-        method = METHODS.get(name)
-        shared = {
-            key: value
-            for key, value in self.methods.get("cfg", {}).items()
-            if method is not None and key in guidance_keys(method)
-        }
-        return {**self.settings, **shared, **self.methods.get(name, {})}
+        below = self.extended.of_method(name) if self.extended else {}
+        taken = guidance_keys(METHODS[name]) if name in METHODS else set()
+        shared = {key: value for key, value in self.methods.get("cfg", {}).items() if key in taken}
+        return {**below, **self.own, **shared, **self.methods.get(name, {})}
 
 
 def recipe_folder() -> Path:
@@ -92,6 +96,27 @@ def shipped_recipe(name: str) -> dict[str, Any] | None:
         if method != name and method in load_yaml(path).get(SECTIONS, {}):
             return {METHOD: method, **_read(path, ()).of_method(method)}
     return None
+
+
+def find_recipe(name: str, *folders: str) -> Path:
+    """The file of a recipe, which may be a path, or the name of one that ships with the package.
+
+    folders: those below `configs/` where a command's recipes are, the first one first; by default `configs/`
+    itself, with those of `generate`. Raises ConfigError for a name that none of them has.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    shipped: dict[str, Path] = {}
+    for folder in folders or ("",):
+        for file in sorted((recipe_folder() / folder).glob("*.yaml")):
+            shipped.setdefault(file.stem, file)
+    stem = name.removesuffix(".yaml")
+    if stem in shipped:
+        return shipped[stem]
+    if stem != name or len(path.parts) > 1:
+        return path  # which reading it will refuse
+    raise ConfigError(f"no recipe is called {name!r}; {known_or_nearest(name, shipped)}")
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
@@ -172,30 +197,22 @@ def settings_of(content: Mapping[Any, Any], path: Path, chain: tuple[Path, ...] 
 
 
 def _recipe_of(content: Mapping[Any, Any], path: Path, chain: tuple[Path, ...]) -> Recipe:
-    settings: dict[str, Any] = {}
-    methods: dict[str, dict[str, Any]] = {}
-    if "extends" in content:
-        parent = _extended(path, content["extends"], chain)
-        settings, methods = dict(parent.settings), {name: dict(own) for name, own in parent.methods.items()}
-    for key, value in content.items():
-        if key == SECTIONS:
-            for name, own in _sections(path, value).items():
-                methods[name] = {**methods.get(name, {}), **own}
-        elif key not in (*NOTES, "extends"):
-            settings[_known(path, key, value)] = value
-    return Recipe(settings, methods)
+    extended = _extended(path, content["extends"], chain) if "extends" in content else None
+    apart = (*NOTES, "extends", SECTIONS)
+    own = {_known(path, key, value): value for key, value in content.items() if key not in apart}
+    return Recipe(own, _sections(path, content.get(SECTIONS, {})), extended)
 
 
 def _known(path: Path, key: Any, value: Any) -> str:
     """The key, when it and its value are right."""
     known = (*known_keys(), "extends", SECTIONS, *NOTES)
-    if not isinstance(key, str) or (key not in known and known_or_nearest(key, known).startswith("known")):
+    if key not in known and key not in RENAMED:
         raise ConfigError(f"{path.name}: unknown key {key!r}; {known_or_nearest(str(key), known)}")
     try:
         read_setting(key, value)
     except SettingError as error:
-        raise ConfigError(f"{path.name}: {str(error).replace('unknown setting', 'unknown key')}") from None
-    return key
+        raise ConfigError(f"{path.name}: {error}") from None
+    return str(key)
 
 
 def _sections(path: Path, value: Any) -> dict[str, dict[str, Any]]:

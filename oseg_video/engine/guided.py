@@ -195,8 +195,8 @@ class _Session:
         name = type(self._guidance).__name__
         if not {branch.condition for branch in plan.branches.values()} <= conditions:
             raise GuidanceError(
-                f"{name} with guidance_scale={self._guidance.largest_guidance_scale} needs the unconditional branch, "
-                f"but the pipeline was called without it; {self._adapter.unconditional_hint}"
+                f"{name} with guidance_scale={self._guidance.largest_guidance_scale} needs the unconditional "
+                f"branch, but the pipeline was called without it; {self._adapter.unconditional_hint}"
             )
         rescale = self._adapter.pipeline_rescale(self._pipe, call)
         if plan.rule is not None and rescale:

@@ -27,13 +27,13 @@ class Difference:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Published:
+class Reported:
     """What others report, to be shown beside our values. Nothing is computed from it."""
 
     source: str
     """Where the numbers stand."""
-    figures: Mapping[str, Mapping[str, float]]
-    """Method -> name of the metric value -> value."""
+    values: Mapping[str, Mapping[str, float]]
+    """Method -> name of the value -> number."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +58,7 @@ class Evaluation:
     """What was not measured because it is no clip, or the same clip again: name -> why."""
     warnings: tuple[str, ...]
     versions: Mapping[str, str]
-    published: Published | None = None
+    reported: Reported | None = None
 
     @property
     def complete(self) -> bool:

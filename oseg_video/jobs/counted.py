@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ from oseg_video.adapters.base import Condition
 from oseg_video.adapters.settings import ReadJson
 from oseg_video.config import GenerateJob
 from oseg_video.engine.branches import BranchRunner
+from oseg_video.guidance.methods import Guidance, PerturbedGuidance
 from oseg_video.guidance.plan import StepPlan
 from oseg_video.guidance.scales import guides
 from oseg_video.jobs.generate import check_job
@@ -47,6 +49,8 @@ class CountedJob:
     steps: int
     plain_passes: int
     """Passes of a step of the pipeline without this guidance: 2 with text guidance, else 1."""
+    idle: str | None
+    """That the guidance acts in none of the steps, and why, in one line; None if it acts in some."""
 
     @property
     def full_size(self) -> bool:
@@ -84,7 +88,19 @@ def count_job(job: GenerateJob) -> CountedJob:
             (one.names, (units - one.start_unit) / units) for one in runner.passes(plan.branches, conditions)
         )
         kinds.append(StepKind(when, count, plan, passes, runner.cost(plan.branches, conditions)))
-    return CountedJob(adapter, denoiser, read, tuple(kinds), job.steps, len(conditions))
+    idle = _idle(guidance, kinds, guides(scale))
+    return CountedJob(adapter, denoiser, read, tuple(kinds), job.steps, len(conditions), idle)
+
+
+def _idle(guidance: Guidance, kinds: Sequence[StepKind], guides_text: bool) -> str | None:
+    """For `CountedJob.idle`."""
+    branches = [branch for kind in kinds for branch in kind.plan.branches.values()]
+    if isinstance(guidance, PerturbedGuidance):
+        if not any(branch.perturbation for branch in branches):
+            return f"{guidance.name} perturbs no step: scale, blocks, schedules and interval leave none"
+    elif guides_text and not any(branch.condition == "uncond" for branch in branches):
+        return f"{guidance.name} guides no step: its interval leaves none"
+    return None
 
 
 def _find(job: GenerateJob) -> tuple[ModelAdapter, Any, ReadJson]:

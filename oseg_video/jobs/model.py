@@ -89,7 +89,7 @@ class LoadedModel:
         return _placement(job) == self._placed
 
     def cut_prompts(self, job: GenerateJob) -> list[str]:
-        """One line for each prompt that the pipeline cuts; it does so without a word that a user would see."""
+        """One line for each prompt that the pipeline cuts, which it does without a word that a user sees."""
         parameter = inspect.signature(self._pipe.__call__).parameters.get("max_sequence_length")
         default = parameter.default if parameter else self._adapter.text_limit(self._pipe)
         limit = job.max_sequence_length or default

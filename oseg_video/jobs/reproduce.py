@@ -75,11 +75,9 @@ def describe_differences(then: Manifest, now: Manifest) -> Iterator[str]:
         before, after = then.machine.get(name), now.machine.get(name)
         if before != after:
             yield f"{name} {before} -> {after}"
-    for part, (before, after) in {
-        "model": (then.model, now.model),
-        "image": (then.image or {}, now.image or {}),
-    }.items():
-        if before.get("sha256") != after.get("sha256"):
+    files = {"model": (then.model, now.model), "image": (then.image or {}, now.image or {})}
+    for part, (old, new) in files.items():
+        if old.get("sha256") != new.get("sha256"):
             yield f"the files of the {part}"
 
 

@@ -30,6 +30,8 @@ class Share:
     todo: int
     passes: tuple[float, float]
     """Of a clip through the denoiser, fewest and most."""
+    idle: str | None
+    """As of `CountedJob`."""
 
 
 @dataclass(frozen=True)
@@ -66,9 +68,9 @@ def estimate(
 ) -> Estimate:
     """Count what is to do and estimate its time.
 
-    records: of every item, by `survey`; empty where it is not known how they stand. Where clips of a model and
-    size are finished, a pass takes what it took in them, with their share of all else; elsewhere it is assumed
-    to take `seconds_per_pass`. Raises OsegVideoError as `count_job` does.
+    records: of every item, by `survey`; empty where it is not known how they stand. A pass takes what it took
+    in finished clips of the same model and size, with its share of all else; where there are none,
+    `seconds_per_pass`. Raises OsegVideoError as `count_job` does.
     """
     shares = [_share(variation, records, retry_failed) for variation in variations]
     measured = _measured(variations, shares, records)
@@ -100,14 +102,19 @@ def describe(found: Estimate) -> Iterator[str]:
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
         yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+    for share in found.shares:
+        if share.idle:
+            yield f"warning: {share.method} on {share.model}: {share.idle}"
     for part in found.hours:
         yield f"about {_span(part.hours)} GPU hours (of one worker) for {part.clips} clips; {part.basis}"
     if found.unknown:
-        yield f"no estimate for {found.unknown} clips: none is finished yet; --seconds-per-pass X assumes a time"
+        why = "none is finished yet; --seconds-per-pass X assumes a time"
+        yield f"no estimate for {found.unknown} clips: {why}"
 
 
 def _share(variation: Variation, records: Sequence[Record], retry_failed: bool) -> Share:
     job = variation.job
+    counted = count_job(job)
     states = Counter(one.state for one in records if _belongs(one, variation))
     left = variation.count - states["done"] - (0 if retry_failed else states["failed"])
     return Share(
@@ -121,7 +128,8 @@ def _share(variation: Variation, records: Sequence[Record], retry_failed: bool) 
         done=states["done"],
         failed=states["failed"],
         todo=left,
-        passes=count_job(job).passes,
+        passes=counted.passes,
+        idle=counted.idle,
     )
 
 

@@ -53,7 +53,7 @@ def manifest_key(manifest: Manifest, format: str) -> str:
     """Key of the item that a clip of this manifest is."""
     model, image = manifest.model, manifest.image or {}
     settings = job_to_plain(manifest.read_job(), defaults=False)
-    return item_key(settings, format, model.get("commit") or model.get("sha256"), image.get("sha256"))
+    return item_key(settings, format, str(model.get("commit") or model.get("sha256")), image.get("sha256"))
 
 
 def _holds(path: Path, clip: Mapping[str, Any], format: str) -> bool:

@@ -136,7 +136,7 @@ def test_a_batch_of_pictures(name: str) -> None:
 def test_the_negative_prompt_is_the_one_that_the_perturbed_branch_gets(name: str) -> None:
     """With the prompt for a negative one, U = C and U~ = C~: OSEG is `C + (w - 1 + lambda) (C - C~)`."""
     pipe, same = build(name), {"negative_prompt": "a red circle"}
-    pushed = OSEG(guidance_scale=1.0, oseg_scale=SCALE - 1 + 1.0, blocks=(BLOCK,))
+    pushed = OSEG(guidance_scale=1.0, scale=SCALE - 1 + 1.0, blocks=(BLOCK,))
     assert_close(run(name, pipe, PERTURBED, **same), run(name, pipe, pushed), **ROUNDING)
     other = {"negative_prompt": "a blue square, x"}
     assert not torch.allclose(run(name, pipe, PERTURBED, **same), run(name, pipe, PERTURBED, **other))

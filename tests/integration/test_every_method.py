@@ -62,24 +62,24 @@ EXPECTED: dict[str, tuple[Guidance, Callable[[Predictions], Tensor]]] = {
     "cfg": (CFG(**_TEXT), text_term),
     "cfg-zero": (CFGZeroStar(**_TEXT, zero_steps=0), zero_star_term),
     "apg": (APG(**_TEXT, **_PROJECTED), projected_term),
-    "stg": (STG(**_TEXT, blocks=BLOCKS, stg_scale=PUSH), pushed(text_term)),
+    "stg": (STG(**_TEXT, blocks=BLOCKS, scale=PUSH), pushed(text_term)),
     "stg, attention skip": (
-        STG(**_TEXT, blocks=BLOCKS, stg_scale=PUSH, mode="attention_skip"),
+        STG(**_TEXT, blocks=BLOCKS, scale=PUSH, mode="attention_skip"),
         pushed(text_term),
     ),
     "stg, attention values": (
-        STG(**_TEXT, blocks=BLOCKS, stg_scale=PUSH, mode="attention_values"),
+        STG(**_TEXT, blocks=BLOCKS, scale=PUSH, mode="attention_values"),
         pushed(text_term),
     ),
     # In another block: in this one it is STG with attention values.
-    "pag": (PAG(**_TEXT, blocks=(1,), pag_scale=PUSH), pushed(text_term)),
-    "seg": (SEG(**_TEXT, blocks=BLOCKS, seg_scale=PUSH), pushed(text_term)),
-    "oseg": (OSEG(**_TEXT, blocks=BLOCKS, oseg_scale=PUSH), slides),
+    "pag": (PAG(**_TEXT, blocks=(1,), scale=PUSH), pushed(text_term)),
+    "seg": (SEG(**_TEXT, blocks=BLOCKS, scale=PUSH), pushed(text_term)),
+    "oseg": (OSEG(**_TEXT, blocks=BLOCKS, scale=PUSH), slides),
     "oseg, plain uncond, cfg-zero": (
         OSEG(
             **_TEXT,
             blocks=BLOCKS,
-            oseg_scale=PUSH,
+            scale=PUSH,
             perturb_unconditional=False,
             text="cfg-zero",
             zero_steps=0,

@@ -13,13 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from oseg_video.jobs.manifest import read_manifest
 from PIL import Image
 
 from oseg_video import media
 from oseg_video.adapters.mochi import MochiAdapter
 from oseg_video.cli import main
 from oseg_video.config import FAMILY_FIELDS
+from oseg_video.config.manifest import read_manifest
 from oseg_video.jobs.loading import hub, memory
 from oseg_video.jobs.loading import pipeline as loading
 from oseg_video.media import frames_sha256, read_clip

@@ -17,11 +17,11 @@ from diffusers import (
     WanImageToVideoPipeline,
     WanVideoToVideoPipeline,
 )
-from oseg_video.jobs.manifest import read_manifest
 from PIL import Image
 
 from oseg_video.adapters import adapter_for_class, all_adapters
 from oseg_video.cli import main
+from oseg_video.config.manifest import read_manifest
 from oseg_video.jobs.loading import hub
 from oseg_video.jobs.loading import pipeline as loading
 from oseg_video.media import frames_sha256, read_clip, to_uint8

@@ -89,10 +89,10 @@ def test_no_text_guidance_is_the_stock_pipeline_without_it(family: Case, pipe: A
     "guidance",
     (
         OSEG(guidance_scale=SCALE, blocks=(2,), mix=0.0),
-        OSEG(guidance_scale=SCALE, blocks=(2,), oseg_scale=0.0, perturb_unconditional=False),
+        OSEG(guidance_scale=SCALE, blocks=(2,), scale=0.0, perturb_unconditional=False),
         OSEG(guidance_scale=SCALE, blocks=(2,), blur_sigma=0.0, keep_parallel=1.0),
         SEG(guidance_scale=SCALE, blocks=(2,), blur_sigma=0.0),
-        STG(guidance_scale=SCALE, blocks=(2,), stg_scale=0.0),
+        STG(guidance_scale=SCALE, blocks=(2,), scale=0.0),
     ),
     ids=lambda guidance: f"{guidance.name}",
 )
@@ -168,7 +168,7 @@ def test_the_published_rule_runs(family: Case) -> None:
     for skip in (False, True):
         guidance = OSEG(
             guidance_scale=SCALE,
-            oseg_scale=0.62,
+            scale=0.62,
             mix=0.67,
             blocks=(2,),
             rule="published",

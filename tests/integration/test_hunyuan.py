@@ -123,7 +123,7 @@ def attention_of_blocks(transformer: Any, monkeypatch: pytest.MonkeyPatch) -> It
 def test_a_distilled_model_is_guided_within_its_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
     """`C + lambda (C - C~)`, the embedded scale being an input of both passes."""
     pipe = built(DISTILLED)
-    guidance = OSEG(oseg_scale=1.5, blocks=("dual:1", "single:1"), blur_sigma=math.inf)
+    guidance = OSEG(scale=1.5, blocks=("dual:1", "single:1"), blur_sigma=math.inf)
     changes: dict[int, Change] = dict.fromkeys((1, 3), off_key_mean)
     guided_predictions = []
     for embedded in (6.0, 1.0):
@@ -344,12 +344,12 @@ def test_the_guided_prediction_is_that_of_a_slow_float64_reference(
     oseg = {"oseg_scale": 1.5, "blur_sigma": (0.0, math.inf), "mix": 0.75}
     guidance, change = {
         "cfg": (CFG(guidance_scale=3.0), None),
-        "stg": (STG(stg_scale=1.5, **common), "skip"),
-        "stg-attention-skip": (STG(stg_scale=1.5, mode="attention_skip", **common), "input"),
-        "pag": (PAG(pag_scale=1.5, **common), "values"),
-        "seg": (SEG(seg_scale=1.5, **common), slow.mean_everywhere),
+        "stg": (STG(scale=1.5, **common), "skip"),
+        "stg-attention-skip": (STG(scale=1.5, mode="attention_skip", **common), "input"),
+        "pag": (PAG(scale=1.5, **common), "values"),
+        "seg": (SEG(scale=1.5, **common), slow.mean_everywhere),
         "seg-blur": (
-            SEG(seg_scale=1.5, blur_sigma=(0.0, 1.0), **common),
+            SEG(scale=1.5, blur_sigma=(0.0, 1.0), **common),
             blurred_in_each_frame(case.grid),
         ),
         "oseg": (OSEG(**oseg, **common), slow.off_key_mean_per_frame(case.grid, 0.75)),
@@ -479,7 +479,7 @@ def test_the_original_formulation_counts_from_one() -> None:
     for scale, settings in ((3.0, {"use_original_formulation": True}), (4.0, {})):
         pipe = built(HUNYUAN15)
         pipe.guider = ClassifierFreeGuidance(guidance_scale=scale, **settings)
-        with guided(pipe, OSEG(blocks=(1,), oseg_scale=0.7)):
+        with guided(pipe, OSEG(blocks=(1,), scale=0.7)):
             runs.append(Case.run(HUNYUAN15, pipe))
     assert torch.equal(*runs)
 

@@ -6,7 +6,6 @@ import contextlib
 import itertools
 import json
 import re
-import runpy
 import shlex
 import subprocess
 import sys
@@ -17,13 +16,12 @@ import numpy as np
 import pytest
 import torch
 
-from oseg_video.adapters import adapter_for_class, all_adapters
+from oseg_video.adapters import all_adapters
 from oseg_video.cli import main, parse
 from oseg_video.embedded.classifier import load_classifier
 from oseg_video.embedded.dataset import parse_caption
 from oseg_video.evaluation.metrics.base import known_metrics
 from oseg_video.guidance.methods import METHODS, STG
-from oseg_video.jobs.loading.meta import full_size_denoiser
 from oseg_video.jobs.loading.pipeline import EMBEDDED, find_model
 from oseg_video.media import read_clip
 from tests.drawn import write_drawn
@@ -82,17 +80,6 @@ def test_the_table_of_models_and_methods_is_of_what_there_is() -> None:
     assert {*judged, "none"} == measured.keys()
 
 
-def test_the_cost_is_that_of_the_benchmark_and_the_benchmark_that_of_the_code() -> None:
-    bench = runpy.run_path(str(ROOT / "scripts" / "bench_cost.py"))
-    result = json.loads((ROOT / "scripts" / "bench_cost.json").read_text())
-    tables = bench["tables"](result)
-    assert len(tables) == 2 and all(one in README.read_text(encoding="utf-8") for one in tables)
-    rows = {(row["family"], row["method"]): row for row in result["counted"]["rows"]}
-    assert rows.keys() == {(adapter.family, name) for adapter in all_adapters() for name in METHODS}
-    ltx = adapter_for_class("LTXPipeline")
-    assert bench["count_recipe"](ltx, full_size_denoiser(ltx), "oseg") == rows["ltx", "oseg"]
-
-
 def test_the_shipped_recipe_makes_the_clip_and_reproduce_makes_it_again(tmp_path: Path) -> None:
     prompt = "a blue square moving up on a black background"
     command = [sys.executable, "-m", "oseg_video"]
@@ -131,44 +118,3 @@ def test_the_evaluation_commands_run_as_they_stand_there(
     for line in with_weights.splitlines():
         metrics = parse(shlex.split(line, comments=True)[1:]).metrics
         assert set(metrics) <= set(known_metrics())
-
-
-def test_the_comparisons_run_as_they_stand_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
-    section = README.read_text(encoding="utf-8").split("\n## Compare and look\n")[1].split("\n## ")[0]
-    text, tables = (
-        block.replace("\\\n", " ") for block in re.findall(r"```bash\n(.*?)```", section, re.DOTALL)
-    )
-    by_flags, by_recipe, sheet = (shlex.split(line, comments=True)[1:] for line in text.splitlines())
-    monkeypatch.chdir(tmp_path)
-    opened: list[str] = []
-    monkeypatch.setattr("webbrowser.open", lambda url: opened.append(url) or True)
-    assert main([*by_flags, "--steps", "2"]) == 0
-    assert "16 of 16 clips, 16 of them made now: outputs/comparison/index.html" in capsys.readouterr().out
-    assert opened == [(tmp_path / "outputs" / "comparison" / "index.html").as_uri()]
-    results = json.loads((tmp_path / "outputs" / "comparison" / "results.json").read_text())
-    assert list(results["results"]) == ["cfg", "stg", "seg", "oseg"]
-    assert all(figure["interval"] for row in results["results"].values() for figure in row)
-    assert {one["baseline"] for one in results["differences"]} == {"cfg"}
-    assert main(sheet) == 0 and (tmp_path / "sheet.pdf").read_bytes().startswith(b"%PDF")
-    recipe = ROOT / by_recipe[1]
-    assert main([by_recipe[0], str(recipe), *by_recipe[2:], "--limit", "1"]) == 0
-    assert (tmp_path / "outputs" / "recipe" / "index.html").is_file()
-    for line in tables.splitlines():  # test_tables runs these recipes
-        assert (ROOT / parse(shlex.split(line, comments=True)[1:]).recipe).is_file()
-
-
-def test_the_sweep_of_the_readme_makes_its_clips_once(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    commands = re.findall(r"^oseg-video (sweep .*?) +#", README.read_text(encoding="utf-8"), re.MULTILINE)
-    dry, real = (shlex.split(command) for command in commands)
-    recipe, out = str(ROOT / real[1]), ["--out", str(tmp_path / "clips")]
-    assert main(["sweep", recipe, *dry[2:], *out]) == 0
-    assert capsys.readouterr().out.startswith("8 clips: 0 done, 0 failed, 8 to do\n")
-    for made in (8, 0):
-        assert main(["sweep", recipe, *real[2:], *out]) == 0
-        assert capsys.readouterr().out.startswith(f"8 of 8 clips are in {tmp_path}/clips, {made} of them")
-    clips = sorted((tmp_path / "clips").glob("*.mp4"))
-    manifests = [json.loads(clip.with_suffix(".json").read_text()) for clip in clips]
-    judged = load_classifier().judge(torch.stack([read_clip(clip).frames for clip in clips]).float() / 255)
-    assert judged == [parse_caption(manifest["job"]["prompts"][0]) for manifest in manifests]

@@ -12,9 +12,9 @@ import time
 import psutil
 import pytest
 import torch
-from oseg_video.jobs.manifest import read_manifest
 
 from oseg_video.cli import main
+from oseg_video.config.manifest import read_manifest
 from oseg_video.media import read_clip
 from oseg_video.sweep.records import from_lines
 from tests.sweeps import SMALL, write_recipe

@@ -91,10 +91,8 @@ class Observations:
 class Metric(ABC):
     """One or several values that come from the same look at the clips."""
 
-    @property
-    @abstractmethod
-    def values(self) -> Sequence[MetricValue]:
-        """The values, in the order in which tables show them."""
+    values: Sequence[MetricValue]
+    """The values, in the order in which tables show them."""
 
     def refuses(self, clip: ClipFile) -> str | None:
         """Why a clip cannot be looked at (too short, too small), one line; None if it can.
@@ -241,6 +239,11 @@ def check_options(names: Sequence[str], options: MetricOptions) -> None:
                 f"{flag} is about real clips, which none of the metrics compares with; "
                 f"these do: {', '.join(readers)}"
             )
+
+
+def reads_real(names: Sequence[str]) -> bool:
+    """Whether one of the metrics compares with real clips. Raises EvaluationError for unknown names."""
+    return any("reference" in one.reads for one in _declared(names).values())
 
 
 def metrics_that_read(option: str) -> list[str]:

@@ -3,7 +3,8 @@
 A method is one dataclass in one file of this folder, under `@guidance_method`; the README of `guidance` says
 how to add one, here or in a package of your own. It knows no model: for one sampling step it returns a
 `StepPlan`, named branches (a condition and at most one perturbation each) and the rule that turns their
-predictions into the guided prediction. The engine runs the branches; an adapter knows where a perturbation goes in a model.
+predictions into the guided prediction. The engine runs the branches; an adapter knows where a perturbation
+goes in a model.
 """
 
 import pkgutil
@@ -20,6 +21,8 @@ from oseg_video.guidance.methods.base import (
 
 for _module in pkgutil.iter_modules(__path__, prefix=f"{__name__}."):
     import_module(_module.name)
+for _name in sorted(METHODS):  # not the order in which the files import each other
+    METHODS[_name] = METHODS.pop(_name)
 
 from oseg_video.guidance.methods.apg import APG  # noqa: E402
 from oseg_video.guidance.methods.cfg import CFG  # noqa: E402

@@ -60,7 +60,7 @@ class OSEGReleased(BlockGuidance):
         scale = self._text_scale(step)
         away = "C~" if self.skip_conditional else "C"
         formula = f"C + {shown(scale, less=1)} (C - 0.98 a U~) + {perturbed_scale:g} (C - 0.98 a {away})"
-        rule = partial(combine.oseg_released, guidance_scale=scale, oseg_scale=perturbed_scale)
+        rule = partial(combine.oseg_released, guidance_scale=scale, scale=perturbed_scale)
         return self._with_rule(branches, formula, rule, step)
 
 

@@ -109,7 +109,7 @@ def test_variants_of_a_method_are_columns_under_their_own_names(tmp_path):
 
 class Faulty(Painter):
     def make_clip(self, job, *rest):
-        if (job.guidance, job.prompts[0], job.seeds[0]) == ("oseg", "a", 1):
+        if (job.guidance.name, job.prompts[0], job.seeds[0]) == ("oseg", "a", 1):
             raise OsegVideoError("out of paint")
         return super().make_clip(job, *rest)
 
@@ -178,11 +178,13 @@ def test_what_is_refused_is_refused_before_any_clip(tmp_path, painted, changes, 
     [
         (["--guidance", "cfg,osge", "--prompt", "a"], "unknown method 'osge'; did you mean 'oseg'"),
         (["--guidance", "cfg,cfg", "--prompt", "a"], "names cfg twice"),
-        (["--guidance", "cfg"], "needs --prompt"),
-        (["--prompt", "a"], "needs --guidance"),
-        (["--guidance", "cfg", "--prompt", "a", "--seeds", "x"], "--seeds must be"),
-        (["sweep.yaml", "--prompt", "a"], "--prompt cannot be given with a recipe"),
-        (["sweep.yaml", "--seeds", "1"], "--seeds cannot be given with a recipe"),
+        (["--guidance", "cfg"], "without a recipe there must be --prompt"),
+        (["--prompt", "a"], "without a recipe there must be --guidance"),
+        (["--guidance", "cfg", "--prompt", "a", "--seeds", "x"], "must be an integer, got 'x'"),
+        (["tabel3"], "no recipe is called 'tabel3'; did you mean 'table3'?"),
+        (["no/sweep.yaml"], "cannot read no/sweep.yaml: No such file"),
+        (["embedded", "--guidance", "osge"], "unknown method 'osge'; did you mean 'oseg'"),
+        (["embedded", "--seconds-per-pass", "1"], "--seconds-per-pass has no effect without --dry-run"),
         (["--guidance", "cfg", "--prompt", "a", "--out", "s3://b/c"], "must be a folder of this machine"),
     ],
 )

@@ -74,12 +74,12 @@ def test_methods_of_one_folder_come_from_the_manifests(tmp_path):
 
 def test_settings_that_vary_tell_clips_of_one_guidance_apart(tmp_path):
     for scale, blocks in ((1.0, [2]), (2.0, [2, 3])):
-        write_drawn(tmp_path, 2, guidance="oseg", oseg_scale=scale, blocks=blocks, steps=20)
+        write_drawn(tmp_path, 2, guidance="oseg", scale=scale, blocks=blocks, steps=20)
     write_drawn(tmp_path, 2, guidance="cfg", steps=20)
     assert list(find_clips([tmp_path]).methods) == [
         "cfg",
-        "oseg (oseg_scale=1.0, blocks=2)",
-        "oseg (oseg_scale=2.0, blocks=2,3)",
+        "oseg (scale=1.0, blocks=2)",
+        "oseg (scale=2.0, blocks=2,3)",
     ]
 
 

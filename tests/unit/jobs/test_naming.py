@@ -8,6 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from oseg_video.config import GenerateJob
+from oseg_video.guidance.methods import OSEG
 from oseg_video.jobs.outputs import (
     OutputError,
     check_outputs,
@@ -30,6 +31,7 @@ def make_job(out, prompts=("a red circle",), seeds=(0,), **settings):
         height=16,
         width=16,
         fps=8.0,
+        guidance=OSEG(blocks=(1,)),
         **settings,
     )
 

@@ -12,10 +12,9 @@ from pathlib import Path
 import pytest
 
 from oseg_video.media import read_clip
-from oseg_video.sweep import leases
 from oseg_video.sweep.records import from_lines, record, to_lines
 from oseg_video.sweep.run import survey
-from oseg_video.sweep.stores import WORK, StoreError, open_store
+from oseg_video.sweep.stores import WORK, StoreError, leases, open_store
 from oseg_video.sweep.validity import is_whole, item_stat, names_of
 from oseg_video.sweep.worker import Task, Worker
 from tests.sweeps import GIF, SMALL, table

@@ -119,7 +119,7 @@ def test_ranks_load_once_for_methods_of_the_same_degrees(tmp_path, painter, monk
     made, used = [], []
 
     def degrees_for(ranks, parallel, job, source, clips):
-        return Degrees(**{"ulysses" if job.guidance == "oseg" else "branch": ranks.size}), ""
+        return Degrees(**{"ulysses" if job.guidance.name == "oseg" else "branch": ranks.size}), ""
 
     def make_mesh(ranks, degrees, job):
         made.append(Mesh.on_paper(degrees))

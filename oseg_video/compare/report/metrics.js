@@ -1,4 +1,4 @@
-// The figures: a table of values with 95 % intervals and differences, and a plot for each figure.
+// The metric values: a table with 95 % intervals and differences, and a plot for each of them.
 
 const ARROWS = { higher: " ↑", lower: " ↓" };
 const PLOT = { width: 360, letters: 24, letter: 7, right: 14, line: 22, bottom: 22 };
@@ -27,12 +27,12 @@ function verdict(difference, better) {
   return (low > 0) === (better === "higher") ? "better" : "worse";
 }
 
-class Figures {
+class Metrics {
   constructor(place, evaluation, methods) {
     this.evaluation = evaluation;
     this.methods = methods.filter((method) => method in evaluation.results);
     this.names = Object.keys(evaluation.better);
-    place.append(element("h2", {}, "Figures"), this.table(),
+    place.append(element("h2", {}, "Metrics"), this.table(),
       element("div", { class: "plots" }, ...this.names.map((name) => this.plot(name)).filter((plot) => plot)), this.notes());
   }
 
@@ -62,12 +62,12 @@ class Figures {
     const result = this.result(method, name);
     const difference = this.difference(method, name);
     const says = verdict(difference, this.evaluation.better[name]);
-    const published = this.evaluation.published?.figures[method]?.[name];
+    const reported = this.evaluation.reported?.values[method]?.[name];
     return element("td", {}, result ? shown(result.value, result.interval) : "–",
       difference ? element("small", { class: says },
         shown(difference.value, difference.interval, true), element("br"),
         `to ${difference.baseline}${says && `, ${says}`}`) : null,
-      published === undefined ? null : element("small", { class: "published" }, `published ${published}`));
+      reported === undefined ? null : element("small", { class: "reported" }, `reported ${reported}`));
   }
 
   plot(name) {
@@ -99,13 +99,13 @@ class Figures {
   }
 
   notes() {
-    const { warnings, skipped, failed, differences, results, published } = this.evaluation;
+    const { warnings, skipped, failed, differences, results, reported } = this.evaluation;
     const ways = new Set(Object.values(results).flat().map((result) => result.details.interval).filter((way) => way)
       .map((way) => `${way.by} over ${way.units} ${way.over}`));
     const lines = [
       ways.size ? `In brackets: 95 % intervals, ${[...ways].join("; ")}.` : null,
       differences.length ? "Differences are paired by prompt and seed; “better” and “worse” where the whole interval is on one side of 0." : null,
-      published ? `Published: ${published.source}` : null,
+      reported ? `Reported: ${reported.source}` : null,
       ...warnings.map((line) => `Warning: ${line}`),
       ...Object.entries(failed).map(([name, reason]) => `No value: ${name}: ${reason}`),
       ...Object.entries(skipped).map(([name, reason]) => `Skipped: ${name}: ${reason}`),
