@@ -7,7 +7,9 @@ import json
 import math
 import re
 import shutil
+from itertools import pairwise
 
+import cv2
 import pytest
 import torch
 from scipy.stats import t as student
@@ -21,7 +23,8 @@ from oseg_video.evaluation.evaluate import evaluate
 from oseg_video.evaluation.metrics import fvd
 from oseg_video.evaluation.metrics.base import MetricOptions, MetricValue, known_metrics
 from oseg_video.evaluation.observe import Look, MeanMetric
-from oseg_video.evaluation.tables import as_csv, as_json, as_latex, as_markdown
+from oseg_video.evaluation.tables import FORMATS, as_csv, as_json, as_latex, as_markdown
+from oseg_video.media.writing import run_ffmpeg
 from oseg_video.types import OsegVideoError
 from tests.drawn import write_drawn, write_frames, write_manifest
 
@@ -233,6 +236,51 @@ def test_files_whose_names_are_no_text_are_named_and_left_out(tmp_path, capsys):
     assert json.loads((tmp_path / "r.json").read_text())["results"]["cfg"][0]["clips"] == 2
 
 
+def test_clips_that_do_not_fit_a_metric_are_skipped_like_others(tmp_path):
+    write_levels(tmp_path, "cfg", {("p", 0): 10, ("q", 0): 20})
+    write_levels(tmp_path, "oseg", {("p", 0): 12, ("q", 0): 22})
+    for name in ("cfg-r-0", "oseg-r-0"):
+        write_frames(tmp_path / name, levels(3, frames=1))
+        write_manifest(tmp_path / name, prompts=["r"], seeds=[0], guidance=name.split("-")[0])
+    (tmp_path / "broken.mp4").write_bytes(b"")
+    evaluation = evaluate([tmp_path], ["frame_difference"], baseline="cfg")
+    assert [result_of(evaluation, method).value for method in ("cfg", "oseg")] == [15, 17]
+    assert difference_of(evaluation, "oseg").value == 2 and not evaluation.failed
+    short = "frame_difference needs clips of at least 2 frames; {0} has 1"
+    assert evaluation.skipped == {
+        **{name: short.format(name) for name in ("cfg-r-0", "oseg-r-0")},
+        "broken.mp4": f"cannot read {tmp_path / 'broken.mp4'}: the file is empty",
+    }
+
+
+def test_a_method_without_any_fit_clip_costs_its_values_only(tmp_path):
+    write_levels(tmp_path / "old", "cfg", {("p", 0): 10, ("q", 0): 20})
+    write_frames(tmp_path / "new" / "a", levels(3, frames=1))
+    evaluation = evaluate([tmp_path / "old", tmp_path / "new"], ["frame_difference"])
+    assert result_of(evaluation, "old").value == 15 and not evaluation.results["new"]
+    reason = "frame_difference needs clips of at least 2 frames; new/a has 1"
+    assert evaluation.failed == {"new: frame_difference": reason}
+    with pytest.raises(OsegVideoError, match="at least 2 frames; a has 1"):
+        evaluate([tmp_path / "new"], ["frame_difference"])
+
+
+def test_all_metrics_of_a_row_speak_of_the_frames_that_can_be_shown(tmp_path):
+    whole, clips = tmp_path / "whole.mp4", tmp_path / "clips"
+    clips.mkdir()
+    make = ["-f", "lavfi", "-i", "testsrc2=size=96x64:rate=10:duration=4", "-g", "12", "-pix_fmt", "yuv420p"]
+    assert run_ffmpeg(*make, str(whole)).returncode == 0
+    assert run_ffmpeg("-ss", "1.3", "-i", str(whole), "-c", "copy", str(clips / "a.mp4")).returncode == 0
+    video, frames = cv2.VideoCapture(str(clips / "a.mp4")), []  # another reader, by OpenCV's own ffmpeg
+    while (read := video.read())[0]:
+        frames.append(read[1].astype(int))
+    mean = sum(float(abs(b - a).mean()) for a, b in pairwise(frames)) / (len(frames) - 1)
+    evaluation = evaluate([clips], ["frame_difference", "temporal_flickering"])
+    assert evaluation.methods["clips"]["frames"] == [len(frames)] and len(frames) < 40
+    assert result_of(evaluation, "clips").value == pytest.approx(mean, abs=0.05)  # another colour matrix
+    flickering = result_of(evaluation, "clips", "temporal_flickering").value
+    assert flickering == pytest.approx((255 - mean) / 255, abs=1e-6)
+
+
 def test_a_method_that_broken_clips_make_unfit_costs_its_figure_only(tmp_path):
     for method in ("cfg", "oseg"):
         write_drawn(tmp_path, 10, guidance=method)
@@ -360,6 +408,45 @@ def test_names_that_mean_something_to_a_format_are_escaped(tmp_path):
     assert r"a_b&c\|d% $x$" in as_markdown(evaluation)
     assert r"a\_b\&c|d\% \$x\$" in as_latex(evaluation)
     assert next(csv.DictReader(io.StringIO(as_csv(evaluation))))["method"] == name
+
+
+EVIL = "=1+1|<img src=x>\x1b[31m\x9b2J\r\n\\\\end{tabular}\\\\input{x}\u202e[x](http://y)`~^"
+
+
+@pytest.fixture
+def evil(evaluation):
+    """Results in which every word from outside is hostile."""
+    results = [dataclasses.replace(one, per_clip={EVIL: 1.0}) for one in evaluation.results["cfg"]]
+    return dataclasses.replace(
+        evaluation,
+        results={EVIL: tuple(results)},
+        methods={EVIL: evaluation.methods["cfg"]},
+        differences=(),
+        skipped={EVIL: EVIL},
+        failed={EVIL: EVIL},
+        left_out={EVIL: EVIL},
+        warnings=(EVIL + "\ud800",),
+    )
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_words_from_outside_are_harmless_in_every_format(evil, form):
+    text = FORMATS[form](evil)
+    text.encode()  # no lone surrogate
+    assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029\u202e]", text)
+    if form == "json":
+        assert json.loads(text)["skipped"] == {EVIL: EVIL}
+    if form == "csv":
+        (row,) = csv.DictReader(io.StringIO(text))
+        assert row["method"].startswith("'=1+1") and "\\x1b[31m" in row["method"]
+    if form == "markdown":
+        assert "<img" not in text and "[x](" not in text
+        lines = [line for line in text.splitlines() if line.startswith("|")]
+        assert {len(re.findall(r"(?<!\\\\)\|", line)) for line in lines} == {4}
+    if form == "latex":
+        body, comments = text.split("\\end{tabular}\n")
+        assert r"\end" not in body and r"\input" not in body
+        assert all(line.startswith("% ") for line in comments.splitlines())
 
 
 def refused(capsys, *arguments):

@@ -596,8 +596,9 @@ for subject in recipe.subjects:
         salt = f"{subject.prompt} {seed} static".encode()
         path = folder / f"{len(list(folder.iterdir())):03d}.mp4"
         path.write_bytes(model + struct.pack(">I4s", 8 + len(salt), b"free") + salt)
+        parts = dict.fromkeys(("model", "clip", "versions", "machine"), {})
         job = {"prompts": [subject.prompt], "seeds": [seed], **recipe.settings, "guidance": "cfg"}
-        path.with_suffix(".json").write_text(json.dumps({"made_by": "oseg-video", "job": job}))
+        path.with_suffix(".json").write_text(json.dumps({"schema": 1, "made_by": "oseg-video", "job": job, **parts}))
 """
 
 

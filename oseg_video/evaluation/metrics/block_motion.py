@@ -83,10 +83,12 @@ class BlockMotion(PairMetric):
     values = (MetricValue(name=NAME, better=None, protocol=PROTOCOL, least=0.0),)
 
     def refuses(self, clip: ClipFile) -> str | None:
+        if reason := too_short(NAME, clip, 2):
+            return reason
         if min(clip.height, clip.width) < SMALLEST_SIDE:
             size = f"{clip.height} x {clip.width}"
             return f"{NAME} needs {SMALLEST_SIDE} pixels along each side; {clip.name} has {size}"
-        return too_short(NAME, clip, 2)
+        return None
 
     def prepare(self, frame: Frame) -> Any:
         return luma_of(frame.rgb_HWC)

@@ -8,6 +8,7 @@ import shutil
 
 import pytest
 import torch
+from PIL import Image
 
 from oseg_video import media
 from oseg_video.evaluation import observe, rows
@@ -16,6 +17,7 @@ from oseg_video.evaluation.metrics.base import MetricValue
 from oseg_video.evaluation.observe import Look, MeanMetric, observe_together
 from oseg_video.evaluation.rows import RowStore, file_state
 from oseg_video.media import MediaError, read_clip, write_clip
+from oseg_video.media.writing import run_ffmpeg
 from oseg_video.types import OsegVideoError
 from tests.drawn import write_drawn, write_manifest
 
@@ -56,8 +58,8 @@ def test_a_folder_or_file_may_be_one_clip(tmp_path):
     assert clip.name == "a.gif"
 
 
-def test_pictures_with_manifests_are_not_frames_of_a_clip(tmp_path):
-    frames = write(tmp_path / "pictures")
+def test_images_with_manifests_are_not_frames_of_a_clip(tmp_path):
+    frames = write(tmp_path / "images")
     write_manifest(frames / "00000.png", prompts=["a"], seeds=[0], guidance="cfg")
     with pytest.raises(OsegVideoError, match="no clip"):
         find_clips([tmp_path])
@@ -117,14 +119,114 @@ def test_what_cannot_be_read_is_named(tmp_path):
     assert set(found.broken) == {"empty.mp4", "junk.gif"} and "empty" in found.broken["empty.mp4"]
 
 
-def test_a_stray_picture_hides_no_clip(tmp_path):
+def test_a_stray_image_hides_no_clip(tmp_path):
     write(tmp_path / "clips" / "a")
     (tmp_path / "sheet.png").write_bytes((tmp_path / "clips" / "a" / "00000.png").read_bytes())
     assert [clip.name for clip in find_clips([tmp_path]).clips] == ["clips/a"]
 
 
+def test_what_is_no_clip_is_named_with_the_reason(tmp_path):
+    write(tmp_path / "a.mp4", "mp4")
+    (tmp_path / "sheet.png").write_bytes((write(tmp_path / "b") / "00000.png").read_bytes())
+    (tmp_path / "notes.docx").write_text("no clip")
+    (tmp_path / "gone.mp4").symlink_to(tmp_path / "nowhere.mp4")
+    os.mkfifo(tmp_path / "pipe.mp4")
+    (tmp_path / "results.json").write_text("{}")
+    found = find_clips([tmp_path])
+    assert {clip.name for clip in found.clips} == {"a.mp4", "b"} and not found.broken
+    assert found.left_out == {
+        "gone.mp4": "a link to nothing",
+        "notes.docx": "no kind of clip that is known (.docx)",
+        "pipe.mp4": "not a file",
+        "sheet.png": "a single image, no clip",
+    }
+
+
+@pytest.mark.parametrize("suffix", ["mpg", "ts", "avi", "mkv", "webm", "flv", "wmv"])
+def test_every_kind_of_video_is_found_beside_others(tmp_path, suffix):
+    write(tmp_path / "a.mp4", "mp4", frames=9)
+    codec = ["-c:v", "libvpx"] if suffix == "webm" else []
+    path = tmp_path / f"b.{suffix}"
+    done = run_ffmpeg("-v", "error", "-i", str(tmp_path / "a.mp4"), *codec, "-r", "25", str(path))
+    assert done.returncode == 0, done.stderr
+    found = find_clips([tmp_path])
+    assert [clip.name for clip in found.clips] == ["a.mp4", path.name] and not found.broken
+    assert found.clips[1].frames == len(read_clip(path).frames) >= 9
+
+
+def test_animations_and_folders_of_any_images_are_clips(tmp_path):
+    images = [Image.new("RGB", (16, 16), (level, 0, 0)) for level in (9, 90, 200)]
+    for name, format in (("a.webp", "WEBP"), ("b.png", "PNG"), ("c.apng", "PNG")):
+        more, times = images[1:], ord(name[0])  # three files, not one file three times
+        images[0].save(tmp_path / name, format=format, save_all=True, append_images=more, duration=times)
+    for name, extra in (("jpgs", ".jpg"), ("pngs", ".png")):
+        (tmp_path / name).mkdir()
+        for place, image in enumerate(images):
+            image.save(tmp_path / name / f"{place}{extra}")
+    (tmp_path / "pngs" / "meta.json").write_text("{}")
+    found = find_clips([tmp_path])
+    kinds = {clip.name: (clip.kind, clip.frames) for clip in found.clips}
+    assert kinds == {
+        **{"a.webp": ("webp", 3), "b.png": ("png", 3), "c.apng": ("apng", 3)},
+        **{"jpgs": ("jpg", 3), "pngs": ("png", 3)},
+    }
+    assert not found.left_out and not found.broken
+
+
+def test_a_clip_is_counted_once_whatever_leads_to_it(tmp_path):
+    write(tmp_path / "in" / "a.mp4", "mp4", seed=1)
+    write(tmp_path / "in" / "b", seed=2)
+    (tmp_path / "in" / "loop").symlink_to(tmp_path / "in")
+    (tmp_path / "other").symlink_to(tmp_path / "in")
+    os.link(tmp_path / "in" / "a.mp4", tmp_path / "in" / "hard.mp4")
+    (tmp_path / "in" / "soft.mp4").symlink_to(tmp_path / "in" / "a.mp4")
+    shutil.copy(tmp_path / "in" / "a.mp4", tmp_path / "copy.mp4")
+    shutil.copytree(tmp_path / "in" / "b", tmp_path / "copied")
+    found = find_clips([tmp_path])
+    assert len(found.clips) == 2 and not found.broken
+    assert len(found.left_out) == 6 and {"in/loop", "other"} <= {*found.left_out}
+    assert all(why.startswith("the same ") for why in found.left_out.values())
+
+
+def test_equal_clips_of_different_requests_or_methods_are_not_copies(tmp_path):
+    for method in ("cfg", "oseg"):
+        path = write(tmp_path / f"{method}.gif", "gif")
+        write_manifest(path, prompts=["a"], seeds=[0], guidance=method)
+    write_manifest(write(tmp_path / "other.gif", "gif"), prompts=["b"], seeds=[0], guidance="cfg")
+    assert len(find_clips([tmp_path]).clips) == 3
+    for name in ("x", "y"):
+        write(tmp_path / name / "a.gif", "gif")
+    assert len(find_clips([tmp_path / "x", tmp_path / "y"]).clips) == 2
+
+
+def test_files_that_differ_in_suffix_only_are_two_requests(tmp_path):
+    write(tmp_path / "one" / "b.mp4", "mp4")
+    write(tmp_path / "one" / "b.avi.gif", "gif")
+    write(tmp_path / "one" / "c.mp4", "mp4", seed=1)
+    write(tmp_path / "one" / "b.gif", "gif", seed=2)
+    write(tmp_path / "two" / "b.mp4", "mp4", seed=3)
+    write(tmp_path / "two" / "c.gif", "gif", seed=4)
+    methods = find_clips([tmp_path / "one", tmp_path / "two"]).methods
+    assert [clip.start for clip in methods["one"]] == ["b.avi", "b.gif", "b.mp4", "c"]
+    assert [clip.start for clip in methods["two"]] == ["b.mp4", "c"]
+
+
+def test_a_folder_that_cannot_be_entered_is_named(tmp_path, monkeypatch):
+    write(tmp_path / "a.gif", "gif")
+    (tmp_path / "locked").mkdir()
+    iterdir = type(tmp_path).iterdir
+
+    def locked(path):
+        if path.name == "locked":  # the tests may run as root, whom no permission keeps out
+            raise PermissionError(13, "Permission denied")
+        return iterdir(path)
+
+    monkeypatch.setattr(type(tmp_path), "iterdir", locked)
+    assert "Permission denied" in find_clips([tmp_path]).broken["locked"]
+
+
 @pytest.mark.parametrize("format", ["gif", "png"])
-def test_however_pictures_are_damaged_they_are_named(tmp_path, format):
+def test_however_images_are_damaged_they_are_named(tmp_path, format):
     write(tmp_path / f"bad.{format}" if format == "gif" else tmp_path / "bad", format=format, frames=6)
     write(tmp_path / "good")
     (path,) = [tmp_path / "bad.gif"] if format == "gif" else sorted((tmp_path / "bad").iterdir())[:1]
@@ -211,7 +313,7 @@ def test_rows_follow_the_clips_whatever_the_batch(tmp_path, batch):
 
 def test_a_clip_is_read_once_for_all_metrics(tmp_path, monkeypatch):
     for index in range(3):
-        write(tmp_path / f"{index}.gif", "gif")
+        write(tmp_path / f"{index}.gif", "gif", seed=index)
     reads = []
     stream = observe.stream_clip
     monkeypatch.setattr(observe, "stream_clip", lambda path: reads.append(path) or stream(path))
@@ -228,7 +330,7 @@ def test_an_interrupted_run_goes_on_and_a_changed_clip_is_looked_at_anew(tmp_pat
     with pytest.raises(KeyboardInterrupt):
         observe_together([(first, clips)], work=tmp_path / "work")
     write_clip(tmp_path / "clips" / "b.gif", noise(seed=99, frames=4), 8, format="gif")
-    again = Brightness()
+    again, clips = Brightness(), clips_of(tmp_path / "clips")
     again.stop = None
     (seen,) = observe_together([(again, clips)], work=tmp_path / "work")
     assert again.looks == ["b.gif", "stop.gif", "z.gif"]
