@@ -18,7 +18,7 @@ def write_frames(folder, clip):
 def write_manifest(clip, **job):
     """A manifest beside a clip with the given settings."""
     stem = clip.stem if clip.is_file() else clip.name
-    parts = dict.fromkeys(("model", "clip", "versions", "machine"), {})
+    parts = {key: {} for key in ("model", "clip", "versions", "machine")}
     manifest = {"schema": 1, "made_by": "oseg-video", "job": job, **parts}
     clip.with_name(f"{stem}.json").write_text(json.dumps(manifest))
 

@@ -7,7 +7,8 @@ frame, so it reads whole clips only where the stream shows that the number is ri
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ def stream_video(path: Path) -> Generator[Frame, None, None]:
             if size not in (None, (frame.width, frame.height)):
                 raise MediaError(f"cannot read {path}: it has frames of different sizes")
             size = (frame.width, frame.height)
-            yield Frame(index, *(_later(converter, frame) for converter in (rgb, opencv)))
+            yield Frame(index, partial(_pixels, path, rgb, frame), partial(_pixels, path, opencv, frame))
 
 
 def _decoded(container: Any, stream: Any) -> Iterator[Any]:
@@ -115,6 +116,8 @@ def _reading(path: Path) -> Iterator[None]:
 
     try:
         yield
+    except MediaError:
+        raise
     except (av.error.FFmpegError, OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or one_line(error)
         raise MediaError(f"cannot read {path}: {reason}") from error
@@ -133,8 +136,9 @@ def _open(path: Path) -> Iterator[tuple[Any, Any]]:
         yield container, stream
 
 
-def _later(converter: _Converter, frame: Any) -> Callable[[], Pixels]:
-    return lambda: converter(frame)
+def _pixels(path: Path, converter: _Converter, frame: Any) -> Pixels:
+    with _reading(path):
+        return converter(frame)
 
 
 class _Converter:

@@ -414,8 +414,10 @@ EVIL = "=1+1|<img src=x>\x1b[31m\x9b2J\r\n\\\\end{tabular}\\\\input{x}\u202e[x](
 
 
 @pytest.fixture
-def evil(evaluation):
+def evil(tmp_path):
     """Results in which every word from outside is hostile."""
+    write_levels(tmp_path, "cfg", {("p", 0): 7})
+    evaluation = evaluate([tmp_path], ["frame_difference"])
     results = [dataclasses.replace(one, per_clip={EVIL: 1.0}) for one in evaluation.results["cfg"]]
     return dataclasses.replace(
         evaluation,

@@ -598,7 +598,8 @@ for subject in recipe.subjects:
         path.write_bytes(model + struct.pack(">I4s", 8 + len(salt), b"free") + salt)
         parts = dict.fromkeys(("model", "clip", "versions", "machine"), {})
         job = {"prompts": [subject.prompt], "seeds": [seed], **recipe.settings, "guidance": "cfg"}
-        path.with_suffix(".json").write_text(json.dumps({"schema": 1, "made_by": "oseg-video", "job": job, **parts}))
+        manifest = {"schema": 1, "made_by": "oseg-video", "job": job, **parts}
+        path.with_suffix(".json").write_text(json.dumps(manifest))
 """
 
 
