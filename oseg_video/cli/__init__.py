@@ -16,7 +16,18 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
-from oseg_video.cli import compare, contact_sheet, evaluate, generate, info, models, reproduce, sweep, vbench
+from oseg_video.cli import (
+    compare,
+    contact_sheet,
+    evaluate,
+    generate,
+    info,
+    models,
+    recipes,
+    reproduce,
+    sweep,
+    vbench,
+)
 from oseg_video.cli.output import PROGRAM, say
 from oseg_video.cli.parsing import Parser, UsageError
 from oseg_video.console import show
@@ -24,7 +35,18 @@ from oseg_video.jobs.quiet import quiet_libraries
 from oseg_video.settings.suggest import known_or_nearest
 from oseg_video.types import OsegVideoError, SaidElsewhereError
 
-_COMMANDS = (generate, reproduce, sweep, compare, evaluate, contact_sheet, vbench, models, info)
+_COMMANDS = (
+    generate,
+    reproduce,
+    sweep,
+    compare,
+    evaluate,
+    contact_sheet,
+    vbench,
+    models,
+    recipes,
+    info,
+)
 """The modules of the commands, in the order of `--help`."""
 
 

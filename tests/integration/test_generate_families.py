@@ -194,17 +194,17 @@ def test_a_clip_of_every_family(capsys, tmp_path, folders, cat, name):
     assert made["cfg"] != made["oseg"]
     manifest = read_manifest(out)
     size = {"num_frames": 1, **model.size}
-    clip = manifest["clip"]
+    clip = manifest.clip
     assert (clip["frames"], clip["height"], clip["width"]) == (
         size["num_frames"],
         size["height"],
         size["width"],
     )
-    assert manifest["passes"]["steps"] == 2
-    passes = [p for kind in manifest["passes"]["step_kinds"] for p in kind["passes"]]
+    assert manifest.passes["steps"] == 2
+    passes = [p for kind in manifest.passes["step_kinds"] for p in kind["passes"]]
     conditions = {branch.removesuffix("_perturbed") for p in passes for branch in p["branches"]}
     assert conditions == {"cond", "uncond"}
-    assert (manifest["image"] is not None) == model.image
+    assert (manifest.image is not None) == model.image
     assert main(["reproduce", str(out), "--quiet", "--json"]) == 0
     again = json.loads(capsys.readouterr().out)
     assert again["identical"] and again["differences"] == []
@@ -298,7 +298,7 @@ def test_a_schedule_turns_the_second_branch_on(capsys, tmp_path, folders):
     """Of a scale by noise level the pipeline learns only whether it is ever above 1."""
     flags = ["--guidance=cfg", "--guidance-scale=1.0:1,0.99:4"]
     (line,) = run(capsys, call(folders, "hunyuan", *flags, "--steps=3", out=tmp_path / "a.mp4"))
-    kinds = read_manifest(Path(line["path"]))["passes"]["step_kinds"]
+    kinds = read_manifest(Path(line["path"])).passes["step_kinds"]
     assert {len(kind["passes"]) for kind in kinds} == {1, 2}
     flags = ["--guidance=cfg", "--guidance-scale=1.0:1,0.5:1", "--negative-prompt=x"]
     assert "negative_prompt has no effect" in refused(
@@ -453,7 +453,7 @@ def test_a_picture_is_a_png_that_knows_how_it_was_made(capsys, tmp_path, folders
         pixels_HWC = torch.from_numpy(np.array(picture))
     assert frames_sha256(pixels_HWC.permute(2, 0, 1)[None].contiguous()) == line["sha256"]
     (tmp_path / "a.json").rename(tmp_path / "elsewhere.json")
-    assert read_manifest(tmp_path / "a.png")["clip"]["sha256"] == line["sha256"]
+    assert read_manifest(tmp_path / "a.png").clip["sha256"] == line["sha256"]
     assert main(["reproduce", str(tmp_path / "elsewhere.json"), "--quiet"]) == 0
     capsys.readouterr()
     assert (tmp_path / "elsewhere-reproduced.png").is_file()
@@ -465,7 +465,7 @@ def test_clips_without_a_prompt_are_named_after_their_picture(capsys, tmp_path, 
     lines = run(capsys, call(folders, "svd", *flags, image=cat, out=tmp_path / "clips"))
     assert [Path(line["path"]).name for line in lines] == ["cat-cfg-seed1.mp4", "cat-cfg-seed2.mp4"]
     assert [line["prompt"] for line in lines] == [None, None]
-    assert read_manifest(Path(lines[0]["path"]))["job"]["prompts"] == []
+    assert read_manifest(Path(lines[0]["path"])).job["prompts"] == []
 
 
 def test_the_note_says_what_was_done_to_the_picture(capsys, tmp_path, folders, cat):
@@ -519,7 +519,7 @@ def test_components_in_their_number_types_from_a_variant(capsys, tmp_path, folde
     monkeypatch.setattr(loading, "load_pipeline", load)
     flags = ["--model", tmp_path / "m", "--dtype=bfloat16", "--variant=bf16", "--guidance=cfg"]
     (line,) = run(capsys, call(folders, name, *flags, image=cat, out=tmp_path / "a.mp4"))
-    assert read_manifest(Path(line["path"]))["job"]["dtype"] == "bfloat16"
+    assert read_manifest(Path(line["path"])).job["dtype"] == "bfloat16"
     for component, one in weights.items():
         module = getattr(loaded[0], component)
         expected = getattr(torch, DTYPES[name].get(component, "bfloat16"))

@@ -43,7 +43,7 @@ class Bucket(Store):
         with self._naming("read"):
             for below in ("",) if names is None else names:
                 for path, size in self._find(below):
-                    name = path.split("/")[0]  # files of a folder of pictures count together
+                    name = path.split("/")[0]  # files of a folder of images count together
                     sizes[name] = sizes.get(name, 0) + size
         return {name: Stat(size, None) for name, size in sizes.items()}
 
