@@ -208,7 +208,7 @@ def test_clips_of_different_lengths_and_sizes_are_told(tmp_path):
     )
 
 
-# Clips and figures that have to be left out
+# Clips and values that have to be left out
 
 
 def test_broken_clips_are_named_and_never_part_of_a_mean(tmp_path, capsys):
@@ -281,7 +281,7 @@ def test_all_metrics_of_a_row_speak_of_the_frames_that_can_be_shown(tmp_path):
     assert flickering == pytest.approx((255 - mean) / 255, abs=1e-6)
 
 
-def test_a_method_that_broken_clips_make_unfit_costs_its_figure_only(tmp_path):
+def test_a_method_that_broken_clips_make_unfit_costs_its_value_only(tmp_path):
     for method in ("cfg", "oseg"):
         write_drawn(tmp_path, 10, guidance=method)
     (tmp_path / "oseg-003" / "00000.png").write_bytes(b"")
@@ -340,7 +340,7 @@ class Picky(Look):
         return torch.ones(1)
 
 
-def test_a_figure_that_misses_a_clip_it_needs_has_no_value(tmp_path, monkeypatch):
+def test_a_value_that_misses_a_clip_it_needs_has_no_value(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "build_metrics", lambda names, options: [Fragile()])
     for method in ("cfg", "oseg"):
         write_levels(tmp_path, method, {("p", 0): 1, ("q", 0): 2, ("r", 0): 3})
@@ -374,7 +374,7 @@ def test_json_holds_everything(evaluation):
     assert found["differences"][0]["baseline"] == "cfg"
 
 
-def test_csv_has_a_line_per_figure(evaluation):
+def test_csv_has_a_line_per_value(evaluation):
     cfg, oseg = csv.DictReader(io.StringIO(as_csv(evaluation)))
     assert (cfg["method"], cfg["metric"], cfg["clips"], cfg["difference"]) == (
         "cfg",

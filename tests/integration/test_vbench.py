@@ -92,7 +92,7 @@ def metric_of(*names, **options):
 
 def values_of(metric, seen):
     every = torch.arange(len(seen.clips))
-    return {figure.name: metric.compute(figure.name, seen.rows, every) for figure in metric.values}
+    return {value.name: metric.compute(value.name, seen.rows, every) for value in metric.values}
 
 
 def mean(values):
@@ -116,8 +116,8 @@ def test_own_clips_are_averaged_as_vbench_does(tmp_path, calls):
     )
     assert len(set(pairs)) > 1, "the clips must differ in length for the weights to show"
     assert metric.per_clip("vbench:imaging_quality", seen.rows).tolist() == pytest.approx(imaging)
-    figure = next(f for f in metric.values if f.name == "vbench:imaging_quality")
-    assert figure.protocol["mode"] == "custom_input" and figure.versions["python"] == sys.version.split()[0]
+    value = next(f for f in metric.values if f.name == "vbench:imaging_quality")
+    assert value.protocol["mode"] == "custom_input" and value.versions["python"] == sys.version.split()[0]
     assert {call["mode"] for call in calls()} == {"custom_input"}
     assert not list(tmp_path.glob("oseg-video-*")), "logs and links are removed"
 
@@ -427,7 +427,7 @@ def test_what_the_static_filter_leaves_too_few_of_is_said(tmp_path, calls):
     }
     metric, seen = found(())
     assert "(0 instead of 5)" in seen.warnings[0] and len(seen.clips) == 5
-    flickering, scene = (figure.name for figure in metric.values)
+    flickering, scene = (value.name for value in metric.values)
     with pytest.raises(OsegVideoError, match="has no value for any of 5 clips"):
         metric.compute(flickering, seen.rows, torch.arange(5))
     assert metric.compute(scene, seen.rows, torch.arange(5)) > 0
@@ -606,8 +606,8 @@ for subject in recipe.subjects:
 @pytest.fixture
 def run_script(tmp_path, monkeypatch):
     """Call the script of the standard suite, on the shipped model."""
-    pictures = torch.zeros(9, 3, 16, 16, dtype=torch.uint8)
-    write_clip(tmp_path / "model.mp4", pictures, 8.0, format="mp4")
+    images = torch.zeros(9, 3, 16, 16, dtype=torch.uint8)
+    write_clip(tmp_path / "model.mp4", images, 8.0, format="mp4")
     (tmp_path / "sweep.py").write_text(_SWEEP)
     command = tmp_path / "bin" / "oseg-video"
     command.parent.mkdir()
