@@ -27,6 +27,7 @@ from oseg_video.evaluation.tables import FORMATS, as_csv, as_json, as_latex, as_
 from oseg_video.media.writing import run_ffmpeg
 from oseg_video.types import OsegVideoError
 from tests.drawn import write_drawn, write_frames, write_manifest
+from tests.said import said
 
 
 def levels(step, frames=2):
@@ -148,20 +149,20 @@ def test_folders_are_methods_and_pair_by_file_name(tmp_path):
     assert difference.pairs == 3 and difference.value == pytest.approx(2)
 
 
-def test_a_difference_of_distances_uses_the_resamples_of_both(tmp_path, monkeypatch, caplog):
+def test_a_difference_of_distances_uses_the_resamples_of_both(tmp_path, monkeypatch):
     for guidance, seed in (("cfg", 0), ("oseg", 5)):
         write_drawn(tmp_path, 6, guidance=guidance, seed=seed)
     monkeypatch.setattr(fvd, "RESAMPLES", 20)
     computed, distance = [], fvd.frechet_distance
     monkeypatch.setattr(fvd, "frechet_distance", lambda *a, **b: computed.append(1) or distance(*a, **b))
-    evaluation = evaluate([tmp_path], ["fvd:embedded"], baseline="cfg")
+    with said() as lines:
+        evaluation = evaluate([tmp_path], ["fvd:embedded"], baseline="cfg")
     cfg, oseg = (result_of(evaluation, method, "fvd:embedded") for method in ("cfg", "oseg"))
     difference = difference_of(evaluation, "oseg", "fvd:embedded")
     assert difference.value == pytest.approx(oseg.value - cfg.value)
     for result in (cfg, oseg, difference):
         assert result.interval[0] < result.value < result.interval[1]
     assert len(computed) == 2 * (1 + 20 + 1) + 2  # value, resamples, half; the difference
-    lines = [record.getMessage() for record in caplog.records]
     assert len([line for line in lines if "6 clips of" in line and "raise the distance" in line]) == 2
 
 

@@ -33,6 +33,7 @@ from oseg_video.evaluation.vbench.scores import DIMENSIONS, normalise, total
 from oseg_video.media import write_clip
 from oseg_video.types import OsegVideoError
 from tests.fake_vbench import FLICKERING, SUITE, build_environment
+from tests.said import said
 
 WHOLE = vbench._whole
 
@@ -273,14 +274,15 @@ def test_weights_that_cannot_be_fetched(tmp_path, monkeypatch):
     assert not list(path.parent.iterdir()), "no file that would pass for whole weights"
 
 
-def test_weights_are_fetched_once_and_whole(tmp_path, monkeypatch, capsys):
+def test_weights_are_fetched_once_and_whole(tmp_path, monkeypatch):
     source = tmp_path / "w.pth"
     source.write_text("weights")
     monkeypatch.setenv("FAKE_VBENCH", "fetch:imaging_quality")
     monkeypatch.setenv("FAKE_URL", source.as_uri())
     monkeypatch.setenv("FAKE_GPUS", "2")
-    metric_of("vbench:imaging_quality", device="cuda").observe(make_clips(tmp_path, 4))
-    assert capsys.readouterr().err.count(f"VBench fetches {source.as_uri()}") == 1
+    with said() as lines:
+        metric_of("vbench:imaging_quality", device="cuda").observe(make_clips(tmp_path, 4))
+    assert lines.count(f"VBench fetches {source.as_uri()}") == 1
     assert [path.name for path in (tmp_path / "cache" / "weights").iterdir()] == ["w.pth"]
     assert (tmp_path / "cache" / "weights" / "w.pth").read_text() == "weights"
 
