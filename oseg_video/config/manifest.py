@@ -119,7 +119,7 @@ class Manifest:
 def new_manifest(job: GenerateJob, **parts: Any) -> Manifest:
     """The manifest of a clip that was made now; `parts` are the fields of `Manifest` besides the job's."""
     recorded = {k: v for k, v in job_to_nested(job).items() if k not in _NOT_RECORDED}
-    now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     return Manifest(job=recorded, versions=package_versions(), created=now, **parts)
 
 

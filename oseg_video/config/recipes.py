@@ -165,8 +165,8 @@ def resolve_job(
     """The job of flags and a configuration file, over the recipes of its model and method.
 
     Layers, later ones win: defaults of `GenerateJob`, recipe of the model with its section of the method,
-    `config` (a file, or the name of a shipped recipe), `flags`. `family_of(model, revision)` names the recipe of
-    a model. Raises ConfigError or
+    `config` (a file, or the name of a shipped recipe), `flags`. `family_of(model, revision)` names the recipe
+    of a model. Raises ConfigError or
     SettingError.
     """
     mine = {**(_named(config) if config else {}), **flags}

@@ -32,7 +32,7 @@ class Bucket(Store):
         except (ImportError, ValueError, OSError) as error:
             raise StoreError(f"cannot use {location}: {error}") from None
         self._root = root.rstrip("/")
-        now = datetime.datetime.now(datetime.timezone.utc)
+        now = datetime.datetime.now(datetime.UTC)
         self._index = f"{INDEX.removesuffix('.jsonl')}-{now:%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:8]}.jsonl"
         self._mine = ""
         self._sizes: dict[str, int] = {}

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from oseg_video.embedded.classifier import ClipClassifier, seen_frames
 from oseg_video.embedded.dataset import FRAMES, VOCABULARIES, ClipAttributes, sample_attributes, sample_clips
-from oseg_video.embedded.training.autoencoder import TRAINING_SEED
-from oseg_video.embedded.training.latents import SCALE, pooled_latents
-from oseg_video.embedded.training.loop import LoopConfig, fit
+from training.autoencoder import TRAINING_SEED
+from training.latents import SCALE, pooled_latents
+from training.loop import LoopConfig, fit
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +57,17 @@ def train_classifier(autoencoder: AutoencoderKLMochi, run_dir: Path, device: tor
     accuracy = measure_accuracy(classifier, clips=1024, device=device)
     logger.info("classifier: accuracy on fresh drawn clips %s", accuracy)
     return classifier
+
+
+def agreements(
+    classifier: ClipClassifier, clips_BFCHW: Tensor, wanted: list[ClipAttributes]
+) -> list[dict[str, bool]]:
+    """Of every clip, whether each attribute is right, and whether colour, shape and motion are."""
+    rows = []
+    for a, b in zip(wanted, classifier.judge(clips_BFCHW), strict=True):
+        right = {name: getattr(a, name) == getattr(b, name) for name in VOCABULARIES}
+        rows.append(right | {"all": right["colour"] and right["shape"] and right["motion"]})
+    return rows
 
 
 @torch.no_grad()

@@ -6,17 +6,19 @@ import copy
 import logging
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKLMochi, FlowMatchEulerDiscreteScheduler, MochiPipeline
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from oseg_video.embedded.classifier import ClipClassifier
-from oseg_video.embedded.dataset import FRAMES, SIZE, VOCABULARIES, caption, sample_attributes
-from oseg_video.embedded.training.transformer import TextToVideo, new_text_encoder, new_transformer
+from oseg_video.embedded.drawing import FRAMES, SIZE
+from training.transformer import Task, TextToVideo, new_text_encoder, new_transformer
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +27,7 @@ EVALUATION_SEED = 100
 
 
 def build_pipeline(
+    task: Task,
     autoencoder: AutoencoderKLMochi,
     tokenizer: PreTrainedTokenizerBase,
     model: TextToVideo,
@@ -33,7 +36,7 @@ def build_pipeline(
     """A pipeline with copies of the trained weights in `dtype`, free of training's attention processors."""
     text_encoder = new_text_encoder(len(tokenizer))
     text_encoder.load_state_dict(model.text_encoder.state_dict())
-    transformer = new_transformer()
+    transformer = new_transformer(task)
     transformer.load_state_dict(model.transformer.state_dict())
     pipeline = MochiPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(invert_sigmas=True),
@@ -61,45 +64,45 @@ def save_model(pipeline: MochiPipeline, tokenizer_dir: Path, target: Path) -> No
     logger.info("export: %s, %.2f MB", target, size / 1e6)
 
 
-def save_classifier(classifier: ClipClassifier, target: Path) -> None:
+def save_weights(module: nn.Module, target: Path) -> None:
     """Write float32 weights, atomically."""
     partial = target.with_name(target.name + ".partial")
-    save_file(classifier.state_dict(), partial)
+    save_file(module.state_dict(), partial)
     os.replace(partial, target)
 
 
 @torch.no_grad()
 def measure_samples(
-    pipeline: MochiPipeline, classifier: ClipClassifier, *, clips: int, guidance_scale: float, steps: int
+    pipeline: MochiPipeline,
+    data: ModuleType,
+    agreements: Callable[[Tensor, list[Any]], list[dict[str, bool]]],
+    *,
+    clips: int,
+    guidance_scale: float,
+    steps: int,
 ) -> tuple[dict[str, float], Tensor]:
-    """Shares of sampled clips with each attribute right and with colour, shape and motion right; the clips.
+    """Shares of sampled clips with each thing right that `agreements` names; the clips.
 
-    Prompts are canonical captions of random attributes; every clip has its own seed.
+    Prompts are canonical captions of random attributes of the data set; every clip has its own seed.
+    `agreements` says of clips [B, F, C, H, W] and the attributes wanted what each clip shows of them.
     """
     pipeline.set_progress_bar_config(disable=True)
-    wanted = [sample_attributes(EVALUATION_SEED, index) for index in range(clips)]
-    batches = []
+    batches, right = [], []
     for first in range(0, clips, 16):
-        batch = wanted[first : first + 16]
-        batches.append(
-            pipeline(
-                [caption(attributes) for attributes in batch],
-                height=SIZE,
-                width=SIZE,
-                num_frames=FRAMES,
-                num_inference_steps=steps,
-                guidance_scale=guidance_scale,
-                generator=[torch.Generator().manual_seed(first + row) for row in range(len(batch))],
-                max_sequence_length=32,
-                output_type="pt",
-            ).frames.float()
-        )
-    sampled_BFCHW = torch.cat(batches)
-    judged = classifier.judge(sampled_BFCHW)
-    pairs = list(zip(wanted, judged, strict=True))
-    right = {
-        name: torch.tensor([getattr(a, name) == getattr(b, name) for a, b in pairs]) for name in VOCABULARIES
-    }
-    shares = {name: float(hits.float().mean()) for name, hits in right.items()}
-    shares["all"] = float((right["colour"] & right["shape"] & right["motion"]).float().mean())
-    return shares, sampled_BFCHW
+        indices = range(first, min(first + 16, clips))
+        wanted = [data.sample_attributes(EVALUATION_SEED, index) for index in indices]
+        sampled_BFCHW = pipeline(
+            [data.caption(attributes) for attributes in wanted],
+            height=SIZE,
+            width=SIZE,
+            num_frames=FRAMES,
+            num_inference_steps=steps,
+            guidance_scale=guidance_scale,
+            generator=[torch.Generator().manual_seed(index) for index in indices],
+            max_sequence_length=pipeline.tokenizer.model_max_length,
+            output_type="pt",
+        ).frames.float()
+        batches.append(sampled_BFCHW)
+        right += agreements(sampled_BFCHW, wanted)
+    shares = {name: sum(row[name] for row in right) / clips for name in right[0]}
+    return shares, torch.cat(batches)

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterable
 from pathlib import Path
 
 import sentencepiece
 from transformers import T5Tokenizer
 
-from oseg_video.embedded.dataset import all_captions
 
-MODEL_MAX_LENGTH = 32
-
-
-def train_tokenizer(directory: Path) -> T5Tokenizer:
-    """Train on every caption, save `spiece.model` and the tokenizer's own files, and return the tokenizer.
+def train_tokenizer(directory: Path, captions: Iterable[str], max_length: int) -> T5Tokenizer:
+    """Train on captions with all words of a grammar, save `spiece.model` and the tokenizer's own files.
 
     Ids follow T5: 0 pads, 1 ends the text, 2 is unknown.
     """
-    lower = [text.replace("gray", spelling) for text in all_captions() for spelling in ("gray", "grey")]
+    lower = [text.replace("gray", spelling) for text in captions for spelling in ("gray", "grey")]
     texts = [*lower, *(text[0].upper() + text[1:] + "." for text in lower)]
     words = sorted({f"▁{word.strip(',.')}" for text in texts for word in text.split()})
     model = io.BytesIO()
@@ -39,6 +36,6 @@ def train_tokenizer(directory: Path) -> T5Tokenizer:
     (directory / "spiece.model").write_bytes(model.getvalue())
     processor = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
     pieces = [(processor.id_to_piece(i), processor.get_score(i)) for i in range(len(processor))]
-    tokenizer = T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=MODEL_MAX_LENGTH)
+    tokenizer = T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=max_length)
     tokenizer.save_pretrained(directory)
     return tokenizer

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from types import ModuleType
 
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKLMochi
 from torch import Tensor
 
-from oseg_video.embedded.dataset import sample_clips
-from oseg_video.embedded.training.latents import CHANNELS, SCALE, pooled_latents
-from oseg_video.embedded.training.loop import LoopConfig, fit, load_average, save_contact_sheet
-from oseg_video.embedded.training.upsampling import start_from_upsampling
+from oseg_video.embedded import MODEL_PATH, dataset, two_shapes
+from training.latents import CHANNELS, SCALE, pooled_latents
+from training.loop import LoopConfig, autocast, fit, load_average, save_contact_sheet
+from training.upsampling import start_from_upsampling
 
 logger = logging.getLogger(__name__)
 
@@ -22,6 +23,9 @@ TRAINING_SEED = 1
 
 BATCH = 4
 DECODER_LOOP = LoopConfig(steps=6200, learning_rate=2e-3, ema_decay=0.998, seed=1)
+FURTHER_LOOP = LoopConfig(
+    steps=600, learning_rate=7e-4, warmup_steps=30, ema_decay=0.98, seed=6, save_every=300, log_every=10
+)
 ENCODER_LOOP = LoopConfig(steps=400, learning_rate=2e-3, ema_decay=0.98, seed=2)
 
 SHAPE_WEIGHT = 4.0
@@ -76,10 +80,27 @@ def train_autoencoder(run_dir: Path, device: torch.device) -> AutoencoderKLMochi
     return autoencoder
 
 
+def train_decoder_further(run_dir: Path, device: torch.device) -> AutoencoderKLMochi:
+    """Teach the shipped decoder clips of two shapes; half of the clips still show one."""
+    autoencoder = AutoencoderKLMochi.from_pretrained(MODEL_PATH / "vae", torch_dtype=torch.float32).to(device)
+
+    def decoder_losses(step: int) -> dict[str, Tensor]:
+        half = range(BATCH // 2 * step, BATCH // 2 * (step + 1))
+        drawn = [data.sample_clips(TRAINING_SEED, half)[0] for data in (dataset, two_shapes)]
+        return _decoder_losses(autoencoder, torch.cat(drawn).to(device))
+
+    autoencoder.decoder = fit(autoencoder.decoder, decoder_losses, FURTHER_LOOP, run_dir / "decoder.pt")
+    for data in (dataset, two_shapes):
+        show_reconstructions(autoencoder.decoder, run_dir / "autoencoder.png", device, data)
+    return autoencoder
+
+
 @torch.no_grad()
-def show_reconstructions(decoder: torch.nn.Module, path: Path, device: torch.device) -> float:
+def show_reconstructions(
+    decoder: torch.nn.Module, path: Path, device: torch.device, data: ModuleType = dataset
+) -> float:
     """Contact sheet of unseen clips and what the decoder draws from their latents; returns the PSNR in dB."""
-    clips_BFCHW, _ = sample_clips(TRAINING_SEED + 1, range(8))
+    clips_BFCHW, _ = data.sample_clips(TRAINING_SEED + 1, range(8))
     drawn = clips_BFCHW.to(device).float() / 255
     decoded = _decode(decoder, pooled_latents(clips_BFCHW.to(device)))
     decoded = (decoded.transpose(1, 2) / 2 + 0.5).clamp(0, 1)
@@ -90,7 +111,7 @@ def show_reconstructions(decoder: torch.nn.Module, path: Path, device: torch.dev
 
 
 def _draw_batch(step: int, device: torch.device) -> Tensor:
-    return sample_clips(TRAINING_SEED, range(BATCH * step, BATCH * (step + 1)))[0].to(device)
+    return dataset.sample_clips(TRAINING_SEED, range(BATCH * step, BATCH * (step + 1)))[0].to(device)
 
 
 def _decode(decoder: torch.nn.Module, latents_BCTHW: Tensor) -> Tensor:
@@ -102,7 +123,7 @@ def _decoder_losses(autoencoder: AutoencoderKLMochi, clips_BFCHW: Tensor) -> dic
     target = clips_BFCHW.transpose(1, 2).float() / 127.5 - 1
     latents = pooled_latents(clips_BFCHW)
     level = torch.rand(len(latents), 1, 1, 1, 1, device=latents.device) * (LARGEST_NOISE / SCALE)
-    with torch.autocast(latents.device.type, torch.bfloat16):
+    with autocast(latents.device):
         decoded = _decode(autoencoder.decoder, latents + level * torch.randn_like(latents)).float()
     error = decoded - target
     # The corner always shows the background. The shape covers a tenth of a frame and carries all the rest;
@@ -117,7 +138,7 @@ def _decoder_losses(autoencoder: AutoencoderKLMochi, clips_BFCHW: Tensor) -> dic
 
 
 def _encoder_losses(autoencoder: AutoencoderKLMochi, clips_BFCHW: Tensor) -> dict[str, Tensor]:
-    with torch.autocast(clips_BFCHW.device.type, torch.bfloat16):
+    with autocast(clips_BFCHW.device):
         moments = autoencoder.encoder(clips_BFCHW.transpose(1, 2).float() / 127.5 - 1)[0].float()
     mean, log_variance = moments.chunk(2, dim=1)
     mse = (mean - pooled_latents(clips_BFCHW)).square().mean()

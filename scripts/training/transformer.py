@@ -9,29 +9,72 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 import torch
 from diffusers import MochiTransformer3DModel
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase, T5Config, T5EncoderModel
+from transformers import PreTrainedTokenizerBase, T5Config, T5EncoderModel, T5Tokenizer
 
-from oseg_video.embedded.dataset import caption, sample_attributes, sample_caption, sample_clips
-from oseg_video.embedded.training.latents import KEY_FRAMES, SCALE, pooled_key_frames, small_pictures
-from oseg_video.embedded.training.loop import LoopConfig, fit, save_contact_sheet
+from oseg_video.embedded import MODEL_PATH, dataset, two_shapes
+from training.latents import KEY_FRAMES, SCALE, pooled_key_frames
+from training.loop import LoopConfig, autocast, fit
 
 logger = logging.getLogger(__name__)
 
 TRAINING_SEED = 1
-BATCH = 32
-LOOP = LoopConfig(steps=5700, learning_rate=1.5e-3, warmup_steps=300, ema_decay=0.999, seed=3)
-
-TEXT_TOKENS = 20
-"""Padded caption length in training; the longest caption takes fewer."""
 TEXT_DIM = 64
 CAPTION_DROPOUT = 0.1
 """Share of clips trained with the empty prompt, which is the unconditional branch of guidance."""
 TIMESTEP_SHIFT = 2.0
 """Above 1 the sampled noise levels move towards noise, where the layout of the clip is decided."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Task:
+    """What a transformer learns to draw, its size, and how long it learns."""
+
+    data: ModuleType
+    """A data set with the functions of `oseg_video.embedded.dataset`."""
+    data_seed: int = TRAINING_SEED
+    text_tokens: int
+    """Padded caption length in training; the longest caption takes no more."""
+    patch_size: int
+    """Latent positions per side of a token: of latents of 4 x 8 x 8, 1 makes 256 tokens, 2 makes 64."""
+    blocks: int
+    kept_blocks: tuple[int, ...] | None
+    """Blocks of the one-shape model that the blocks start from; None starts from nothing."""
+    batch: int
+    loop: LoopConfig
+
+
+ONE_SHAPE = Task(
+    data=dataset,
+    text_tokens=20,
+    patch_size=2,
+    blocks=6,
+    kept_blocks=None,
+    batch=32,
+    loop=LoopConfig(steps=5700, learning_rate=1.5e-3, warmup_steps=300, ema_decay=0.999, seed=3),
+)
+TWO_SHAPES = Task(
+    data=two_shapes,
+    text_tokens=32,
+    patch_size=1,
+    blocks=5,
+    kept_blocks=(0, 1, 2, 4, 5),
+    batch=16,
+    # The rate stays until a run is given a number of steps: it can be lengthened at any time.
+    loop=LoopConfig(
+        steps=20_000,
+        learning_rate=1e-3,
+        warmup_steps=200,
+        decay_steps=1500,
+        ema_decay=0.998,
+        seed=3,
+        save_every=300,
+    ),
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,10 +89,10 @@ class Batch:
 class TextToVideo(nn.Module):
     """Text encoder and transformer as one module, so that one optimiser and one checkpoint hold both."""
 
-    def __init__(self, vocabulary_size: int) -> None:
+    def __init__(self, vocabulary_size: int, task: Task) -> None:
         super().__init__()
         self.text_encoder = new_text_encoder(vocabulary_size)
-        self.transformer = new_transformer()
+        self.transformer = new_transformer(task)
 
     def forward(
         self, noisy_BCFHW: Tensor, timestep_B: Tensor, token_ids: Tensor, token_mask: Tensor
@@ -114,13 +157,13 @@ def new_text_encoder(vocabulary_size: int) -> T5EncoderModel:
     )
 
 
-def new_transformer() -> MochiTransformer3DModel:
-    """Mochi's transformer for latents of 4 x 8 x 8: 64 tokens, each block an identity at the start."""
+def new_transformer(task: Task) -> MochiTransformer3DModel:
+    """Mochi's transformer for latents of 4 x 8 x 8, each block an identity at the start."""
     transformer = MochiTransformer3DModel(
-        patch_size=2,
+        patch_size=task.patch_size,
         num_attention_heads=6,
         attention_head_dim=32,
-        num_layers=6,
+        num_layers=task.blocks,
         pooled_projection_dim=64,
         in_channels=12,
         text_embed_dim=TEXT_DIM,
@@ -134,66 +177,71 @@ def new_transformer() -> MochiTransformer3DModel:
     _zero(transformer.proj_out)
     # diffusers starts the rotary frequencies at 0, no position at all. Positions are frames in time and, for
     # 4 x 4 patches, multiples of 48 in space (MochiRoPE scales every grid to an area of 192 x 192).
+    spacing = 192 * task.patch_size / 8
     with torch.no_grad():
         transformer.pos_frequencies.normal_()
         transformer.pos_frequencies[0] *= 0.8
-        transformer.pos_frequencies[1:] *= 0.8 / 48
+        transformer.pos_frequencies[1:] *= 0.8 / spacing
     return transformer
 
 
-def train_transformer(tokenizer: PreTrainedTokenizerBase, run_dir: Path, device: torch.device) -> TextToVideo:
-    """Train on clips drawn on the fly, no clip twice; every checkpoint leaves a contact sheet of samples."""
-    torch.manual_seed(TRAINING_SEED)
-    model = TextToVideo(len(tokenizer)).to(device)
+@torch.no_grad()
+def start_from_one_shape(model: TextToVideo, task: Task, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Copy what the shipped model knows about words, colours, outlines and motion.
+
+    Rotary positions span the frame whatever the patch, so attention keeps its meaning; a token that held
+    2 x 2 latent positions and now holds one starts as if all four were equal.
+    """
+    assert task.kept_blocks is not None
+    source = MochiTransformer3DModel.from_pretrained(MODEL_PATH / "transformer", torch_dtype=torch.float32)
+    source.transformer_blocks = nn.ModuleList(source.transformer_blocks[block] for block in task.kept_blocks)
+    state = source.state_dict()
+    state["pos_frequencies"] = state["pos_frequencies"].clone()
+    state["patch_embed.proj.weight"] = state["patch_embed.proj.weight"].sum(dim=(2, 3), keepdim=True)
+    for name in ("proj_out.weight", "proj_out.bias"):
+        state[name] = state[name].unflatten(0, (-1, source.config.in_channels)).mean(dim=0)
+    model.transformer.load_state_dict(state)
+
+    words = T5EncoderModel.from_pretrained(MODEL_PATH / "text_encoder", dtype=torch.float32).state_dict()
+    known = T5Tokenizer.from_pretrained(MODEL_PATH / "tokenizer").get_vocab()
+    for name, value in model.text_encoder.state_dict().items():
+        if value.shape == words[name].shape:
+            value.copy_(words[name])
+        else:
+            for piece, row in tokenizer.get_vocab().items():
+                if piece in known:
+                    value[row] = words[name][known[piece]]
+
+
+def train_transformer(
+    task: Task, tokenizer: PreTrainedTokenizerBase, run_dir: Path, device: torch.device
+) -> TextToVideo:
+    """Train on clips drawn on the fly, no clip twice."""
+    torch.manual_seed(task.data_seed)
+    model = TextToVideo(len(tokenizer), task)
+    if task.kept_blocks is not None:
+        start_from_one_shape(model, task, tokenizer)
+    model.to(device)
     for block in model.transformer.transformer_blocks:
         block.attn1.processor = BatchedMochiAttention()
         block.compile()
 
     def compute_losses(step: int) -> dict[str, Tensor]:
-        return flow_matching_losses(model, draw_batch(tokenizer, step, device))
+        return flow_matching_losses(model, draw_batch(task, tokenizer, step, device))
 
-    def show(average: TextToVideo) -> None:
-        captions = [caption(sample_attributes(TRAINING_SEED + 1, index)) for index in range(12)]
-        latents = sample_latents(average, tokenizer, captions, guidance_scale=2.0, steps=20, device=device)
-        save_contact_sheet(small_pictures(latents / SCALE), run_dir / "latents.png", frames=4, scale=6)
-
-    return fit(model, compute_losses, LOOP, run_dir / "transformer.pt", on_save=show)
+    return fit(model, compute_losses, task.loop, run_dir / "transformer.pt")
 
 
-@torch.no_grad()
-def sample_latents(
-    model: TextToVideo,
-    tokenizer: PreTrainedTokenizerBase,
-    captions: list[str],
-    *,
-    guidance_scale: float,
-    steps: int,
-    device: torch.device,
-) -> Tensor:
-    """Latents [B, C, F, H, W] sampled with classifier-free guidance in even steps, for a look only."""
-    tokens = tokenizer([""] * len(captions) + captions, padding=True, return_tensors="pt").to(device)
-    generator = torch.Generator().manual_seed(0)
-    latents = torch.randn(len(captions), 12, 4, 8, 8, generator=generator).to(device)
-    for step in range(steps):
-        timestep = torch.full((2 * len(captions),), 1000 * step / steps, device=device)
-        with torch.autocast(device.type, torch.bfloat16):
-            both = torch.cat([latents] * 2)
-            velocity = model(both, timestep, tokens.input_ids, tokens.attention_mask.bool())
-        uncond, cond = velocity.float().chunk(2)
-        latents = latents + (uncond + guidance_scale * (cond - uncond)) / steps
-    return latents
-
-
-def draw_batch(tokenizer: PreTrainedTokenizerBase, step: int, device: torch.device) -> Batch:
+def draw_batch(task: Task, tokenizer: PreTrainedTokenizerBase, step: int, device: torch.device) -> Batch:
     """New clips with a caption of random phrasing; a share of the captions is dropped."""
-    indices = range(BATCH * step, BATCH * (step + 1))
-    clips_BFCHW, attributes = sample_clips(TRAINING_SEED, indices, frames=KEY_FRAMES)
-    dropped = (torch.rand(BATCH) < CAPTION_DROPOUT).tolist()
+    indices = range(task.batch * step, task.batch * (step + 1))
+    clips_BFCHW, attributes = task.data.sample_clips(task.data_seed, indices, frames=KEY_FRAMES)
+    dropped = (torch.rand(task.batch) < CAPTION_DROPOUT).tolist()
     captions = [
-        "" if drop else sample_caption(TRAINING_SEED, index, words)
+        "" if drop else task.data.sample_caption(task.data_seed, index, words)
         for index, words, drop in zip(indices, attributes, dropped, strict=True)
     ]
-    tokens = tokenizer(captions, padding="max_length", max_length=TEXT_TOKENS, return_tensors="pt")
+    tokens = tokenizer(captions, padding="max_length", max_length=task.text_tokens, return_tensors="pt")
     return Batch(
         latents=SCALE * pooled_key_frames(clips_BFCHW.to(device)),
         token_ids=tokens.input_ids.to(device),
@@ -209,7 +257,7 @@ def flow_matching_losses(model: TextToVideo, batch: Batch) -> dict[str, Tensor]:
     noise = torch.randn_like(batch.latents)
     level = noise_level[:, None, None, None, None]
     noisy = (1 - level) * batch.latents + level * noise
-    with torch.autocast(noisy.device.type, torch.bfloat16):
+    with autocast(noisy.device):
         velocity = model(noisy, 1000 * (1 - noise_level), batch.token_ids, batch.token_mask)
     error_B = (velocity.float() - (batch.latents - noise)).square().mean(dim=(1, 2, 3, 4))
     high = noise_level > 0.7
