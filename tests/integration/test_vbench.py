@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from oseg_video import evaluation as evaluation_package
 from oseg_video.cli import main, parse
 from oseg_video.evaluation.clips import ClipFile, FoundClips, find_clips
 from oseg_video.evaluation.evaluate import evaluate
@@ -663,7 +664,7 @@ def test_a_folder_for_links_that_does_not_tell_letter_case_apart(tmp_path, monke
 
 
 def test_the_commands_of_the_readme():
-    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    readme = (Path(evaluation_package.__file__).with_name("README.md")).read_text(encoding="utf-8")
     section = readme.split("\n## VBench\n")[1].split("\n## ")[0]
     (block,) = re.findall(r"```bash\n(.*?)```", section, re.DOTALL)
     setup, evaluate = [parse(line.split()[1:]) for line in block.splitlines()]
