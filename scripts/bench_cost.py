@@ -33,11 +33,11 @@ from oseg_video.adapters import ClipSize, ModelAdapter, adapter_for_class, all_a
 from oseg_video.config import resolve_job
 from oseg_video.config.recipes import shipped_files
 from oseg_video.engine.branches import BranchRunner
+from oseg_video.files import write_text
 from oseg_video.guidance.methods import CFG, OSEG, PAG, SEG, STG, Guidance
 from oseg_video.guidance.plan import Step
 from oseg_video.jobs.loading.meta import full_size_denoiser
 from oseg_video.jobs.step_kinds import pipeline_scale
-from oseg_video.media import write_text
 
 SMALL = {
     "num_attention_heads": 4,
