@@ -4,9 +4,10 @@
     python scripts/bench_cost.py --parts counted --only mochi ltx
     python scripts/bench_cost.py --write-readme          # the stored numbers into scripts/README.md
 
-Counted: one guided step of every recipe (`configs/FAMILY-METHOD.yaml`) at the size that the recipe sets, on
-the meta device, with and without prefix reuse, against the same pipeline's plain step (CFG where it runs an
-unconditional branch). Matrix products, convolutions and attention count, two operations per multiply-add.
+Counted: one guided step of the recipes of every method that all families have (`configs/FAMILY.yaml`), at the
+size that the recipe sets, on the meta device, with and without prefix reuse, against the same pipeline's plain
+step (CFG where it runs an unconditional branch). Matrix products, convolutions and attention count, two
+operations per multiply-add.
 Clock: seconds of one step of a Mochi with all its 48 blocks but small ones, on the wall and of this process
 alone, methods in turn within each round, as ratios to CFG in the same round.
 """
@@ -96,10 +97,15 @@ def counted(families: list[ModelAdapter]) -> list[dict[str, Any]]:
     rows = []
     for adapter in families:
         denoiser = full_size_denoiser(adapter)
-        recipes = [name for name in METHODS if f"{adapter.family}-{name}" in recipe_names()]
-        for method in tqdm(recipes, desc=adapter.family):
+        for method in tqdm(common_methods(), desc=adapter.family):
             rows.append(count_recipe(adapter, denoiser, method))
     return rows
+
+
+def common_methods() -> list[str]:
+    """The methods that every family has a recipe of."""
+    names, families = recipe_names(), [adapter.family for adapter in all_adapters()]
+    return [name for name in METHODS if all(f"{family}-{name}" in names for family in families)]
 
 
 def recipe(adapter: ModelAdapter, method: str) -> tuple[ClipSize, Guidance, Step]:
