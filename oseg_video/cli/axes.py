@@ -39,10 +39,8 @@ def add_axis_flags(parser: argparse.ArgumentParser) -> None:
     axes.add_argument(
         "--limit", metavar="N", type=whole_number, help="of the prompts or images only the first N"
     )
-    add_setting_flags(
-        parser,
-        [name for name, key in known_keys().items() if key.group != "guidance" and name not in _LEFT_OUT],
-    )
+    shown = {name for name, key in known_keys().items() if key.group != "guidance"}
+    add_setting_flags(parser, shown - {*_LEFT_OUT})
 
 
 def add_dry_run_flags(parser: argparse.ArgumentParser) -> None:

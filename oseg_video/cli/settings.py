@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ _GROUPS = {
 }
 
 
-def add_setting_flags(parser: argparse.ArgumentParser, names: Sequence[str] | None = None) -> None:
+def add_setting_flags(parser: argparse.ArgumentParser, names: Collection[str] | None = None) -> None:
     """One flag per flat key, or for some of them, and `--prompts`.
 
     Their values stay text until `flag_settings` reads them.
@@ -45,7 +45,7 @@ def add_setting_flags(parser: argparse.ArgumentParser, names: Sequence[str] | No
             elif name == "seeds":
                 options["nargs"] = "+"
                 options["metavar"] = "N"
-        groups[key.group].add_argument(setting.flag_of(name), **options)
+        groups[key.group].add_argument(setting.flag_of(name), *setting.aliases, **options)
     groups["clip"].add_argument("--prompts", metavar="FILE", help="a text file with one prompt a line")
 
 

@@ -51,12 +51,17 @@ class GenerateJob:
         "random seeds, one clip per prompt and seed: --seed 7 or --seed 1 2 3",
         default=(0,),
         flag="--seed",
+        aliases=("--seeds",),
         low=0,
         high=LARGEST_SEED,
         group="clip",
     )
-    steps: int = setting(INTEGER, "sampling steps", low=1, high=1000, group="clip")
-    frames: int = setting(INTEGER, "pixel frames of the clip (sdxl: 1)", low=1, group="clip")
+    steps: int = setting(
+        INTEGER, "sampling steps", low=1, high=1000, aliases=("--num-inference-steps",), group="clip"
+    )
+    frames: int = setting(
+        INTEGER, "pixel frames of the clip (sdxl: 1)", low=1, aliases=("--num-frames",), group="clip"
+    )
     height: int = setting(INTEGER, "height in pixels", low=1, group="clip")
     width: int = setting(INTEGER, "width in pixels", low=1, group="clip")
     fps: float | None = setting(

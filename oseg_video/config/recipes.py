@@ -8,6 +8,7 @@ methods need: the recipe `mochi-stg` is that of `mochi` with what stands under `
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +24,9 @@ from oseg_video.config.keys import (
     known_keys,
     read_setting,
 )
-from oseg_video.guidance.flat import METHOD, guidance_from_flat, guidance_keys
+from oseg_video.guidance.flat import METHOD, RENAMED, guidance_from_flat, guidance_keys
 from oseg_video.guidance.methods import METHODS, Guidance
+from oseg_video.settings import settings_of as declared_settings
 from oseg_video.settings.suggest import known_or_nearest
 from oseg_video.types import OsegVideoError, SettingError
 
@@ -159,7 +161,7 @@ def resolve_job(
 
 
 def recipe(family: str, method: str = DEFAULT_METHOD, **settings: Any) -> Guidance:
-    """The guidance of a family's recipe: `recipe("mochi", "oseg")`; `settings` by flat key go over it.
+    """The guidance of a family's recipe: `recipe("mochi", "oseg", scale=2.0)`; `settings` go over it.
 
     Raises SettingError for an unknown family or method, or a setting that the method does not have.
     """
@@ -169,7 +171,12 @@ def recipe(family: str, method: str = DEFAULT_METHOD, **settings: Any) -> Guidan
         raise SettingError(f"no recipe for a family {family!r}; {known_or_nearest(family, sorted(known))}")
     keys = _read(path, ()).of_method(method)
     guidance = {key: value for key, value in keys.items() if known_keys()[key].group == "guidance"}
-    return guidance_from_flat(method, {**guidance, **settings})
+    found = guidance_from_flat(method, guidance)
+    known_settings = declared_settings(found)
+    for name in settings:
+        if name not in known_settings:
+            raise SettingError(f"{method} has no setting {name!r}; {known_or_nearest(name, known_settings)}")
+    return dataclasses.replace(found, **settings)
 
 
 def dump_yaml(job: GenerateJob) -> str:
@@ -206,13 +213,13 @@ def _recipe_of(content: Mapping[Any, Any], path: Path, chain: tuple[Path, ...]) 
 def _known(path: Path, key: Any, value: Any) -> str:
     """The key, when it and its value are right."""
     known = (*known_keys(), "extends", SECTIONS, *NOTES)
-    if not isinstance(key, str) or (key not in known and known_or_nearest(key, known).startswith("known")):
+    if key not in known and key not in RENAMED:
         raise ConfigError(f"{path.name}: unknown key {key!r}; {known_or_nearest(str(key), known)}")
     try:
         read_setting(key, value)
     except SettingError as error:
-        raise ConfigError(f"{path.name}: {str(error).replace('unknown setting', 'unknown key')}") from None
-    return key
+        raise ConfigError(f"{path.name}: {error}") from None
+    return str(key)
 
 
 def _sections(path: Path, value: Any) -> dict[str, dict[str, Any]]:

@@ -40,6 +40,8 @@ class Setting:
     """Paper, equation or file that it is taken from."""
     flag: str = ""
     """Name on the command line; made from the setting's name where it is empty."""
+    aliases: tuple[str, ...] = ()
+    """Other flags for it, such as diffusers' names."""
     group: str = ""
     """Heading in `--help`."""
     per_method: bool = False

@@ -149,7 +149,10 @@ def test_flags_win_over_a_recipe(tmp_path):
         limit=1,
     )
     jobs = [variation.job for variation in plan_variations(changed)]
-    assert [(job.guidance, job.oseg_scale, job.steps) for job in jobs] == [("oseg", 2.0, 4), ("stg", None, 4)]
+    assert [(job.guidance.name, job.guidance.scale, job.steps) for job in jobs] == [
+        ("oseg", 2.0, 4),
+        ("stg", 0.5, 4),
+    ]
     assert all((job.prompts, job.seeds) == (("a red circle",), (7,)) for job in jobs)
     assert list(changed.models) == ["embedded"]
 
