@@ -20,13 +20,16 @@ Item = TypeVar("Item")
 
 logger = logging.getLogger("oseg_video")
 
+# A path may have 4096 letters, of which 255 are one name; what is longer is a value that was mistyped.
+_LONGEST_WORD, _LONGEST_LINE = 512, 1500
+
 
 class _BesideBars(logging.Handler):
     """Writes lines to standard error, above the bars that stand there."""
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            text = " ".join(self.format(record).split())
+            text = one_line(self.format(record))
             if "tqdm" in sys.modules:
                 from tqdm import tqdm
 
@@ -35,6 +38,16 @@ class _BesideBars(logging.Handler):
                 print(text, file=sys.stderr)
         except Exception:
             self.handleError(record)
+
+
+def one_line(text: str) -> str:
+    """A text without line ends, and without the middle of words and of a whole that go on and on."""
+    return _ends(" ".join(_ends(word, _LONGEST_WORD) for word in text.split()), _LONGEST_LINE)
+
+
+def _ends(text: str, most: int) -> str:
+    half = most // 2
+    return text if len(text) <= most else f"{text[:half]}[...]{text[-half:]}"
 
 
 def show(*, quiet: bool = False) -> None:
