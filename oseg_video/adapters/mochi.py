@@ -1,11 +1,11 @@
 """Mochi: joint attention of video and text (genmo/mochi-1-preview)."""
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 
-from oseg_video.adapters.base import random_like, register_adapter
+from oseg_video.adapters.base import register_adapter
+from oseg_video.adapters.denoiser import Attention, DenoiserCall, PaddedText, TokenInputs, random_like
 from oseg_video.adapters.joint import JointAttentionAdapter
 from oseg_video.adapters.settings import ClipSize
 
@@ -24,11 +24,13 @@ class MochiAdapter(JointAttentionAdapter):
     # The pipeline's linear-quadratic schedule divides by half the number of steps.
     minimum_steps = 2
     denoiser_class = "MochiTransformer3DModel"
-    norm_layout = "BSND"
-    token_arguments: ClassVar[Mapping[str, int]] = {"image_rotary_emb": 0}
-    batched_arguments = ("hidden_states", "encoder_hidden_states", "timestep", "encoder_attention_mask")
+    denoiser_call = DenoiserCall(
+        rows=("hidden_states", "encoder_hidden_states", "timestep", "encoder_attention_mask")
+    )
+    site = Attention("attn1", norm_layout="BSND")
+    token_inputs = TokenInputs({"image_rotary_emb": 0})
     # The attention of a row takes its valid tokens only, so the mask can stay whatever the other rows have.
-    padded_texts = (("encoder_hidden_states", "encoder_attention_mask"),)
+    padded_text = PaddedText((("encoder_hidden_states", "encoder_attention_mask"),))
 
     def example_arguments(self, denoiser: Any, clip: ClipSize, rows: int) -> dict[str, Any]:
         config, device = denoiser.config, denoiser.device
