@@ -71,6 +71,7 @@ def intercepted_calls(
 
     namespace: dict[str, Any] = {
         "__call__": __call__,
+        "__new__": lambda _, *args, **kwargs: original(*args, **kwargs),  # a further pipeline is a plain one
         "__reduce_ex__": __reduce_ex__,
         "__module__": original.__module__,
         "_guided": True,
@@ -112,6 +113,7 @@ def intercepted_denoiser(
     namespace: dict[str, Any] = {name: partial(refuse, name) for name in refused if hasattr(denoiser, name)}
     namespace |= {
         "__call__": __call__,
+        "__new__": lambda _, *args, **kwargs: original(*args, **kwargs),
         "__deepcopy__": lambda self, memo: copy.deepcopy(denoiser, memo),
         "__reduce_ex__": lambda self, protocol: original.__reduce_ex__(denoiser, protocol),
         "__module__": original.__module__,
