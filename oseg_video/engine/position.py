@@ -90,10 +90,10 @@ def noise_level(scheduler: Any, index: int) -> float:
 
 
 def _sigma(scheduler: Any, index: int) -> float:
-    """The sigma that the network is asked at; second-order schedulers may ask between two steps."""
-    if not getattr(scheduler, "state_in_first_order", True):
-        for name in ("sigmas_interpol", "mid_point_sigma"):
-            between = getattr(scheduler, name, None)
-            if between is not None:
-                return float(between[index] if isinstance(between, Tensor) and between.ndim else between)
-    return float(scheduler.sigmas[index])
+    """The sigma that the network is asked at; some second-order schedulers ask between two of their sigmas."""
+    if getattr(scheduler, "state_in_first_order", True) or not hasattr(scheduler, "alphas_cumprod"):
+        return float(scheduler.sigmas[index])
+    timestep = float(scheduler.timesteps[index])
+    kept = scheduler.alphas_cumprod[[math.floor(timestep), math.ceil(timestep)]].double()
+    low, high = (((1 - kept) / kept).log() / 2).tolist()
+    return math.exp(low + (timestep % 1) * (high - low))

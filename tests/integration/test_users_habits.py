@@ -328,7 +328,7 @@ def test_a_callback_that_ends_text_guidance(case: Case, pipe: Any) -> None:
             case.run(pipe, **cut)
     with guided(pipe, OSEG(blocks=(2,))) as report:
         case.run(pipe, **cut)
-    first = [[one.branches for one in step.passes][0] for step in report.steps]
+    first = [step.passes[0].branches for step in report.steps]
     assert first == [("cond",)] * 3
     assert ["uncond_perturbed" in str(step.passes) for step in report.steps] == [True, True, False]
 
