@@ -90,7 +90,7 @@ def noise_level(scheduler: Any, index: int) -> float:
 
 
 def _sigma(scheduler: Any, index: int) -> float:
-    """The sigma that the network is asked at; some second-order schedulers ask between two of their sigmas."""
+    """The sigma that the network is asked at; some second-order schedulers ask between two of theirs."""
     if getattr(scheduler, "state_in_first_order", True) or not hasattr(scheduler, "alphas_cumprod"):
         return float(scheduler.sigmas[index])
     timestep = float(scheduler.timesteps[index])
