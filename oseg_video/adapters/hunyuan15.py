@@ -127,8 +127,9 @@ class HunyuanVideo15Adapter(JointAttentionAdapter):
         return pipe.tokenizer_max_length
 
     def changed_classes(self, denoiser: Any) -> Iterable[tuple[object, type]]:
-        processors: list[Any] = [block.attn.processor for block in denoiser.transformer_blocks]
-        return [(processor, _with_optional_mask(type(processor))) for processor in processors]
+        processors = [block.attn.processor for block in denoiser.transformer_blocks]
+        classes: list[Any] = [type(processor) for processor in processors]
+        return [(one, _with_optional_mask(own)) for one, own in zip(processors, classes, strict=True)]
 
     def example_arguments(self, denoiser: Any, clip: ClipSize, rows: int) -> dict[str, Any]:
         config, device = denoiser.config, denoiser.device

@@ -2,13 +2,15 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor
 
+from oseg_video.guidance.plan import Condition
 from oseg_video.types import Pipeline
 
-Condition = Literal["uncond", "cond"]
+__all__ = ["Calls", "Condition", "Sampling"]
+
 Calls = tuple[tuple[Condition, ...], ...]
 """The denoiser calls of one step, each with the conditions in its rows, in equal shares of the batch."""
 

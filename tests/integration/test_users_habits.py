@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import gc
 import logging
 import threading
+import weakref
 from typing import Any
 
 import pytest
@@ -121,7 +123,9 @@ def test_a_pipeline_that_shares_the_denoiser_stays_stock(
     others: list[Tensor] = []
 
     def serve(_: Any, __: int, ___: Any, given: dict[str, Any]) -> dict[str, Any]:
-        one = other if made == "before" else companion(case, pipe)
+        # As a server makes one for each request.
+        scheduler = copy.deepcopy(pipe.scheduler)
+        one = other if made == "before" else type(other).from_pipe(pipe, scheduler=scheduler)
         others.append(in_thread(lambda: case.run(one, seed=7)) if threads else case.run(one, seed=7))
         return given
 
@@ -169,6 +173,21 @@ def test_a_pipeline_made_from_the_guided_one_outlives_it() -> None:
         with pytest.raises(GuidanceError, match="outside of the guided pipeline's own call"):
             MOCHI.run(other)
     assert torch.equal(MOCHI.run(other), stock)
+
+
+@over(MOCHI, WAN, SVD)
+def test_a_model_is_freed_as_soon_as_nobody_holds_it(case: Case, pipe: Any) -> None:
+    """Without the garbage collector, which may come when another model no longer fits."""
+    gc.disable()
+    try:
+        own = copy.deepcopy(pipe)
+        denoiser = weakref.ref(denoiser_of(own))
+        with guided(own, PERTURBED):
+            case.run(own)
+        del own
+        assert denoiser() is None
+    finally:
+        gc.enable()
 
 
 def test_two_pipelines_over_one_denoiser_are_not_both_perturbed() -> None:

@@ -58,10 +58,12 @@ def intercepted_calls(
         raise GuidanceError("this pipeline is guided already; leave the first guided() before the next")
     calls = [vars(one)["__call__"] for one in original.__mro__ if "__call__" in vars(one)]
     signatures = [_without_self(one) for one in calls]
+    # A class is freed late, as it is part of a circle. What it refers to must not keep a model in memory.
+    answers = [answer]
 
     def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
         as_made = partial(original.__call__, self, *args, **kwargs)
-        return answer(as_made, _named(signatures, args, kwargs))
+        return answers[0](as_made, _named(signatures, args, kwargs))
 
     def __reduce_ex__(self: Any, protocol: Any) -> Any:
         reduced: Any = original.__reduce_ex__(self, protocol)
@@ -80,8 +82,11 @@ def intercepted_calls(
         namespace["components"] = property(lambda self: _unpatched(original.components.__get__(self)))
     metaclass: Any = type(original)
     guided_class = metaclass(original.__name__, (original,), namespace)
-    with swapped_class(pipe, guided_class):
-        yield
+    try:
+        with swapped_class(pipe, guided_class):
+            yield
+    finally:
+        answers.clear()
 
 
 @contextmanager
@@ -101,11 +106,11 @@ def intercepted_denoiser(
     """
     denoiser = getattr(pipe, attribute)
     original: Any = type(denoiser)
-    open_ = True
+    answers = [answer]  # as for the pipeline
 
     def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
-        call = MadeCall(denoiser, args, kwargs, signature)
-        return answer(call) if open_ else call.repeat()
+        call = MadeCall(self._real, args, kwargs, signature)
+        return answers[0](call) if answers else call.repeat()
 
     def refuse(name: str, *_: Any, **__: Any) -> None:
         raise GuidanceError(f"{name}() cannot be called inside guided() with a perturbed method")
@@ -114,28 +119,30 @@ def intercepted_denoiser(
     namespace |= {
         "__call__": __call__,
         "__new__": lambda _, *args, **kwargs: original(*args, **kwargs),
-        "__deepcopy__": lambda self, memo: copy.deepcopy(denoiser, memo),
-        "__reduce_ex__": lambda self, protocol: original.__reduce_ex__(denoiser, protocol),
+        "__deepcopy__": lambda self, memo: copy.deepcopy(self._real, memo),
+        "__reduce_ex__": lambda self, protocol: self._real.__reduce_ex__(protocol),
         "__module__": original.__module__,
-        "_original": property(lambda self: denoiser),
+        "__slots__": ("_real",),  # the one thing that a twin has for itself
     }
     metaclass: Any = type(original)
     twin_class = metaclass(original.__name__, (original,), namespace)
     twin = object.__new__(twin_class)
     object.__setattr__(twin, "__dict__", vars(denoiser))
+    object.__setattr__(twin, "_real", denoiser)
     # Past diffusers' own `__setattr__`, which would write it into the pipeline's configuration.
     vars(pipe)[attribute] = twin
     try:
         yield
     finally:
-        open_ = False
+        answers.clear()
         if vars(pipe).get(attribute) is twin:
             vars(pipe)[attribute] = denoiser
 
 
 def real(component: Any) -> Any:
     """The component itself, if this is its twin."""
-    return type(component)._original.fget(component) if _is_twin(component) else component
+    is_twin = isinstance(component, nn.Module) and "_real" in vars(type(component))
+    return component._real if is_twin else component
 
 
 def denoiser_signature(denoiser: nn.Module, inner: nn.Module, sample: str) -> inspect.Signature:
@@ -176,10 +183,6 @@ def _named(
 def _without_self(function: Callable[..., Any]) -> inspect.Signature:
     _, *parameters = inspect.signature(function).parameters.values()
     return inspect.Signature(parameters)
-
-
-def _is_twin(component: Any) -> bool:
-    return isinstance(component, nn.Module) and "_original" in vars(type(component))
 
 
 def _unpatched(components: Mapping[str, Any]) -> dict[str, Any]:
