@@ -1,33 +1,111 @@
 """Training-free guidance for text-to-video and image-to-video diffusion pipelines."""
 
+from __future__ import annotations
+
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from oseg_video.compare.compare import compare
+    from oseg_video.config import GenerateJob, recipe
+    from oseg_video.engine.branches import GuidanceError, SilentGuidanceError
+    from oseg_video.evaluation.evaluate import evaluate
+    from oseg_video.guidance.methods import (
+        APG,
+        CFG,
+        OSEG,
+        PAG,
+        SEG,
+        STG,
+        CFGZeroStar,
+        Guidance,
+        OSEGReleased,
+        Unguided,
+    )
+    from oseg_video.jobs.generate import generate
+    from oseg_video.jobs.guided import guided
+    from oseg_video.jobs.reproduce import reproduce
+    from oseg_video.parallel.degrees import Degrees
+    from oseg_video.parallel.mesh import Mesh
+    from oseg_video.settings.schedule import Schedule
+    from oseg_video.sweep.launch import sweep
+    from oseg_video.types import OsegVideoError, TokenGrid
+
+    __version__: str
 
 _HOME = {
-    "APG": "oseg_video.guidance.methods",
-    "CFG": "oseg_video.guidance.methods",
-    "CFGZeroStar": "oseg_video.guidance.methods",
-    "OSEG": "oseg_video.guidance.methods",
-    "PAG": "oseg_video.guidance.methods",
-    "SEG": "oseg_video.guidance.methods",
-    "STG": "oseg_video.guidance.methods",
-    "GuidanceError": "oseg_video.engine.guided",
-    "SilentGuidanceError": "oseg_video.engine.guided",
-    "guided": "oseg_video.engine.guided",
-    "Breakpoints": "oseg_video.guidance.schedule",
+    **dict.fromkeys(
+        (
+            "APG",
+            "CFG",
+            "CFGZeroStar",
+            "Guidance",
+            "OSEG",
+            "OSEGReleased",
+            "PAG",
+            "SEG",
+            "STG",
+            "Unguided",
+        ),
+        "oseg_video.guidance.methods",
+    ),
+    "Degrees": "oseg_video.parallel.degrees",
+    "GenerateJob": "oseg_video.config",
+    "GuidanceError": "oseg_video.engine.branches",
+    "Mesh": "oseg_video.parallel.mesh",
     "OsegVideoError": "oseg_video.types",
+    "Schedule": "oseg_video.settings.schedule",
+    "SilentGuidanceError": "oseg_video.engine.branches",
     "TokenGrid": "oseg_video.types",
+    "compare": "oseg_video.compare.compare",
+    "evaluate": "oseg_video.evaluation.evaluate",
+    "generate": "oseg_video.jobs.generate",
+    "guided": "oseg_video.jobs.guided",
+    "recipe": "oseg_video.config",
+    "reproduce": "oseg_video.jobs.reproduce",
+    "sweep": "oseg_video.sweep.launch",
 }
 
-__all__ = sorted(_HOME)
+__all__ = [
+    "APG",
+    "CFG",
+    "OSEG",
+    "PAG",
+    "SEG",
+    "STG",
+    "CFGZeroStar",
+    "Degrees",
+    "GenerateJob",
+    "Guidance",
+    "GuidanceError",
+    "Mesh",
+    "OSEGReleased",
+    "OsegVideoError",
+    "Schedule",
+    "SilentGuidanceError",
+    "TokenGrid",
+    "Unguided",
+    "__version__",
+    "compare",
+    "evaluate",
+    "generate",
+    "guided",
+    "recipe",
+    "reproduce",
+    "sweep",
+]
 
 
 def __getattr__(name: str) -> Any:
     # Imported when first used, so that `import oseg_video` and the command's --help stay instant.
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("oseg-video")
     if name in _HOME:
         return getattr(import_module(_HOME[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return __all__
+    return sorted(__all__)

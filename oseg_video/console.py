@@ -7,9 +7,10 @@ other, and progress bars appear when it shows INFO. Imports nothing heavy.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, TextIO, TypeVar, overload
 
 if TYPE_CHECKING:
@@ -49,6 +50,17 @@ def show(*, quiet: bool = False) -> None:
     logger.setLevel(logging.WARNING if quiet else logging.INFO)
 
 
+@contextlib.contextmanager
+def quietly() -> Iterator[None]:
+    """Warnings only and no bars for as long as this is open: for work that is part of something larger."""
+    before = logger.level
+    logger.setLevel(max(before, logging.WARNING))
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
 def bars_shown() -> bool:
     """Whether progress bars appear: the logger shows INFO, and standard error is a terminal."""
     return logger.isEnabledFor(logging.INFO) and _is_terminal(sys.stderr)
@@ -60,13 +72,22 @@ def bar(over: Iterable[Item], title: str, unit: str = ..., *, total: float | Non
 def bar(over: None, title: str, unit: str = ..., *, total: float | None = ...) -> tqdm[Any]: ...
 def bar(over: Any, title: str, unit: str = "clip", *, total: float | None = None) -> tqdm[Any]:
     """A progress bar over an iterable, or one of `total` updates; hidden unless `bars_shown`."""
+    from tqdm import tqdm
+
+    lock_bars()
+    return tqdm(over, desc=title, unit=unit, total=total, disable=not bars_shown(), file=sys.stderr)
+
+
+def lock_bars() -> None:
+    """Give bars, those of other libraries as well, a lock of this process.
+
+    tqdm's own lock is a semaphore between processes, which a process that is killed leaves behind.
+    """
     import threading
 
     from tqdm import tqdm
 
-    # tqdm's own lock is a semaphore between processes, which a process that is killed leaves behind.
     tqdm.set_lock(threading.RLock())
-    return tqdm(over, desc=title, unit=unit, total=total, disable=not bars_shown(), file=sys.stderr)
 
 
 def _is_terminal(stream: TextIO | None) -> bool:

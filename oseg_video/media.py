@@ -1,19 +1,12 @@
-"""Video clips in and out of files. A clip in memory is uint8, [F, C, H, W], RGB.
-
-Files appear whole or not at all: everything is written under a temporary name in the same folder and then
-renamed.
-"""
+"""Video clips in and out of files. A clip in memory is uint8, [F, C, H, W], RGB."""
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import os
 import re
-import shutil
 import subprocess
 import tempfile
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,11 +14,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from oseg_video.files import MARK, atomic_path
 from oseg_video.types import OsegVideoError
 
 # Visually lossless for x264 (0 is lossless, 51 the worst); small clips stay small.
 _CRF = "12"
-_TEMPORARY_PREFIX = ".oseg-video-"
 
 
 class MediaError(OsegVideoError):
@@ -72,45 +65,18 @@ def frames_sha256(frames: torch.Tensor) -> str:
     return digest.hexdigest()
 
 
-@contextlib.contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`, renamed to it on success and removed on failure.
-
-    What the body writes there may be a file or a folder; an existing file or folder at `path` is replaced
-    only after the body succeeded.
-    """
-    path = Path(path)
-    # mkdtemp, so that the name is free; the item inside keeps the suffix, which tells ffmpeg the format.
-    folder = Path(tempfile.mkdtemp(prefix=_TEMPORARY_PREFIX, dir=path.parent))
-    item = folder / f"new{path.suffix}"
-    try:
-        yield item
-        _flush(item)
-        if path.is_dir():
-            path.rename(folder / "old")
-        os.replace(item, path)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text, whole or not at all."""
-    path = Path(path)
-    with _naming(path), atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-
-
 def write_clip(path: Path, frames: torch.Tensor, fps: float, *, format: str, comment: str = "") -> None:
     """Write a clip as H.264 "mp4", as "gif", or as "png", a folder of pictures 00000.png, 00001.png, ...
 
     `frames` is uint8 [F, 3, H, W]. mp4 is yuv420p with the index in front, so that it plays in a browser,
     and holds `comment` as metadata; the other formats ignore it. GIF stores durations in hundredths of a
-    second, and shows equal neighbouring frames as one longer one. Raises MediaError.
+    second, and shows equal neighbouring frames as one longer one. Raises MediaError, and FileError for what
+    cannot be written or must not be replaced.
     """
     _require_clip(frames)
     path = Path(path)
     write = {"mp4": _write_mp4, "gif": _write_gif, "png": _write_folder}[format]
-    with _naming(path), atomic_path(path) as temporary:
+    with atomic_path(path) as temporary:
         write(temporary, frames, fps, comment)
 
 
@@ -192,24 +158,6 @@ def read_comment(path: Path) -> str:
 def _require_clip(frames: torch.Tensor) -> None:
     if frames.dtype != torch.uint8 or frames.ndim != 4 or frames.shape[1] != 3 or not frames.numel():
         raise MediaError(f"a clip is uint8 [F, 3, H, W], got {frames.dtype} {list(frames.shape)}")
-
-
-def _flush(item: Path) -> None:
-    """Have the bytes on the disk before the rename, so that a power cut leaves no empty file."""
-    for file in [item] if item.is_file() else sorted(item.iterdir()):
-        with open(file, "rb") as handle:
-            os.fsync(handle.fileno())
-
-
-@contextlib.contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Turn what the writers raise into one line that names the file."""
-    try:
-        yield
-    except MediaError:
-        raise
-    except OSError as error:
-        raise MediaError(f"cannot write {path}: {error.strerror or _one_line(error)}") from error
 
 
 def _one_line(error: Any) -> str:
@@ -312,15 +260,18 @@ def _write_gif(path: Path, frames: torch.Tensor, fps: float, comment: str) -> No
 
     pictures = [Image.fromarray(picture) for picture in _pictures(frames)]
     duration = max(20, round(100 / fps) * 10)  # browsers slow down anything below 20 ms
-    pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=duration, loop=0)
+    pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=duration, loop=0, comment=MARK)
 
 
 def _write_folder(path: Path, frames: torch.Tensor, fps: float, comment: str) -> None:
     from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
 
     path.mkdir()
+    info = PngInfo()
+    info.add_text("Software", MARK)
     for index, picture in enumerate(_pictures(frames)):
-        Image.fromarray(picture).save(path / f"{index:05d}.png")
+        Image.fromarray(picture).save(path / f"{index:05d}.png", pnginfo=info)
 
 
 def _read_pictures(path: Path) -> Clip:

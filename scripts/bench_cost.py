@@ -2,6 +2,7 @@
 
     python scripts/bench_cost.py --out scripts/bench_cost.json
     python scripts/bench_cost.py --parts counted --only mochi ltx
+    python scripts/bench_cost.py --write-readme          # the stored numbers into scripts/README.md
 
 Counted: one guided step of every recipe (`configs/FAMILY-METHOD.yaml`) at the size that the recipe sets, on
 the meta device, with and without prefix reuse, against the same pipeline's plain step (CFG where it runs an
@@ -24,14 +25,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from flops import step_cost
+from marked import made_with, write_readme
 from tqdm import tqdm
 
 from oseg_video.adapters import ClipSize, ModelAdapter, adapter_for_class, all_adapters
-from oseg_video.config import build_guidance, recipe_names, resolve_job
+from oseg_video.config import resolve_job
+from oseg_video.config.recipes import shipped_files
 from oseg_video.engine.branches import BranchRunner
-from oseg_video.guidance.methods import CFG, METHODS, OSEG, PAG, SEG, STG, Guidance
+from oseg_video.guidance.methods import CFG, OSEG, PAG, SEG, STG, Guidance
 from oseg_video.guidance.plan import Step
-from oseg_video.jobs.cost import step_cost
 from oseg_video.jobs.loading.meta import full_size_denoiser
 from oseg_video.jobs.step_kinds import pipeline_scale
 from oseg_video.media import write_text
@@ -44,6 +47,7 @@ SMALL = {
 }
 SMALL_CLIP = ClipSize(19, 160, 208)  # 4 x 10 x 13 tokens
 CONDITIONS = ("uncond", "cond")
+STORED = Path(__file__).with_suffix(".json")
 PARTS = ("counted", "clock")
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "process": time.process_time}
 """The second one does not see what else the machine does."""
@@ -58,7 +62,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15, help="of the clock")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, help="JSON file; a part that is not made anew stays in it")
+    parser.add_argument(
+        "--write-readme", action="store_true", help=f"write the tables of {STORED.name} into README.md only"
+    )
     options = parser.parse_args()
+    if options.write_readme:
+        write_readme("bench_cost", stored_tables())
+        return
     torch.set_num_threads(options.threads)
     out = options.out
     result: dict[str, Any] = json.loads(out.read_text()) if out and out.exists() else {}
@@ -73,7 +83,7 @@ def main() -> None:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what the figures depend on."""
+    """Versions of what the results depend on."""
     return {name: version(name) for name in ("torch", "diffusers")}
 
 
@@ -87,7 +97,7 @@ def counted(families: list[ModelAdapter]) -> list[dict[str, Any]]:
     rows = []
     for adapter in families:
         denoiser = full_size_denoiser(adapter)
-        recipes = [name for name in METHODS if f"{adapter.family}-{name}" in recipe_names()]
+        recipes = recipes_of(adapter.family)
         for method in tqdm(recipes, desc=adapter.family):
             rows.append(count_recipe(adapter, denoiser, method))
     return rows
@@ -101,7 +111,7 @@ def recipe(adapter: ModelAdapter, method: str) -> tuple[ClipSize, Guidance, Step
     else:
         flags["prompts"] = ["a cat"]
     job = resolve_job(flags, None, family_of=lambda model, revision: model)
-    guidance = build_guidance(job)
+    guidance = job.guidance
     step = Step(job.steps // 2, job.steps, 0.5, pipeline_scale(adapter, job, guidance))
     return ClipSize(job.frames, job.height, job.width), guidance, step
 
@@ -109,6 +119,11 @@ def recipe(adapter: ModelAdapter, method: str) -> tuple[ClipSize, Guidance, Step
 def written(clip: ClipSize) -> str:
     """Frames, height and width."""
     return f"{clip.frames} x {clip.height} x {clip.width}"
+
+
+def recipes_of(family: str) -> list[str]:
+    """The methods that the family's recipe has settings for."""
+    return next(entry["methods"] for entry in shipped_files() if entry["name"] == family)
 
 
 def count_recipe(adapter: ModelAdapter, denoiser: Any, method: str) -> dict[str, Any]:
@@ -185,9 +200,15 @@ def ratio_to_cfg(seconds: list[float], cfg: list[float]) -> dict[str, Any]:
 
 
 def tables(result: dict[str, Any]) -> list[str]:
-    """The figures as Markdown, as the README has them."""
+    """The results as Markdown."""
     makers = {"counted": counted_table, "clock": clock_table}
     return [make(result[part]) for part, make in makers.items() if part in result]
+
+
+def stored_tables() -> list[str]:
+    """What the README has: the tables of the stored results, and what they were made with."""
+    stored = json.loads(STORED.read_text())
+    return [*tables(stored), made_with(stored)]
 
 
 def counted_table(counted: dict[str, Any]) -> str:

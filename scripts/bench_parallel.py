@@ -2,6 +2,7 @@
 
     python scripts/bench_parallel.py --out scripts/bench_parallel.json
     torchrun --nproc-per-node 4 scripts/bench_parallel.py --clock
+    python scripts/bench_parallel.py --write-readme      # the stored numbers into scripts/README.md
 
 Counted: one guided step of the recipes of CFG, STG and OSEG, at full size and at the clip size that the
 recipe sets, on the meta device in bfloat16, so for any number of ranks without one of them. FLOPs (matrix
@@ -28,18 +29,20 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from bench_cost import SMALL, SMALL_CLIP, machine, markdown, recipe, versions, written
+from flops import StepCost, run_step, step_cost
+from marked import made_with, write_readme
 from tqdm import tqdm
 
 from oseg_video.adapters import ClipSize, ModelAdapter, all_adapters
 from oseg_video.engine.branches import BranchRunner
 from oseg_video.guidance.plan import Branch
-from oseg_video.jobs.cost import StepCost, run_step, step_cost
 from oseg_video.jobs.loading.meta import full_size_denoiser
 from oseg_video.jobs.ranks import Ranks
 from oseg_video.media import write_text
 from oseg_video.parallel.degrees import Degrees
 from oseg_video.parallel.mesh import ONE_RANK, Mesh, device_type
 
+STORED = Path(__file__).with_suffix(".json")
 METHODS = ("cfg", "stg", "oseg")
 RANKS = (2, 4, 8, 16)
 LAYOUTS: dict[str, dict[int, str]] = {
@@ -65,7 +68,13 @@ def main() -> None:
     parser.add_argument("--clock", action="store_true", help="take seconds on the ranks of torchrun")
     parser.add_argument("--rounds", type=int, default=5, help="of the clock")
     parser.add_argument("--out", type=Path, help="JSON file; rows not made anew stay in it")
+    parser.add_argument(
+        "--write-readme", action="store_true", help=f"write the tables of {STORED.name} into README.md only"
+    )
     options = parser.parse_args()
+    if options.write_readme:
+        write_readme("bench_parallel", stored_tables())
+        return
     families = [one for one in known if not options.only or one.family in options.only]
     out = options.out
     result: dict[str, Any] = json.loads(out.read_text()) if out and out.exists() else {}
@@ -233,9 +242,15 @@ def together() -> None:
 
 
 def tables(result: Mapping[str, Any]) -> list[str]:
-    """The figures as Markdown, as the README has them."""
+    """The results as Markdown."""
     makers: dict[str, Callable[[Any], list[str]]] = {"counted": counted_tables, "clock": clock_tables}
     return [table for part, make in makers.items() if part in result for table in make(result[part])]
+
+
+def stored_tables() -> list[str]:
+    """What the README has: the tables of the stored results, and what they were made with."""
+    stored = json.loads(STORED.read_text())
+    return [*tables(stored), made_with(stored)]
 
 
 def counted_tables(counted: Mapping[str, Any]) -> list[str]:
@@ -243,12 +258,12 @@ def counted_tables(counted: Mapping[str, Any]) -> list[str]:
     rows = {row["family"]: row["layouts"] for row in counted["rows"] if row["method"] == "oseg"}
     made = []
     if "mochi" in rows:
-        made.append(table("ranks", LAYOUTS, {str(n): figures(rows["mochi"], n) for n in RANKS}))
+        made.append(table("ranks", LAYOUTS, {str(n): layouts_of(rows["mochi"], n) for n in RANKS}))
     headers = [kind[8] for kind in LAYOUTS.values()]
-    return [*made, table("8 ranks", headers, {family: figures(row, 8) for family, row in rows.items()})]
+    return [*made, table("8 ranks", headers, {family: layouts_of(row, 8) for family, row in rows.items()})]
 
 
-def figures(layouts: Mapping[str, Any], ranks: int) -> list[Any]:
+def layouts_of(layouts: Mapping[str, Any], ranks: int) -> list[Any]:
     """Of every kind of layout; None where there is none for so many ranks."""
     return [layouts.get(kind.get(ranks, "")) for kind in LAYOUTS.values()]
 

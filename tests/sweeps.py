@@ -8,9 +8,10 @@ from typing import Any
 import torch
 import yaml
 
-from oseg_video.jobs.manifest import build_manifest, manifest_text
+from oseg_video.config.manifest import new_manifest
+from oseg_video.files import write_text
 from oseg_video.jobs.model import ClipResult, LoadedModel
-from oseg_video.media import frames_sha256, write_clip, write_text
+from oseg_video.media import frames_sha256, write_clip
 from oseg_video.sweep.recipe import read_sweep
 from oseg_video.sweep.table import SweepItem, build_table, plan_variations
 
@@ -50,17 +51,16 @@ class Painter(LoadedModel):
         super().__init__(*arguments, **options)
         type(self).loaded += 1
 
-    def note_long_prompts(self, job: Any, progress: Any) -> None:
-        if len(job.prompts[0]) > 40:
-            progress.note("cut")
+    def cut_prompts(self, job: Any) -> list[str]:
+        return ["cut"] if len(job.prompts[0]) > 40 else []
 
-    def make_clip(self, job: Any, plan: Any, picture: Any, progress: Any) -> ClipResult:
-        type(self).painted.append((plan.prompt, plan.seed, job.guidance))
+    def make_clip(self, job: Any, plan: Any, picture: Any) -> ClipResult:
+        type(self).painted.append((plan.prompt, plan.seed, job.guidance.name))
         noise = torch.Generator().manual_seed(plan.seed)
         frames = torch.randint(0, 255, (job.frames, 3, job.height, job.width), generator=noise).to(
             torch.uint8
         )
-        manifest = build_manifest(
+        manifest = new_manifest(
             job,
             model={"name": job.model, **self._identity},
             clip={
@@ -70,12 +70,8 @@ class Painter(LoadedModel):
                 "fps": job.fps,
                 "sha256": frames_sha256(frames),
             },
-            passes={},
-            seconds={},
-            device=torch.device("cpu"),
-            image=None,
-            parallel="",
+            machine={"device": "cpu"},
         )
         write_clip(plan.path, frames, job.fps, format=plan.format)
-        write_text(plan.manifest, manifest_text(manifest))
+        write_text(plan.manifest, manifest.text)
         return ClipResult(plan.path, plan.prompt, plan.seed, 0.5, 0.25, manifest)

@@ -5,11 +5,11 @@ It knows no guidance method. A new family is one file with one class under `@reg
 beside this file shows how to write it.
 """
 
+from __future__ import annotations
+
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar
-
-from torch import nn
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from oseg_video.adapters.blocks import BlockAddress, BlockLayout, Stacks, resolve_blocks
 from oseg_video.adapters.denoiser import (
@@ -23,6 +23,9 @@ from oseg_video.adapters.denoiser import (
 from oseg_video.adapters.sampling import Condition, Sampling
 from oseg_video.adapters.settings import ClipSize, FamilySettings
 from oseg_video.types import OsegVideoError, Pipeline
+
+if TYPE_CHECKING:
+    from torch import nn
 
 __all__ = [
     "AttentionSite",

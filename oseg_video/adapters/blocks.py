@@ -1,13 +1,16 @@
 """A denoiser's blocks: where they are, what they are called, and the selectors that users name them by."""
 
+from __future__ import annotations
+
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
-
-from torch import nn
+from typing import TYPE_CHECKING, Protocol
 
 from oseg_video.types import SettingError
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 class UnknownBlockError(SettingError):

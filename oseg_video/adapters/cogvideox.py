@@ -1,11 +1,10 @@
 """CogVideoX: joint attention of text and video, text first (zai-org/CogVideoX)."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Mapping
-from typing import Any, ClassVar
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from oseg_video.adapters.base import register_adapter
 from oseg_video.adapters.blocks import BlockAddress
@@ -14,6 +13,9 @@ from oseg_video.adapters.joint import JointAttentionAdapter, patch_grid
 from oseg_video.adapters.sampling import Calls, Sampling
 from oseg_video.adapters.settings import ClipSize, ReadJson
 from oseg_video.types import Pipeline, TokenGrid
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class _DynamicScale(Sampling):
@@ -74,6 +76,8 @@ class CogVideoXAdapter(JointAttentionAdapter):
         return VideoTokens(_token_grid(denoiser, arguments), start=text, text_first=text)
 
     def example_arguments(self, denoiser: Any, clip: ClipSize, rows: int) -> dict[str, Any]:
+        import torch
+
         config, device = denoiser.config, denoiser.device
         frames, height, width = self.latent_size(clip)
         frames += -frames % (config.patch_size_t or 1)

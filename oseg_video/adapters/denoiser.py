@@ -1,18 +1,21 @@
 """What a family's denoiser is made of: attention sites, video tokens, rows, padded text, inputs per token."""
 
+from __future__ import annotations
+
 import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any, Literal
 
 from oseg_video.adapters.blocks import BlockAddress
-from oseg_video.parallel.sequence import SpreadSequence
 from oseg_video.parallel.shards import Shard, with_size
 from oseg_video.types import TokenGrid
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from oseg_video.parallel.sequence import SpreadSequence
 
 Layout = Literal["BSC", "BSND", "BNSD"]
 BlockInputs = tuple[tuple[Any, ...], dict[str, Any]]
@@ -208,11 +211,15 @@ def take_rows(value: Any, rows: slice, count: int) -> Any:
 
 def random_like(denoiser: nn.Module, *shape: int) -> Tensor:
     """Standard normal values with the dtype and device of a denoiser's weights."""
+    import torch
+
     weight = next(denoiser.parameters())
     return torch.randn(*shape, dtype=weight.dtype, device=weight.device)
 
 
 def _map_tensors(change: Callable[[Tensor], Tensor], value: Any) -> Any:
+    from torch import Tensor
+
     if isinstance(value, Tensor):
         return change(value)
     if isinstance(value, dict):

@@ -1,9 +1,9 @@
 """HunyuanVideo: joint attention of video and text in dual, then single blocks (tencent/HunyuanVideo)."""
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from __future__ import annotations
 
-import torch
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from oseg_video.adapters.base import register_adapter
 from oseg_video.adapters.blocks import Stacks
@@ -12,7 +12,12 @@ from oseg_video.adapters.joint import JointAttentionAdapter
 from oseg_video.adapters.sampling import Calls, Sampling
 from oseg_video.adapters.settings import ARGUMENTS, ClipSize, ReadJson
 from oseg_video.parallel.shards import Shard
+from oseg_video.settings import Setting
+from oseg_video.settings.kinds import FINITE
 from oseg_video.types import Pipeline
+
+if TYPE_CHECKING:
+    import torch
 
 _TEXT_TOKENS = 256  # default max_sequence_length of the pipelines
 
@@ -56,6 +61,16 @@ class HunyuanVideoAdapter(JointAttentionAdapter):
         "guidance_scale": "true_cfg_scale",
         "embedded_guidance_scale": "guidance_scale",
     }
+    own_settings: ClassVar[Mapping[str, Setting]] = {
+        "embedded_guidance_scale": Setting(
+            kind=FINITE,
+            help="guidance that the distilled network was taught, one of its inputs (guidance_scale is that "
+            "of two real branches)",
+            default=None,
+            low=0,
+            high=1000,
+        )
+    }
     denoiser_class = "HunyuanVideoTransformer3DModel"
     sampling = _TrueCFG(
         "give it a true_cfg_scale above 1 and a negative_prompt "
@@ -75,7 +90,8 @@ class HunyuanVideoAdapter(JointAttentionAdapter):
     padded_text = PaddedText((("encoder_hidden_states", "encoder_attention_mask"),), mask_position=3)
 
     def call_scale(self, call: Mapping[str, Any], read: ReadJson) -> float:
-        return call["true_cfg_scale"]
+        scale: float = call["true_cfg_scale"]
+        return scale
 
     def pipeline_arguments(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         arguments = super().pipeline_arguments(settings)
@@ -91,9 +107,13 @@ class HunyuanVideoAdapter(JointAttentionAdapter):
 
     def component_dtype(self, component: str, dtype: torch.dtype) -> torch.dtype:
         # As the model card loads it: only the transformer needs the range of bfloat16.
+        import torch
+
         return torch.float16 if dtype == torch.bfloat16 and component != "transformer" else dtype
 
     def example_arguments(self, denoiser: Any, clip: ClipSize, rows: int) -> dict[str, Any]:
+        import torch
+
         config, device = denoiser.config, denoiser.device
         return {
             "hidden_states": random_like(denoiser, rows, config.in_channels, *self.latent_size(clip)),

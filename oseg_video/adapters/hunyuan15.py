@@ -1,12 +1,11 @@
 """HunyuanVideo 1.5: joint attention of video, image and texts in dual blocks (tencent/HunyuanVideo-1.5)."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache, wraps
-from typing import Any, ClassVar
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from oseg_video.adapters.base import register_adapter
 from oseg_video.adapters.denoiser import Attention, DenoiserCall, PaddedText, TokenInputs, random_like
@@ -14,6 +13,9 @@ from oseg_video.adapters.joint import JointAttentionAdapter
 from oseg_video.adapters.sampling import Calls, Sampling
 from oseg_video.adapters.settings import ARGUMENTS, ClipSize, ReadJson
 from oseg_video.types import Pipeline
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # What the pipelines pad to: the language model's text, the letters to be drawn, the image.
 _TEXT_TOKENS, _GLYPH_TOKENS, _IMAGE_TOKENS = 1000, 256, 729
@@ -124,7 +126,7 @@ class HunyuanVideo15Adapter(JointAttentionAdapter):
         )
 
     def text_limit(self, pipe: Any) -> int | None:
-        return pipe.tokenizer_max_length
+        return int(pipe.tokenizer_max_length)
 
     def changed_classes(self, denoiser: Any) -> Iterable[tuple[object, type]]:
         processors = [block.attn.processor for block in denoiser.transformer_blocks]
@@ -132,6 +134,8 @@ class HunyuanVideo15Adapter(JointAttentionAdapter):
         return [(one, _with_optional_mask(own)) for one, own in zip(processors, classes, strict=True)]
 
     def example_arguments(self, denoiser: Any, clip: ClipSize, rows: int) -> dict[str, Any]:
+        import torch
+
         config, device = denoiser.config, denoiser.device
         return {
             "hidden_states": random_like(denoiser, rows, config.in_channels, *self.latent_size(clip)),
@@ -169,6 +173,7 @@ def _with_optional_mask(original: Any) -> Any:
 
     The model's own processor always builds a mask of S x S, text and video: 13 GB for 121 frames of 720p.
     """
+    import torch
     from diffusers.models.transformers.transformer_hunyuan_video import HunyuanVideoAttnProcessor2_0
     from diffusers.models.transformers.transformer_hunyuan_video15 import HunyuanVideo15AttnProcessor2_0
 

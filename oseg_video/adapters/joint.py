@@ -1,5 +1,7 @@
 """What families with joint attention share: blocks that take video and text at once."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from typing import Any
 

@@ -1,10 +1,9 @@
 """LTX-Video: self-attention of video tokens, then cross-attention to text (Lightricks/LTX-Video)."""
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from __future__ import annotations
 
-import torch
-from torch import Tensor
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from oseg_video.adapters.base import ModelAdapter, register_adapter
 from oseg_video.adapters.blocks import BlockAddress
@@ -12,6 +11,9 @@ from oseg_video.adapters.denoiser import Attention, DenoiserCall, TokenInputs, V
 from oseg_video.adapters.settings import ARGUMENTS, ClipSize
 from oseg_video.parallel.shards import Shard
 from oseg_video.types import TokenGrid
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _TEXT_TOKENS = 128  # default max_sequence_length of the pipeline
 
@@ -51,6 +53,8 @@ class LTXAdapter(ModelAdapter):
         return _tokens_from_coordinates(coordinates)
 
     def example_arguments(self, denoiser: Any, clip: ClipSize, rows: int) -> dict[str, Any]:
+        import torch
+
         config, device = denoiser.config, denoiser.device
         frames, height, width = self.latent_size(clip)
         tokens = frames * height * width

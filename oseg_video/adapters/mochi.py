@@ -1,8 +1,8 @@
 """Mochi: joint attention of video and text (genmo/mochi-1-preview)."""
 
-from typing import Any
+from __future__ import annotations
 
-import torch
+from typing import Any
 
 from oseg_video.adapters.base import register_adapter
 from oseg_video.adapters.denoiser import Attention, DenoiserCall, PaddedText, TokenInputs, random_like
@@ -33,6 +33,8 @@ class MochiAdapter(JointAttentionAdapter):
     padded_text = PaddedText((("encoder_hidden_states", "encoder_attention_mask"),))
 
     def example_arguments(self, denoiser: Any, clip: ClipSize, rows: int) -> dict[str, Any]:
+        import torch
+
         config, device = denoiser.config, denoiser.device
         return {
             "hidden_states": random_like(denoiser, rows, config.in_channels, *self.latent_size(clip)),

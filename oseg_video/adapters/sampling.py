@@ -1,13 +1,16 @@
 """What a family's pipelines do with their denoiser in one sampling step."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from oseg_video.guidance.plan import Condition
 from oseg_video.types import Pipeline
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["Calls", "Condition", "Sampling"]
 

@@ -1,10 +1,9 @@
 """Stable Diffusion XL: text to image, a clip of one frame (stabilityai/stable-diffusion-xl-base-1.0)."""
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from __future__ import annotations
 
-import torch
-from torch import Tensor
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from oseg_video.adapters.base import register_adapter
 from oseg_video.adapters.blocks import BlockAddress
@@ -12,6 +11,9 @@ from oseg_video.adapters.denoiser import DenoiserCall, VideoTokens, random_like
 from oseg_video.adapters.settings import ARGUMENTS, ClipSize
 from oseg_video.adapters.unet import Stages, UNetAdapter, level_size
 from oseg_video.types import TokenGrid
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _TEXT_TOKENS = 77  # of both tokenizers
 _SIZE_IDS = 6  # original size, crop and target size
@@ -58,15 +60,18 @@ class SDXLAdapter(UNetAdapter):
     blocks = Stages(("", "transformer_blocks"))
 
     def text_limit(self, pipe: Any) -> int | None:
-        return pipe.tokenizer.model_max_length
+        return int(pipe.tokenizer.model_max_length)
 
     def clip(self, output: Any) -> Tensor:
-        return output.images
+        images: Tensor = output.images
+        return images
 
     def video_tokens(self, denoiser: Any, arguments: Mapping[str, Any], address: BlockAddress) -> VideoTokens:
         return VideoTokens(TokenGrid(1, *level_size(denoiser, arguments["sample"], address.stage)))
 
     def example_arguments(self, denoiser: Any, clip: ClipSize, rows: int) -> dict[str, Any]:
+        import torch
+
         config = denoiser.config
         _, height, width = self.latent_size(clip)
         pooled = config.projection_class_embeddings_input_dim - _SIZE_IDS * config.addition_time_embed_dim

@@ -1,11 +1,17 @@
 """What a model family offers on the command line, and how a clip's settings reach its pipelines."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-import torch
-from torch import Tensor
+from oseg_video.settings import Setting
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
 
 TextUse = Literal["needed", "optional", "none"]
 ReadJson = Callable[[str], Mapping[str, Any]]
@@ -56,6 +62,12 @@ class FamilySettings:
     """Hub repository of the image-to-video weights, where they are others."""
     arguments: ClassVar[Mapping[str, str]] = ARGUMENTS
     """Setting of a clip -> argument of the pipeline's call; a setting that is not here the family lacks."""
+    own_settings: ClassVar[Mapping[str, Setting]] = {}
+    """Settings that only some families have, declared by those; the call's argument has the setting's name
+    where `arguments` says no other."""
+    own_scales: ClassVar[tuple[str, ...]] = ()
+    """Those of `own_settings` that are scales of text or image: the pipeline applies them, and the guidance
+    takes the pipeline's scale."""
     text: ClassVar[TextUse] = "needed"
     """Whether a clip needs a prompt, may have one, or has none."""
     makes_pictures: ClassVar[bool] = False
@@ -63,7 +75,7 @@ class FamilySettings:
     vae_tiles: ClassVar[bool] = True
     """Whether the VAE can decode in tiles."""
     dtypes: ClassVar[Mapping[str, str]] = {}
-    """Number types of pipeline components that differ from the one asked for, whatever that is."""
+    """Dtypes of pipeline components that differ from the one asked for, whatever that is."""
     size_multiple: ClassVar[int]
     """Height and width must be multiples of this many pixels."""
     frame_multiple: ClassVar[int]
@@ -78,10 +90,17 @@ class FamilySettings:
         """All pipeline classes of the family."""
         return tuple(filter(None, (self.text_to_video, self.image_to_video, *self.other_pipelines)))
 
+    def pipeline_class(self, name: str) -> Any:
+        """The class of one of `pipelines`; a family outside of this package has its own."""
+        import diffusers
+
+        return getattr(diffusers, name)
+
     def pipeline_arguments(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         """Arguments of the pipeline's call. `guidance_scale` is a number: above 1 runs an unconditional
         branch."""
-        return {argument: settings[name] for name, argument in self.arguments.items() if name in settings}
+        arguments = {**{name: name for name in self.own_settings}, **self.arguments}
+        return {argument: settings[name] for name, argument in arguments.items() if name in settings}
 
     def configure(self, pipe: Any, settings: Mapping[str, Any]) -> Mapping[str, Any]:
         """Set what the pipeline takes from its components; the settings that are left for its call."""
@@ -100,7 +119,9 @@ class FamilySettings:
         return self.image_to_video is not None and self.image_repository is None
 
     def component_dtype(self, component: str, dtype: torch.dtype) -> torch.dtype:
-        """Number type of a pipeline component's weights where `dtype` is asked for."""
+        """Dtype of a pipeline component's weights where `dtype` is asked for."""
+        import torch
+
         return getattr(torch, self.dtypes[component]) if component in self.dtypes else dtype
 
     def call_scale(self, call: Mapping[str, Any], read: ReadJson) -> float:
@@ -108,7 +129,8 @@ class FamilySettings:
 
         `read` gives nothing where the model's files are not at hand; then it is that of `hub_repository`.
         """
-        return call["guidance_scale"]
+        scale: float = call["guidance_scale"]
+        return scale
 
     def text_limit(self, pipe: Any) -> int | None:
         """Tokens of a prompt that count, where that is no argument of the call."""
@@ -121,4 +143,5 @@ class FamilySettings:
 
     def clip(self, output: Any) -> Tensor:
         """The clip [F, C, H, W] in a pipeline's output, made with `output_type="pt"`."""
-        return output.frames[0]
+        clip: Tensor = output.frames[0]
+        return clip

@@ -1,9 +1,9 @@
 """Stable Video Diffusion: image to video, spatial and temporal self-attention in a UNet."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from typing import Any, ClassVar
-
-import torch
 
 from oseg_video.adapters.base import register_adapter
 from oseg_video.adapters.blocks import BlockAddress
@@ -11,6 +11,8 @@ from oseg_video.adapters.denoiser import DenoiserCall, VideoTokens, random_like
 from oseg_video.adapters.sampling import Sampling
 from oseg_video.adapters.settings import ClipSize, ReadJson
 from oseg_video.adapters.unet import Stages, UNetAdapter, level_size
+from oseg_video.settings import Setting
+from oseg_video.settings.kinds import FINITE, INTEGER
 from oseg_video.types import TokenGrid
 
 # Scale at the first and at the last frame, with the defaults of the pipeline.
@@ -42,12 +44,33 @@ class SVDAdapter(UNetAdapter):
         "frames": "num_frames",
         "steps": "num_inference_steps",
         "fps": "fps",
-        "min_guidance_scale": "min_guidance_scale",
-        "max_guidance_scale": "max_guidance_scale",
-        "motion_bucket_id": "motion_bucket_id",
-        "noise_aug_strength": "noise_aug_strength",
-        "decode_chunk_size": "decode_chunk_size",
     }
+    own_settings: ClassVar[Mapping[str, Setting]] = {
+        "min_guidance_scale": Setting(
+            kind=FINITE,
+            help="weight of the image at the first frame, in place of guidance_scale",
+            default=None,
+            low=1,
+            high=1000,
+        ),
+        "max_guidance_scale": Setting(
+            kind=FINITE, help="weight of the image at the last frame", default=None, low=1, high=1000
+        ),
+        "motion_bucket_id": Setting(
+            kind=INTEGER, help="how much moves, 0 to 255", default=None, low=0, high=255
+        ),
+        "noise_aug_strength": Setting(
+            kind=FINITE,
+            help="noise added to the image; more of it, less likeness and more motion",
+            default=None,
+            low=0,
+            high=100,
+        ),
+        "decode_chunk_size": Setting(
+            kind=INTEGER, help="frames decoded at once; fewer, less memory", default=None, low=1
+        ),
+    }
+    own_scales = ("min_guidance_scale", "max_guidance_scale")
     sampling = Sampling("give it a max_guidance_scale above 1", latents_take_prediction_dtype=True)
     denoiser_call = DenoiserCall(
         rows=("sample", "encoder_hidden_states", "added_time_ids"),
@@ -76,7 +99,8 @@ class SVDAdapter(UNetAdapter):
         return None
 
     def call_scale(self, call: Mapping[str, Any], read: ReadJson) -> float:
-        return call["max_guidance_scale"]
+        scale: float = call["max_guidance_scale"]
+        return scale
 
     def video_tokens(self, denoiser: Any, arguments: Mapping[str, Any], address: BlockAddress) -> VideoTokens:
         sample_BFCHW = arguments["sample"]
@@ -85,6 +109,8 @@ class SVDAdapter(UNetAdapter):
         return VideoTokens(TokenGrid(1, *level_size(denoiser, sample_BFCHW, address.stage)))
 
     def example_arguments(self, denoiser: Any, clip: ClipSize, rows: int) -> dict[str, Any]:
+        import torch
+
         config = denoiser.config
         frames, height, width = self.latent_size(clip)
         return {

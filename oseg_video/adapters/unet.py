@@ -1,15 +1,18 @@
 """What diffusers' UNets share: stages that are replayed whole, blocks inside them, token sizes."""
 
+from __future__ import annotations
+
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any
-
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any
 
 from oseg_video.adapters.base import ModelAdapter
 from oseg_video.adapters.blocks import BlockAddress
 from oseg_video.adapters.denoiser import Attention
 from oseg_video.adapters.sampling import Sampling
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 
 class UNetAdapter(ModelAdapter):

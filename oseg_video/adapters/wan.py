@@ -1,18 +1,22 @@
 """Wan 2.1 and 2.2: self-attention of video tokens, then cross-attention to text (Wan-AI)."""
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from __future__ import annotations
 
-import torch
-from torch import Tensor
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from oseg_video.adapters.base import ModelAdapter, register_adapter
 from oseg_video.adapters.blocks import BlockAddress, Stacks
 from oseg_video.adapters.denoiser import Attention, DenoiserCall, TokenInputs, VideoTokens, random_like
 from oseg_video.adapters.sampling import Calls, Sampling
-from oseg_video.adapters.settings import ARGUMENTS, ClipSize, ReadJson
+from oseg_video.adapters.settings import ClipSize, ReadJson
 from oseg_video.parallel.shards import Shard
+from oseg_video.settings import Setting
+from oseg_video.settings.kinds import FINITE
 from oseg_video.types import Pipeline, TokenGrid
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # Defaults of the pipelines.
 _TEXT_TOKENS = 512
@@ -53,7 +57,16 @@ class WanAdapter(ModelAdapter):
     frame_multiple = 4
     denoiser_class = "WanTransformer3DModel"
     full_size: ClassVar[Mapping[str, Any]] = {"num_attention_heads": 12, "ffn_dim": 8960, "num_layers": 30}
-    arguments: ClassVar[Mapping[str, str]] = {**ARGUMENTS, "guidance_scale_2": "guidance_scale_2"}
+    own_settings: ClassVar[Mapping[str, Setting]] = {
+        "guidance_scale_2": Setting(
+            kind=FINITE,
+            help="2.2 with two experts: weight of the text in the second one",
+            default=None,
+            low=0,
+            high=1000,
+        )
+    }
+    own_scales = ("guidance_scale_2",)
     # As the model cards load them.
     dtypes: ClassVar[Mapping[str, str]] = {"vae": "float32", "image_encoder": "float32"}
     denoiser_attributes = ("transformer", "transformer_2")
@@ -95,6 +108,8 @@ class WanAdapter(ModelAdapter):
         return VideoTokens(TokenGrid(*(size // patch for size, patch in sizes)))
 
     def example_arguments(self, denoiser: Any, clip: ClipSize, rows: int) -> dict[str, Any]:
+        import torch
+
         config = denoiser.config
         arguments = {
             "hidden_states": random_like(denoiser, rows, config.in_channels, *self.latent_size(clip)),

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import dataclasses
+import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from oseg_video.cli.output import say
+from oseg_video import console
+from oseg_video.cli.axes import (
+    add_axis_flags,
+    add_dry_run_flags,
+    check_dry_run_flags,
+    from_flags,
+    with_flags,
+)
 from oseg_video.cli.parsing import Commands, UsageError, add_batch, add_command, names, whole_number
-from oseg_video.cli.settings import add_setting_flags, flag_settings
-from oseg_video.config import FIELDS, GUIDANCE_NAMES, known_or_nearest
-from oseg_video.types import SettingError
+from oseg_video.config import find_recipe
 
 if TYPE_CHECKING:
     from oseg_video.compare.recipe import ComparisonRecipe
@@ -21,14 +27,11 @@ _EXAMPLES = """examples:
   oseg-video compare --guidance cfg,stg,seg,oseg --prompt "a red circle moving left on a white background" \\
     --prompt "a blue square moving up on a black background" --seeds 0,1 --out outputs/comparison --open
   oseg-video compare --model mochi --guidance cfg,oseg --prompts prompts.txt --out outputs/mochi
-  oseg-video compare configs/tables/table3.yaml --out outputs/table3 --limit 2
+  oseg-video compare table3-embedded --out outputs/toy --limit 2
 
 Without --open, open index.html in the folder afterwards. The same command goes on where a run stopped or was
-killed, and makes nothing twice. Exit code 1: clips failed, or clips or figures had to be left out.
+killed, and makes nothing twice. Exit code 1: clips failed, or clips or metric values had to be left out.
 """
-
-# The axes have flags of their own; settings of single methods are those of their recipes, or of RECIPE.yaml.
-_LEFT_OUT = ("seeds", "guidance", "out", "format")
 
 
 def register(commands: Commands) -> None:
@@ -36,168 +39,149 @@ def register(commands: Commands) -> None:
         commands,
         "compare",
         _run,
-        help="the same prompts and seeds under several methods: clips, figures, and a page",
+        help="the same prompts and seeds under several methods: clips, metric values, and a page",
         epilog=_EXAMPLES,
     )
     parser.add_argument(
         "recipe",
         nargs="?",
-        metavar="RECIPE.yaml",
-        help="prompts, seeds, methods with settings, metrics: in place of the flags; a sweep's will do",
+        metavar="RECIPE",
+        help="a YAML file, or the name of a shipped one: prompts, seeds, methods with settings, metrics; a "
+        "sweep's will do",
     )
-    parser.add_argument("--out", required=True, metavar="FOLDER", help="of clips, figures and page")
-    parser.add_argument("--guidance", metavar="A,B", type=names, help=f"methods: {', '.join(GUIDANCE_NAMES)}")
-    parser.add_argument("--seeds", metavar="N,N", help="one clip per method, prompt and seed (default: 0)")
-    add_setting_flags(parser, [name for name, spec in FIELDS.items() if not _left_out(name, spec)])
-    figures = parser.add_argument_group("figures")
-    figures.add_argument(
+    parser.add_argument("--out", required=True, metavar="FOLDER", help="of clips, metric values and page")
+    add_axis_flags(parser)
+    measured = parser.add_argument_group("metrics")
+    measured.add_argument(
         "--metrics",
         metavar="A,B",
         type=names,
         help="exact names, see evaluate --list-metrics (default: the recipe's, or what needs no downloads)",
     )
-    figures.add_argument(
+    measured.add_argument(
         "--baseline",
         metavar="METHOD",
         help="what the others of its model are compared with (default: the recipe's, or the first)",
     )
-    figures.add_argument(
+    measured.add_argument(
         "--reference",
         metavar="PATH",
         help="real clips, or their statistics, for fvd; clips also for recipes that start from their frames",
     )
-    figures.add_argument(
+    measured.add_argument(
         "--weights", action="append", default=[], metavar="METRIC=PATH", help="weights of a metric"
     )
-    figures.add_argument(
+    measured.add_argument(
         "--trust-weights", action="store_true", help="load torchscript files whose checksum is not known"
     )
-    add_batch(figures)
+    add_batch(measured)
+    add_dry_run_flags(parser)
     run = parser.add_argument_group("this run")
-    run.add_argument(
-        "--limit", metavar="N", type=whole_number, help="of the recipe's prompts or pictures only the first N"
-    )
     run.add_argument(
         "--workers", metavar="N", type=whole_number, help="processes (default: one for each GPU)"
     )
     run.add_argument("--retry-failed", action="store_true", help="try failed clips again")
     run.add_argument("--open", action="store_true", help="open the page in the browser at the end")
-    run.add_argument("--quiet", action="store_true", help="no progress and no warnings")
+    run.add_argument("--quiet", action="store_true", help="no progress")
     run.add_argument("--debug", action="store_true", help="show tracebacks and the libraries' messages")
 
 
-def _left_out(name: str, spec: Any) -> bool:
-    return name in _LEFT_OUT or spec.metadata["group"] == "guidance"
-
-
 def _run(options: argparse.Namespace) -> int:
+    console.show(quiet=options.quiet)
+    check_dry_run_flags(options)
     if "://" in options.out:
         raise UsageError(
             f"--out must be a folder of this machine, which a browser can open, got {options.out}"
         )
-    from oseg_video.compare.compare import compare
-    from oseg_video.evaluation.evaluate import reads_real
+    if options.dry_run:
+        with tempfile.TemporaryDirectory(prefix="oseg-video-") as images:
+            return _dry_run(options, _recipe(options, Path(images)))
+    from oseg_video.compare.compare import IMAGES, compare
 
-    recipe = _recipe(options)
-    metrics = recipe.metrics if options.metrics is None else options.metrics
+    recipe = _recipe(options, Path(options.out) / IMAGES)
     done = compare(
         recipe.sweep,
         Path(options.out),
-        metrics,
-        baseline=options.baseline or recipe.baseline,
-        published=recipe.published,
-        options=_metric_options(options, recipe.starts_from_real and not reads_real(metrics or ())),
+        recipe.metrics,
+        baseline=recipe.baseline,
+        reported=recipe.reported,
+        options=_metric_options(options, recipe),
         workers=options.workers,
         retry_failed=options.retry_failed,
-        quiet=options.quiet,
-        notify=(lambda line: None) if options.quiet else (lambda line: say(f"warning: {line}")),
     )
     print(done.table)
     summary = done.summary
     print(f"{summary.done} of {summary.total} clips, {summary.made} of them made now: {done.page}")
+    warn = console.logger.warning
     for one in summary.failed:
-        say(f"failed: {one.file}: {one.reason}")
+        warn(f"failed: {one.file}: {one.reason}")
     if summary.failed:
-        say(f"{len(summary.failed)} clips failed; --retry-failed tries them again")
+        warn(f"{len(summary.failed)} clips failed; --retry-failed tries them again")
     said = {one.file for one in summary.failed}
     for name, reason in {**done.results["skipped"], **done.results["failed"]}.items():
         if name not in said:
-            say(f"left out: {name}: {reason}")
+            warn(f"left out: {name}: {reason}")
     if options.open:
         import webbrowser
 
         if not webbrowser.open(done.page.absolute().as_uri()):
-            say(f"there is no browser to open {done.page} with")
+            warn(f"there is no browser to open {done.page} with")
     return 0 if done.complete else 1
 
 
-def _recipe(options: argparse.Namespace) -> ComparisonRecipe:
-    from oseg_video.compare.compare import PICTURES
-    from oseg_video.compare.recipe import ComparisonRecipe, read_comparison
-    from oseg_video.sweep.recipe import Subject, SweepRecipe
+def _dry_run(options: argparse.Namespace, recipe: ComparisonRecipe) -> int:
+    from oseg_video.compare.compare import CLIPS, check_comparison
+    from oseg_video.sweep.estimate import describe
+    from oseg_video.sweep.launch import dry_run
 
-    given = flag_settings(options)
-    if options.recipe is not None:
-        flags = [f"--{name}" for name in ("guidance", "seeds") if getattr(options, name) is not None]
-        flags += [FIELDS[name].metadata["flag"] or "--" + name.replace("_", "-") for name in given]
-        if flags:
-            raise UsageError(f"{flags[0]} cannot be given with a recipe, which sets it")
-        return read_comparison(
-            Path(options.recipe),
-            real=Path(options.reference) if options.reference else None,
-            pictures=Path(options.out) / PICTURES,
-            limit=options.limit,
-            quiet=options.quiet,
-        )
-    if options.limit is not None:
-        raise UsageError("--limit is for the prompts of a recipe, and there is none")
-    _check_methods(options.guidance or ())
-    for flag, missing in (
-        ("--guidance", not options.guidance),
-        ("--prompt (or --image)", not {"prompts", "image"} & {*given}),
-    ):
-        if missing:
-            raise UsageError(f"a comparison needs {flag}, or a recipe")
-    image = given.pop("image", None)
-    prompts: list[str | None] = given.pop("prompts", None) or [None]
-    model = given.pop("model", FIELDS["model"].default)
-    sweep = SweepRecipe(
-        subjects=tuple(Subject(prompt=prompt, image=image) for prompt in dict.fromkeys(prompts)),
-        seeds=_seeds(options.seeds),
-        methods={name: {"guidance": name} for name in options.guidance},
-        models={model: {"model": model}},
-        settings=given,
+    metrics, baselines = check_comparison(
+        recipe.sweep, recipe.metrics, baseline=recipe.baseline, options=_metric_options(options, recipe)
     )
-    return ComparisonRecipe(sweep=sweep)
+    found = dry_run(
+        recipe.sweep,
+        str(Path(options.out) / CLIPS),
+        seconds_per_pass=options.seconds_per_pass,
+        retry_failed=options.retry_failed,
+    )
+    print("\n".join(describe(found)))
+    print(f"metrics: {', '.join(metrics)}")
+    for method, baseline in baselines.items():
+        print(f"difference: {method} minus {baseline}")
+    return 0
 
 
-def _check_methods(methods: Sequence[str]) -> None:
-    for name in methods:
-        if name not in GUIDANCE_NAMES:
-            raise UsageError(f"--guidance: unknown method {name!r}; {known_or_nearest(name, GUIDANCE_NAMES)}")
-        if methods.count(name) > 1:
-            raise UsageError(f"--guidance names {name} twice")
+def _recipe(options: argparse.Namespace, images: Path) -> ComparisonRecipe:
+    """What the recipe says and the flags change."""
+    from oseg_video.compare.recipe import ComparisonRecipe, read_comparison
+
+    if options.recipe is None:
+        recipe = ComparisonRecipe(sweep=from_flags(options))
+    else:
+        recipe = read_comparison(
+            find_recipe(options.recipe, "tables", "sweeps"),
+            real=Path(options.reference) if options.reference else None,
+            images=images,
+            limit=options.limit,
+        )
+        recipe = dataclasses.replace(recipe, sweep=with_flags(recipe.sweep, options))
+    baseline = recipe.baseline if recipe.baseline in recipe.sweep.methods else None
+    return dataclasses.replace(
+        recipe, metrics=options.metrics or recipe.metrics, baseline=options.baseline or baseline
+    )
 
 
-def _seeds(text: str | None) -> tuple[int, ...]:
-    if text is None:
-        return (0,)
-    try:
-        return tuple(FIELDS["seeds"].metadata["kind"].from_text(text))
-    except SettingError as error:
-        raise SettingError(f"--seeds must be {error}") from None
-
-
-def _metric_options(options: argparse.Namespace, only_pictures: bool) -> MetricOptions:
-    """only_pictures: the real clips are for the pictures alone, and no metric compares with them."""
+def _metric_options(options: argparse.Namespace, recipe: ComparisonRecipe) -> MetricOptions:
     from oseg_video.cli.evaluate import read_weights, usable_device
+    from oseg_video.evaluation.evaluate import reads_real
     from oseg_video.evaluation.metrics.base import MetricOptions
 
+    # Real clips may be there for the images alone, and no metric compares with them.
+    only_images = recipe.starts_from_real and not reads_real(recipe.metrics or ())
     return MetricOptions(
         device=usable_device(getattr(options, "setting_device", "auto")),
         weights=read_weights(options.weights),
         trust_weights=options.trust_weights,
-        reference=Path(options.reference) if options.reference and not only_pictures else None,
+        reference=Path(options.reference) if options.reference and not only_images else None,
         batch=options.batch,
-        quiet=options.quiet,
+        quiet=not console.bars_shown(),
     )

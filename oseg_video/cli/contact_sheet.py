@@ -5,8 +5,9 @@ from __future__ import annotations
 from argparse import Namespace
 from pathlib import Path
 
-from oseg_video.cli.output import say
+from oseg_video import console
 from oseg_video.cli.parsing import Commands, UsageError, add_command, add_debug_flag, names, whole_number
+from oseg_video.files import check_place
 
 _EXAMPLES = """examples:
   oseg-video contact-sheet outputs/comparison --out sheet.pdf
@@ -19,7 +20,7 @@ def register(commands: Commands) -> None:
         commands,
         "contact-sheet",
         _run,
-        help="a picture of clips: rows are prompts, columns methods",
+        help="an image of clips: rows are prompts, columns methods",
         epilog=_EXAMPLES,
     )
     parser.add_argument(
@@ -43,15 +44,15 @@ def register(commands: Commands) -> None:
 
 
 def _run(options: Namespace) -> int:
+    console.show(quiet=options.quiet)
     from oseg_video.compare.contact_sheet import write_contact_sheet
     from oseg_video.evaluation.clips import find_clips
 
     out = Path(options.out)
-    if out.exists() and not options.overwrite:
-        raise UsageError(f"{out} exists already; --overwrite replaces it")
+    check_place(out, overwrite=options.overwrite)
     if not out.absolute().parent.is_dir():
         raise UsageError(f"cannot write {out}: there is no folder {out.parent}")
-    found = find_clips([Path(folder) for folder in options.folders], quiet=options.quiet)
+    found = find_clips([Path(folder) for folder in options.folders], quiet=not console.bars_shown())
     drawn, there = write_contact_sheet(
         found,
         out,
@@ -62,8 +63,8 @@ def _run(options: Namespace) -> int:
         font=Path(options.font) if options.font else None,
     )
     for name, reason in found.broken.items():
-        say(f"skipped {name}: {reason}")
-    if drawn < there and not options.quiet:
-        say(f"the first {drawn} of {there} rows; --rows takes more")
+        console.logger.warning(f"skipped {name}: {reason}")
+    if drawn < there:
+        console.logger.info(f"the first {drawn} of {there} rows; --rows takes more")
     print(out)
     return 1 if found.broken else 0

@@ -17,8 +17,8 @@ def register(commands: Commands) -> None:
 
 def _run(options: Namespace) -> int:
     from oseg_video.config import dump_yaml
-    from oseg_video.jobs.manifest import manifest_job, manifest_text, read_manifest
+    from oseg_video.config.manifest import read_manifest
 
     manifest = read_manifest(Path(options.file))
-    print(dump_yaml(manifest_job(manifest)) if options.yaml else manifest_text(manifest), end="")
+    print(dump_yaml(manifest.read_job()) if options.yaml else manifest.text, end="")
     return 0

@@ -18,7 +18,6 @@ def register(commands: Commands) -> None:
 
 
 def _run(options: Namespace) -> int:
-    from oseg_video.jobs.progress import Progress
     from oseg_video.jobs.reproduce import reproduce
 
     done = reproduce(
@@ -26,7 +25,6 @@ def _run(options: Namespace) -> int:
         out=options.out,
         device=options.device,
         overwrite=options.overwrite,
-        progress=Progress(quiet=options.quiet),
     )
     print_clip(done.result, options, identical=done.identical, differences=list(done.differences))
     if done.identical:

@@ -1,16 +1,16 @@
-"""The settings of a job as flags, made from the fields of `GenerateJob`."""
+"""The settings of a job as flags, derived from the flat keys of `config`."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from oseg_video.config import FIELDS, GenerateJob, resolve_job
-from oseg_video.config.kinds import SWITCH, TEXTS
+from oseg_video.config import GenerateJob, known_keys, resolve_job
+from oseg_video.config.keys import JOB
 from oseg_video.config.prompts import read_prompts
-from oseg_video.types import SettingError
+from oseg_video.settings.kinds import SWITCH, TEXTS
 
 _GROUPS = {
     "clip": "what to make",
@@ -22,37 +22,37 @@ _GROUPS = {
 }
 
 
-def add_setting_flags(parser: argparse.ArgumentParser, names: Sequence[str] = tuple(FIELDS)) -> None:
-    """One flag per setting of GenerateJob, or for some of them, and `--prompts`.
+def add_setting_flags(parser: argparse.ArgumentParser, names: Collection[str] | None = None) -> None:
+    """One flag per flat key, or for some of them, and `--prompts`.
 
     Their values stay text until `flag_settings` reads them.
     """
     groups = {name: parser.add_argument_group(title) for name, title in _GROUPS.items()}
-    for name in names:
-        spec = FIELDS[name]
-        meta = spec.metadata
-        flag = meta["flag"] or "--" + name.replace("_", "-")
-        text = _help(meta["help"], spec.default, meta["choices"])
+    for name, key in known_keys().items():
+        if names is not None and name not in names:
+            continue
+        setting = key.setting
+        text = _help(key.help, None if key.group == "guidance" else setting.default)
         options: dict[str, Any] = {"dest": f"setting_{name}", "help": text, "default": argparse.SUPPRESS}
-        if meta["kind"] is SWITCH:
+        if setting.kind is SWITCH:
             options["action"] = argparse.BooleanOptionalAction
         else:
             options["metavar"] = (
-                f"{{{','.join(meta['choices'])}}}" if meta["choices"] else meta["kind"].metavar
+                f"{{{','.join(setting.choices)}}}" if setting.choices else setting.kind.metavar
             )
-            if meta["kind"] is TEXTS:
+            if setting.kind is TEXTS:
                 options["action"] = "append"
             elif name == "seeds":
                 options["nargs"] = "+"
                 options["metavar"] = "N"
-        groups[meta["group"]].add_argument(flag, **options)
+        groups[key.group].add_argument(setting.flag_of(name), *setting.aliases, **options)
     groups["clip"].add_argument("--prompts", metavar="FILE", help="a text file with one prompt a line")
 
 
-def _help(text: str, default: Any, choices: Sequence[str] | None) -> str:
+def _help(text: str, default: Any) -> str:
     # A percent sign would be a placeholder of argparse.
     text = text.replace("%", "%%")
-    shown = isinstance(default, str | tuple) and default and not isinstance(default, bool)
+    shown = isinstance(default, str | tuple) and default
     value = ",".join(map(str, default)) if isinstance(default, tuple) else default
     return f"{text} (default: {value})" if shown else text
 
@@ -60,21 +60,18 @@ def _help(text: str, default: Any, choices: Sequence[str] | None) -> str:
 def flag_settings(options: argparse.Namespace) -> dict[str, Any]:
     """The settings given by flags, as plain values. Raises SettingError naming the flag."""
     given: dict[str, Any] = {}
-    for name, spec in FIELDS.items():
+    for name, key in known_keys().items():
         text = getattr(options, f"setting_{name}", None)
         if text is None:
             continue
-        kind = spec.metadata["kind"]
-        flag = spec.metadata["flag"] or "--" + name.replace("_", "-")
-        try:
-            if kind is SWITCH:
-                given[name] = text
-            elif isinstance(text, list):
-                given[name] = [value for part in text for value in kind.to_plain(kind.from_text(part))]
-            else:
-                given[name] = kind.to_plain(kind.from_text(text))
-        except SettingError as error:
-            raise SettingError(f"{flag} must be {error}") from None
+        setting = key.setting
+        flag = setting.flag_of(name)
+        if setting.kind is SWITCH:
+            given[name] = text
+        elif isinstance(text, list):
+            given[name] = [v for part in text for v in setting.plain(setting.read_text(flag, part))]
+        else:
+            given[name] = setting.plain(setting.read_text(flag, text))
     if options.prompts is not None:
         given["prompts"] = given.get("prompts", []) + read_prompts(Path(options.prompts))
     return given
@@ -84,12 +81,11 @@ def job_of(options: argparse.Namespace) -> GenerateJob:
     """The resolved job of flags, configuration file and recipes. Raises OsegVideoError."""
 
     def family_of(model: str, revision: str | None) -> str:
-        if model == GenerateJob.__dataclass_fields__["model"].default:
+        if model == JOB["model"].default:
             return model
         from oseg_video.jobs.loading.pipeline import recipe_of
 
         return recipe_of(model, revision)
 
     settings = flag_settings(options)
-    config = Path(options.config) if options.config is not None else None
-    return resolve_job(settings, config, family_of=family_of)
+    return resolve_job(settings, options.config, family_of=family_of)

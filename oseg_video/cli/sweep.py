@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import json
-import math
-import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from oseg_video.cli.output import say
+from oseg_video import console
+from oseg_video.cli.axes import add_axis_flags, add_dry_run_flags, check_dry_run_flags, with_flags
 from oseg_video.cli.parsing import Commands, UsageError, add_command, whole_number
+from oseg_video.config import find_recipe
 
 if TYPE_CHECKING:
     from oseg_video.sweep.records import Record
 
 _EXAMPLES = """examples:
-  oseg-video sweep configs/sweeps/embedded.yaml --dry-run
-  oseg-video sweep configs/sweeps/embedded.yaml
+  oseg-video sweep embedded --dry-run
+  oseg-video sweep embedded --seeds 0,1,2 --steps 4
   oseg-video sweep mine.yaml --engine ray --address auto --out s3://bucket/clips
 
 The same command goes on where a run stopped, was killed, or made only some of the clips. Exit code 0 says
@@ -32,12 +30,15 @@ def register(commands: Commands) -> None:
         commands, "sweep", _run, help="make prompts x seeds x methods x models, each once", epilog=_EXAMPLES
     )
     parser.add_argument(
-        "recipe", metavar="RECIPE.yaml", help="prompts, seeds, methods, models, settings, out"
+        "recipe",
+        metavar="RECIPE",
+        help="a YAML file, or the name of a shipped one: prompts, seeds, methods, models, settings, out",
     )
     parser.add_argument(
         "--out", metavar="FOLDER", help="folder or URL of the clips, in place of the recipe's"
     )
     parser.add_argument("--retry-failed", action="store_true", help="try failed clips again")
+    add_axis_flags(parser)
     workers = parser.add_argument_group("workers")
     workers.add_argument(
         "--engine", choices=("local", "ray"), default="local", help="where they run (default: local)"
@@ -60,11 +61,7 @@ def register(commands: Commands) -> None:
         metavar="TEXT",
         help="ray: cluster to join (default: the one it finds, or a new one here)",
     )
-    dry = parser.add_argument_group("dry run")
-    dry.add_argument("--dry-run", action="store_true", help="count clips, passes and GPU hours; make nothing")
-    dry.add_argument(
-        "--tflops", metavar="X", type=_rate, help="assumed 10^12 FLOPs a second of a GPU, for the hours"
-    )
+    add_dry_run_flags(parser)
     run = parser.add_argument_group("this run")
     run.add_argument("--quiet", action="store_true", help="no progress")
     run.add_argument("--json", action="store_true", help="print one JSON object a clip, or one for a dry run")
@@ -72,26 +69,23 @@ def register(commands: Commands) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    for flag, given, needed in (
-        ("--address", options.address is not None, ("--engine ray", options.engine == "ray")),
-        ("--tflops", options.tflops is not None, ("--dry-run", options.dry_run)),
-    ):
-        if given and not needed[1]:
-            raise UsageError(f"{flag} has no effect without {needed[0]}")
+    console.show(quiet=options.quiet)
+    if options.address is not None and options.engine != "ray":
+        raise UsageError("--address has no effect without --engine ray")
+    check_dry_run_flags(options)
     from oseg_video.sweep.estimate import describe
     from oseg_video.sweep.launch import dry_run, sweep
     from oseg_video.sweep.recipe import read_sweep
 
-    recipe = read_sweep(Path(options.recipe))
+    recipe = with_flags(read_sweep(find_recipe(options.recipe, "sweeps", "tables")), options)
     cluster = options.engine == "ray"
     if options.dry_run:
         found = dry_run(
             recipe,
             options.out,
             cluster=cluster,
-            tflops=options.tflops,
+            seconds_per_pass=options.seconds_per_pass,
             retry_failed=options.retry_failed,
-            quiet=options.quiet,
         )
         print(json.dumps(found.to_dict()) if options.json else "\n".join(describe(found)))
         return 0
@@ -103,29 +97,19 @@ def _run(options: argparse.Namespace) -> int:
         workers=options.workers,
         gpus=options.gpus,
         retry_failed=options.retry_failed,
-        quiet=options.quiet,
         on_record=lambda settled: _print_record(settled, options),
     )
     if not options.json:
         there = f"{summary.done} of {summary.total} clips are in {options.out or recipe.out}"
         print(f"{there}, {summary.made} of them made now")
     if summary.failed:
-        say(f"{len(summary.failed)} clips failed; --retry-failed tries them again")
+        console.logger.warning(f"{len(summary.failed)} clips failed; --retry-failed tries them again")
     return 0 if summary.done == summary.total else 1
 
 
 def _print_record(settled: Record, options: argparse.Namespace) -> None:
     """A clip that is done or failed: a line of JSON, or a word about a failure above the progress bar."""
-    from tqdm import tqdm
-
     if options.json:
         print(json.dumps(dataclasses.asdict(settled)), flush=True)
-    elif settled.state == "failed" and not options.quiet:
-        tqdm.write(f"failed: {settled.file}: {settled.reason}", file=sys.stderr)
-
-
-def _rate(text: str) -> float:
-    with contextlib.suppress(ValueError):
-        if 0 < (rate := float(text)) < math.inf:
-            return rate
-    raise argparse.ArgumentTypeError(f"must be a number above 0, got {text!r}")
+    elif settled.state == "failed":
+        console.logger.info(f"failed: {settled.file}: {settled.reason}")

@@ -56,8 +56,7 @@ def _setup(options: Namespace) -> int:
             say=(lambda text: None) if options.quiet else say,
         )
     except KeyboardInterrupt:
-        say("interrupted; the same command goes on from here")
-        return 130
+        raise KeyboardInterrupt("the same command goes on from here") from None
     if options.quiet:
         print(environment.folder)
         return 0

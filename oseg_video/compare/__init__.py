@@ -1,1 +1,1 @@
-"""The same prompts and seeds under several methods: clips, figures, and a page to look at both."""
+"""The same prompts and seeds under several methods: clips, metric values, and a page to look at both."""

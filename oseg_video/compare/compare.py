@@ -1,11 +1,11 @@
-"""From a recipe to a folder with clips, figures and a page; what is there already is not made again.
+"""From a recipe to a folder with clips, metric values and a page; what is there already is not made again.
 
 ```
 FOLDER/
   clips/        the sweep: clips, manifests, index
-  results.json  figures of all methods, as of `oseg-video evaluate`; the same as a table in results.md
+  results.json  metric values of all methods, as of `oseg-video evaluate`; the same as a table in results.md
   index.html    the page
-  .pictures/    what clips start from, where the recipe takes it from real clips
+  .images/      what clips start from, where the recipe takes it from real clips
   .metrics/     what the metrics saw of each clip
 ```
 """
@@ -20,17 +20,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from oseg_video import console
 from oseg_video.compare.page import Gap, write_page
 from oseg_video.compare.planned import check_metrics, default_metrics, planned_clips
 from oseg_video.compare.recipe import label
 from oseg_video.evaluation.clips import FoundClips, find_clips
-from oseg_video.evaluation.evaluate import Notify, evaluate
+from oseg_video.evaluation.evaluate import evaluate
 from oseg_video.evaluation.metrics.base import MetricOptions
-from oseg_video.evaluation.results import Published, evaluation_versions
+from oseg_video.evaluation.results import Reported, evaluation_versions
 from oseg_video.evaluation.rows import file_state
 from oseg_video.evaluation.tables import as_json, as_markdown
-from oseg_video.jobs.generate import check_job
-from oseg_video.media import write_text
+from oseg_video.files import check_place, read_text, write_text
+from oseg_video.jobs.counted import count_job
 from oseg_video.sweep.launch import sweep
 from oseg_video.sweep.recipe import SweepRecipe
 from oseg_video.sweep.records import Record
@@ -39,7 +40,7 @@ from oseg_video.sweep.table import Variation, plan_variations
 from oseg_video.types import OsegVideoError
 
 CLIPS, RESULTS, TABLE, PAGE = "clips", "results.json", "results.md", "index.html"
-PICTURES, _SEEN = ".pictures", ".metrics"
+IMAGES, _SEEN = ".images", ".metrics"
 
 
 class CompareError(OsegVideoError):
@@ -53,14 +54,14 @@ class Comparison:
     summary: Summary
     """Of the clips."""
     results: dict[str, Any]
-    """The figures, as in the file."""
+    """The metric values, as in the file."""
     table: str
-    """The figures as Markdown."""
+    """The same as Markdown."""
     page: Path
 
     @property
     def complete(self) -> bool:
-        """Whether every clip was made and looked at, and every figure has a value."""
+        """Whether every clip was made and looked at, and every metric has a value."""
         left_out = self.results["skipped"] or self.results["failed"]
         return self.summary.done == self.summary.total and not left_out
 
@@ -71,55 +72,67 @@ def compare(
     metrics: Sequence[str] | None = None,
     *,
     baseline: str | None = None,
-    published: Published | None = None,
+    reported: Reported | None = None,
     options: MetricOptions | None = None,
     workers: int | None = None,
     retry_failed: bool = False,
-    quiet: bool = True,
-    notify: Notify = lambda line: None,
     on_record: Callable[[Record], None] | None = None,
 ) -> Comparison:
     """Make the clips of a recipe, measure them, and write a page that shows both.
 
     metrics: exact names; by default what needs no weights that would have to be fetched and suits the clips.
     baseline: method that the others of the same model are compared with, by default the first.
-    published: figures to show beside these.
-    workers, retry_failed, on_record: as of `sweep`. notify: called with warnings.
+    reported: values to show beside these.
+    workers, retry_failed, on_record: as of `sweep`.
 
     What can be refused before the first clip is made is. Raises OsegVideoError.
     """
     options = options or MetricOptions()
-    variations = plan_variations(recipe)
-    _require_videos(variations)
-    labels = {label(recipe, one.model, one.method): None for one in variations}
-    baselines = _baselines(recipe, baseline)
-    planned = planned_clips(variations)
-    if metrics is None:
-        metrics = default_metrics(variations, planned, options)
-    else:
-        for line in check_metrics(metrics, planned, options):
-            notify(line)
-
+    metrics, baselines = check_comparison(recipe, metrics, baseline=baseline, options=options)
+    for name in (RESULTS, TABLE, PAGE):
+        check_place(Path(out) / name)
     folder = Path(out) / CLIPS
-    summary = sweep(
-        recipe, str(folder), workers=workers, retry_failed=retry_failed, quiet=quiet, on_record=on_record
-    )
+    summary = sweep(recipe, str(folder), workers=workers, retry_failed=retry_failed, on_record=on_record)
     if not summary.done:
         raise CompareError(f"none of the {summary.total} clips could be made: {summary.failed[0].reason}")
-    found = _found(recipe, summary, folder, quiet)
-    results, table = _results(found, Path(out), metrics, baselines, published, options, quiet, notify)
+    found = _found(recipe, summary, folder)
+    results, table = _results(found, Path(out), metrics, baselines, reported, options)
     gaps = [
         Gap(one.prompt, one.image, one.seed, _of(recipe, one), one.reason or "") for one in summary.failed
     ]
     page = Path(out) / PAGE
-    write_page(page, found.clips, list(labels), gaps=gaps, results=results)
+    columns = [label(recipe, model, method) for model in recipe.models for method in recipe.methods]
+    write_page(page, found.clips, columns, gaps=gaps, results=results)
     return Comparison(summary, results, table, page)
 
 
+def check_comparison(
+    recipe: SweepRecipe,
+    metrics: Sequence[str] | None,
+    *,
+    baseline: str | None,
+    options: MetricOptions,
+) -> tuple[Sequence[str], dict[str, str]]:
+    """The metrics, and of every method the baseline; refuses what `compare` would refuse.
+
+    Warnings about the clips to come go to the console. Raises OsegVideoError.
+    """
+    variations = plan_variations(recipe)
+    _require_videos(variations)
+    baselines = _baselines(recipe, baseline)
+    planned = planned_clips(variations)
+    if metrics is None:
+        return default_metrics(variations, planned, options), baselines
+    for line in check_metrics(metrics, planned, options):
+        console.logger.warning(f"warning: {line}")
+    return metrics, baselines
+
+
 def _require_videos(variations: Sequence[Variation]) -> None:
+    for one in {one.model: one for one in variations}.values():
+        if count_job(one.job).adapter.makes_pictures:
+            raise CompareError(f"{one.model} makes images; a comparison is about clips")
     for one in variations:
-        if check_job(one.job).adapter.makes_pictures:
-            raise CompareError(f"{one.model} makes pictures; a comparison is about clips")
         if one.job.format not in (None, "mp4"):
             raise CompareError(f"the page plays mp4 files only, got format {one.job.format}")
 
@@ -143,9 +156,9 @@ def _of(recipe: SweepRecipe, one: Record) -> str:
     return label(recipe, one.model, one.method)
 
 
-def _found(recipe: SweepRecipe, summary: Summary, folder: Path, quiet: bool) -> FoundClips:
+def _found(recipe: SweepRecipe, summary: Summary, folder: Path) -> FoundClips:
     """The clips of this comparison in the table's order; the folder may hold those of earlier ones too."""
-    everything = find_clips([folder], quiet=quiet)
+    everything = find_clips([folder], quiet=not console.bars_shown())
     there = {clip.name: clip for clip in everything.clips}
     done = [one for one in summary.records if one.state == "done"]
     clips = [
@@ -161,20 +174,24 @@ def _results(
     out: Path,
     metrics: Sequence[str],
     baselines: Mapping[str, str],
-    published: Published | None,
+    reported: Reported | None,
     options: MetricOptions,
-    quiet: bool,
-    notify: Notify,
 ) -> tuple[dict[str, Any], str]:
-    """The figures as plain JSON types and as Markdown: those of the last run, if nothing has changed."""
-    question = _digest(found, metrics, baselines, published, options)
+    """The metric values as JSON types and as Markdown: those of the last run, if nothing has changed."""
+    question = _digest(found, metrics, baselines, reported, options)
     last = _last(out)
     if last is not None and last[0].get("of") == question:
         return last
     evaluation = evaluate(
-        found, metrics, options=options, baseline=baselines, work=out / _SEEN, quiet=quiet, notify=notify
+        found,
+        metrics,
+        options=options,
+        baseline=baselines,
+        work=out / _SEEN,
+        quiet=not console.bars_shown(),
+        notify=lambda line: console.logger.warning(f"warning: {line}"),
     )
-    evaluation = dataclasses.replace(evaluation, published=published)
+    evaluation = dataclasses.replace(evaluation, reported=reported)
     results = {"of": question if evaluation.complete else None, **json.loads(as_json(evaluation))}
     table = as_markdown(evaluation)
     write_text(out / TABLE, table)
@@ -187,13 +204,13 @@ def _digest(
     found: FoundClips,
     metrics: Sequence[str],
     baselines: Mapping[str, str],
-    published: Published | None,
+    reported: Reported | None,
     options: MetricOptions,
 ) -> str:
-    """Hash of all that the figures depend on."""
+    """Hash of all that the metric values depend on."""
     clips = [[clip.name, clip.method, file_state(clip.path)] for clip in found.clips]
     reference = file_state(options.reference) if options.reference else None
-    beside = dataclasses.asdict(published) if published else None
+    beside = {"reported": dataclasses.asdict(reported)} if reported else None
     weights = {name: [given, file_state(Path(given))] for name, given in options.weights.items()}
     depends = [clips, dict(found.broken), list(metrics), dict(baselines), beside, weights]
     text = json.dumps([*depends, reference, evaluation_versions()], sort_keys=True)
@@ -203,7 +220,7 @@ def _digest(
 def _last(out: Path) -> tuple[dict[str, Any], str] | None:
     try:
         results = json.loads((out / RESULTS).read_text(encoding="utf-8"))
-        table = (out / TABLE).read_text(encoding="utf-8")
+        table = read_text(out / TABLE)
     except (OSError, ValueError):
         return None
     return (results, table) if isinstance(results, dict) else None

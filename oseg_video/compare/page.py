@@ -17,9 +17,9 @@ from typing import Any
 from urllib.parse import quote
 
 from oseg_video.evaluation.clips import ClipFile
-from oseg_video.media import write_text
+from oseg_video.files import write_text
 
-_SCRIPTS = ("dom.js", "player.js", "grid.js", "overlay.js", "figures.js", "main.js")
+_SCRIPTS = ("dom.js", "player.js", "grid.js", "overlay.js", "metrics.js", "main.js")
 _PER_CLIP = ("prompts", "seeds", "image")
 
 
@@ -44,8 +44,8 @@ def write_page(
 ) -> None:
     """Write the page at `path`, whole or not at all.
 
-    clips: in the order in which their prompts are shown. methods: the columns, in order. results: figures
-    as of `as_json`. Raises MediaError if it cannot be written.
+    clips: in the order in which their prompts are shown. methods: the columns, in order. results: metric
+    values as of `as_json`. Raises FileError if it cannot be written.
     """
     write_text(path, page_text(page_data(path.parent, clips, methods, gaps, results)))
 
@@ -57,7 +57,7 @@ def page_data(
     gaps: Sequence[Gap] = (),
     results: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """What the page shows, as plain JSON types: a row for every prompt, picture and seed.
+    """What the page shows, as plain JSON types: a row for every prompt, image and seed.
 
     folder: of the page.
     """
@@ -67,8 +67,8 @@ def page_data(
     def row_of(prompt: str | None, image: str | None, seed: int | None, name: str) -> dict[str, Any]:
         text = prompt if prompt is not None else Path(image).name if image is not None else name
         known = "\n".join(part for part in (prompt, image) if part is not None) or name
-        picture = Path(image).name if image else None
-        new: dict[str, Any] = {"text": text, "image": picture, "seed": seed, "clips": {}}
+        start = Path(image).name if image else None
+        new: dict[str, Any] = {"text": text, "image": start, "seed": seed, "clips": {}}
         return rows.setdefault((known, -1 if seed is None else seed), new)
 
     for clip in clips:

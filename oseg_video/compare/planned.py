@@ -6,7 +6,8 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from oseg_video.config import FIELDS, job_to_plain
+from oseg_video.config import job_to_plain
+from oseg_video.config.keys import JOB
 from oseg_video.evaluation.clips import ClipFile
 from oseg_video.evaluation.evaluate import check_options
 from oseg_video.evaluation.metrics.base import EvaluationError, MetricOptions, build_metrics
@@ -57,7 +58,7 @@ def default_metrics(
     options: MetricOptions,
 ) -> list[str]:
     """What needs no weights that would have to be fetched, and suits the clips. Raises EvaluationError."""
-    embedded = all(one.job.model == FIELDS["model"].default for one in variations)
+    embedded = all(one.job.model == JOB["model"].default for one in variations)
     chosen = []
     for name in (*_ANY_MODEL, *(_EMBEDDED if embedded else ())):
         try:

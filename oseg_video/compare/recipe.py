@@ -3,9 +3,9 @@
 ```yaml
 metrics: [fvd:embedded, temporal_flickering]
 baseline: cfg          # of every model
-published:             # shown beside our figures
+reported:              # what others report, shown beside our values
   source: where the numbers stand
-  figures: {oseg: {temporal_flickering: 0.98}}
+  values: {oseg: {temporal_flickering: 0.98}}
 ```
 
 Its prompts may also be `{first_frames: LIST}`: the first frames of the real clips that a file lists.
@@ -20,11 +20,12 @@ from pathlib import Path
 from typing import Any
 
 from oseg_video.compare.first_frames import first_frames
-from oseg_video.config import ConfigError, known_or_nearest
+from oseg_video.config import ConfigError
 from oseg_video.config.prompts import read_prompts
 from oseg_video.config.recipes import load_yaml
 from oseg_video.evaluation.metrics.base import known_metrics
-from oseg_video.evaluation.results import Published
+from oseg_video.evaluation.results import Reported
+from oseg_video.settings.suggest import known_or_nearest
 from oseg_video.sweep.recipe import SweepRecipe, sweep_of
 
 
@@ -37,17 +38,17 @@ class ComparisonRecipe:
     """Exact names, or None for those that suit the clips."""
     baseline: str | None = None
     """Name of the method that the others of the same model are compared with, or None for the first."""
-    published: Published | None = None
+    reported: Reported | None = None
     starts_from_real: bool = False
-    """Whether the pictures are first frames of real clips."""
+    """Whether the images are first frames of real clips."""
 
 
 def read_comparison(
-    path: Path, *, real: Path | None = None, pictures: Path, limit: int | None = None, quiet: bool = True
+    path: Path, *, real: Path | None = None, images: Path, limit: int | None = None
 ) -> ComparisonRecipe:
     """The comparison of a YAML file; a sweep's file is one, too.
 
-    real: folder of the real clips whose first frames it may ask for; these are written into `pictures`.
+    real: folder of the real clips whose first frames it may ask for; these are written into `images`.
     limit: of the prompts only the first so many. Raises ConfigError naming the file and the key.
     """
     content = dict(load_yaml(path))
@@ -61,15 +62,15 @@ def read_comparison(
                 f"{path.name} starts from first frames of real clips: --reference must be their folder, "
                 f"with {names[0]} in it; got {real}"
             )
-        images = first_frames(real, names, pictures, quiet=quiet)
-        content["prompts"] = [{"image": str(image.absolute())} for image in images]
+        starts = first_frames(real, names, images)
+        content["prompts"] = [{"image": str(image.absolute())} for image in starts]
     sweep = sweep_of(content, path)
     labels = [label(sweep, model, method) for model in sweep.models for method in sweep.methods]
     return ComparisonRecipe(
         sweep=dataclasses.replace(sweep, subjects=sweep.subjects[:limit]),
         metrics=_metrics(content, path),
         baseline=_baseline(content, sweep, path),
-        published=_published(content["published"], labels, path) if "published" in content else None,
+        reported=_reported(content["reported"], labels, path) if "reported" in content else None,
         starts_from_real=starts_from_real,
     )
 
@@ -97,27 +98,27 @@ def _baseline(content: Mapping[Any, Any], sweep: SweepRecipe, path: Path) -> str
     return baseline
 
 
-def _published(value: Any, labels: list[str], path: Path) -> Published:
-    where = f"{path.name}: published"
+def _reported(value: Any, labels: list[str], path: Path) -> Reported:
+    where = f"{path.name}: reported"
     if (
         not isinstance(value, dict)
-        or {*value} != {"source", "figures"}
+        or {*value} != {"source", "values"}
         or not isinstance(value["source"], str)
-        or not isinstance(value["figures"], dict)
+        or not isinstance(value["values"], dict)
     ):
-        raise ConfigError(f"{where} must have a source (text) and figures (by method), got {value!r}")
-    for method, figures in value["figures"].items():
+        raise ConfigError(f"{where} must have a source (text) and values (by method), got {value!r}")
+    for method, values in value["values"].items():
         if method not in labels:
             raise ConfigError(f"{where}: unknown method {method!r}; {known_or_nearest(str(method), labels)}")
-        if not isinstance(figures, dict) or not all(type(one) in (int, float) for one in figures.values()):
-            raise ConfigError(f"{where}: {method} must be a mapping of figures to numbers, got {figures!r}")
-        for name in figures:
-            _check_figure(str(name), f"{where}: {method}")
-    return Published(source=value["source"], figures=value["figures"])
+        if not isinstance(values, dict) or not all(type(one) in (int, float) for one in values.values()):
+            raise ConfigError(f"{where}: {method} must be a mapping of metrics to numbers, got {values!r}")
+        for name in values:
+            _check_name(str(name), f"{where}: {method}")
+    return Reported(source=value["source"], values=value["values"])
 
 
-def _check_figure(name: str, where: str) -> None:
-    """A figure's name is a metric's, or begins with it."""
+def _check_name(name: str, where: str) -> None:
+    """The name of a value is its metric's, or begins with it."""
     known = known_metrics()
     if not any(name == metric or name.startswith(f"{metric}:") for metric in known):
-        raise ConfigError(f"{where}: unknown figure {name!r}; {known_or_nearest(name, list(known))}")
+        raise ConfigError(f"{where}: unknown metric {name!r}; {known_or_nearest(name, list(known))}")

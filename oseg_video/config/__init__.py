@@ -1,45 +1,45 @@
-"""Typed jobs and the YAML recipes behind them. Imports nothing heavy."""
+"""Typed jobs, their flat keys, and the YAML recipes behind them. Imports nothing heavy."""
 
-from oseg_video.config.guidance import build_guidance
-from oseg_video.config.job import (
-    FAMILY_FIELDS,
-    FIELDS,
-    GUIDANCE_NAMES,
-    GenerateJob,
-    is_optional,
+from oseg_video.config.job import GenerateJob
+from oseg_video.config.keys import (
+    family_settings,
+    job_from_nested,
     job_from_plain,
+    job_to_nested,
     job_to_plain,
+    known_keys,
     read_setting,
 )
 from oseg_video.config.recipes import (
     ConfigError,
     dump_yaml,
+    find_recipe,
     read_notes,
     read_recipe,
+    recipe,
     recipe_names,
     recipe_path,
     resolve_job,
+    shipped_recipe,
 )
-from oseg_video.config.schedules import Schedule
-from oseg_video.config.suggest import known_or_nearest
 
 __all__ = [
-    "FAMILY_FIELDS",
-    "FIELDS",
-    "GUIDANCE_NAMES",
     "ConfigError",
     "GenerateJob",
-    "Schedule",
-    "build_guidance",
     "dump_yaml",
-    "is_optional",
+    "family_settings",
+    "find_recipe",
+    "job_from_nested",
     "job_from_plain",
+    "job_to_nested",
     "job_to_plain",
-    "known_or_nearest",
+    "known_keys",
     "read_notes",
     "read_recipe",
     "read_setting",
+    "recipe",
     "recipe_names",
     "recipe_path",
     "resolve_job",
+    "shipped_recipe",
 ]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from oseg_video.config.recipes import ConfigError
-from oseg_video.config.suggest import known_or_nearest
+from oseg_video.settings.suggest import known_or_nearest
 
 
 def read_prompts(path: Path) -> list[str]:

@@ -1,26 +1,69 @@
 """YAML recipes: strict reading, inheritance, and the layers that make a job.
 
-A recipe is a YAML mapping from settings of `GenerateJob` to values, and besides
+A recipe is a YAML mapping from the flat keys of a job (`config.keys`) to values, and besides
 `extends: other.yaml` (its settings come first; a path beside the file, or a shipped recipe),
-`about: ...` and `tested: ...` (text for `oseg-video models`).
+`about: ...` and `tested: ...` (text for `oseg-video models`), and `methods: {stg: {...}, ...}`, what single
+methods need: the recipe `mochi-stg` is that of `mochi` with what stands under `methods: stg`.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from oseg_video.config.job import FIELDS, GenerateJob, job_from_plain, job_to_plain, read_setting
-from oseg_video.config.suggest import known_or_nearest
+from oseg_video.config.job import GenerateJob
+from oseg_video.config.keys import (
+    DEFAULT_METHOD,
+    JOB,
+    job_from_plain,
+    job_to_plain,
+    key_named,
+    known_keys,
+    read_setting,
+)
+from oseg_video.guidance.flat import METHOD, RENAMED, guidance_from_flat, guidance_keys
+from oseg_video.guidance.methods import METHODS, Guidance
+from oseg_video.settings import settings_of as declared_settings
+from oseg_video.settings.suggest import known_or_nearest
 from oseg_video.types import OsegVideoError, SettingError
 
 NOTES = ("about", "tested")
 """Keys of a recipe that are text for the reader."""
+SECTIONS = "methods"
+"""Key of a recipe under which stands what single methods need."""
+RENAMED_RECIPES = {f"{family}-oseg-published": f"{family}-oseg-released" for family in ("mochi", "hunyuan")}
 
 
 class ConfigError(OsegVideoError):
     """A recipe or configuration file that cannot be read; the message names file and key."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A recipe file, as plain values."""
+
+    own: Mapping[str, Any]
+    """What holds for every method."""
+    methods: Mapping[str, Mapping[str, Any]]
+    """What single methods need besides, by their names. What stands under `cfg` holds for all others, too,
+    as far as they have such a setting and say nothing else."""
+    extended: Recipe | None = None
+    """The recipe that this one goes over, with all of it."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What holds for every method, with what is extended."""
+        return {**(self.extended.settings if self.extended else {}), **self.own}
+
+    def of_method(self, name: str) -> dict[str, Any]:
+        """The settings with a method, which need not have a section."""
+        below = self.extended.of_method(name) if self.extended else {}
+        taken = guidance_keys(METHODS[name]) if name in METHODS else set()
+        shared = {key: value for key, value in self.methods.get("cfg", {}).items() if key in taken}
+        return {**below, **self.own, **shared, **self.methods.get(name, {})}
 
 
 def recipe_folder() -> Path:
@@ -31,23 +74,80 @@ def recipe_folder() -> Path:
 
 
 def recipe_names() -> list[str]:
-    """Names of the shipped recipes, `model` or `model-method`."""
-    return sorted(path.stem for path in recipe_folder().glob("*.yaml"))
+    """Names of the shipped recipes: `model`, `model-method`, and those of files of their own."""
+    names = set()
+    for path in recipe_folder().glob("*.yaml"):
+        names.add(path.stem)
+        names |= {f"{path.stem}-{method}" for method in load_yaml(path).get(SECTIONS, {})}
+    return sorted(names)
+
+
+def shipped_files() -> list[dict[str, Any]]:
+    """Every shipped recipe file: its name, the command that takes it, what it is, its methods, its path."""
+    found = []
+    for folder, command in (("", "generate"), ("sweeps", "sweep"), ("tables", "compare")):
+        for path in sorted((recipe_folder() / folder).glob("*.yaml")):
+            content = load_yaml(path)
+            found.append(
+                {
+                    "name": path.stem,
+                    "command": command,
+                    "about": str(content.get("about", "")),
+                    "methods": list(content.get(SECTIONS, {})) if command == "generate" else [],
+                    "path": str(path),
+                }
+            )
+    return found
 
 
 def recipe_path(name: str) -> Path | None:
-    """File of a shipped recipe, or None if there is none of this name."""
+    """File of a shipped recipe that has one of its own, or None."""
     path = recipe_folder() / f"{name}.yaml"
-    return path if name in recipe_names() else None
+    return path if "/" not in name and path.is_file() else None
+
+
+def shipped_recipe(name: str) -> dict[str, Any] | None:
+    """Settings of a shipped recipe by its name, or None. `mochi-stg` names the method as well."""
+    path = recipe_path(name)
+    if path is not None:
+        return read_recipe(path)
+    for path in recipe_folder().glob("*.yaml"):
+        method = name.removeprefix(f"{path.stem}-")
+        if method != name and method in load_yaml(path).get(SECTIONS, {}):
+            return {METHOD: method, **_read(path, ()).of_method(method)}
+    return None
+
+
+def find_recipe(name: str, *folders: str) -> Path:
+    """The file of a recipe, which may be a path, or the name of one that ships with the package.
+
+    folders: those below `configs/` where a command's recipes are, the first one first. Raises ConfigError for
+    a name that none of them has.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    shipped: dict[str, Path] = {}
+    for folder in folders:
+        for file in sorted((recipe_folder() / folder).glob("*.yaml")):
+            shipped.setdefault(file.stem, file)
+    stem = name.removesuffix(".yaml")
+    if stem in shipped:
+        return shipped[stem]
+    if stem != name or len(path.parts) > 1:
+        return path  # which reading it will refuse
+    raise ConfigError(f"no recipe is called {name!r}; {known_or_nearest(name, shipped)}")
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
     """Settings of a recipe file as plain values, with those of the recipes it extends.
 
-    Raises ConfigError for a file that is missing, is not YAML, extends itself, or has an unknown key or a
-    value of the wrong type.
+    Where the file names a method, what stands for it under `methods` is among them. Raises ConfigError for a
+    file that is missing, is not YAML, extends itself, or has an unknown key or a value of the wrong type.
     """
-    return _read(Path(path), ())
+    recipe = _read(Path(path), ())
+    method = recipe.settings.get(METHOD)
+    return recipe.of_method(method) if method else dict(recipe.settings)
 
 
 def read_notes(path: Path) -> dict[str, str]:
@@ -58,27 +158,64 @@ def read_notes(path: Path) -> dict[str, str]:
 
 def resolve_job(
     flags: Mapping[str, Any],
-    config: Path | None = None,
+    config: Path | str | None = None,
     *,
     family_of: Callable[[str, str | None], str],
 ) -> GenerateJob:
     """The job of flags and a configuration file, over the recipes of its model and method.
 
-    Layers, later ones win: defaults of `GenerateJob`, recipe of the model, recipe of model and method,
-    `config`, `flags`. `family_of(model, revision)` names the recipe of a model. Raises ConfigError or
+    Layers, later ones win: defaults of `GenerateJob`, recipe of the model with its section of the method,
+    `config` (a file, or the name of a shipped recipe), `flags`. `family_of(model, revision)` names the recipe
+    of a model. Raises ConfigError or
     SettingError.
     """
-    mine = {**(read_recipe(config) if config else {}), **flags}
+    mine = {**(_named(config) if config else {}), **flags}
     for name, value in mine.items():
         read_setting(name, value)
-    family = family_of(mine.get("model", FIELDS["model"].default), mine.get("revision"))
-    model_path = recipe_path(family)
-    settings = read_recipe(model_path) if model_path else {}
-    guidance = mine.get("guidance", settings.get("guidance", FIELDS["guidance"].default))
-    method_path = recipe_path(f"{family}-{guidance}")
-    if method_path:
-        settings |= read_recipe(method_path)
-    return job_from_plain({**settings, **mine})
+    family = family_of(mine.get("model", JOB["model"].default), mine.get("revision"))
+    path = recipe_path(family)
+    recipe = _read(path, ()) if path else Recipe({}, {})
+    method = mine.get(METHOD) or recipe.settings.get(METHOD) or DEFAULT_METHOD
+    return job_from_plain({**recipe.of_method(method), **mine, METHOD: method})
+
+
+def _named(config: Path | str) -> dict[str, Any]:
+    """The settings of a recipe file, or of a shipped recipe by its name."""
+    path, name = Path(config), str(config).removesuffix(".yaml")
+    if path.is_file() or len(path.parts) > 1:
+        return read_recipe(path)
+    if name in RENAMED_RECIPES:
+        raise ConfigError(f"{name} is called {RENAMED_RECIPES[name]} now")
+    settings = shipped_recipe(name)
+    if settings is None:
+        hint = known_or_nearest(name, recipe_names()) if name == str(config) else "and no recipe of that name"
+        raise ConfigError(f"cannot read {config}: No such file or directory; {hint}")
+    family = next((stem for stem in _families() if name == stem or name.startswith(f"{stem}-")), None)
+    return {**({"model": family} if family else {}), **settings}
+
+
+def _families() -> list[str]:
+    """Names of the shipped recipes that are a family's, the longest first."""
+    names = [path.stem for path in recipe_folder().glob("*.yaml") if load_yaml(path).get(SECTIONS)]
+    return sorted(names, key=len, reverse=True)
+
+
+def recipe(family: str, method: str = DEFAULT_METHOD, **settings: Any) -> Guidance:
+    """The guidance of a family's recipe: `recipe("mochi", "oseg", scale=2.0)`; `settings` go over it.
+
+    Raises SettingError for an unknown family or method, or a setting that the method does not have.
+    """
+    path = recipe_path(family)
+    if path is None or not load_yaml(path).get(SECTIONS):
+        raise SettingError(f"no recipe for a family {family!r}; {known_or_nearest(family, _families())}")
+    keys = _read(path, ()).of_method(method)
+    guidance = {key: value for key, value in keys.items() if known_keys()[key].group == "guidance"}
+    found = guidance_from_flat(method, guidance)
+    known_settings = declared_settings(found)
+    for name in settings:
+        if name not in known_settings:
+            raise SettingError(f"{method} has no setting {name!r}; {known_or_nearest(name, known_settings)}")
+    return dataclasses.replace(found, **settings)
 
 
 def dump_yaml(job: GenerateJob) -> str:
@@ -102,35 +239,61 @@ def settings_of(content: Mapping[Any, Any], path: Path, chain: tuple[Path, ...] 
     chain: the files that extend this one, whose return would be a circle. Raises ConfigError naming the file
     and the key.
     """
-    settings: dict[str, Any] = {}
-    if "extends" in content:
-        settings = _read(_parent(path, content["extends"]), chain)
-    for key, value in content.items():
-        if key in (*NOTES, "extends"):
-            continue
-        if key not in FIELDS:
-            known = (*FIELDS, "extends", *NOTES)
-            raise ConfigError(f"{path.name}: unknown key {key!r}; {known_or_nearest(str(key), known)}")
-        try:
-            read_setting(key, value)
-        except SettingError as error:
-            raise ConfigError(f"{path.name}: {error}") from None
-        settings[key] = value
-    return settings
+    return dict(_recipe_of(content, path, chain).settings)
 
 
-def _read(path: Path, chain: tuple[Path, ...]) -> dict[str, Any]:
+def _recipe_of(content: Mapping[Any, Any], path: Path, chain: tuple[Path, ...]) -> Recipe:
+    extended = _extended(path, content["extends"], chain) if "extends" in content else None
+    apart = (*NOTES, "extends", SECTIONS)
+    own = {_known(path, key, value): value for key, value in content.items() if key not in apart}
+    return Recipe(own, _sections(path, content.get(SECTIONS, {})), extended)
+
+
+def _known(path: Path, key: Any, value: Any) -> str:
+    """The key, when it and its value are right."""
+    known = (*known_keys(), "extends", SECTIONS, *NOTES)
+    if key not in known and key not in RENAMED:
+        raise ConfigError(f"{path.name}: unknown key {key!r}; {known_or_nearest(str(key), known)}")
+    try:
+        read_setting(key, value)
+    except SettingError as error:
+        raise ConfigError(f"{path.name}: {error}") from None
+    return str(key)
+
+
+def _sections(path: Path, value: Any) -> dict[str, dict[str, Any]]:
+    if not isinstance(value, dict) or not all(isinstance(own, dict) for own in value.values()):
+        raise ConfigError(f"{path.name}: {SECTIONS} must be mappings of settings by method, got {value!r}")
+    for name, own in value.items():
+        if name not in METHODS:
+            raise ConfigError(f"{path.name}: unknown method {name!r}; {known_or_nearest(str(name), METHODS)}")
+        for key, one in own.items():
+            _known(path, key, one)
+            if key_named(key).group != "guidance":
+                raise ConfigError(f"{path.name}: {key} under {SECTIONS} is no setting of a method")
+    return value
+
+
+def _read(path: Path, chain: tuple[Path, ...]) -> Recipe:
     path = path.resolve()
     if path in chain:
         raise ConfigError(f"{path.name}: extends itself through {' -> '.join(p.name for p in chain)}")
-    return settings_of(load_yaml(path), path, (*chain, path))
+    return _recipe_of(load_yaml(path), path, (*chain, path))
 
 
-def _parent(path: Path, name: Any) -> Path:
+def _extended(path: Path, name: Any, chain: tuple[Path, ...]) -> Recipe:
     if not isinstance(name, str):
         raise ConfigError(f"{path.name}: extends must be the name of a YAML file, got {name!r}")
-    beside = path.parent / name
-    return beside if beside.is_file() else recipe_path(name.removesuffix(".yaml")) or beside
+    beside, shipped = path.parent / name, name.removesuffix(".yaml")
+    if beside.is_file():
+        return _read(beside, chain)
+    file = recipe_path(shipped)
+    if file is not None:
+        return _read(file, chain)
+    if shipped in RENAMED_RECIPES:
+        raise ConfigError(f"{path.name}: {name} is called {RENAMED_RECIPES[shipped]}.yaml now")
+    settings = shipped_recipe(shipped)
+    return _read(beside, chain) if settings is None else Recipe(settings, {})
 
 
 def load_yaml(path: Path) -> dict[Any, Any]:

@@ -234,9 +234,8 @@ class _Session:
     ) -> None:
         name = type(self._guidance).__name__
         if not {branch.condition for branch in plan.branches.values()} <= conditions:
-            needs = (
-                f"{name} with guidance_scale={self._guidance.guidance_scale} needs the unconditional branch, "
-            )
+            scale = self._guidance.largest_guidance_scale
+            needs = f"{name} with guidance_scale={scale} needs the unconditional branch, "
             if current.had_text:
                 raise GuidanceError(
                     f"{needs}but the pipeline stopped running it at step {step.index + 1} of {step.count}; "

@@ -11,6 +11,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from oseg_video.config.manifest import manifest_path, parse_manifest
 from oseg_video.evaluation.metrics.base import EvaluationError, Metric
 from oseg_video.media import MediaError, probe_clip
 
@@ -206,14 +207,11 @@ def _first(job: Mapping[str, Any], name: str, kind: type) -> Any:
 
 
 def _job_beside(path: Path) -> dict[str, Any]:
-    """The job in the manifest beside a clip; empty if there is none of ours."""
-    manifest = path.with_suffix(".json") if path.is_file() else path.with_name(f"{path.name}.json")
+    """The settings in the manifest beside a clip; empty if there is none of ours."""
     try:
-        content = json.loads(manifest.read_text(encoding="utf-8"))
+        return parse_manifest(manifest_path(path).read_text(encoding="utf-8"), "").settings
     except (OSError, ValueError):
         return {}
-    ours = isinstance(content, dict) and content.get("made_by") == "oseg-video"
-    return dict(content["job"]) if ours and isinstance(content.get("job"), dict) else {}
 
 
 def _told_apart(clips: list[ClipFile]) -> list[ClipFile]:

@@ -27,13 +27,13 @@ class Difference:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Published:
-    """What others report, to be shown beside our figures. Nothing is computed from it."""
+class Reported:
+    """What others report, to be shown beside our values. Nothing is computed from it."""
 
     source: str
     """Where the numbers stand."""
-    figures: Mapping[str, Mapping[str, float]]
-    """Method -> figure -> value."""
+    values: Mapping[str, Mapping[str, float]]
+    """Method -> name of the value -> number."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +56,7 @@ class Evaluation:
     """"method: figure" -> why it has no value."""
     warnings: tuple[str, ...]
     versions: Mapping[str, str]
-    published: Published | None = None
+    reported: Reported | None = None
 
     @property
     def complete(self) -> bool:

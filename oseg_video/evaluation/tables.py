@@ -110,14 +110,14 @@ def _grid(
         *(escape(name) + arrows.get(evaluation.better[name] or "", "") for name in names),
     ]
     rows = []
-    others = evaluation.published.figures if evaluation.published else {}
+    others = evaluation.reported.values if evaluation.reported else {}
     for method, results in evaluation.results.items():
         cells = {result.name: _cell(result.value, result.interval, escape) for result in results}
         count = str(evaluation.methods[method]["clips"])
         rows.append([escape(method), count, *(cells.get(name, dash) for name in names)])
         if theirs := others.get(method):
             shown = (f"{theirs[name]:g}" if name in theirs else dash for name in names)
-            rows.append([escape(f"{method}, published"), dash, *shown])
+            rows.append([escape(f"{method}, reported"), dash, *shown])
     return header, rows
 
 
@@ -174,7 +174,7 @@ def _how(evaluation: Evaluation) -> list[str]:
 
 def _remarks(evaluation: Evaluation) -> list[str]:
     return [
-        *([f"Published: {evaluation.published.source}"] if evaluation.published else []),
+        *([f"Reported: {evaluation.reported.source}"] if evaluation.reported else []),
         *(f"Warning: {line}" for line in evaluation.warnings),
         *(f"No value: {figure}: {reason}" for figure, reason in evaluation.failed.items()),
         *(f"Skipped: {name}: {reason}" for name, reason in evaluation.skipped.items()),

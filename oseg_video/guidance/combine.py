@@ -97,16 +97,16 @@ def push_away(prediction: Tensor, *, cond: Tensor, perturbed: Tensor, scale: Sca
     return upcast(prediction) + scale * (upcast(cond) - upcast(perturbed))
 
 
-def oseg_published(
+def oseg_released(
     *,
     cond: Tensor,
     uncond_perturbed: Tensor,
     cond_perturbed: Tensor | None = None,
     guidance_scale: Scale,
-    oseg_scale: Scale,
+    scale: Scale,
     shrink: float = 0.98,
 ) -> Tensor:
-    """`C + (guidance_scale - 1) (C - s a_U U~) + oseg_scale (C - s a_C C~)`, of OSEG's released code.
+    """`C + (guidance_scale - 1) (C - s a_U U~) + scale (C - s a_C C~)`, of OSEG's released code.
 
     `a_X = projection_scale(C, X)` per sample, s = `shrink` (saqibnazmus/OSEG, the Mochi and HunyuanVideo
     pipelines). Without `cond_perturbed` C~ is C itself, as in the Mochi pipeline, which leaves that branch
@@ -118,7 +118,7 @@ def oseg_published(
     cond, uncond, perturbed = upcast(cond), upcast(uncond_perturbed), upcast(cond_perturbed)
     from_uncond = cond - shrink * projection_scale(cond, uncond) * uncond
     from_perturbed = cond - shrink * projection_scale(cond, perturbed) * perturbed
-    return cond + (guidance_scale - 1) * from_uncond + oseg_scale * from_perturbed
+    return cond + (guidance_scale - 1) * from_uncond + scale * from_perturbed
 
 
 def projection_scale(cond: Tensor, other: Tensor) -> Tensor:

@@ -1,23 +1,41 @@
-"""What a perturbed branch does inside a block; an adapter knows where that is in a model."""
+"""What a perturbed branch does inside a block; an adapter knows where that is in a model.
+
+Data only: what computes is imported when it is called. A new perturbation of the queries is a class like
+those below, in the file of its method.
+"""
+
+from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
-from torch import Tensor
+from oseg_video.guidance.validation import BlurSigma, validate_blur_sigma
 
-from oseg_video.guidance.queries import oseg_queries, published_queries, seg_queries
-from oseg_video.types import TokenGrid
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from oseg_video.types import TokenGrid
+
+Site = Literal["normalised", "projected"]
+"""Where queries are changed: "normalised" is after QK-norm and before rotary embedding, per head, with query
+and key laid out [B, N, S, D]; "projected" is directly after `to_q` / `to_k`, over the full channel vector,
+laid out [B, S, C]."""
 
 
 class QueryTransform(Protocol):
-    """Changes the video queries of one self-attention site.
+    """Changes the video queries of one self-attention site; the result has the query's shape and dtype."""
 
-    `site` says where: "normalised" is after QK-norm and before rotary embedding, per head, with query and
-    key laid out [B, N, S, D]; "projected" is directly after `to_q` / `to_k`, over the full channel vector,
-    laid out [B, S, C]. The result has the query's shape and dtype.
-    """
+    site: ClassVar[Site]
 
-    site: ClassVar[Literal["normalised", "projected"]]
+    @property
+    def words(self) -> str:
+        """What it does, for `--explain`."""
+        ...
+
+    @property
+    def identity(self) -> bool:
+        """Whether it changes nothing, so that no perturbed branch is needed."""
+        ...
 
     def __call__(self, query: Tensor, key: Tensor, grid: TokenGrid) -> Tensor: ...
 
@@ -26,26 +44,38 @@ class QueryTransform(Protocol):
 class BlurQueries:
     """SEG: Gaussian smoothing of the queries over the token grid (arXiv 2408.00760)."""
 
-    blur_sigma: float | tuple[float, float]
+    blur_sigma: BlurSigma
     boundary: str
-    site: ClassVar[Literal["normalised", "projected"]] = "normalised"
+    site: ClassVar[Site] = "normalised"
 
     def __call__(self, query: Tensor, key: Tensor, grid: TokenGrid) -> Tensor:
+        from oseg_video.guidance.queries import seg_queries
+
         return seg_queries(query, grid, self.blur_sigma, boundary=self.boundary)
+
+    @property
+    def identity(self) -> bool:
+        return validate_blur_sigma(self.blur_sigma) == (0, 0)
+
+    @property
+    def words(self) -> str:
+        return f"queries smoothed (sigma {self.blur_sigma}, {self.boundary})"
 
 
 @dataclass(frozen=True)
 class BlurOrthogonalQueries:
     """OSEG: smoothing of the component of each query that is orthogonal to its reference key."""
 
-    blur_sigma: float | tuple[float, float]
+    blur_sigma: BlurSigma
     mix: float
     keep_parallel: float
     reference: str
     boundary: str
-    site: ClassVar[Literal["normalised", "projected"]] = "normalised"
+    site: ClassVar[Site] = "normalised"
 
     def __call__(self, query: Tensor, key: Tensor, grid: TokenGrid) -> Tensor:
+        from oseg_video.guidance.queries import oseg_queries
+
         return oseg_queries(
             query,
             key,
@@ -57,21 +87,46 @@ class BlurOrthogonalQueries:
             boundary=self.boundary,
         )
 
+    @property
+    def identity(self) -> bool:
+        smooths = validate_blur_sigma(self.blur_sigma) != (0, 0)
+        return self.mix == 0 or (not smooths and self.keep_parallel == 1)
+
+    @property
+    def words(self) -> str:
+        return (
+            f"what of the queries is orthogonal to the {self.reference} key smoothed (sigma "
+            f"{self.blur_sigma}, mix {self.mix:g}, {self.keep_parallel:g} of the rest kept, {self.boundary})"
+        )
+
 
 @dataclass(frozen=True)
-class PublishedQueries:
+class ReleasedQueries:
     """The query transform of OSEG's released code, kept for reproduction only."""
 
     mix: float
-    site: ClassVar[Literal["normalised", "projected"]] = "projected"
+    site: ClassVar[Site] = "projected"
 
     def __call__(self, query: Tensor, key: Tensor, grid: TokenGrid) -> Tensor:
-        return published_queries(query, key, mix=self.mix)
+        from oseg_video.guidance.queries import released_queries
+
+        return released_queries(query, key, mix=self.mix)
+
+    @property
+    def identity(self) -> bool:
+        return self.mix == 0
+
+    @property
+    def words(self) -> str:
+        return f"queries changed as in OSEG's released code (mix {self.mix:g})"
 
 
 @dataclass(frozen=True)
 class SkipBlock:
     """The hidden states pass the block unchanged (STG, residual form)."""
+
+    identity: ClassVar[bool] = False
+    words: ClassVar[str] = "hidden states passed on unchanged"
 
 
 @dataclass(frozen=True)
@@ -84,6 +139,12 @@ class ReplaceAttention:
     """
 
     source: Literal["values", "input"]
+    identity: ClassVar[bool] = False
+
+    @property
+    def words(self) -> str:
+        return f"attention replaced by its {self.source}"
 
 
 Change = QueryTransform | SkipBlock | ReplaceAttention
+"""What a perturbed branch does inside its blocks: `words` say it, `identity` says that it is nothing."""

@@ -1,17 +1,22 @@
 """What one sampling step needs: named branches, what is perturbed in them, the rule that combines them."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Literal
 
 from oseg_video.guidance.perturbations import Change
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    Rule = Callable[..., Tensor]
+    Scale = float | Tensor
 
 Condition = Literal["cond", "uncond"]
 BlockSelector = int | str
 """A block by its running index, or several by the adapter's names for them, such as "dual:2" or "mid"."""
-Rule = Callable[..., Tensor]
 
 
 @dataclass(frozen=True)
@@ -40,7 +45,7 @@ class Step:
     """Number of sampling steps."""
     noise_level: float
     """1 is pure noise, 0 is clean."""
-    pipeline_scale: float | Tensor
+    pipeline_scale: Scale
     """The guidance scale that the pipeline was called with, a tensor where it grows over the frames; at most
     1 means that it runs no `uncond`."""
     memory: dict[str, Tensor] = field(default_factory=dict, compare=False)

@@ -7,38 +7,14 @@ split against `token`; the other references mix tokens and hold only where the s
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from oseg_video.guidance.numerics import upcast, without_autocast
-from oseg_video.guidance.validation import check_same_shape, check_tokens
-from oseg_video.types import SettingError, ShapeError, TokenGrid
+from oseg_video.guidance.validation import check_same_shape, check_tokens, parse_reference
+from oseg_video.types import ShapeError, TokenGrid
 
 # B batch, N heads, S video tokens = F*H*W, D head dim, R rank; X any leading dimensions
-
-_REFERENCE_KINDS = ("token", "frame", "clip", "principal")
-
-
-@dataclass(frozen=True, slots=True)
-class Reference:
-    """A parsed reference: its kind, and the rank of its subspace (1 but for "principal")."""
-
-    kind: str
-    rank: int = 1
-
-
-def parse_reference(reference: str) -> Reference:
-    """Parses "token", "frame", "clip" or "principal:r", r = 1, 2, ... Raises SettingError for all else."""
-    kind, colon, rank = reference.partition(":") if isinstance(reference, str) else ("", "", "")
-    if kind == "principal" and rank.isascii() and rank.isdecimal() and int(rank) >= 1:
-        return Reference(kind, int(rank))
-    if kind not in _REFERENCE_KINDS or kind == "principal" or colon:
-        raise SettingError(
-            f"reference must be token, frame, clip or principal:r with r >= 1, got {reference!r}"
-        )
-    return Reference(kind)
 
 
 def split_by_key(query_XD: Tensor, key_XD: Tensor) -> tuple[Tensor, Tensor]:

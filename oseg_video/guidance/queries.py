@@ -1,7 +1,7 @@
 """Query transforms: what a perturbed branch does to the video queries of one attention site.
 
 Keys, values and text queries stay as they are. `seg_queries` and `oseg_queries` belong after QK-norm and
-before rotary embedding; `published_queries` before QK-norm. Each is one float32 (float64) computation with
+before rotary embedding; `released_queries` before QK-norm. Each is one float32 (float64) computation with
 one cast at the end.
 """
 
@@ -13,15 +13,15 @@ from torch import Tensor
 
 from oseg_video.guidance.numerics import upcast, without_autocast
 from oseg_video.guidance.projection import split_by_key, split_by_reference
-from oseg_video.guidance.smoothing import BlurSigma, smooth_queries
-from oseg_video.guidance.validation import validate_fraction
+from oseg_video.guidance.smoothing import smooth_queries
+from oseg_video.guidance.validation import BlurSigma, validate_fraction
 from oseg_video.types import ShapeError, TokenGrid
 
 # B batch, N heads, S video tokens = F*H*W, D head dim, C = N*D channels
 
-_PUBLISHED_ROWS = 64
-_PUBLISHED_SIGMA = 1.0
-_PUBLISHED_RADIUS = 2
+_RELEASED_ROWS = 64
+_RELEASED_SIGMA = 1.0
+_RELEASED_RADIUS = 2
 
 
 def seg_queries(
@@ -72,7 +72,7 @@ def oseg_queries(
     return ((1 - mix) * query + mix * perturbed).to(query_BNSD.dtype) if mix else query_BNSD
 
 
-def published_queries(query_BSC: Tensor, key_BSC: Tensor, *, mix: float) -> Tensor:
+def released_queries(query_BSC: Tensor, key_BSC: Tensor, *, mix: float) -> Tensor:
     """The transform of OSEG's released video code (saqibnazmus/OSEG), for reproduction only.
 
     `(1 - mix) q0 + mix B(q0_perp)`. q0 is the query less its mean over channels, also where mix = 0, so no
@@ -92,10 +92,10 @@ def published_queries(query_BSC: Tensor, key_BSC: Tensor, *, mix: float) -> Tens
         SettingError: mix outside [0, 1].
     """
     validate_fraction("mix", mix)
-    if query_BSC.ndim != 3 or query_BSC.shape[-1] % _PUBLISHED_ROWS:
+    if query_BSC.ndim != 3 or query_BSC.shape[-1] % _RELEASED_ROWS:
         raise ShapeError(
-            f"published queries need [batch, tokens, channels] with channels a multiple of "
-            f"{_PUBLISHED_ROWS}, got {tuple(query_BSC.shape)}"
+            f"the released query transform needs [batch, tokens, channels] with channels a multiple of "
+            f"{_RELEASED_ROWS}, got {tuple(query_BSC.shape)}"
         )
     query = upcast(query_BSC)
     query = query - query.mean(dim=-1, keepdim=True)
@@ -104,10 +104,10 @@ def published_queries(query_BSC: Tensor, key_BSC: Tensor, *, mix: float) -> Tens
 
 
 def _smooth_channels(x_BSC: Tensor) -> Tensor:
-    offset = torch.arange(-_PUBLISHED_RADIUS, _PUBLISHED_RADIUS + 1, dtype=x_BSC.dtype, device=x_BSC.device)
-    kernel = torch.exp(-(offset**2) / (2 * _PUBLISHED_SIGMA**2))
+    offset = torch.arange(-_RELEASED_RADIUS, _RELEASED_RADIUS + 1, dtype=x_BSC.dtype, device=x_BSC.device)
+    kernel = torch.exp(-(offset**2) / (2 * _RELEASED_SIGMA**2))
     kernel = torch.outer(kernel, kernel)
     kernel = (kernel / kernel.sum()).expand(1, 1, -1, -1)
-    image = x_BSC.reshape(-1, 1, _PUBLISHED_ROWS, x_BSC.shape[-1] // _PUBLISHED_ROWS)
+    image = x_BSC.reshape(-1, 1, _RELEASED_ROWS, x_BSC.shape[-1] // _RELEASED_ROWS)
     with without_autocast(x_BSC):
-        return F.conv2d(image, kernel, padding=_PUBLISHED_RADIUS).view(x_BSC.shape)
+        return F.conv2d(image, kernel, padding=_RELEASED_RADIUS).view(x_BSC.shape)

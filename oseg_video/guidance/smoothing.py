@@ -17,13 +17,10 @@ import torch
 from torch import Tensor
 
 from oseg_video.guidance.numerics import upcast, without_autocast
-from oseg_video.guidance.validation import check_tokens, is_number
-from oseg_video.types import SettingError, TokenGrid
+from oseg_video.guidance.validation import BlurSigma, check_tokens, validate_blur_sigma, validate_boundary
+from oseg_video.types import TokenGrid
 
 # B batch, N heads, S video tokens = F*H*W, D head dim; L tokens along one axis of the grid
-
-BlurSigma = float | tuple[float, float]
-"""Width in tokens (not pixels), from 0 = off to inf = mean: one for all axes, or (frames, space)."""
 
 # From this many axis lengths on, the slowest mode of the symmetric kernel, exp(-(pi sigma / L)^2 / 2), is
 # below float64 resolution: the matrix *is* the mean.
@@ -86,23 +83,6 @@ def smoothing_matrix(
     """
     build = _BOUNDARIES[validate_boundary(boundary)]
     return build(length, sigma, device) if sigma else torch.eye(length, dtype=torch.float64, device=device)
-
-
-def validate_blur_sigma(sigma: BlurSigma) -> tuple[float, float]:
-    """(frames, space) of a blur sigma. Raises SettingError unless each is a number from 0 to inf."""
-    pair = tuple(sigma) if isinstance(sigma, tuple | list) else (sigma, sigma)
-    if len(pair) != 2 or not all(is_number(value) and value >= 0 for value in pair):
-        raise SettingError(
-            f"blur sigma must be a number >= 0 (or inf), or a pair (frames, space), got {sigma!r}"
-        )
-    return float(pair[0]), float(pair[1])
-
-
-def validate_boundary(boundary: str) -> str:
-    """`boundary` itself. Raises SettingError unless it is a known one."""
-    if boundary not in list(_BOUNDARIES):
-        raise SettingError(f"boundary must be one of {', '.join(_BOUNDARIES)}, got {boundary!r}")
-    return boundary
 
 
 def _axis_matrix(length: int, sigma: float, boundary: str, x: Tensor) -> Tensor:

@@ -2,16 +2,60 @@
 
 from __future__ import annotations
 
-import re
-from typing import TypeGuard
-
-from torch import Tensor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeGuard
 
 from oseg_video.types import SettingError, ShapeError, TokenGrid
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 # B batch, N heads, S video tokens = F*H*W, D head dim
 
-_SELECTOR = re.compile(r"[a-z0-9_.:-]+")
+BlurSigma = float | tuple[float, float]
+"""Width in tokens (not pixels), from 0 = off to inf = mean: one for all axes, or (frames, space)."""
+
+BOUNDARIES = ("symmetric", "reflect")
+"""What smoothing does at the edges of the token grid, see `smoothing.smoothing_matrix`."""
+
+_REFERENCE_KINDS = ("token", "frame", "clip", "principal")
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """A parsed reference: its kind, and the rank of its subspace (1 but for "principal")."""
+
+    kind: str
+    rank: int = 1
+
+
+def parse_reference(reference: str) -> Reference:
+    """Parses "token", "frame", "clip" or "principal:r", r = 1, 2, ... Raises SettingError for all else."""
+    kind, colon, rank = reference.partition(":") if isinstance(reference, str) else ("", "", "")
+    if kind == "principal" and rank.isascii() and rank.isdecimal() and int(rank) >= 1:
+        return Reference(kind, int(rank))
+    if kind not in _REFERENCE_KINDS or kind == "principal" or colon:
+        raise SettingError(
+            f"reference must be token, frame, clip or principal:r with r >= 1, got {reference!r}"
+        )
+    return Reference(kind)
+
+
+def validate_blur_sigma(sigma: BlurSigma) -> tuple[float, float]:
+    """(frames, space) of a blur sigma. Raises SettingError unless each is a number from 0 to inf."""
+    pair = tuple(sigma) if isinstance(sigma, tuple | list) else (sigma, sigma)
+    if len(pair) != 2 or not all(is_number(value) and value >= 0 for value in pair):
+        raise SettingError(
+            f"blur sigma must be a number >= 0 (or inf), or a pair (frames, space), got {sigma!r}"
+        )
+    return float(pair[0]), float(pair[1])
+
+
+def validate_boundary(boundary: str) -> str:
+    """`boundary` itself. Raises SettingError unless it is a known one."""
+    if boundary not in list(BOUNDARIES):
+        raise SettingError(f"boundary must be one of {', '.join(BOUNDARIES)}, got {boundary!r}")
+    return boundary
 
 
 def is_number(value: object) -> TypeGuard[float]:
@@ -44,13 +88,3 @@ def check_same_shape(**tensors: Tensor) -> None:
             raise ShapeError(
                 f"{name} {tuple(tensor.shape)} must have the shape of {first_name} {tuple(first.shape)}"
             )
-
-
-def is_block_selector(value: object) -> TypeGuard[int | str]:
-    """True for a running block index (an integer >= 0), and for a text such as "dual:2" or "up.1:temporal".
-
-    Which texts name a block is the adapter's to say.
-    """
-    if isinstance(value, str):
-        return bool(_SELECTOR.fullmatch(value))
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0

@@ -7,38 +7,37 @@ from collections.abc import Callable
 from typing import Any
 
 from oseg_video.adapters import ModelAdapter, all_adapters
-from oseg_video.config import FAMILY_FIELDS, GenerateJob
-from oseg_video.guidance.methods import Guidance
+from oseg_video.config import GenerateJob, family_settings
+from oseg_video.guidance.methods import Unguided
 from oseg_video.jobs.loading.pipeline import ModelSource
+from oseg_video.settings.schedule import Schedule
 from oseg_video.types import SettingError
 
 _CLIP_FIELDS = ("image", "height", "width", "frames", "steps", "fps")
-_OWNED_FIELDS = ("negative_prompt", "max_sequence_length", *FAMILY_FIELDS)
-"""Settings that not every family has."""
-_SCALES = ("guidance_scale_2", "min_guidance_scale", "max_guidance_scale")
-"""Scales of the text or the picture that only the pipeline can apply."""
+_OWNED_FIELDS = ("negative_prompt", "max_sequence_length")
+"""Settings of every job that not every family has."""
 
 
-def clip_settings(job: GenerateJob, guidance: Guidance) -> dict[str, Any]:
+def clip_settings(job: GenerateJob) -> dict[str, Any]:
     """The settings that an adapter reads, by name, without those that are not set.
 
     `guidance_scale` is the largest that the guidance has at any noise level: it turns the pipeline's
     unconditional branch on or off, and beyond that the guidance's own scale counts.
     """
     values = {name: getattr(job, name) for name in (*_CLIP_FIELDS, *_OWNED_FIELDS)}
-    values["guidance_scale"] = guidance.largest_guidance_scale
+    values |= {**job.own, "guidance_scale": job.guidance.largest_guidance_scale}
     return {name: value for name, value in values.items() if value is not None}
 
 
-def check_fits(job: GenerateJob, source: ModelSource, guidance: Guidance) -> None:
+def check_fits(job: GenerateJob, source: ModelSource) -> None:
     """Refuse, with a SettingError, a job that this model cannot do or whose settings it would ignore."""
     adapter = source.adapter
     _check_owned(job, adapter)
     _check_text(job, adapter)
     _check_kind(job, adapter)
-    _check_scales(job, guidance)
+    _check_scales(job, adapter)
     check_size(job, adapter, *adapter.multiples(source.read_json))
-    settings = clip_settings(job, guidance)
+    settings = clip_settings(job)
     _check_negative_prompt(job, source, settings)
     if objection := adapter.objection(settings, source.read_json):
         raise SettingError(f"{adapter.family}: {objection}")
@@ -89,6 +88,10 @@ def _check_owned(job: GenerateJob, adapter: ModelAdapter) -> None:
         if value is not None and name not in adapter.arguments:
             owners = _families(lambda other, name=name: name in other.arguments)  # type: ignore[misc]
             raise SettingError(f"{name} has no effect with {adapter.family}; it belongs to {owners}")
+    for name in job.own:
+        if name not in adapter.own_settings:
+            owners = ", ".join(family_settings()[name].families)
+            raise SettingError(f"{name} has no effect with {adapter.family}; it belongs to {owners}")
     if job.vae_tiling and not adapter.vae_tiles:
         raise SettingError(
             f"vae_tiling: the VAE of {adapter.family} cannot decode in tiles; those of "
@@ -124,25 +127,21 @@ def _check_kind(job: GenerateJob, adapter: ModelAdapter) -> None:
         raise SettingError(f"format {job.format}: {family} makes pictures; format must be png")
 
 
-def _check_scales(job: GenerateJob, guidance: Guidance) -> None:
-    given = [name for name in _SCALES if getattr(job, name) is not None]
-    if given and job.guidance == "none":
+def _check_scales(job: GenerateJob, adapter: ModelAdapter) -> None:
+    given = [name for name in adapter.own_scales if name in job.own]
+    if given and isinstance(job.guidance, Unguided):
         raise SettingError(f"{given[0]} has no effect with guidance none")
-    if job.guidance_scale_2 is not None and not isinstance(guidance.guidance_scale, int | float | None):
-        raise SettingError(
-            "guidance_scale_2 cannot go with a guidance_scale by noise level; give that one number"
-        )
+    if given and isinstance(getattr(job.guidance, "guidance_scale", None), Schedule):
+        raise SettingError(f"{given[0]} cannot go with a guidance_scale by noise level; give that one number")
 
 
 def _check_negative_prompt(job: GenerateJob, source: ModelSource, settings: dict[str, Any]) -> None:
-    import diffusers
-
     if job.negative_prompt is None:
         return
     scale = settings.get("guidance_scale")
     argument = source.adapter.arguments.get("guidance_scale")
     if scale is None and argument:
-        pipeline = getattr(diffusers, source.pipeline_for(image=job.image is not None))
+        pipeline = source.adapter.pipeline_class(source.pipeline_for(image=job.image is not None))
         scale = inspect.signature(pipeline.__call__).parameters[argument].default
     if scale is not None and scale <= 1:
         raise SettingError(

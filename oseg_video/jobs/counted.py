@@ -1,20 +1,19 @@
-"""What a job will run, without its weights: its steps by what they do, their passes and counted FLOPs."""
+"""What a job will run, without its weights: its steps by what they do, and their passes."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
-from oseg_video.adapters import ClipSize, ModelAdapter
+from oseg_video.adapters import ModelAdapter
 from oseg_video.adapters.base import Condition
 from oseg_video.adapters.settings import ReadJson
-from oseg_video.config import GenerateJob, build_guidance
+from oseg_video.config import GenerateJob
 from oseg_video.engine.branches import BranchRunner
-from oseg_video.guidance.plan import Branch, StepPlan
-from oseg_video.guidance.text import guides
-from oseg_video.jobs.cost import step_cost
+from oseg_video.guidance.methods import BlockGuidance, Guidance
+from oseg_video.guidance.plan import StepPlan
+from oseg_video.guidance.scales import guides
 from oseg_video.jobs.generate import check_job
 from oseg_video.jobs.loading import pipeline as loading
 from oseg_video.jobs.loading.hub import HubError
@@ -33,13 +32,8 @@ class StepKind:
     plan: StepPlan
     passes: tuple[tuple[tuple[str, ...], float], ...]
     """Branches of each pass, and the part of the denoiser that it runs, counted in blocks or UNet stages."""
-    flops: int
-    """Of one step."""
-
-    @property
-    def pass_count(self) -> float:
-        """Passes of one clip through the denoiser."""
-        return sum(len(names) * share for names, share in self.passes)
+    pass_count: float
+    """Passes of one clip through the whole denoiser in one such step, counted likewise."""
 
 
 @dataclass(frozen=True)
@@ -52,32 +46,21 @@ class CountedJob:
     read: ReadJson
     """Reads the model's files."""
     kinds: tuple[StepKind, ...]
-    clip: ClipSize
     steps: int
-    plain: Mapping[str, Branch]
-    """Branches of a step of the pipeline without this guidance, one pass each."""
+    plain_passes: int
+    """Passes of a step of the pipeline without this guidance: 2 with text guidance, else 1."""
+    idle: str | None
+    """That the guidance acts in none of the steps, and why, in one line; None if it acts in some."""
 
     @property
     def full_size(self) -> bool:
         """Whether the hub was not reached, so that the denoiser is the family's at full size."""
         return self.read is read_nothing
 
-    @cached_property
-    def plain_flops(self) -> int:
-        """FLOPs of such a step."""
-        return step_cost(self.adapter, self.denoiser, self.clip, self.plain).total
-
     @property
     def passes(self) -> tuple[float, float]:
         """Passes through the denoiser, fewest and most: noise levels may decide which steps run."""
-        return self._sum([kind.pass_count for kind in self.kinds])
-
-    @property
-    def flops(self) -> tuple[float, float]:
-        """FLOPs of the denoiser, fewest and most."""
-        return self._sum([kind.flops for kind in self.kinds])
-
-    def _sum(self, counts: Sequence[float]) -> tuple[float, float]:
+        counts = [kind.pass_count for kind in self.kinds]
         if any(kind.steps is None for kind in self.kinds):
             return min(counts) * self.steps, max(counts) * self.steps
         total = sum((kind.steps or 0) * count for kind, count in zip(self.kinds, counts, strict=True))
@@ -92,26 +75,32 @@ def count_job(job: GenerateJob) -> CountedJob:
     the guidance are checked.
     """
     adapter, denoiser, read = _find(job)
-    guidance = build_guidance(job)
+    guidance = job.guidance
     adapter.resolve_blocks(denoiser, guidance.blocks_used)
-    clip = ClipSize(job.frames, job.height, job.width)
-    scale = pipeline_scale(adapter, job, guidance, read)
+    scale = pipeline_scale(adapter, job, read)
     conditions: tuple[Condition, ...] = ("uncond", "cond") if guides(scale) else ("cond",)
     kinds = []
-    costs: dict[str, int] = {}
     for when, count, plan in step_kinds(guidance, job.steps, scale):
-        structure = repr(plan.branches)
-        if structure not in costs:
-            costs[structure] = step_cost(adapter, denoiser, clip, plan.branches).total
         selectors = [b for one in plan.branches.values() if one.perturbation for b in one.perturbation.blocks]
         runner = BranchRunner(adapter, denoiser, selectors)
         units = runner.unit_count
         passes = tuple(
             (one.names, (units - one.start_unit) / units) for one in runner.passes(plan.branches, conditions)
         )
-        kinds.append(StepKind(when, count, plan, passes, costs[structure]))
-    plain: dict[str, Branch] = {name: Branch(name) for name in conditions}
-    return CountedJob(adapter, denoiser, read, tuple(kinds), clip, job.steps, plain)
+        kinds.append(StepKind(when, count, plan, passes, runner.cost(plan.branches, conditions)))
+    idle = _idle(guidance, kinds, guides(scale))
+    return CountedJob(adapter, denoiser, read, tuple(kinds), job.steps, len(conditions), idle)
+
+
+def _idle(guidance: Guidance, kinds: Sequence[StepKind], guides_text: bool) -> str | None:
+    """For `CountedJob.idle`."""
+    branches = [branch for kind in kinds for branch in kind.plan.branches.values()]
+    if isinstance(guidance, BlockGuidance):
+        if not any(branch.perturbation for branch in branches):
+            return f"{guidance.name} perturbs no step: scale, blocks, schedules and interval leave none"
+    elif guides_text and not any(branch.condition == "uncond" for branch in branches):
+        return f"{guidance.name} guides no step: its interval leaves none"
+    return None
 
 
 def _find(job: GenerateJob) -> tuple[ModelAdapter, Any, ReadJson]:

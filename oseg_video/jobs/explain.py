@@ -1,4 +1,4 @@
-"""What a job will do, for the reader: branches, blocks, rule, passes, cost."""
+"""What a job will do, for the reader: branches, blocks, rule, passes."""
 
 from __future__ import annotations
 
@@ -7,14 +7,6 @@ from typing import Any
 
 from oseg_video.adapters import ModelAdapter
 from oseg_video.config import GenerateJob
-from oseg_video.guidance.perturbations import (
-    BlurOrthogonalQueries,
-    BlurQueries,
-    Change,
-    PublishedQueries,
-    ReplaceAttention,
-    SkipBlock,
-)
 from oseg_video.guidance.plan import Branch
 from oseg_video.jobs.counted import CountedJob, StepKind, count_job
 from oseg_video.jobs.ranks import AUTO, plan_degrees
@@ -31,7 +23,7 @@ def explain(job: GenerateJob, ranks: int = 1, parallel: str = AUTO) -> str:
     lines = [
         f"model      {job.model} ({adapter.family}, {len(adapter.blocks(denoiser))} blocks{note})",
         f"clip       {job.frames} frames of {job.height} x {job.width} pixels, {job.steps} steps",
-        f"guidance   {job.guidance}",
+        f"guidance   {job.guidance.name}",
     ]
     if ranks > 1 or parallel != AUTO:
         clips = max(1, len(job.prompts)) * len(job.seeds)
@@ -54,8 +46,7 @@ def _describe(kind: StepKind, counted: CountedJob) -> Iterator[str]:
     for names, share in kind.passes:
         replayed = f" (the first {1 - share:.0%} of the denoiser replayed)" if share < 1 else ""
         yield f"  pass      {', '.join(names)}{replayed}"
-    cost = f"{kind.flops / counted.plain_flops:.2f} x the FLOPs of a plain step"
-    yield f"  cost      {kind.pass_count:.2f} passes a step, {cost}"
+    yield f"  cost      {kind.pass_count:.2f} passes a step"
 
 
 def _branch(branch: Branch, adapter: ModelAdapter, denoiser: Any) -> str:
@@ -65,36 +56,18 @@ def _branch(branch: Branch, adapter: ModelAdapter, denoiser: Any) -> str:
     blocks = adapter.resolve_blocks(denoiser, branch.perturbation.blocks)
     names = ", ".join(f"{block.index} ({block.path})" for block in blocks[:4])
     more = f" and {len(blocks) - 4} more" if len(blocks) > 4 else ""
-    return f"{condition}, {_change(branch.perturbation.change)} in block {names}{more}"
-
-
-def _change(change: Change) -> str:
-    if isinstance(change, SkipBlock):
-        return "hidden states passed on unchanged"
-    if isinstance(change, ReplaceAttention):
-        return f"attention replaced by its {change.source}"
-    if isinstance(change, BlurQueries):
-        return f"queries smoothed (sigma {change.blur_sigma}, {change.boundary})"
-    if isinstance(change, BlurOrthogonalQueries):
-        return (
-            f"what of the queries is orthogonal to the {change.reference} key smoothed "
-            f"(sigma {change.blur_sigma}, mix {change.mix:g}, {change.keep_parallel:g} of the rest kept, "
-            f"{change.boundary})"
-        )
-    assert isinstance(change, PublishedQueries)
-    return f"queries changed as in OSEG's released code (mix {change.mix:g})"
+    return f"{condition}, {branch.perturbation.change.words} in block {names}{more}"
 
 
 def _totals(counted: CountedJob) -> Iterator[str]:
-    plain = "CFG" if len(counted.plain) == 2 else "no text guidance"
-    reference = f"{plain}: {counted.steps * len(counted.plain)}"
+    plain = "CFG" if counted.plain_passes == 2 else "no text guidance"
+    reference = f"{plain}: {counted.steps * counted.plain_passes}"
+    fewest, most = counted.passes
     yield ""
-    (fewest, most), (least, largest) = counted.passes, counted.flops
-    whole = counted.steps * counted.plain_flops
-    if (fewest, least) == (most, largest):
-        yield f"total      {most:.1f} passes ({reference}), {largest / whole:.2f} x the FLOPs of {plain}"
+    if fewest == most:
+        yield f"total      {most:.1f} passes ({reference})"
     else:
         yield (
-            f"total      {fewest:.1f} to {most:.1f} passes ({reference}), {least / whole:.2f} to "
-            f"{largest / whole:.2f} x the FLOPs of {plain}, depending on the sampler's noise levels"
+            f"total      {fewest:.1f} to {most:.1f} passes ({reference}), "
+            "depending on the sampler's noise levels"
         )

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
-from oseg_video.config import GenerateJob, build_guidance
+from oseg_video.config import GenerateJob
+from oseg_video.console import logger, quietly
 from oseg_video.jobs.checks import check_fits
 from oseg_video.jobs.image import load_picture
 from oseg_video.jobs.loading import pipeline as loading
 from oseg_video.jobs.loading.meta import empty_denoiser
 from oseg_video.jobs.model import ClipResult, LoadedModel
 from oseg_video.jobs.outputs import check_outputs, plan_clips
-from oseg_video.jobs.progress import Progress
 from oseg_video.jobs.ranks import AUTO, COLLECTIVE_TIMEOUT, Ranks, degrees_for, make_mesh
 
 
@@ -20,7 +21,6 @@ def generate(
     job: GenerateJob,
     *,
     overwrite: bool = False,
-    progress: Progress | None = None,
     on_clip: Callable[[ClipResult], None] | None = None,
     parallel: str = AUTO,
     shard_weights: bool = False,
@@ -37,26 +37,26 @@ def generate(
     Raises OsegVideoError for all that a user can mend; before the model is loaded where that is possible.
     """
     ranks = Ranks.started()
-    progress = progress if progress and ranks.rank == 0 else Progress(quiet=True)
-    with ranks.joined(job.device, timeout):
+    with ranks.joined(job.device, timeout), nullcontext() if ranks.rank == 0 else quietly():
         source = check_job(job)
         plans = plan_clips(job, pictures=source.adapter.makes_pictures)
         if ranks.rank == 0:
             check_outputs(plans, overwrite=overwrite)
         picture = load_picture(Path(job.image), job.height, job.width) if job.image else None
         if picture:
-            progress.note(f"{job.image}: {picture.fitted}")
+            logger.info(f"{job.image}: {picture.fitted}")
         degrees, why = degrees_for(ranks, parallel, job, source, len(plans))
         if why:
-            progress.note(f"{ranks.size} ranks, {degrees}: {why}")
+            logger.info(f"{ranks.size} ranks, {degrees}: {why}")
         mesh = make_mesh(ranks, degrees, job, timeout)
         model = LoadedModel(
-            source, job, progress, mesh=mesh, device=ranks.device(job.device), shard_weights=shard_weights
+            source, job, mesh=mesh, device=ranks.device(job.device), shard_weights=shard_weights
         )
-        model.note_long_prompts(job, progress)
+        for line in model.cut_prompts(job):
+            logger.info(line)
         results = []
         for plan in plans[mesh.data.rank :: mesh.data.size]:
-            results.append(model.make_clip(job, plan, picture, progress))
+            results.append(model.make_clip(job, plan, picture))
             if on_clip and mesh.clip.rank == 0:
                 on_clip(results[-1])
         return results
@@ -66,8 +66,7 @@ def check_job(job: GenerateJob) -> loading.ModelSource:
     """The job's model, after a look at all that can be refused without its weights. Raises OsegVideoError."""
     source = loading.find_model(job.model, job.revision, image=job.image is not None)
     source.pipeline_for(image=job.image is not None)
-    guidance = build_guidance(job)
-    check_fits(job, source, guidance)
-    if guidance.blocks_used:
-        source.adapter.resolve_blocks(empty_denoiser(source), guidance.blocks_used)
+    check_fits(job, source)
+    if job.guidance.blocks_used:
+        source.adapter.resolve_blocks(empty_denoiser(source), job.guidance.blocks_used)
     return source

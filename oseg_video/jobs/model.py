@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import inspect
+import platform
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,18 +15,18 @@ from typing import Any
 
 import torch
 
-from oseg_video.config import GenerateJob, build_guidance
+from oseg_video.config import GenerateJob
+from oseg_video.config.manifest import Manifest, new_manifest
 from oseg_video.engine.guided import guided
 from oseg_video.engine.patching import replaced
-from oseg_video.guidance.methods import Guidance
+from oseg_video.files import write_text
 from oseg_video.jobs.checks import clip_settings
 from oseg_video.jobs.image import Picture, write_picture
 from oseg_video.jobs.loading import pipeline as loading
 from oseg_video.jobs.loading.memory import NotEnoughMemoryError
-from oseg_video.jobs.manifest import build_manifest, manifest_comment, manifest_text
 from oseg_video.jobs.outputs import ClipPlan
-from oseg_video.jobs.progress import Progress, StepClock
-from oseg_video.media import frames_sha256, to_uint8, write_clip, write_text
+from oseg_video.jobs.progress import StepClock
+from oseg_video.media import frames_sha256, to_uint8, write_clip
 from oseg_video.parallel.mesh import ONE_RANK, Mesh
 from oseg_video.types import OsegVideoError
 
@@ -46,12 +47,12 @@ class ClipResult:
     """Wall clock from the prompt to the file, without loading the model."""
     seconds_per_step: float | None
     """Mean over all steps but the first; None for a single step."""
-    manifest: dict[str, Any]
+    manifest: Manifest
 
     @property
     def sha256(self) -> str:
         """SHA-256 of the generated frames, before any lossy encoding."""
-        return str(self.manifest["clip"]["sha256"])
+        return str(self.manifest.clip["sha256"])
 
 
 class LoadedModel:
@@ -61,7 +62,6 @@ class LoadedModel:
         self,
         source: loading.ModelSource,
         job: GenerateJob,
-        progress: Progress,
         *,
         mesh: Mesh = ONE_RANK,
         device: str | None = None,
@@ -74,9 +74,7 @@ class LoadedModel:
         """
         placed = dataclasses.replace(job, device=device or job.device)
         with _naming_lack_of_memory():
-            self._pipe = loading.load_pipeline(
-                source, placed, progress, mesh=mesh, shard_weights=shard_weights
-            )
+            self._pipe = loading.load_pipeline(source, placed, mesh=mesh, shard_weights=shard_weights)
         self._mesh = mesh
         self._adapter = source.adapter
         self._placed = _placement(job)
@@ -91,21 +89,21 @@ class LoadedModel:
         """Whether this is the model that the job asks for, loaded as it asks."""
         return _placement(job) == self._placed
 
-    def note_long_prompts(self, job: GenerateJob, progress: Progress) -> None:
-        """Say which prompts the pipeline cuts; it does so without a word that a user would see."""
+    def cut_prompts(self, job: GenerateJob) -> list[str]:
+        """One line for each prompt that the pipeline cuts, which it does without a word that a user sees."""
         parameter = inspect.signature(self._pipe.__call__).parameters.get("max_sequence_length")
         default = parameter.default if parameter else self._adapter.text_limit(self._pipe)
         limit = job.max_sequence_length or default
         if limit is None:
-            return
-        for prompt in job.prompts:
-            tokens = len(self._pipe.tokenizer(prompt).input_ids)
-            if tokens > limit:
-                progress.note(f"prompt {prompt[:30]!r} has {tokens} tokens; only the first {limit} count")
+            return []
+        counts = {prompt: len(self._pipe.tokenizer(prompt).input_ids) for prompt in job.prompts}
+        return [
+            f"prompt {prompt[:30]!r} has {tokens} tokens; only the first {limit} count"
+            for prompt, tokens in counts.items()
+            if tokens > limit
+        ]
 
-    def make_clip(
-        self, job: GenerateJob, plan: ClipPlan, picture: Picture | None, progress: Progress
-    ) -> ClipResult:
+    def make_clip(self, job: GenerateJob, plan: ClipPlan, picture: Picture | None) -> ClipResult:
         """Make one clip of the job and write it with its manifest, clip first. Of the ranks that make it
         together the first one writes.
 
@@ -114,17 +112,15 @@ class LoadedModel:
         """
         began = time.perf_counter()
         title = plan.path.name if plan.prompt is None else plan.prompt[:30]
-        guidance = build_guidance(job)
-        if job.guidance_scale_2 is not None:  # one scale for each expert: the pipeline's, step by step
-            running = dataclasses.replace(guidance, guidance_scale=None)
-        else:
-            running = guidance
+        # Scales that only the pipeline can apply (one for each expert, one for each frame) are its own.
+        own_scale = any(name in job.own for name in self._adapter.own_scales)
+        running = job.guidance.without_scale() if own_scale else job.guidance
         with (
             _naming_lack_of_memory(),
-            progress.sampling(job.steps, f"{title} (seed {plan.seed})") as clock,
+            StepClock(job.steps, f"{title} (seed {plan.seed})") as clock,
             guided(self._pipe, running, mesh=self._mesh) as report,
         ):
-            frames = self._sample(job, plan, guidance, picture, clock)
+            frames = self._sample(job, plan, picture, clock)
             clock.decoded()
         report.merge(self._mesh.branch.gather_objects(report.steps))
         made, asked = tuple(frames.shape), (job.frames, 3, job.height, job.width)
@@ -143,7 +139,7 @@ class LoadedModel:
             dtype=str(loading.resolve_dtype(job.dtype, device)).removeprefix("torch."),
             revision=self._identity["commit"] or job.revision,
         )
-        manifest = build_manifest(
+        manifest = new_manifest(
             clip_job,
             model={"name": job.model, **self._identity},
             clip={
@@ -155,11 +151,10 @@ class LoadedModel:
             },
             passes=report.to_dict(),
             seconds=seconds,
-            device=device,
+            machine={**machine(device), "parallel": str(self._mesh.degrees)},
             image={"file": job.image, "sha256": picture.sha256, "fitted": picture.fitted}
             if picture
             else None,
-            parallel=str(self._mesh.degrees),
         )
         if self._mesh.clip.rank == 0:
             _write(plan, frames, job.fps, manifest)
@@ -169,13 +164,12 @@ class LoadedModel:
         self,
         job: GenerateJob,
         plan: ClipPlan,
-        guidance: Guidance,
         picture: Picture | None,
         clock: StepClock,
     ) -> torch.Tensor:
         """Run the pipeline once -> uint8 [F, C, H, W]."""
         pipe, adapter = self._pipe, self._adapter
-        given = clip_settings(job, guidance)
+        given = clip_settings(job)
         given |= {"prompt": plan.prompt} if plan.prompt is not None else {}
         given |= {"image": picture.image} if picture else {}
         settings = adapter.configure(pipe, given)
@@ -187,6 +181,18 @@ class LoadedModel:
                 output_type="pt",
             )
         return to_uint8(adapter.clip(output))
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """The device that ran the model, and what else floating-point results depend on."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
+    return {
+        "device": str(device),
+        "name": name or platform.machine(),
+        "system": platform.system(),
+        # Sums are split over the threads, so their number changes the last bits.
+        "threads": torch.get_num_threads(),
+    }
 
 
 def _placement(job: GenerateJob) -> tuple[Any, ...]:
@@ -225,15 +231,14 @@ def _counting_steps(pipe: Any, clock: StepClock) -> Iterator[None]:
         yield
 
 
-def _write(plan: ClipPlan, frames: torch.Tensor, fps: float | None, manifest: dict[str, Any]) -> None:
+def _write(plan: ClipPlan, frames: torch.Tensor, fps: float | None, manifest: Manifest) -> None:
     try:
         plan.path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise GenerateError(f"cannot make the folder {plan.path.parent}: {error.strerror}") from None
-    comment = manifest_comment(manifest)
     if plan.format == "picture":
-        write_picture(plan.path, frames, comment)
+        write_picture(plan.path, frames, manifest.comment)
     else:
         assert fps is not None
-        write_clip(plan.path, frames, fps, format=plan.format, comment=comment)
-    write_text(plan.manifest, manifest_text(manifest))
+        write_clip(plan.path, frames, fps, format=plan.format, comment=manifest.comment)
+    write_text(plan.manifest, manifest.text)

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from oseg_video.config import GenerateJob
+from oseg_video.config.manifest import manifest_path
+from oseg_video.files import check_place
 from oseg_video.types import OsegVideoError
 
 _STEM_LETTERS = 60
@@ -41,12 +43,6 @@ class ClipPlan:
     def manifest(self) -> Path:
         """The clip's manifest, beside it."""
         return manifest_path(self.path)
-
-
-def manifest_path(clip: Path) -> Path:
-    """Place of a clip's manifest: `a.mp4` has `a.json`, the folder of pictures `a` has `a.json` too."""
-    stem = clip.stem if clip.suffix.lower() in _FILE_FORMATS else clip.name
-    return clip.with_name(f"{stem}.json")
 
 
 def prompt_stem(prompt: str) -> str:
@@ -100,7 +96,7 @@ def plan_clips(job: GenerateJob, *, pictures: bool = False) -> list[ClipPlan]:
     ending = {"picture": ".png", "png": ""}.get(format, f".{format}")
     shown = Path(job.image).stem if job.image else ""
     texts = [(shown if prompt is None else prompt, seed) for prompt, seed in clips]
-    names = clip_names(texts, job.guidance)
+    names = clip_names(texts, job.guidance.name)
     return [
         ClipPlan(prompt, seed, out / f"{name}{ending}", format)
         for (prompt, seed), name in zip(clips, names, strict=True)
@@ -117,17 +113,10 @@ def check_outputs(plans: Sequence[ClipPlan], *, overwrite: bool) -> None:
         more = f" (and {len(existing) - 1} more)" if len(existing) > 1 else ""
         raise OutputError(f"{existing[0]} exists already{more}; --overwrite replaces it")
     for plan in plans:
-        if plan.manifest.is_dir() or (plan.path.exists() and not _replaceable(plan)):
-            raise OutputError(f"{plan.path} is in the way and is not a clip of ours; choose another --out")
+        check_place(plan.path, folder=plan.format == "png")
+        check_place(plan.manifest)
     for folder in {plan.path.parent for plan in plans}:
         _check_writable(folder)
-
-
-def _replaceable(plan: ClipPlan) -> bool:
-    """Whether --overwrite may replace what is there: never a folder that holds anything but our pictures."""
-    if plan.format != "png":
-        return plan.path.is_file()
-    return plan.path.is_dir() and all(re.fullmatch(r"\d{5}\.png", p.name) for p in plan.path.iterdir())
 
 
 def _check_writable(folder: Path) -> None:

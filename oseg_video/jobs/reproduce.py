@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,9 @@ from typing import Any
 import torch
 
 from oseg_video.adapters import adapter_for_class
+from oseg_video.config.manifest import Manifest, read_manifest
 from oseg_video.jobs.generate import generate
-from oseg_video.jobs.manifest import manifest_job, read_manifest
 from oseg_video.jobs.model import ClipResult
-from oseg_video.jobs.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,6 @@ def reproduce(
     out: str | None = None,
     device: str | None = None,
     overwrite: bool = False,
-    progress: Progress | None = None,
 ) -> Reproduction:
     """Make the clip of `file` (an mp4, a manifest, or a clip beside its manifest) again and compare.
 
@@ -44,15 +42,15 @@ def reproduce(
     """
     file = Path(file)
     manifest = read_manifest(file)
-    job = manifest_job(manifest)
-    picture = adapter_for_class(str(manifest["model"].get("pipeline"))).makes_pictures
+    job = manifest.read_job()
+    picture = adapter_for_class(str(manifest.model.get("pipeline"))).makes_pictures
     out = out or str(reproduced_path(file, picture=picture))
     job = dataclasses.replace(job, out=out, device=device or job.device)
-    with _threads(manifest["machine"].get("threads")):
-        (result,) = generate(job, overwrite=overwrite, progress=progress)
+    with _threads(manifest.machine.get("threads")):
+        (result,) = generate(job, overwrite=overwrite)
     return Reproduction(
         result,
-        identical=result.sha256 == manifest["clip"].get("sha256"),
+        identical=result.sha256 == manifest.clip.get("sha256"),
         differences=tuple(describe_differences(manifest, result.manifest)),
     )
 
@@ -67,19 +65,19 @@ def reproduced_path(file: Path, *, picture: bool = False) -> Path:
     return file.with_name(f"{file.stem}-reproduced{suffix}")
 
 
-def describe_differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+def describe_differences(then: Manifest, now: Manifest) -> Iterator[str]:
     """What of a clip's surroundings changed, one short text each."""
-    for name in sorted({*then["versions"], *now["versions"]}):
-        before, after = then["versions"].get(name), now["versions"].get(name)
+    for name in sorted({*then.versions, *now.versions}):
+        before, after = then.versions.get(name), now.versions.get(name)
         if before != after:
             yield f"{name} {before} -> {after}"
     for name in ("device", "name", "system", "threads", "parallel"):
-        before, after = then["machine"].get(name), now["machine"].get(name)
+        before, after = then.machine.get(name), now.machine.get(name)
         if before != after:
             yield f"{name} {before} -> {after}"
-    for part in ("model", "image"):
-        before, after = (m.get(part) or {} for m in (then, now))
-        if before.get("sha256") != after.get("sha256"):
+    files = {"model": (then.model, now.model), "image": (then.image or {}, now.image or {})}
+    for part, (old, new) in files.items():
+        if old.get("sha256") != new.get("sha256"):
             yield f"the files of the {part}"
 
 

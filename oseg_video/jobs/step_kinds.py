@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import itertools
 from collections.abc import Iterator, Mapping
-from dataclasses import fields
 from typing import Any
 
 from oseg_video.adapters import ModelAdapter
@@ -13,7 +12,6 @@ from oseg_video.adapters.settings import ReadJson
 from oseg_video.config import GenerateJob
 from oseg_video.guidance.methods import Guidance
 from oseg_video.guidance.plan import Step, StepPlan
-from oseg_video.guidance.schedule import Breakpoints
 from oseg_video.jobs.checks import clip_settings
 
 
@@ -22,25 +20,21 @@ def read_nothing(name: str) -> Mapping[str, Any]:
     return {}
 
 
-def pipeline_scale(
-    adapter: ModelAdapter, job: GenerateJob, guidance: Guidance, read: ReadJson = read_nothing
-) -> Any:
+def pipeline_scale(adapter: ModelAdapter, job: GenerateJob, read: ReadJson = read_nothing) -> Any:
     """The scale that the pipeline will be called with; `read` reads the model's files, if they are there."""
-    import diffusers
-
     name = adapter.image_to_video if job.image is not None else adapter.text_to_video
-    parameters = inspect.signature(getattr(diffusers, str(name)).__call__).parameters.values()
+    parameters = inspect.signature(adapter.pipeline_class(str(name)).__call__).parameters.values()
     call = {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
-    settings = clip_settings(job, guidance)
-    settings.pop("image", None)  # a file's name here, where the call takes a picture
+    settings = clip_settings(job)
+    settings.pop("image", None)  # a file's name here, where the call takes an image
     call |= adapter.pipeline_arguments(settings)
-    largest = guidance.largest_guidance_scale
+    largest = job.guidance.largest_guidance_scale
     return adapter.call_scale(call, read) if largest is None else largest
 
 
 def step_kinds(guidance: Guidance, steps: int, scale: Any) -> Iterator[tuple[str, int | None, StepPlan]]:
     """Steps that do the same, in order: which, how many, and the plan."""
-    levels = _levels(guidance)
+    levels = guidance.levels
     for level, lower in itertools.pairwise([*levels, 0.0]):
         plans = [guidance.plan(Step(index, steps, level, scale)) for index in range(steps)]
         first = 0
@@ -53,10 +47,3 @@ def step_kinds(guidance: Guidance, steps: int, scale: Any) -> Iterator[tuple[str
             else:
                 within = f"noise level {level:.4g} down to {lower:.4g}"
                 yield within if len(same) == steps else f"{within}, {span}", None, same[0]
-
-
-def _levels(guidance: Guidance) -> list[float]:
-    """The noise levels at which a setting of the guidance changes, from 1 down."""
-    values = [getattr(guidance, spec.name) for spec in fields(guidance)]
-    levels = {level for value in values if isinstance(value, Breakpoints) for level, _ in value.points}
-    return sorted(levels | {1.0}, reverse=True)

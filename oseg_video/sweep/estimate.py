@@ -11,8 +11,6 @@ from oseg_video.jobs.counted import count_job
 from oseg_video.sweep.records import Record
 from oseg_video.sweep.table import Variation
 
-_TERA, _PETA = 1e12, 1e15
-
 
 @dataclass(frozen=True)
 class Share:
@@ -32,8 +30,8 @@ class Share:
     todo: int
     passes: tuple[float, float]
     """Of a clip through the denoiser, fewest and most."""
-    flops: tuple[float, float]
-    """Of a clip's denoiser, fewest and most: counted matrix products, convolutions and attention."""
+    idle: str | None
+    """As of `CountedJob`."""
 
 
 @dataclass(frozen=True)
@@ -65,28 +63,28 @@ def estimate(
     variations: Sequence[Variation],
     records: Sequence[Record],
     *,
-    tflops: float | None = None,
+    seconds_per_pass: float | None = None,
     retry_failed: bool = False,
 ) -> Estimate:
     """Count what is to do and estimate its time.
 
-    records: of every item, by `survey`; empty where it is not known how they stand. A model and size of which
-    clips are finished goes at their rate of counted FLOPs a second; the rest at an assumed `tflops`, 10^12
-    FLOPs a second and worker. Raises OsegVideoError as `count_job` does.
+    records: of every item, by `survey`; empty where it is not known how they stand. A pass takes what it took
+    in finished clips of the same model and size, with its share of all else; where there are none,
+    `seconds_per_pass`. Raises OsegVideoError as `count_job` does.
     """
     shares = [_share(variation, records, retry_failed) for variation in variations]
-    rates = _measured(variations, shares, records)
+    measured = _measured(variations, shares, records)
     hours = []
-    for place, (rate, count) in rates.items():
+    for place, (seconds, count) in measured.items():
         same = [share for share in shares if _place(share) == place and share.todo]
-        basis = (
-            f"measured: {count} finished clips of the same model and size ran at {rate / _TERA:.3g} TFLOPS"
-        )
-        hours += _hours(same, basis, rate)
-    rest = [share for share in shares if _place(share) not in rates and share.todo]
-    if tflops:
-        hours += _hours(rest, f"assumed: {tflops:g} TFLOPS, and no time but the denoiser's", tflops * _TERA)
-    return Estimate(tuple(shares), tuple(hours), 0 if tflops else sum(share.todo for share in rest))
+        basis = f"measured: {count} finished clips of the same model and size took {seconds:.3g} s a pass"
+        hours += _hours(same, basis, seconds)
+    rest = [share for share in shares if _place(share) not in measured and share.todo]
+    if seconds_per_pass:
+        basis = f"assumed: {seconds_per_pass:g} s a pass, and no time but the denoiser's"
+        hours += _hours(rest, basis, seconds_per_pass)
+    unknown = 0 if seconds_per_pass else sum(share.todo for share in rest)
+    return Estimate(tuple(shares), tuple(hours), unknown)
 
 
 def describe(found: Estimate) -> Iterator[str]:
@@ -95,28 +93,23 @@ def describe(found: Estimate) -> Iterator[str]:
     for share in found.shares:
         total.update(clips=share.clips, done=share.done, failed=share.failed, todo=share.todo)
     yield f"{total['clips']} clips: {total['done']} done, {total['failed']} failed, {total['todo']} to do"
-    rows = [("model", "method", "frames x height x width", "steps", "to do", "passes", "PFLOPs")]
+    rows = [("model", "method", "frames x height x width", "steps", "to do", "passes")]
     for share in found.shares:
         size = f"{share.frames} x {share.height} x {share.width}"
-        passes, work = (_times(pair, share.todo) for pair in (share.passes, share.flops))
         rows.append(
-            (
-                share.model,
-                share.method,
-                size,
-                str(share.steps),
-                str(share.todo),
-                _span(passes, 1),
-                _span(work, _PETA),
-            )
+            (share.model, share.method, size, str(share.steps), str(share.todo), _span(_all_passes([share])))
         )
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
         yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+    for share in found.shares:
+        if share.idle:
+            yield f"warning: {share.method} on {share.model}: {share.idle}"
     for part in found.hours:
-        yield f"about {_span(part.hours, 1)} GPU hours (of one worker) for {part.clips} clips; {part.basis}"
+        yield f"about {_span(part.hours)} GPU hours (of one worker) for {part.clips} clips; {part.basis}"
     if found.unknown:
-        yield f"no estimate for {found.unknown} clips: none is finished yet; --tflops X assumes a rate"
+        why = "none is finished yet; --seconds-per-pass X assumes a time"
+        yield f"no estimate for {found.unknown} clips: {why}"
 
 
 def _share(variation: Variation, records: Sequence[Record], retry_failed: bool) -> Share:
@@ -136,7 +129,7 @@ def _share(variation: Variation, records: Sequence[Record], retry_failed: bool) 
         failed=states["failed"],
         todo=left,
         passes=counted.passes,
-        flops=counted.flops,
+        idle=counted.idle,
     )
 
 
@@ -151,38 +144,40 @@ def _belongs(one: Record, variation: Variation) -> bool:
 
 
 def _place(share: Share) -> tuple[Any, ...]:
-    """Clips of one place go at one rate."""
+    """In clips of one place a pass takes one time."""
     return share.model, share.frames, share.height, share.width
 
 
 def _measured(
     variations: Sequence[Variation], shares: Sequence[Share], records: Sequence[Record]
 ) -> dict[tuple[Any, ...], tuple[float, int]]:
-    """Counted FLOPs a second, and of how many finished clips."""
-    work: dict[tuple[Any, ...], list[tuple[float, float]]] = defaultdict(list)
+    """Seconds of a pass, and in how many finished clips."""
+    taken: dict[tuple[Any, ...], list[tuple[float, float]]] = defaultdict(list)
     for variation, share in zip(variations, shares, strict=True):
-        flops = sum(share.flops) / 2
+        passes = sum(share.passes) / 2
         times = [one.seconds for one in records if _belongs(one, variation) and one.seconds]
-        work[_place(share)] += [(flops, seconds) for seconds in times]
+        taken[_place(share)] += [(seconds, passes) for seconds in times]
     return {
-        place: (sum(flops for flops, _ in pairs) / sum(seconds for _, seconds in pairs), len(pairs))
-        for place, pairs in work.items()
+        place: (sum(seconds for seconds, _ in pairs) / sum(passes for _, passes in pairs), len(pairs))
+        for place, pairs in taken.items()
         if pairs
     }
 
 
-def _hours(shares: Sequence[Share], basis: str, rate: float) -> list[Hours]:
-    """One entry, or none where nothing is to do. rate: FLOPs a second."""
+def _hours(shares: Sequence[Share], basis: str, seconds_per_pass: float) -> list[Hours]:
+    """One entry, or none where nothing is to do."""
     if not shares:
         return []
-    seconds = [sum(share.todo * share.flops[end] for share in shares) / rate for end in (0, 1)]
-    return [Hours(basis, sum(share.todo for share in shares), (seconds[0] / 3600, seconds[1] / 3600))]
+    least, most = (passes * seconds_per_pass / 3600 for passes in _all_passes(shares))
+    return [Hours(basis, sum(share.todo for share in shares), (least, most))]
 
 
-def _times(pair: tuple[float, float], count: int) -> tuple[float, float]:
-    return pair[0] * count, pair[1] * count
+def _all_passes(shares: Sequence[Share]) -> tuple[float, float]:
+    """Of all clips to do, fewest and most."""
+    fewest, most = (sum(share.todo * share.passes[end] for share in shares) for end in (0, 1))
+    return fewest, most
 
 
-def _span(pair: tuple[float, float], unit: float) -> str:
-    least, most = (f"{value / unit:.3g}" if value / unit < 1000 else f"{value / unit:,.0f}" for value in pair)
+def _span(pair: tuple[float, float]) -> str:
+    least, most = (f"{value:.3g}" if value < 1000 else f"{value:,.0f}" for value in pair)
     return least if least == most else f"{least} to {most}"

@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from oseg_video import console
+from oseg_video.jobs.counted import count_job
 from oseg_video.jobs.loading.hub import HubError
 from oseg_video.sweep.engines.base import Engine
 from oseg_video.sweep.engines.cluster import RayActors
@@ -15,7 +17,7 @@ from oseg_video.sweep.estimate import Estimate, estimate
 from oseg_video.sweep.recipe import SweepRecipe
 from oseg_video.sweep.records import Record
 from oseg_video.sweep.run import Summary, run_sweep, survey
-from oseg_video.sweep.store import Store, open_store
+from oseg_video.sweep.stores import Store, open_store
 from oseg_video.sweep.table import SweepError, Variation, build_table, plan_variations
 
 
@@ -28,7 +30,6 @@ def sweep(
     workers: int | None = None,
     gpus: int = 1,
     retry_failed: bool = False,
-    quiet: bool = True,
     on_record: Callable[[Record], None] | None = None,
 ) -> Summary:
     """Make the clips of a recipe that are not there yet.
@@ -53,8 +54,11 @@ def sweep(
             if engine.size * gpus > 1:
                 _require_free_gpus(variations)
             items = build_table(variations)
+        for variation in variations:
+            if idle := count_job(variation.job).idle:
+                console.logger.warning(f"warning: {variation.method} on {variation.model}: {idle}")
         stack.pop_all()  # from here on run_sweep closes both
-        return run_sweep(items, store, engine, retry_failed=retry_failed, quiet=quiet, on_record=on_record)
+        return run_sweep(items, store, engine, retry_failed=retry_failed, on_record=on_record)
 
 
 def dry_run(
@@ -62,9 +66,8 @@ def dry_run(
     out: str | None = None,
     *,
     cluster: bool = False,
-    tflops: float | None = None,
+    seconds_per_pass: float | None = None,
     retry_failed: bool = False,
-    quiet: bool = True,
 ) -> Estimate:
     """What `sweep` would do, without doing it. Raises OsegVideoError.
 
@@ -79,8 +82,8 @@ def dry_run(
         pass
     else:
         with contextlib.closing(open_store(_place(recipe, out))) as store:
-            records, _ = survey(items, store, quiet=quiet)
-    return estimate(variations, records, tflops=tflops, retry_failed=retry_failed)
+            records, _ = survey(items, store)
+    return estimate(variations, records, seconds_per_pass=seconds_per_pass, retry_failed=retry_failed)
 
 
 def _place(recipe: SweepRecipe, out: str | None) -> str:

@@ -15,32 +15,37 @@ method, `settings`, the model's settings, the method's. More keys: `oseg_video.c
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-from oseg_video.config import GUIDANCE_NAMES, ConfigError, known_or_nearest, read_setting
+from oseg_video.config import ConfigError, read_setting
 from oseg_video.config.prompts import read_prompts, read_vbench_prompts
 from oseg_video.config.recipes import load_yaml, settings_of
+from oseg_video.guidance.methods import METHODS
+from oseg_video.settings.suggest import known_or_nearest
 from oseg_video.types import SettingError
 
 _KEYS = ("about", "prompts", "seeds", "methods", "models", "settings", "out")
-OF_COMPARE = ("metrics", "baseline", "published")
+OF_COMPARE = ("metrics", "baseline", "reported")
 """Keys that only `oseg-video compare` reads, so that one file serves both."""
 # What the axes of the table set.
 _AXES = ("prompts", "image", "seeds", "out")
-_MOST_SEEDS = 1_000_000
-_PICTURES = {".png", ".jpg", ".jpeg", ".webp"}
+_MOST_CLIPS = 100_000
+_IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Subject:
-    """What a clip shows: a prompt, a picture to start from, or both."""
+    """What a clip shows: a prompt, an image to start from, or both."""
 
     prompt: str | None = None
     image: str | None = None
-    """Path of the picture."""
+    """Path of the image."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,6 +67,36 @@ class SweepRecipe:
         for name in ("subjects", "seeds", "methods", "models"):
             if not getattr(self, name):
                 raise SettingError(f"a sweep needs {name}, got none")
+        counts = [len(axis) for axis in (self.subjects, self.seeds, self.methods, self.models)]
+        if math.prod(counts) > _MOST_CLIPS:
+            prompts, seeds, methods, models = counts
+            raise SettingError(
+                f"a sweep has at most {_MOST_CLIPS} clips, got {prompts} prompts x {seeds} seeds x {methods} "
+                f"methods x {models} models"
+            )
+
+    def changed(
+        self,
+        *,
+        settings: Mapping[str, Any] = MappingProxyType({}),
+        methods: Mapping[str, Mapping[str, Any]] | None = None,
+        models: Mapping[str, Mapping[str, Any]] | None = None,
+        limit: int | None = None,
+        **axes: Any,
+    ) -> SweepRecipe:
+        """The recipe with other axes, and with `settings` that win over all of its own.
+
+        Methods and models that it has under the same name keep their settings. limit: of the subjects only
+        the first so many.
+        """
+        chosen = {name: self.methods.get(name, own) for name, own in (methods or self.methods).items()}
+        changed = dataclasses.replace(
+            self,
+            methods={name: {**own, **settings} for name, own in chosen.items()},
+            models={name: self.models.get(name, own) for name, own in (models or self.models).items()},
+            **axes,
+        )
+        return dataclasses.replace(changed, subjects=changed.subjects[:limit])
 
 
 def read_sweep(path: Path) -> SweepRecipe:
@@ -74,6 +109,10 @@ def sweep_of(content: Mapping[Any, Any], path: Path) -> SweepRecipe:
     """The sweep of what a YAML file says. Raises as `read_sweep` does."""
     known = (*_KEYS, *OF_COMPARE)
     for key in content:
+        if key == "published":
+            raise ConfigError(
+                f"{path.name}: published is called reported now, and its figures are its values"
+            )
         if key not in known:
             raise ConfigError(f"{path.name}: unknown key {key!r}; {known_or_nearest(str(key), known)}")
     for key in ("prompts", "methods"):
@@ -101,7 +140,7 @@ def _subjects(value: Any, path: Path) -> tuple[Subject, ...]:
     if isinstance(value, dict) and len(value) == 1 and isinstance(value.get("file"), str):
         return tuple(Subject(prompt=line) for line in read_prompts(path.parent / value["file"]))
     if isinstance(value, dict) and len(value) == 1 and isinstance(value.get("images"), str):
-        return _pictures(path.parent / value["images"])
+        return _images(path.parent / value["images"])
     if (
         isinstance(value, dict)
         and {*value} <= {"vbench", "dimensions"}
@@ -132,13 +171,13 @@ def _subject(entry: Any, path: Path) -> Subject:
     return Subject(prompt=entry.get("prompt"), image=None if image is None else str(path.parent / image))
 
 
-def _pictures(folder: Path) -> tuple[Subject, ...]:
+def _images(folder: Path) -> tuple[Subject, ...]:
     try:
-        files = sorted(file for file in folder.iterdir() if file.suffix.lower() in _PICTURES)
+        files = sorted(file for file in folder.iterdir() if file.suffix.lower() in _IMAGE_SUFFIXES)
     except OSError as error:
         raise ConfigError(f"cannot read {folder}: {error.strerror}") from None
     if not files:
-        raise ConfigError(f"{folder} has no pictures ({', '.join(sorted(_PICTURES))})")
+        raise ConfigError(f"{folder} has no images ({', '.join(sorted(_IMAGE_SUFFIXES))})")
     return tuple(Subject(image=str(file)) for file in files)
 
 
@@ -146,9 +185,9 @@ def _seeds(value: Any) -> tuple[int, ...]:
     if isinstance(value, dict):
         first, count = value.get("first", 0), value.get("count", 0)
         whole = type(first) is int and type(count) is int
-        if not {*value} <= {"first", "count"} or not whole or not 1 <= count <= _MOST_SEEDS:
+        if not {*value} <= {"first", "count"} or not whole or not 1 <= count <= _MOST_CLIPS:
             raise SettingError(
-                f"seeds must be a list, or first and count (up to {_MOST_SEEDS}), got {value!r}"
+                f"seeds must be a list, or first and count (up to {_MOST_CLIPS}), got {value!r}"
             )
         value = list(range(first, first + count))
     return tuple(read_setting("seeds", value))
@@ -170,8 +209,8 @@ def _named(
 
 def _method_settings(name: str, settings: Any, path: Path) -> dict[str, Any]:
     given = _settings(settings, path, (*_AXES, "model"), f"methods: {name}")
-    if "guidance" not in given and name not in GUIDANCE_NAMES:
-        raise SettingError(f"unknown method {name!r}; {known_or_nearest(name, GUIDANCE_NAMES)}")
+    if "guidance" not in given and name not in METHODS:
+        raise SettingError(f"unknown method {name!r}; {known_or_nearest(name, METHODS)}")
     return {"guidance": name, **given}
 
 

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tqdm import tqdm
-
+from oseg_video import console
 from oseg_video.sweep.engines.base import Engine
 from oseg_video.sweep.records import Record, now, record
-from oseg_video.sweep.store import Stat, Store
+from oseg_video.sweep.stores import Stat, Store
 from oseg_video.sweep.table import SweepError, SweepItem
 from oseg_video.sweep.validity import is_whole, item_stat, names_of
 from oseg_video.sweep.worker import Outcome, Task
@@ -40,9 +38,7 @@ class Summary:
     """How every item stands, in the order of the table."""
 
 
-def survey(
-    items: Sequence[SweepItem], store: Store, *, quiet: bool = True
-) -> tuple[list[Record], list[Record]]:
+def survey(items: Sequence[SweepItem], store: Store) -> tuple[list[Record], list[Record]]:
     """How the items stand, by the index and by a look at the clips: a record of each, and those of them that
     are news to the index.
 
@@ -50,8 +46,8 @@ def survey(
     """
     known = {one.item: one for one in store.read_records()}
     listing = store.listing()
-    bar = tqdm(items, desc="checking", unit="clip", disable=quiet, file=sys.stderr, leave=False)
-    records = [_standing(item, known.get(item.key), listing, store) for item in bar]
+    looked_at = console.bar(items, "checking")
+    records = [_standing(item, known.get(item.key), listing, store) for item in looked_at]
     return records, [one for one in records if one is not known.get(one.item)]
 
 
@@ -61,7 +57,6 @@ def run_sweep(
     engine: Engine,
     *,
     retry_failed: bool = False,
-    quiet: bool = True,
     on_record: Callable[[Record], None] | None = None,
 ) -> Summary:
     """Make every item that is neither there nor in the work of another run; wait for those.
@@ -73,9 +68,8 @@ def run_sweep(
     run = _Run(store, engine)
     made = failed = 0
     try:
-        todo = run.prepare(items, retry_failed=retry_failed, quiet=quiet)
-        hidden = quiet or not todo
-        with tqdm(total=len(todo), desc="sweep", unit="clip", disable=hidden, file=sys.stderr) as bar:
+        todo = run.prepare(items, retry_failed=retry_failed)
+        with console.bar(None, "sweep", total=len(todo)) as bar:
             for settled, ours in run.settle(todo):
                 made += ours and settled.state == "done"
                 failed += settled.state == "failed"
@@ -104,10 +98,10 @@ class _Run:
         self._offloaded: set[tuple[Any, ...]] = set()
         """Models and sizes that ran out of memory."""
 
-    def prepare(self, items: Sequence[SweepItem], *, retry_failed: bool, quiet: bool) -> deque[SweepItem]:
+    def prepare(self, items: Sequence[SweepItem], *, retry_failed: bool) -> deque[SweepItem]:
         """Bring the index up to date; the items that are to be made."""
         self._store.discard_unfinished()
-        records, news = survey(items, self._store, quiet=quiet)
+        records, news = survey(items, self._store)
         self._records = {one.item: one for one in records}
         if news:
             self._store.add_records(news)

@@ -8,10 +8,10 @@ from typing import Any
 
 from PIL import Image
 
-from oseg_video.jobs.manifest import read_manifest
-from oseg_video.jobs.outputs import manifest_path
+from oseg_video.config import job_to_plain
+from oseg_video.config.manifest import Manifest, manifest_path, read_manifest
 from oseg_video.media import read_clip
-from oseg_video.sweep.store import Stat, Store
+from oseg_video.sweep.stores import Stat, Store
 from oseg_video.sweep.table import SweepItem, item_key
 
 _GIF_TRAILER = b";"
@@ -38,7 +38,7 @@ def is_whole(store: Store, item: SweepItem) -> bool:
         try:
             manifest = read_manifest(folder / names[1])
             return manifest_key(manifest, item.format) == item.key and _holds(
-                folder / names[0], manifest["clip"], item.format
+                folder / names[0], manifest.clip, item.format
             )
         except Exception:  # readers of damaged files raise errors of many types
             return False
@@ -49,19 +49,20 @@ def names_of(clip: str) -> tuple[str, str]:
     return clip, manifest_path(Path(clip)).name
 
 
-def manifest_key(manifest: Mapping[str, Any], format: str) -> str:
+def manifest_key(manifest: Manifest, format: str) -> str:
     """Key of the item that a clip of this manifest is."""
-    model, image = manifest["model"], manifest.get("image") or {}
-    return item_key(manifest["job"], format, model.get("commit") or model.get("sha256"), image.get("sha256"))
+    model, image = manifest.model, manifest.image or {}
+    settings = job_to_plain(manifest.read_job(), defaults=False)
+    return item_key(settings, format, str(model.get("commit") or model.get("sha256")), image.get("sha256"))
 
 
 def _holds(path: Path, clip: Mapping[str, Any], format: str) -> bool:
     """Whether a file or folder holds the frames of a manifest's clip. Raises what reading it raises."""
     height, width = clip["height"], clip["width"]
     if format == "picture":
-        with Image.open(path) as picture:
-            picture.load()
-            return picture.size == (width, height)
+        with Image.open(path) as image:
+            image.load()
+            return image.size == (width, height)
     frames = read_clip(path).frames
     if format == "gif":  # it shows equal neighbouring frames as one, so only its last byte says that it ends
         complete = len(frames) <= clip["frames"] and path.read_bytes().endswith(_GIF_TRAILER)

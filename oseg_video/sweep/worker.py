@@ -12,18 +12,18 @@ import torch
 import torch.distributed as dist
 
 from oseg_video.config import GenerateJob
+from oseg_video.console import quietly
 from oseg_video.jobs.generate import check_job
 from oseg_video.jobs.image import load_picture
 from oseg_video.jobs.loading.memory import NotEnoughMemoryError
 from oseg_video.jobs.loading.pipeline import resolve_device
 from oseg_video.jobs.model import LoadedModel
 from oseg_video.jobs.outputs import ClipPlan
-from oseg_video.jobs.progress import Progress
 from oseg_video.jobs.ranks import AUTO, Ranks, degrees_for, make_mesh
 from oseg_video.parallel.degrees import Degrees
 from oseg_video.parallel.group import ParallelError
 from oseg_video.parallel.mesh import ONE_RANK, Mesh
-from oseg_video.sweep.store import Store
+from oseg_video.sweep.stores import Store
 from oseg_video.sweep.table import SweepError, SweepItem
 from oseg_video.sweep.validity import item_stat, manifest_key, names_of
 from oseg_video.types import OsegVideoError
@@ -63,7 +63,7 @@ class Worker:
         self._device = device
         self._ranks = ranks
         self._degrees: dict[tuple[GenerateJob, bool], Degrees] = {}
-        """How the ranks divide a job, without what it shows but whether it starts from a picture."""
+        """How the ranks divide a job, without what it shows but whether it starts from an image."""
         self._meshes: dict[Degrees, Mesh] = {}
         self._mesh = ONE_RANK
         self._model: LoadedModel | None = None
@@ -76,7 +76,8 @@ class Worker:
         """
         job = self._placed(task)
         try:
-            return Outcome(task.item.key, "done", self._make(task.item, job))
+            with quietly():
+                return Outcome(task.item.key, "done", self._make(task.item, job))
         except NotEnoughMemoryError as error:
             on_gpu = resolve_device(job.device).type == "cuda"
             outcome = Outcome(task.item.key, "out of memory" if on_gpu else "failed", {"reason": str(error)})
@@ -89,15 +90,13 @@ class Worker:
         return outcome
 
     def _make(self, item: SweepItem, job: GenerateJob) -> dict[str, Any]:
-        notes = _Notes()
         model = self._loaded(job)
-        model.note_long_prompts(job, notes)
-        picture = load_picture(Path(job.image), job.height, job.width) if job.image else None
+        start = load_picture(Path(job.image), job.height, job.width) if job.image else None
         with self._store.workspace(item.key) as folder:
             plan = ClipPlan(item.prompt, item.seed, folder / item.file, item.format)
-            result = model.make_clip(job, plan, picture, Progress(quiet=True))
+            result = model.make_clip(job, plan, start)
             if manifest_key(result.manifest, item.format) != item.key:
-                raise SweepError("model or picture changed while the sweep ran")
+                raise SweepError("model or image changed while the sweep ran")
             if self._ranks.rank == 0:
                 self._store.publish(item.key, plan.path)
         stat = item_stat(item.file, self._store.listing(names_of(item.file)))
@@ -106,7 +105,7 @@ class Worker:
             "seconds_per_step": result.seconds_per_step,
             "size": stat.size if stat else None,
             "modified": stat.modified if stat else None,
-            "notes": tuple(notes.lines),
+            "notes": tuple(model.cut_prompts(job)),
         }
 
     def _placed(self, task: Task) -> GenerateJob:
@@ -118,7 +117,7 @@ class Worker:
         mesh = self._divided(job)
         if self._model is None or mesh is not self._mesh or not self._model.serves(job):
             self._unload()  # first, so that two models need not fit at once
-            self._model = LoadedModel(check_job(job), job, Progress(quiet=True), mesh=mesh)
+            self._model = LoadedModel(check_job(job), job, mesh=mesh)
             self._mesh = mesh
         return self._model
 
@@ -146,10 +145,11 @@ class Worker:
 
 def _cuda_is_dead(device: str) -> bool:
     """Whether an error has broken this process's CUDA for good: after some, every later call fails."""
-    if device == "cpu" or not torch.cuda.is_initialized():
+    cuda: Any = torch.cuda  # its types are incomplete
+    if device == "cpu" or not cuda.is_initialized():
         return False
     try:
-        torch.cuda.synchronize(None if device == "auto" else device)
+        cuda.synchronize(None if device == "auto" else device)
     except RuntimeError:
         return True
     return False
@@ -162,14 +162,3 @@ def _reason(error: Exception) -> str:
     # After the first line of a CUDA error comes advice on how to find it.
     text = str(error).split("\n")[0] if "CUDA error" in str(error) else str(error)
     return f"{type(error).__name__}: {' '.join(text.split())}"
-
-
-class _Notes(Progress):
-    """Keeps what would be said."""
-
-    def __init__(self) -> None:
-        super().__init__(quiet=True)
-        self.lines: list[str] = []
-
-    def note(self, text: str) -> None:
-        self.lines.append(text)

@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-import importlib
-import json
-from pathlib import Path
 from typing import Any
 
 import diffusers
 import pytest
 import torch
+from flops import StepCost, run_step, step_cost
 from torch import nn
 
-from oseg_video.adapters import ClipSize, adapter_for_class, all_adapters
+from oseg_video.adapters import ClipSize, adapter_for_class
 from oseg_video.engine.branches import BranchRunner
 from oseg_video.guidance.methods import CFG, OSEG, Guidance
 from oseg_video.guidance.plan import Branch, Step
-from oseg_video.jobs.cost import StepCost, run_step, step_cost
-from oseg_video.jobs.loading.meta import full_size_denoiser
 from oseg_video.parallel.degrees import Degrees
 from oseg_video.parallel.mesh import Mesh
 from oseg_video.parallel.shards import part_sizes
+from tests.distributed.ranks import Ranks
 
-from .ranks import Ranks
-
-ROOT = Path(__file__).parents[2]
 LAYERS, HEADS, HEAD_DIM = 3, 4, 8
 CHANNELS = HEADS * HEAD_DIM
 FLOAT = 4
@@ -210,22 +204,3 @@ def test_four_real_ranks_send_what_is_counted(four_ranks: Ranks, degrees: str) -
         assert (
             sent[first_of_its_sequence] == cost("WanPipeline", degrees, OSEG_BRANCHES, 5, UNEVEN, rank).sent
         )
-
-
-def test_the_readme_has_the_figures_of_the_benchmark_and_the_benchmark_those_of_the_code(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.syspath_prepend(ROOT / "scripts")
-    bench = importlib.import_module("bench_parallel")
-    counted = json.loads((ROOT / "scripts" / "bench_parallel.json").read_text())["counted"]
-    tables = bench.counted_tables(counted)
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert tables and all(one in readme for one in tables)
-    rows = {(row["family"], row["method"]): row for row in counted["rows"]}
-    families = dict.fromkeys(family for family, _ in rows)
-    assert families.keys() <= {adapter.family for adapter in all_adapters() if adapter.sequence_parallel}
-    assert list(rows) == [(family, method) for family in families for method in bench.METHODS]
-    wan = adapter_for_class("WanPipeline")
-    again = bench.count_recipe(wan, full_size_denoiser(wan).bfloat16(), "cfg", ranks=[2])
-    row = rows["wan", "cfg"]
-    assert again == {**row, "layouts": {text: row["layouts"][text] for text in again["layouts"]}}

@@ -109,14 +109,14 @@ def reference_methods(
     per_frame = off_key_mean_per_frame(grid, 0.75)
     return {
         "cfg": (CFG(guidance_scale=guidance_scale), None),
-        "stg": (STG(stg_scale=WEIGHT, **shared), "skip"),
-        "stg-values": (STG(stg_scale=WEIGHT, mode="attention_values", **shared), "values"),
-        "stg-input": (STG(stg_scale=WEIGHT, mode="attention_skip", **shared), "input"),
-        "pag": (PAG(pag_scale=WEIGHT, **shared), "values"),
-        "seg": (SEG(seg_scale=WEIGHT, **shared), mean_everywhere),
+        "stg": (STG(scale=WEIGHT, **shared), "skip"),
+        "stg-values": (STG(scale=WEIGHT, mode="attention_values", **shared), "values"),
+        "stg-input": (STG(scale=WEIGHT, mode="attention_skip", **shared), "input"),
+        "pag": (PAG(scale=WEIGHT, **shared), "values"),
+        "seg": (SEG(scale=WEIGHT, **shared), mean_everywhere),
         "oseg": (OSEG(**weighted), per_frame),
         "oseg-blur": (
-            OSEG(oseg_scale=WEIGHT, blur_sigma=BLUR, **shared),
+            OSEG(scale=WEIGHT, blur_sigma=BLUR, **shared),
             off_key_blurred(grid, BLUR),
         ),
         "oseg-plain-uncond": (OSEG(perturb_unconditional=False, **weighted), per_frame),

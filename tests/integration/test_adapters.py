@@ -193,16 +193,14 @@ def test_the_guided_prediction_is_that_of_a_slow_float64_reference(
     oseg = {"blur_sigma": (0.0, math.inf), "mix": 0.75}
     guidance, change = {
         "cfg": (CFG(guidance_scale=scale), None),
-        "stg": (STG(guidance_scale=scale, stg_scale=weight, blocks=(BLOCK,)), "skip"),
-        "seg": (SEG(guidance_scale=scale, seg_scale=weight, blocks=(BLOCK,)), slow.mean_everywhere),
+        "stg": (STG(guidance_scale=scale, scale=weight, blocks=(BLOCK,)), "skip"),
+        "seg": (SEG(guidance_scale=scale, scale=weight, blocks=(BLOCK,)), slow.mean_everywhere),
         "oseg": (
-            OSEG(guidance_scale=scale, oseg_scale=weight, blocks=(BLOCK,), **oseg),
+            OSEG(guidance_scale=scale, scale=weight, blocks=(BLOCK,), **oseg),
             slow.off_key_mean_per_frame(case.grid, 0.75),
         ),
         "oseg-plain-uncond": (
-            OSEG(
-                guidance_scale=scale, oseg_scale=weight, blocks=(BLOCK,), perturb_unconditional=False, **oseg
-            ),
+            OSEG(guidance_scale=scale, scale=weight, blocks=(BLOCK,), perturb_unconditional=False, **oseg),
             slow.off_key_mean_per_frame(case.grid, 0.75),
         ),
     }[method]

@@ -22,8 +22,6 @@ def test_branches_rule_and_passes_are_named(capsys: pytest.CaptureFixture[str]) 
     assert "conditional, hidden states passed on unchanged in block 3 (transformer_blocks.3)" in text
     # Three of six blocks run again: 2.5 passes instead of CFG's 2.
     assert "2.50 passes a step" in text and "50.0 passes (CFG: 40)" in text
-    cost = float(re.search(r"([\d.]+) x the FLOPs of CFG", text)[1])
-    assert 1.1 < cost < 1.25
 
 
 def test_an_interval_shows_its_steps(capsys: pytest.CaptureFixture[str]) -> None:

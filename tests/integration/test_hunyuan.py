@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from diffusers import ClassifierFreeGuidance, PerturbedAttentionGuidance
+from flops import step_cost
 from torch import Tensor, nn
 from torch.testing import assert_close
 
@@ -21,7 +22,6 @@ from oseg_video.adapters.base import ClipSize
 from oseg_video.engine.branches import BranchRunner
 from oseg_video.guidance.perturbations import SkipBlock
 from oseg_video.guidance.plan import Branch, Perturbation
-from oseg_video.jobs.cost import step_cost
 from tests.integration import slow
 from tests.integration.checks import ACROSS_BATCHES, assert_off_key
 from tests.integration.families import CASES, HUNYUAN, HUNYUAN15, SCALE, STEPS, Case, plain_scale, quiet
@@ -123,7 +123,7 @@ def attention_of_blocks(transformer: Any, monkeypatch: pytest.MonkeyPatch) -> It
 def test_a_distilled_model_is_guided_within_its_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
     """`C + lambda (C - C~)`, the embedded scale being an input of both passes."""
     pipe = built(DISTILLED)
-    guidance = OSEG(oseg_scale=1.5, blocks=("dual:1", "single:1"), blur_sigma=math.inf)
+    guidance = OSEG(scale=1.5, blocks=("dual:1", "single:1"), blur_sigma=math.inf)
     changes: dict[int, Change] = dict.fromkeys((1, 3), off_key_mean)
     guided_predictions = []
     for embedded in (6.0, 1.0):
@@ -344,12 +344,12 @@ def test_the_guided_prediction_is_that_of_a_slow_float64_reference(
     oseg = {"oseg_scale": 1.5, "blur_sigma": (0.0, math.inf), "mix": 0.75}
     guidance, change = {
         "cfg": (CFG(guidance_scale=3.0), None),
-        "stg": (STG(stg_scale=1.5, **common), "skip"),
-        "stg-attention-skip": (STG(stg_scale=1.5, mode="attention_skip", **common), "input"),
-        "pag": (PAG(pag_scale=1.5, **common), "values"),
-        "seg": (SEG(seg_scale=1.5, **common), slow.mean_everywhere),
+        "stg": (STG(scale=1.5, **common), "skip"),
+        "stg-attention-skip": (STG(scale=1.5, mode="attention_skip", **common), "input"),
+        "pag": (PAG(scale=1.5, **common), "values"),
+        "seg": (SEG(scale=1.5, **common), slow.mean_everywhere),
         "seg-blur": (
-            SEG(seg_scale=1.5, blur_sigma=(0.0, 1.0), **common),
+            SEG(scale=1.5, blur_sigma=(0.0, 1.0), **common),
             blurred_in_each_frame(case.grid),
         ),
         "oseg": (OSEG(**oseg, **common), slow.off_key_mean_per_frame(case.grid, 0.75)),
@@ -458,28 +458,25 @@ def test_the_guider_decides_about_the_second_call() -> None:
     ({"use_original_formulation": True}, {"start": 0.4}, {"guidance_rescale": 0.5}, {"enabled": False}),
     ids=lambda settings: next(iter(settings)),
 )
-def test_cfg_is_what_the_guider_does(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    def fresh() -> Any:
-        # A guider remembers the last step of a run, and goes by it when the next begins.
-        pipe = built(HUNYUAN15)
-        pipe.guider = ClassifierFreeGuidance(guidance_scale=3.0, **settings)
-        return pipe
+def test_cfg_is_what_the_guider_does(settings: dict[str, Any]) -> None:
+    pipe = built(HUNYUAN15)
 
-    def run(pipe: Any) -> Tensor:
+    def run() -> Tensor:
         return Case.run(HUNYUAN15, pipe)  # leaves the guider as it is
 
-    stock = run(fresh())
-    pipe = fresh()
+    # A guider remembers the last step of a run, and goes by it when the next begins.
+    pipe.guider = ClassifierFreeGuidance(guidance_scale=3.0, **settings)
+    stock = run()
+    pipe.guider = ClassifierFreeGuidance(guidance_scale=3.0, **settings)
     with guided(pipe, CFG()):
-        assert torch.equal(run(pipe), stock)
+        assert torch.equal(run(), stock)
 
 
 def test_the_original_formulation_counts_from_one() -> None:
-    runs = []
+    pipe, runs = built(HUNYUAN15), []
     for scale, settings in ((3.0, {"use_original_formulation": True}), (4.0, {})):
-        pipe = built(HUNYUAN15)
         pipe.guider = ClassifierFreeGuidance(guidance_scale=scale, **settings)
-        with guided(pipe, OSEG(blocks=(1,), oseg_scale=0.7)):
+        with guided(pipe, OSEG(blocks=(1,), scale=0.7)):
             runs.append(Case.run(HUNYUAN15, pipe))
     assert torch.equal(*runs)
 

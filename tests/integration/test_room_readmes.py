@@ -1,53 +1,92 @@
-"""The Python of the READMEs of engine, adapters and parallel runs as it stands there."""
+"""What the READMEs of sweeps and comparisons show works as it stands there, with the shipped model."""
 
 from __future__ import annotations
 
+import json
 import re
-import subprocess
-import sys
+import shlex
 from pathlib import Path
 
 import pytest
+import torch
+import yaml
 
-ROOMS = Path(__file__).parents[2] / "oseg_video"
+from oseg_video.cli import main, parse
+from oseg_video.compare.recipe import read_comparison
+from oseg_video.config import find_recipe
+from oseg_video.embedded.classifier import load_classifier
+from oseg_video.embedded.dataset import parse_caption
+from oseg_video.media import read_clip
+from oseg_video.sweep.recipe import read_sweep
+
+PACKAGE = Path(__file__).parents[2] / "oseg_video"
 
 
-def samples(room: str) -> list[str]:
-    return re.findall(r"```python\n(.*?)```", (ROOMS / room / "README.md").read_text("utf-8"), re.DOTALL)
+def blocks(room: str, language: str) -> list[str]:
+    """The code blocks of a room's README, in order."""
+    text = (PACKAGE / room / "README.md").read_text(encoding="utf-8")
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
 
 
-def printed(script: str, folder: Path) -> str:
-    """A process of its own: a sample may register a family."""
-    done = subprocess.run([sys.executable, "-c", script], cwd=folder, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+def commands(block: str) -> list[list[str]]:
+    """The arguments of `oseg-video` of every line."""
+    lines = block.replace("\\\n", " ").splitlines()
+    return [shlex.split(line, comments=True)[1:] for line in lines]
 
 
-def test_the_engine_shows_its_passes(tmp_path: Path) -> None:
-    (sample,) = samples("engine")
-    output = printed(sample, tmp_path)
-    shown = (
-        (ROOMS / "engine" / "README.md").read_text("utf-8").split("```\n\n    0 1.0\n")[1].split("    ...")[0]
+def test_the_comparisons_run_as_they_stand_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text, tables = blocks("compare", "bash")
+    by_flags, by_recipe, sheet = commands(text)
+    monkeypatch.chdir(tmp_path)
+    opened: list[str] = []
+    monkeypatch.setattr("webbrowser.open", lambda url: opened.append(url) or True)
+    assert main([*by_flags, "--steps", "2"]) == 0
+    assert "16 of 16 clips, 16 of them made now: outputs/comparison/index.html" in capsys.readouterr().out
+    assert opened == [(tmp_path / "outputs" / "comparison" / "index.html").as_uri()]
+    results = json.loads((tmp_path / "outputs" / "comparison" / "results.json").read_text())
+    assert list(results["results"]) == ["cfg", "stg", "seg", "oseg"]
+    assert all(one["interval"] for row in results["results"].values() for one in row)
+    assert {one["baseline"] for one in results["differences"]} == {"cfg"}
+    assert main(sheet) == 0 and (tmp_path / "sheet.pdf").read_bytes().startswith(b"%PDF")
+    assert main([*by_recipe, "--limit", "1", "--steps", "2"]) == 0
+    assert (tmp_path / "outputs" / "recipe" / "index.html").is_file()
+    for arguments in commands(tables):  # test_tables runs these recipes
+        assert find_recipe(parse(arguments).recipe, "tables").parent.name == "tables"
+
+
+def test_the_sweeps_make_their_clips_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (block,) = blocks("sweep", "bash")
+    dry, real, changed = commands(block)
+    monkeypatch.chdir(tmp_path)
+    assert main(dry) == 0
+    assert capsys.readouterr().out.startswith("8 clips: 0 done, 0 failed, 8 to do\n")
+    for made in (8, 0):
+        assert main(real) == 0
+        assert capsys.readouterr().out.startswith(
+            f"8 of 8 clips are in outputs/sweep-embedded, {made} of them"
+        )
+    clips = sorted((tmp_path / "outputs" / "sweep-embedded").glob("*.mp4"))
+    manifests = [json.loads(clip.with_suffix(".json").read_text()) for clip in clips]
+    judged = load_classifier().judge(torch.stack([read_clip(clip).frames for clip in clips]).float() / 255)
+    assert judged == [parse_caption(manifest["job"]["prompts"][0]) for manifest in manifests]
+    assert main([*changed, "--dry-run"]) == 0
+    assert capsys.readouterr().out.startswith("12 clips: 0 done")
+
+
+def test_the_recipes_can_be_read(tmp_path: Path) -> None:
+    (sweep,), (more,) = blocks("sweep", "yaml"), blocks("compare", "yaml")
+    path = tmp_path / "mine.yaml"
+    path.write_text(sweep)
+    recipe = read_sweep(path)
+    assert recipe.methods["strong"] == {"guidance": "oseg", "oseg_scale": 2.0} and len(recipe.subjects) == 2
+    path.write_text(sweep.replace("strong:", "oseg:") + more)
+    comparison = read_comparison(path, images=tmp_path)
+    assert comparison.baseline == "cfg" and comparison.metrics == (
+        "temporal_flickering",
+        "alignment:embedded",
     )
-    assert output.splitlines()[:4] == ["0 1.0", *(line[4:] for line in shown.splitlines())]
-    assert len(output.splitlines()) == 8
-
-
-def test_a_family_is_one_class(tmp_path: Path) -> None:
-    printed("\n".join(samples("adapters")), tmp_path)
-
-
-def test_ranks_from_python(tmp_path: Path) -> None:
-    one, counted = samples("parallel")
-    assert printed(one, tmp_path) == "{}\n"
-    shape, traffic = printed(counted, tmp_path).splitlines()
-    assert shape == "torch.Size([1, 6, 400, 128])"
-    assert traffic == f"Counter({{'all-to-all': {24 * 100 * 128 * 4 * 3 // 4}}})"
-
-
-@pytest.mark.parametrize("room", ("engine", "adapters", "parallel"))
-def test_files_that_are_named_exist(room: str) -> None:
-    text = (ROOMS / room / "README.md").read_text("utf-8").split("\n## What it works with")[0]
-    for name in re.findall(r"`((?:[a-z_0-9]+/)*[a-z_0-9]+\.py)`", text):
-        places = (ROOMS / room / name, ROOMS / name, ROOMS / room / "patching" / name, ROOMS.parent / name)
-        assert any(place.is_file() for place in places), name
+    assert comparison.reported and comparison.reported.values == yaml.safe_load(more)["reported"]["values"]

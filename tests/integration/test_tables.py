@@ -37,15 +37,15 @@ SLIDES = {
 
 
 def read(name, tmp_path, **options):
-    return read_comparison(TABLES / f"{name}.yaml", pictures=tmp_path / "pictures", **options)
+    return read_comparison(TABLES / f"{name}.yaml", images=tmp_path / "images", **options)
 
 
-def check_published(recipe):
-    """The figures of the slides, all of them, under names that exist."""
+def check_reported(recipe):
+    """The numbers of the slides, all of them, under names that exist."""
     sweep = recipe.sweep
     labels = [label(sweep, model, method) for model in sweep.models for method in sweep.methods]
     rows = {name: dict(zip(recipe.metrics, SLIDES[name], strict=True)) for name in labels}
-    assert recipe.published.figures == rows
+    assert recipe.reported.values == rows
     assert {*recipe.metrics} <= {*known_metrics()}
 
 
@@ -89,9 +89,9 @@ def vbench(data_home, tmp_path, monkeypatch):
 
 
 @pytest.mark.usefixtures("vbench", "repositories")
-def test_table_3_from_prompts_to_a_table_beside_the_published_one(tmp_path, painter):  # noqa: F811
+def test_table_3_from_prompts_to_a_table_beside_the_reported_one(tmp_path, painter):  # noqa: F811
     recipe = read("table3", tmp_path)
-    check_published(recipe)
+    check_reported(recipe)
     variations = plan_variations(recipe.sweep)
     assert sum(one.count for one in variations) == 600
     planned = planned_clips(variations)
@@ -101,7 +101,7 @@ def test_table_3_from_prompts_to_a_table_beside_the_published_one(tmp_path, pain
     small = {name: {**model, "height": 64, "width": 64} for name, model in recipe.sweep.models.items()}
     short = dataclasses.replace(recipe.sweep, subjects=recipe.sweep.subjects[:2], models=small)
     done = compare(
-        short, tmp_path / "out", recipe.metrics, baseline=recipe.baseline, published=recipe.published
+        short, tmp_path / "out", recipe.metrics, baseline=recipe.baseline, reported=recipe.reported
     )
     assert done.complete and done.summary.made == 12 == len(painter.painted)
     lines = done.table.splitlines()
@@ -109,9 +109,9 @@ def test_table_3_from_prompts_to_a_table_beside_the_published_one(tmp_path, pain
         f"| {model} {method}{suffix}"
         for model in ("mochi", "hunyuan")
         for method in ("cfg", "stg", "oseg")
-        for suffix in ("", ", published")
+        for suffix in ("", ", reported")
     ]
-    assert lines[13] == "| hunyuan oseg, published | - | 0.613 | 0.502 | 0.975 | 0.896 | 0.983 |"
+    assert lines[13] == "| hunyuan oseg, reported | - | 0.613 | 0.502 | 0.975 | 0.896 | 0.983 |"
     assert [line.split(" | ")[0] for line in lines if " minus " in line] == [
         f"| {model} {method} minus {model} cfg"
         for model in ("mochi", "hunyuan")
@@ -131,15 +131,15 @@ def test_table_4_starts_from_clips_of_ucf_101(tmp_path):
         write_clip(path.with_suffix(".mp4"), clip, 25, format="mp4")
         path.with_suffix(".mp4").rename(path)
     recipe = read("table4", tmp_path, real=tmp_path / "UCF-101", limit=10)
-    check_published(recipe)
+    check_reported(recipe)
     variations = plan_variations(recipe.sweep)
     assert sum(one.count for one in variations) == 30
-    figures = [name for name in recipe.metrics if name.startswith("vbench:")]
-    check_metrics(figures, planned_clips(variations), MetricOptions())
+    dimensions = [name for name in recipe.metrics if name.startswith("vbench:")]
+    check_metrics(dimensions, planned_clips(variations), MetricOptions())
 
 
 def test_the_toy_tables_shortened(tmp_path):
-    for name, figures in (("table3", 6), ("table4", 4)):
+    for name, values in (("table3", 6), ("table4", 4)):
         recipe = read(f"{name}-embedded", tmp_path, limit=10)
         assert list(recipe.sweep.methods) == ["cfg", "stg", "oseg"]
         settings = {**recipe.sweep.settings, "steps": 2, "device": "cpu"}
@@ -148,7 +148,7 @@ def test_the_toy_tables_shortened(tmp_path):
         # The second table is about the clips of the first.
         assert done.complete and done.summary.made == (30 if name == "table3" else 0)
         results = json.loads((tmp_path / "out" / "results.json").read_text())
-        assert len(results["differences"]) == 2 * figures
+        assert len(results["differences"]) == 2 * values
         assert all(one["interval"] and one["pairs"] == 10 for one in results["differences"])
     prompts = read_prompts(TABLES / "embedded-prompts.txt")
     shown = [parse_caption(prompt) for prompt in prompts]

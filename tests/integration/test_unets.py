@@ -327,13 +327,13 @@ def oseg_change(query: Tensor, key: Tensor, grid: TokenGrid) -> Tensor:
 OSEG_OPTIONS = {"mix": 0.75, "keep_parallel": 0.3, "blur_sigma": (0.6, 1.1)}
 WEIGHT = 1.5
 PERTURBED: dict[str, tuple[Any, Change | str]] = {
-    "stg": (partial(STG, stg_scale=WEIGHT), "skip"),
-    "stg-attention": (partial(STG, stg_scale=WEIGHT, mode="attention_skip"), "input"),
-    "pag": (partial(PAG, pag_scale=WEIGHT), "values"),
-    "seg": (partial(SEG, seg_scale=WEIGHT, blur_sigma=0.8), seg_change),
-    "oseg": (partial(OSEG, oseg_scale=WEIGHT, **OSEG_OPTIONS), oseg_change),
+    "stg": (partial(STG, scale=WEIGHT), "skip"),
+    "stg-attention": (partial(STG, scale=WEIGHT, mode="attention_skip"), "input"),
+    "pag": (partial(PAG, scale=WEIGHT), "values"),
+    "seg": (partial(SEG, scale=WEIGHT, blur_sigma=0.8), seg_change),
+    "oseg": (partial(OSEG, scale=WEIGHT, **OSEG_OPTIONS), oseg_change),
     "oseg-plain-uncond": (
-        partial(OSEG, oseg_scale=WEIGHT, perturb_unconditional=False, **OSEG_OPTIONS),
+        partial(OSEG, scale=WEIGHT, perturb_unconditional=False, **OSEG_OPTIONS),
         oseg_change,
     ),
 }
@@ -521,7 +521,7 @@ def test_sdxl_with_and_without_a_prompt(sdxl: Any, prompt: str, scale: float) ->
         sdxl, arguments, names_of(sdxl, SELECTED["sdxl"]["mid"]), oseg_change, SDXL_SIZE
     )
     assert len(branches) == (2 if scale == 1 else 4)
-    guidance = OSEG(oseg_scale=WEIGHT, blocks=("mid",), **OSEG_OPTIONS)
+    guidance = OSEG(scale=WEIGHT, blocks=("mid",), **OSEG_OPTIONS)
     expected = expected_prediction("oseg", branches, scale)
     assert_close(first_prediction(SDXL, sdxl, guidance, **call).double(), expected, **ROUNDING)
 
@@ -571,7 +571,7 @@ def test_seg_with_reflected_edges_is_the_published_one_on_square_images(
     names = names_of(sdxl, lambda _, stage: stage == selector)
     arguments = first_call(SDXL, sdxl, **SDXL_SQUARE_SIZE)
     branches = reference_branches(sdxl, arguments, names, published_blur(sigma), SDXL_SQUARE_SIZE)
-    guidance = SEG(seg_scale=WEIGHT, blocks=(selector,), blur_sigma=sigma, boundary="reflect")
+    guidance = SEG(scale=WEIGHT, blocks=(selector,), blur_sigma=sigma, boundary="reflect")
     prediction = first_prediction(SDXL, sdxl, guidance, **SDXL_SQUARE_SIZE)
     assert_close(prediction.double(), expected_prediction("seg", branches, 4.0), **ROUNDING)
     if sigma == 10:
@@ -586,8 +586,8 @@ def test_seg_with_reflected_edges_is_the_published_one_on_square_images(
 @pytest.mark.parametrize("scale", (1.0, 4.0), ids=("plain", "cfg"))
 def test_pag_is_that_of_diffusers_own_pipeline(sdxl: Any, theirs: str, ours: str, scale: float) -> None:
     pag = quiet(StableDiffusionXLPAGPipeline(**sdxl.components, pag_applied_layers=[theirs]))
-    expected = SDXL.run(pag, guidance_scale=scale, pag_scale=2.0)
-    with guided(sdxl, PAG(pag_scale=2.0, blocks=(ours,))):
+    expected = SDXL.run(pag, guidance_scale=scale, scale=2.0)
+    with guided(sdxl, PAG(scale=2.0, blocks=(ours,))):
         assert_close(SDXL.run(sdxl, guidance_scale=scale), expected, **ROUNDING)
 
 

@@ -18,7 +18,7 @@ from torch.testing import assert_close
 
 from oseg_video import APG, CFG, OSEG, SEG, STG, CFGZeroStar, GuidanceError, guided
 from oseg_video.adapters import UnsupportedPipelineError, adapter_for
-from oseg_video.guidance.schedule import Breakpoints
+from oseg_video.settings.schedule import Schedule
 from oseg_video.types import SettingError
 from tests.integration.checks import ACROSS_BATCHES, state_of
 from tests.integration.families import (
@@ -331,7 +331,7 @@ def test_a_scale_that_a_callback_changes_is_the_one_that_stock_reads(case: Case,
     with guided(pipe, OSEG(blocks=(2,))) as report:
         changed = case.run(pipe, num_inference_steps=2, callback_on_step_end=lower)
     first, second = scales(followed)
-    schedule = Breakpoints(((1.0, first), (report.steps[1].noise_level, second)))
+    schedule = Schedule(((1.0, first), (report.steps[1].noise_level, second)))
     with guided(pipe, OSEG(guidance_scale=schedule, blocks=(2,))):
         assert_close(case.run(pipe, num_inference_steps=2), changed, **ACROSS_BATCHES)
 
@@ -361,8 +361,8 @@ def test_a_callback_that_ends_text_guidance(case: Case, pipe: Any) -> None:
         STG(guidance_scale=SCALE, blocks=(2,), interval=(0.9, 1.0)),
         STG(guidance_scale=SCALE, blocks=(2,), stg_scale=0.0),
         OSEG(guidance_scale=SCALE, blocks=(2,), mix=0.0),
-        SEG(guidance_scale=SCALE, blocks=(2,), seg_scale=Breakpoints(((1.0, 0.0), (0.01, 1.0)))),
-        SEG(guidance_scale=SCALE, blocks=Breakpoints(((1.0, ()), (0.01, (2,))))),
+        SEG(guidance_scale=SCALE, blocks=(2,), seg_scale=Schedule(((1.0, 0.0), (0.01, 1.0)))),
+        SEG(guidance_scale=SCALE, blocks=Schedule(((1.0, ()), (0.01, (2,))))),
     ),
     ids=("interval", "scale", "mix", "scales", "blocks"),
 )

@@ -15,7 +15,7 @@ from torch.testing import assert_close
 from oseg_video import APG, CFG, OSEG, SEG, CFGZeroStar, GuidanceError, guided
 from oseg_video.adapters import UnknownBlockError, adapter_for
 from oseg_video.adapters.base import ClipSize
-from oseg_video.guidance.schedule import Breakpoints
+from oseg_video.settings.schedule import Schedule
 from tests.integration import slow
 from tests.integration.checks import ACROSS_BATCHES, assert_off_key, state_of
 from tests.integration.families import SCALE, STEPS, WAN, Case, over, quiet
@@ -130,7 +130,7 @@ def test_sampling_from_a_video_starts_at_the_level_of_its_noise(case: Case, pipe
 def test_each_expert_is_guided_with_the_scale_that_the_pipeline_gives_it(case: Case, pipe: Any) -> None:
     """A method that takes the pipeline's scale is the one with both scales written out."""
     boundary = pipe.config.boundary_ratio
-    written = Breakpoints(((1.0, SCALE), (boundary, SECOND_SCALE)))
+    written = Schedule(((1.0, SCALE), (boundary, SECOND_SCALE)))
     for scale in (None, written):
         guidance = OSEG(guidance_scale=scale, blocks=(BLOCK,))
         with guided(pipe, guidance):
@@ -149,7 +149,7 @@ def test_each_expert_is_guided_with_the_scale_that_the_pipeline_gives_it(case: C
 
 @over(WAN_EXPERTS)
 def test_each_expert_can_have_blocks_of_its_own(case: Case, pipe: Any) -> None:
-    blocks = Breakpoints(((1.0, (1,)), (pipe.config.boundary_ratio, (3, 4))))
+    blocks = Schedule(((1.0, (1,)), (pipe.config.boundary_ratio, (3, 4))))
     guidance = SEG(guidance_scale=SCALE, blocks=blocks)
     with guided(pipe, guidance) as report, slow.recorded(pipe, denoisers_of(pipe)) as steps:
         case.run(pipe)

@@ -46,7 +46,7 @@ def painted(tmp_path_factory):
     return folder
 
 
-def figures(**values):
+def evaluated(**values):
     """Results as `as_json` has them: of every method a value, and its difference to cfg."""
     result = {"name": "score", "per_clip": {}, "details": {}, "clips": 6}
     return {
@@ -62,7 +62,7 @@ def figures(**values):
             if m != "cfg"
         ],
         "baselines": {method: "cfg" for method in values if method != "cfg"},
-        "published": {"source": MARKUP, "figures": {"oseg": {"score": 1.25}}},
+        "reported": {"source": MARKUP, "values": {"oseg": {"score": 1.25}}},
         "warnings": [MARKUP],
         "skipped": {},
         "failed": {},
@@ -71,11 +71,11 @@ def figures(**values):
 
 @pytest.fixture(scope="session")
 def page_file(painted):
-    """The page of `painted`, with figures, a failed clip, and markup wherever text can come from."""
+    """The page of `painted`, with metric values, a failed clip, and markup wherever text can come from."""
     found = find_clips([painted])
     path = painted.parent / "index.html"
     gap = Gap("a blue square", None, 1, "stg", f"no memory {MARKUP}")
-    results = figures(cfg=1.0, stg=1.1, oseg=1.5)
+    results = evaluated(cfg=1.0, stg=1.1, oseg=1.5)
     write_page(path, found.clips, METHODS, gaps=[gap], results=results)
     return path
 

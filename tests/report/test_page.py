@@ -7,7 +7,7 @@ import pytest
 
 from oseg_video.compare.page import write_page
 from oseg_video.evaluation.clips import find_clips
-from tests.report.conftest import FPS, FRAMES, MARKUP, METHODS, figures
+from tests.report.conftest import FPS, FRAMES, MARKUP, METHODS, evaluated
 
 READY = "[...document.querySelectorAll('video')].every(v => v.readyState >= 2 && !v.seeking)"
 TIMES = "[...document.querySelectorAll('video')].map(v => v.currentTime)"
@@ -126,7 +126,7 @@ def test_the_difference_view_shows_how_far_apart_two_clips_are(view, page_file):
     canvas.wait_for()
     page.wait_for_function(READY)
     page.evaluate("scrollTo(0, 0)")
-    # The pixels of a canvas with a file's video cannot be read by the page: take a picture of it.
+    # The pixels of a canvas with a file's video cannot be read by the page: take a image of it.
     level = middle_level(page, canvas)
     assert abs(level - 40) <= 4
     assert page.locator("[data-method=cfg] canvas").count() == 0
@@ -145,17 +145,17 @@ def middle_level(page, locator):
 
     from PIL import Image
 
-    picture = Image.open(io.BytesIO(locator.screenshot())).convert("L")
-    return picture.getpixel((picture.width // 2, picture.height // 2))
+    image = Image.open(io.BytesIO(locator.screenshot())).convert("L")
+    return image.getpixel((image.width // 2, image.height // 2))
 
 
-def test_figures_carry_intervals_and_verdicts(view, page_file):
+def test_metric_values_carry_intervals_and_verdicts(view, page_file):
     page = opened(view, page_file)
     row = page.locator("tr[data-method=oseg]").inner_text()
     assert "1.50 [1.40, 1.60]" in row and "+0.50 [+0.30, +0.70]\nto cfg, better" in row
-    assert "published 1.25" in row and f"Published: {MARKUP}" in page.locator(".notes").inner_text()
+    assert "reported 1.25" in row and f"Reported: {MARKUP}" in page.locator(".notes").inner_text()
     assert "better" not in page.locator("tr[data-method=stg]").inner_text()
-    assert "published" not in page.locator("tr[data-method=stg]").inner_text()
+    assert "reported" not in page.locator("tr[data-method=stg]").inner_text()
     marks = page.locator(".plot svg circle").evaluate_all("all => all.map(c => Number(c.getAttribute('cx')))")
     first, second, third = marks
     assert (second - first) / (third - first) == pytest.approx(0.2)
@@ -166,7 +166,7 @@ def test_names_of_methods_stay_inside_the_plots(view, painted, tmp_path):
     shutil.copytree(painted, tmp_path / "clips")
     clips = find_clips([tmp_path / "clips"]).clips
     found = [dataclasses.replace(clip, method=long) if clip.method == "oseg" else clip for clip in clips]
-    results = figures(**{"cfg": 1.0, "stg": 1.1, long: 1.5})
+    results = evaluated(**{"cfg": 1.0, "stg": 1.1, long: 1.5})
     write_page(tmp_path / "index.html", found, ["cfg", "stg", long], results=results)
     page = opened(view, tmp_path / "index.html")
     boxes = page.locator(".plot svg text").evaluate_all("all => all.map(t => t.getBBox().x)")

@@ -49,16 +49,16 @@ class Grid {
     return cell;
   }
 
-  // Settings and figures of a clip, filled when first opened: a page may hold hundreds.
+  // Settings and metric values of a clip, filled when first opened: a page may hold hundreds.
   makeDetails(row, method, clip) {
     const details = element("details", {}, element("summary", {}, "settings"));
     details.addEventListener("toggle", () => {
       if (details.childElementCount > 1) return;
       const results = this.data.results?.results[method] ?? [];
-      const figures = results.filter((result) => clip.name in result.per_clip)
+      const values = results.filter((result) => clip.name in result.per_clip)
         .map((result) => [result.name, short(result.per_clip[clip.name])]);
       const about = { file: clip.name, seed: row.seed, frames: clip.frames, fps: clip.fps,
-        size: `${clip.height} × ${clip.width}`, ...Object.fromEntries(figures) };
+        size: `${clip.height} × ${clip.width}`, ...Object.fromEntries(values) };
       const lines = Object.entries({ ...about, ...this.data.settings[clip.settings] });
       details.append(element("dl", {}, ...lines.filter(([, value]) => value !== null).flatMap(([name, value]) =>
         [element("dt", {}, name), element("dd", {}, typeof value === "object" ? JSON.stringify(value) : String(value))])));

@@ -9,8 +9,8 @@ const overlay = new Overlay(grid);
 byId("title").textContent = data.methods.join(", ");
 byId("facts").textContent = `${clips.length} clips · ${data.rows.length} rows · ${data.methods.length} methods`;
 document.title = `${data.methods.join(", ")}: ${clips.length} clips`;
-if (data.results) new Figures(byId("figures"), data.results, data.methods);
-byId("to-figures").hidden = !data.results;
+if (data.results) new Metrics(byId("metrics"), data.results, data.methods);
+byId("to-metrics").hidden = !data.results;
 
 // Playback
 

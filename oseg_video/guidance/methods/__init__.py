@@ -1,25 +1,38 @@
 """Guidance methods as data: which branches a step needs, how they are perturbed, how they combine.
 
-A method knows no model. For one sampling step it returns a `StepPlan`: named branches (a condition and
-at most one perturbation each) and the rule that turns their predictions into the guided prediction. The
-engine runs the branches; an adapter knows where a perturbation goes in a model. A new method is one file
-here, and its class in `METHODS`.
+A method is one dataclass in one file of this folder, under `@guidance_method`; the README of `guidance` says
+how to add one, here or in a package of your own. It knows no model: for one sampling step it returns a
+`StepPlan`, named branches (a condition and at most one perturbation each) and the rule that turns their
+predictions into the guided prediction. The engine runs the branches; an adapter knows where a perturbation
+goes in a model.
 """
 
-from oseg_video.guidance.methods.apg import APG
-from oseg_video.guidance.methods.base import BlockSchedule, Guidance, PerturbedGuidance, ScaleSchedule
-from oseg_video.guidance.methods.cfg import CFG
-from oseg_video.guidance.methods.cfg_zero import CFGZeroStar
-from oseg_video.guidance.methods.oseg import OSEG
-from oseg_video.guidance.methods.pag import PAG
-from oseg_video.guidance.methods.seg import SEG
-from oseg_video.guidance.methods.stg import STG
-from oseg_video.guidance.plan import Branch, Perturbation, Rule, Step, StepPlan
+import pkgutil
+from importlib import import_module
 
-METHODS: dict[str, type[Guidance]] = {
-    method.name: method for method in (CFG, CFGZeroStar, APG, STG, PAG, SEG, OSEG)
-}
-"""The methods by name."""
+from oseg_video.guidance.methods.base import (
+    METHODS,
+    BlockGuidance,
+    Guidance,
+    PerturbedGuidance,
+    TextGuidance,
+    guidance_method,
+)
+
+for _module in pkgutil.iter_modules(__path__, prefix=f"{__name__}."):
+    import_module(_module.name)
+for _name in sorted(METHODS):  # not the order in which the files import each other
+    METHODS[_name] = METHODS.pop(_name)
+
+from oseg_video.guidance.methods.apg import APG  # noqa: E402
+from oseg_video.guidance.methods.cfg import CFG  # noqa: E402
+from oseg_video.guidance.methods.cfg_zero import CFGZeroStar  # noqa: E402
+from oseg_video.guidance.methods.none import Unguided  # noqa: E402
+from oseg_video.guidance.methods.oseg import OSEG  # noqa: E402
+from oseg_video.guidance.methods.oseg_released import OSEGReleased  # noqa: E402
+from oseg_video.guidance.methods.pag import PAG  # noqa: E402
+from oseg_video.guidance.methods.seg import SEG  # noqa: E402
+from oseg_video.guidance.methods.stg import STG  # noqa: E402
 
 __all__ = [
     "APG",
@@ -29,14 +42,12 @@ __all__ = [
     "PAG",
     "SEG",
     "STG",
-    "BlockSchedule",
-    "Branch",
+    "BlockGuidance",
     "CFGZeroStar",
     "Guidance",
-    "Perturbation",
+    "OSEGReleased",
     "PerturbedGuidance",
-    "Rule",
-    "ScaleSchedule",
-    "Step",
-    "StepPlan",
+    "TextGuidance",
+    "Unguided",
+    "guidance_method",
 ]

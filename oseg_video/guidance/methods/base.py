@@ -1,61 +1,53 @@
-"""What guidance methods share: scales, blocks and their checks, text guidance, and the perturbed term."""
+"""What guidance methods share: text guidance, perturbed blocks, their settings, and the registry."""
 
-import math
+from __future__ import annotations
+
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-from torch import Tensor
-
-from oseg_video.guidance import combine
-from oseg_video.guidance.numerics import upcast
-from oseg_video.guidance.perturbations import Change
-from oseg_video.guidance.plan import BlockSelector, Branch, Perturbation, Rule, Step, StepPlan
-from oseg_video.guidance.schedule import Breakpoints, Interval, value_at, values_of
-from oseg_video.guidance.text import (
-    PlainText,
-    TextName,
-    TextTreatment,
-    guides,
-    is_off,
-    same_scale,
-    treat_text,
-)
-from oseg_video.guidance.validation import is_block_selector, is_number
+from oseg_video.guidance.plan import Branch, Perturbation, Step, StepPlan
+from oseg_video.guidance.scales import guides, is_off, same_scale, shown
+from oseg_video.settings import check_settings, setting, settings_of
+from oseg_video.settings.kinds import BLOCKS, INTERVAL, SCALE, Blocks, Kind
+from oseg_video.settings.schedule import Interval, Schedule, value_at, values_of
 from oseg_video.types import SettingError
 
-ScaleSchedule = float | Breakpoints[float]
-"""A number, or a number that changes over the noise level."""
-Blocks = tuple[BlockSelector, ...]
-BlockSchedule = Blocks | Breakpoints[Blocks]
-"""Blocks, or blocks that change over the noise level; none is no perturbation at that level."""
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from oseg_video.guidance.perturbations import Change
+    from oseg_video.guidance.plan import Rule
+    from oseg_video.guidance.scales import Scale
+
+METHODS: dict[str, type[Guidance]] = {}
+"""The methods by name."""
+
+MethodT = TypeVar("MethodT", bound="type[Guidance]")
+
+
+def guidance_method(method: MethodT) -> MethodT:
+    """Class decorator, above `@dataclass`: make a method known by its `name`, everywhere.
+
+    Raises RuntimeError where the name is taken.
+    """
+    if method.name in METHODS:
+        raise RuntimeError(f"two guidance methods are called {method.name!r}")
+    METHODS[method.name] = method
+    return method
 
 
 @dataclass(frozen=True, kw_only=True)
 class Guidance:
-    """Text guidance inside an interval, `C` alone outside of it; the base of all methods.
-
-    Raises `SettingError` for a value that is out of range.
-    """
-
-    guidance_scale: ScaleSchedule | None = None
-    """Weight w of the text in `uncond + w (cond - uncond)`; 1 is off; None takes the pipeline's scale, and
-    is off where the pipeline runs no `uncond`."""
-    rescale: ScaleSchedule = 0.0
-    """How far the guided prediction's standard deviation is pulled back to that of `cond`; 0 is off."""
-    interval: tuple[float, float] = (0.0, 1.0)
-    """Fraction of the sampling steps [start, stop) in which the method acts."""
+    """Base of all methods. Raises SettingError for a value that is out of range."""
 
     name: ClassVar[str]
+    """The method's name on the command line."""
 
     def __post_init__(self) -> None:
-        if self.guidance_scale is not None:
-            check_scale("guidance_scale", self.guidance_scale)
-        check_scale("rescale", self.rescale, maximum=1.0)
-        object.__setattr__(self, "interval", tuple(self.interval))
-        Interval(*self.interval)
-        _ = self._text  # its options check themselves
+        check_settings(self)
 
     @property
     def blocks_used(self) -> Blocks:
@@ -64,42 +56,86 @@ class Guidance:
 
     @property
     def largest_guidance_scale(self) -> float | None:
-        """The largest guidance scale at any noise level: above 1 it needs a pipeline that runs `uncond`."""
-        return None if self.guidance_scale is None else max(values_of(self.guidance_scale))
+        """The largest guidance scale at any noise level: above 1 it needs a pipeline that runs `uncond`.
+
+        None where it is the pipeline's own.
+        """
+        raise NotImplementedError
+
+    @property
+    def levels(self) -> tuple[float, ...]:
+        """The noise levels, from 1 down, at which some setting takes another value."""
+        values = [getattr(self, name) for name in settings_of(self)]
+        starts = {start for value in values if isinstance(value, Schedule) for start in value.starts}
+        return tuple(sorted(starts | {1.0}, reverse=True))
 
     def plan(self, step: Step) -> StepPlan:
         """Branches and rule of one step. Raises SettingError for settings that do not fit the sampling."""
-        return self._text_plan(step) if self._active(step) else self._plain_plan(step)
+        raise NotImplementedError
+
+    def without_scale(self) -> Guidance:
+        """The method with the pipeline's own guidance scale in place of its own."""
+        return self
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScaledGuidance(Guidance):
+    """Guidance with a text part, `C + (w - 1) T`, inside an interval of the steps."""
+
+    guidance_scale: float | Schedule[float] | None = setting(
+        SCALE,
+        "weight w of the text in U + w (C - U); 1 is off; like every scale a number, or numbers from a noise "
+        "level down: 1.0:4,0.5:2; left out, the pipeline's own",
+        default=None,
+        low=0,
+    )
+    rescale: float | Schedule[float] = setting(
+        SCALE,
+        "how far the standard deviation is pulled back to that of C, 0 to 1; 0 is off",
+        default=0.0,
+        low=0,
+        high=1,
+        source="arXiv 2305.08891, 3.4",
+    )
+    interval: tuple[float, float] = setting(
+        INTERVAL, "fraction of the steps in which the method acts, such as 0.1,0.9", default=(0.0, 1.0)
+    )
 
     @property
-    def _text(self) -> TextTreatment:
-        """How the text difference is treated."""
-        return PlainText()
+    def largest_guidance_scale(self) -> float | None:
+        return None if self.guidance_scale is None else max(values_of(self.guidance_scale))
+
+    def without_scale(self) -> Guidance:
+        return dataclasses.replace(self, guidance_scale=None)
 
     def _active(self, step: Step) -> bool:
         return Interval(*self.interval).contains(step.index, step.count)
 
-    def _text_scale(self, step: Step) -> float | Tensor:
+    def _text_scale(self, step: Step) -> Scale:
         if self.guidance_scale is not None:
             return value_at(self.guidance_scale, step.noise_level)
-        if not guides(step.pipeline_scale):
-            return 1.0
         scale = step.pipeline_scale
-        return upcast(scale) if isinstance(scale, Tensor) else scale
+        if not guides(scale):
+            return 1.0
+        if isinstance(scale, int | float):
+            return scale
+        from oseg_video.guidance.numerics import upcast
 
-    def _text_plan(self, step: Step) -> StepPlan:
+        return upcast(scale)
+
+    def _text_plan(self, text: TextGuidance, step: Step) -> StepPlan:
         """Text guidance alone; the pipeline's own rule where it computes just that."""
         scale = self._text_scale(step)
-        if self._text.zeroes(step):
+        if text.zeroes(step):
             return StepPlan({"cond": Branch("cond")}, "0", _zero)
         if is_off(scale):
             return self._plain_plan(step)
         branches = {"uncond": Branch("uncond"), "cond": Branch("cond")}
-        plain = isinstance(self._text, PlainText) and value_at(self.rescale, step.noise_level) == 0
+        plain = text.is_pipelines_rule and value_at(self.rescale, step.noise_level) == 0
         if plain and same_scale(scale, step.pipeline_scale):
-            return StepPlan(branches, self._text.formula(scale, "U"))
-        rule = partial(_text_alone, self._text, scale, step.memory)
-        return self._with_rule(branches, self._text.formula(scale, "U"), rule, step)
+            return StepPlan(branches, text.formula(scale, "U"))
+        rule = partial(_text_alone, text, scale, step.memory)
+        return self._with_rule(branches, text.formula(scale, "U"), rule, step)
 
     def _plain_plan(self, step: Step) -> StepPlan:
         """`C` as it is."""
@@ -115,32 +151,89 @@ class Guidance:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PerturbedGuidance(Guidance):
-    """`C + (w - 1) T + lambda (C - P)`: text guidance and a push away from a perturbed prediction P.
+class TextGuidance(ScaledGuidance):
+    """`C + (w - 1) T` with a text difference T; outside the interval `C`.
 
-    T is the text difference, treated as `text` says. Outside the interval, and where lambda is 0 or no block
-    is named: text guidance alone. A subclass has a scale, named by `scale_name`, and a `_change`.
+    The text part of every perturbed method is one of these: `OSEG(text=APG(eta=0.5), ...)`. A subclass has
+    `difference` and its words; C, U: float [B, ...], the conditional and the (plain or perturbed)
+    unconditional prediction; computed and returned in float32 (float64 stays).
     """
 
-    blocks: BlockSchedule = ()
-    """Blocks that the perturbed branch changes: running indices, or the adapter's names, such as "dual:2"."""
-    text: TextName = "cfg"
-    """How the text difference is treated: "cfg" as it is, "apg" projected, "cfg-zero" with a scaled U."""
-    eta: float | None = None
-    """With text="apg": see `APG`."""
-    momentum: float | None = None
-    """With text="apg": see `APG`."""
-    norm_threshold: float | None = None
-    """With text="apg": see `APG`."""
-    zero_steps: int | None = None
-    """With text="cfg-zero": see `CFGZeroStar`."""
+    is_pipelines_rule: ClassVar[bool] = False
+    """Whether the pipeline's own `u + w (c - u)` is just this."""
 
-    scale_name: ClassVar[str]
+    def plan(self, step: Step) -> StepPlan:
+        return self._text_plan(self, step) if self._active(step) else self._plain_plan(step)
+
+    def difference(self, cond: Tensor, uncond: Tensor, memory: dict[str, Tensor]) -> Tensor:
+        """T of one step; may read and write `memory`, which lasts for one sampling run."""
+        raise NotImplementedError
+
+    def shown_difference(self, uncond: str) -> str:
+        """T for the reader, with `uncond` as the name of the unconditional prediction."""
+        raise NotImplementedError
+
+    def extrapolated(self, cond: Tensor, uncond: Tensor, scale: Scale, memory: dict[str, Tensor]) -> Tensor:
+        """`C + (scale - 1) T`."""
+        from oseg_video.guidance import combine
+
+        return combine.extrapolate(cond, self.difference(cond, uncond, memory), scale)
+
+    def guided(self, cond: Tensor, uncond: Tensor, scale: Scale, memory: dict[str, Tensor]) -> Tensor:
+        """`extrapolated`, in the order of operations that the method is known by."""
+        return self.extrapolated(cond, uncond, scale, memory)
+
+    def formula(self, scale: Scale, uncond: str) -> str:
+        """`extrapolated` for the reader."""
+        return f"C + {shown(scale, less=1)} {self.shown_difference(uncond)}"
+
+    def zeroes(self, step: Step) -> bool:
+        """Whether the whole prediction of this step is zero. Raises SettingError if that leaves no step."""
+        return False
+
+
+def _text_guidance(value: Any) -> TextGuidance:
+    if not isinstance(value, TextGuidance):
+        known = ", ".join(f"{method.__name__}()" for method in text_methods().values())
+        raise SettingError(f"a text guidance, one of {known}, got {value!r}")
+    for name, declared in settings_of(ScaledGuidance).items():
+        if getattr(value, name) != declared.default:
+            raise SettingError(f"without {name}, which belongs to the method around it, got {value!r}")
+    return value
+
+
+def text_methods() -> dict[str, type[TextGuidance]]:
+    """The methods that can be the text part of a perturbed one, by name."""
+    return {name: method for name, method in METHODS.items() if issubclass(method, TextGuidance)}
+
+
+TEXT_GUIDANCE = Kind("a text guidance", "NAME", _text_guidance, lambda text: text)
+"""Its flat form (flags, YAML) is the method's name, with the method's own settings beside it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockGuidance(ScaledGuidance):
+    """Guidance by a prediction that is perturbed in some blocks, with weight `scale`.
+
+    Outside the interval, and where nothing is perturbed: text guidance alone.
+    """
+
+    scale: float | Schedule[float] = setting(
+        SCALE,
+        "weight lambda of C - P, away from the perturbed prediction; 0 is off",
+        default=1.0,
+        low=0,
+        per_method=True,
+    )
+    blocks: Blocks | Schedule[Blocks] = setting(
+        BLOCKS,
+        "blocks that are perturbed, by index or name, such as 1,3 or dual:2,single:17 (by noise level: in a "
+        "YAML file)",
+        default=(),
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "blocks", check_blocks(self.blocks))
-        check_scale(self.scale_name, self._scale)
         if self._perturbs and not any(values_of(self.blocks)):
             raise SettingError(
                 f"blocks must name at least one block for {type(self).__name__} to perturb, got none; "
@@ -148,105 +241,90 @@ class PerturbedGuidance(Guidance):
             )
 
     @property
+    def change(self) -> Change:
+        """What the perturbed branch does inside its blocks."""
+        raise NotImplementedError
+
+    @property
     def blocks_used(self) -> Blocks:
-        return _sorted(
-            {block for blocks in values_of(self.blocks) for block in blocks} if self._perturbs else ()
-        )
+        used = {block for blocks in values_of(self.blocks) for block in blocks} if self._perturbs else ()
+        return tuple(sorted(used, key=lambda block: (isinstance(block, str), block)))
 
     def plan(self, step: Step) -> StepPlan:
         blocks = value_at(self.blocks, step.noise_level)
         if not (blocks and self._perturbs and self._active(step)) or self._text.zeroes(step):
-            return self._text_plan(step)
-        return self._perturbed_plan(blocks, value_at(self._scale, step.noise_level), step)
+            return self._text_plan(self._text, step)
+        return self._perturbed_plan(blocks, value_at(self.scale, step.noise_level), step)
 
     @property
-    def _text(self) -> TextTreatment:
-        return treat_text(
-            self.text,
-            eta=self.eta,
-            momentum=self.momentum,
-            norm_threshold=self.norm_threshold,
-            zero_steps=self.zero_steps,
-        )
-
-    @property
-    def _scale(self) -> ScaleSchedule:
-        return getattr(self, self.scale_name)
+    def _text(self) -> TextGuidance:
+        return METHODS["cfg"]()  # type: ignore[return-value]
 
     @property
     def _perturbs(self) -> bool:
         """Whether any step may need a perturbed branch."""
-        return any(values_of(self._scale))
+        return any(values_of(self.scale)) and not self.change.identity
 
-    def _change(self) -> Change:
-        """What the perturbed branch does inside its blocks."""
+    def _perturbed_plan(self, blocks: Blocks, perturbed_scale: float, step: Step) -> StepPlan:
         raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class PerturbedGuidance(BlockGuidance):
+    """`C + (w - 1) T + lambda (C - P)`: text guidance and a push away from a perturbed prediction P.
+
+    A subclass has a `change`, and settings of its own.
+    """
+
+    text: TextGuidance = setting(
+        TEXT_GUIDANCE,
+        "how the text difference C - U is treated: as it is (cfg), or as a method of text guidance does",
+        default=None,
+    )
+
+    def __post_init__(self) -> None:
+        if self.text is None:
+            object.__setattr__(self, "text", METHODS["cfg"]())
+        super().__post_init__()
+
+    @property
+    def _text(self) -> TextGuidance:
+        return self.text
 
     def _perturbed_plan(self, blocks: Blocks, perturbed_scale: float, step: Step) -> StepPlan:
         if perturbed_scale == 0:
-            return self._text_plan(step)
+            return self._text_plan(self.text, step)
         scale = self._text_scale(step)
         branches = {} if is_off(scale) else {"uncond": Branch("uncond")}
-        branches |= {
-            "cond": Branch("cond"),
-            "perturbed": Branch("cond", Perturbation(blocks, self._change())),
-        }
-        text = "C" if is_off(scale) else self._text.formula(scale, "U")
-        rule = partial(_text_and_push, self._text, scale, perturbed_scale, step.memory)
+        branches |= {"cond": Branch("cond"), "perturbed": Branch("cond", Perturbation(blocks, self.change))}
+        text = "C" if is_off(scale) else self.text.formula(scale, "U")
+        rule = partial(_text_and_push, self.text, scale, perturbed_scale, step.memory)
         return self._with_rule(branches, f"{text} + {perturbed_scale:g} (C - P)", rule, step)
 
 
-def check_scale(name: str, value: object, maximum: float = math.inf) -> None:
-    """Raises SettingError unless a scale, at every noise level, is a finite number from 0 to `maximum`."""
-    for number in value.values if isinstance(value, Breakpoints) else (value,):
-        if not (is_number(number) and math.isfinite(number) and 0 <= number <= maximum):
-            allowed = "a finite number >= 0" if maximum == math.inf else f"a number from 0 to {maximum:g}"
-            raise SettingError(f"{name} must be {allowed}, got {number!r}")
-
-
-def check_blocks(blocks: object) -> BlockSchedule:
-    """The blocks as sorted tuples, indices before names; a single block is a tuple of one.
-
-    Raises SettingError for what cannot name a block, and for a block that is named twice.
-    """
-    if isinstance(blocks, Breakpoints):
-        return Breakpoints(tuple((level, _check_selectors(value)) for level, value in blocks.points))
-    return _check_selectors(blocks)
-
-
-def _check_selectors(blocks: Any) -> Blocks:
-    blocks = tuple(blocks) if isinstance(blocks, list | tuple) else (blocks,)
-    for block in blocks:
-        if not is_block_selector(block):
-            raise SettingError(
-                f"blocks must be block indices (integers >= 0) or names (a-z, 0-9 and _ . : -), got {block!r}"
-            )
-    if len(set(blocks)) != len(blocks):
-        raise SettingError(f"blocks must name each block once, got {blocks}")
-    return _sorted(blocks)
-
-
-def _sorted(blocks: Any) -> Blocks:
-    return tuple(sorted(blocks, key=lambda block: (isinstance(block, str), block)))
-
-
 def _cond_alone(cond: Tensor) -> Tensor:
+    from oseg_video.guidance.numerics import upcast
+
     return upcast(cond)
 
 
 def _zero(cond: Tensor) -> Tensor:
-    return upcast(cond).new_zeros(cond.shape)
+    import torch
+
+    from oseg_video.guidance.numerics import upcast
+
+    return torch.zeros_like(upcast(cond))
 
 
 def _text_alone(
-    text: TextTreatment, scale: combine.Scale, memory: dict[str, Tensor], *, cond: Tensor, uncond: Tensor
+    text: TextGuidance, scale: Scale, memory: dict[str, Tensor], *, cond: Tensor, uncond: Tensor
 ) -> Tensor:
     return text.guided(cond, uncond, scale, memory)
 
 
 def _text_and_push(
-    text: TextTreatment,
-    scale: combine.Scale,
+    text: TextGuidance,
+    scale: Scale,
     perturbed_scale: float,
     memory: dict[str, Tensor],
     *,
@@ -254,9 +332,13 @@ def _text_and_push(
     perturbed: Tensor,
     uncond: Tensor | None = None,
 ) -> Tensor:
+    from oseg_video.guidance import combine
+
     prediction = cond if uncond is None else text.guided(cond, uncond, scale, memory)
     return combine.push_away(prediction, cond=cond, perturbed=perturbed, scale=perturbed_scale)
 
 
-def _rescaled(rule: Rule, factor: float, **predictions: Tensor) -> Tensor:
-    return combine.rescale(rule(**predictions), predictions["cond"], factor)
+def _rescaled(rule: Rule, factor: float, *, cond: Tensor, **predictions: Tensor) -> Tensor:
+    from oseg_video.guidance import combine
+
+    return combine.rescale(rule(cond=cond, **predictions), cond, factor)

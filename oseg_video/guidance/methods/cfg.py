@@ -1,13 +1,36 @@
 """Classifier-free guidance."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from oseg_video.guidance.methods.base import Guidance
+from oseg_video.guidance.methods.base import TextGuidance, guidance_method
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from oseg_video.guidance.scales import Scale
 
 
+@guidance_method
 @dataclass(frozen=True, kw_only=True)
-class CFG(Guidance):
-    """Classifier-free guidance, `U + w (C - U)` (arXiv 2207.12598). Outside the interval: `C`."""
+class CFG(TextGuidance):
+    """Classifier-free guidance, `U + w (C - U)` (arXiv 2207.12598)."""
 
     name: ClassVar[str] = "cfg"
+    is_pipelines_rule: ClassVar[bool] = True
+
+    def difference(self, cond: Tensor, uncond: Tensor, memory: dict[str, Tensor]) -> Tensor:
+        from oseg_video.guidance import combine
+
+        return combine.difference(cond, uncond)
+
+    def guided(self, cond: Tensor, uncond: Tensor, scale: Scale, memory: dict[str, Tensor]) -> Tensor:
+        from oseg_video.guidance import combine
+
+        # diffusers' own expression, so that only what a method adds differs from a stock pipeline.
+        return combine.cfg(cond, uncond, scale)
+
+    def shown_difference(self, uncond: str) -> str:
+        return f"(C - {uncond})"

@@ -1,36 +1,49 @@
 """Smoothed energy guidance."""
 
+from __future__ import annotations
+
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from oseg_video.guidance.methods.base import PerturbedGuidance, ScaleSchedule
+from oseg_video.guidance.methods.base import PerturbedGuidance, guidance_method
 from oseg_video.guidance.perturbations import BlurQueries, Change
-from oseg_video.guidance.smoothing import validate_blur_sigma, validate_boundary
+from oseg_video.guidance.validation import BOUNDARIES, BlurSigma
+from oseg_video.settings import setting
+from oseg_video.settings.kinds import SIGMA, TEXT
 
 
+def blur_sigma_setting(default: float, source: str) -> Any:
+    """The setting `blur_sigma` of a method that smooths queries."""
+    return setting(
+        SIGMA,
+        "smoothing width in tokens, one number or frames,space; inf is the mean, 0 is off",
+        default=default,
+        low=0,
+        source=source,
+    )
+
+
+def boundary_setting() -> Any:
+    """The setting `boundary` of a method that smooths queries."""
+    return setting(
+        TEXT,
+        "edges of the smoothing: symmetric (doubly stochastic) or reflect (SEG's released code)",
+        default="symmetric",
+        choices=BOUNDARIES,
+    )
+
+
+@guidance_method
 @dataclass(frozen=True, kw_only=True)
 class SEG(PerturbedGuidance):
-    """Smoothed energy guidance: the perturbed branch blurs the queries (arXiv 2408.00760)."""
-
-    seg_scale: ScaleSchedule = 1.0
-    """Weight lambda of `cond - perturbed`; 0 is off."""
-    blur_sigma: float | tuple[float, float] = math.inf
-    """Smoothing width in tokens, one number or (frames, space); inf is the mean, 0 is off."""
-    boundary: str = "symmetric"
-    """Treatment of the grid's edges: "symmetric" (doubly stochastic) or "reflect" (SEG's code)."""
+    """Smoothed energy guidance: the perturbed branch smooths the queries (arXiv 2408.00760)."""
 
     name: ClassVar[str] = "seg"
-    scale_name: ClassVar[str] = "seg_scale"
 
-    def __post_init__(self) -> None:
-        validate_blur_sigma(self.blur_sigma)
-        validate_boundary(self.boundary)
-        super().__post_init__()
+    blur_sigma: BlurSigma = blur_sigma_setting(math.inf, "the strongest setting of arXiv 2408.00760")
+    boundary: str = boundary_setting()
 
     @property
-    def _perturbs(self) -> bool:
-        return super()._perturbs and validate_blur_sigma(self.blur_sigma) != (0, 0)
-
-    def _change(self) -> Change:
+    def change(self) -> Change:
         return BlurQueries(self.blur_sigma, self.boundary)

@@ -1,11 +1,14 @@
 """Spatio-temporal guidance."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from oseg_video.guidance.methods.base import PerturbedGuidance, ScaleSchedule
+from oseg_video.guidance.methods.base import PerturbedGuidance, guidance_method
 from oseg_video.guidance.perturbations import Change, ReplaceAttention, SkipBlock
-from oseg_video.types import SettingError
+from oseg_video.settings import setting
+from oseg_video.settings.kinds import TEXT
 
 _CHANGES: dict[str, Change] = {
     "residual": SkipBlock(),
@@ -14,23 +17,22 @@ _CHANGES: dict[str, Change] = {
 }
 
 
+@guidance_method
 @dataclass(frozen=True, kw_only=True)
 class STG(PerturbedGuidance):
     """Spatio-temporal guidance: the perturbed branch skips blocks or their attention (arXiv 2411.18664)."""
 
-    stg_scale: ScaleSchedule = 1.0
-    """Weight lambda of `cond - perturbed`; 0 is off."""
-    mode: Literal["residual", "attention_skip", "attention_values"] = "residual"
-    """What is skipped: "residual" the whole block; "attention_skip" and "attention_values" (LTX-Video's own
-    modes) the mixing of tokens, in whose place the attention's input or its values go on."""
-
     name: ClassVar[str] = "stg"
-    scale_name: ClassVar[str] = "stg_scale"
 
-    def __post_init__(self) -> None:
-        if self.mode not in list(_CHANGES):
-            raise SettingError(f"mode must be one of {', '.join(_CHANGES)}, got {self.mode!r}")
-        super().__post_init__()
+    mode: Literal["residual", "attention_skip", "attention_values"] = setting(
+        TEXT,
+        "what is skipped: the whole block (residual), or the mixing of its tokens, in whose place the "
+        "attention's input (attention_skip) or its values (attention_values) go on",
+        default="residual",
+        choices=tuple(_CHANGES),
+        source="residual: arXiv 2411.18664; the others: LTX-Video's own modes",
+    )
 
-    def _change(self) -> Change:
+    @property
+    def change(self) -> Change:
         return _CHANGES[self.mode]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from multiprocessing.connection import wait
 
 from oseg_video.sweep.engines.processes import WorkerProcesses
-from oseg_video.sweep.store import Store
+from oseg_video.sweep.stores import Store
 from oseg_video.sweep.table import SweepError
 from oseg_video.sweep.worker import Outcome, Task, Worker
 

@@ -11,7 +11,7 @@ import pytest
 from oseg_video.adapters import all_adapters
 from oseg_video.cli import main, parse
 from oseg_video.cli.settings import flag_settings
-from oseg_video.config import FIELDS
+from oseg_video.config import known_keys
 from oseg_video.types import OsegVideoError
 
 PROMPT = ("--prompt", "a red circle")
@@ -49,9 +49,9 @@ def test_help_is_instant_and_imports_nothing_heavy():
 
 def test_help_names_every_setting():
     text = run("generate", "--help").stdout
-    for name, spec in FIELDS.items():
-        assert (spec.metadata["flag"] or "--" + name.replace("_", "-")) in text
-    assert "--prompts FILE" in text and "--config FILE.yaml" in text
+    for name, key in known_keys().items():
+        assert key.setting.flag_of(name) in text
+    assert "--prompts FILE" in text and "--config RECIPE" in text
 
 
 def test_flags_become_settings():
@@ -96,7 +96,7 @@ def test_scales_and_blocks_as_flags():
     assert given == {
         "stg_scale": {"breakpoints": {"1.0": 4.0, "0.5": 2.0}},
         "rescale": 0.7,
-        "blocks": ["dual:2", "single:17", 34, "up.1:temporal"],
+        "blocks": [34, "dual:2", "single:17", "up.1:temporal"],
         "mode": "attention_values",
         "text": "cfg-zero",
         "zero_steps": 0,
@@ -135,9 +135,9 @@ def test_prompts_from_a_file(tmp_path):
         (["generate", *PROMPT, "--steps", "ten"], "--steps must be an integer, got 'ten'"),
         (["generate", *PROMPT, "--steps", "0"], "steps must be from 1 to 1000, got 0"),
         (["generate", *PROMPT, "--fps", "nan"], "--fps must be a number, got 'nan'"),
-        (["generate", *PROMPT, "--guidance", "sag"], "guidance must be one of none, cfg, cfg-zero, apg, stg"),
-        (["generate", *PROMPT, "--blocks", ""], "--blocks must be block indices or names, got ''"),
-        (["generate", *PROMPT, "--blocks", "1,,2"], "--blocks must be block indices or names, got ''"),
+        (["generate", *PROMPT, "--guidance", "sag"], "guidance must be one of apg, cfg, cfg-zero, none, "),
+        (["generate", *PROMPT, "--blocks", ""], "--blocks must be block indices (integers >= 0) or names"),
+        (["generate", *PROMPT, "--blocks", "1,,2"], "names (a-z, 0-9 and _ . : -), got ''"),
         (
             ["generate", *PROMPT, "--blocks", "1.0:3"],
             "(blocks by noise level go in a YAML file), got '1.0:3'",
@@ -153,7 +153,7 @@ def test_prompts_from_a_file(tmp_path):
             "--stg-scale must be scheduled from noise level 1 down",
         ),
         (["generate", *PROMPT, "--interval", "0.5"], "--interval must be two numbers"),
-        (["generate", *PROMPT, "--seed", "-1"], "seeds must be from 0 to"),
+        (["generate", *PROMPT, "--seed", "-1"], "--seed must be from 0 to"),
         (["generate", *PROMPT, "--seed", "1", "1"], "seeds must differ"),
         (["generate", "--prompt", ""], "a prompt must not be empty"),
         (["generate", "--prompt", "\udce4"], "UTF-8"),

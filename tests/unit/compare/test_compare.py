@@ -41,7 +41,7 @@ def page_data(out):
     return json.loads(text)
 
 
-def test_clips_figures_and_page(tmp_path, painted):
+def test_clips_metric_values_and_page(tmp_path, painted):
     done = compare(recipe(), tmp_path)
     assert done.complete and done.summary.made == 8 == len(painted.painted)
     results = json.loads((tmp_path / "results.json").read_text())
@@ -78,7 +78,7 @@ def test_what_is_there_is_not_made_again(tmp_path, painted, monkeypatch):
     assert more.results["methods"]["cfg"]["clips"] == 6
 
 
-def test_figures_are_worked_out_anew_where_weights_or_real_clips_have_changed(tmp_path):
+def test_metric_values_are_worked_out_anew_where_weights_or_real_clips_have_changed(tmp_path):
     weights, real = tmp_path / "w.pt", tmp_path / "real" / "class" / "clip.mp4"
     real.parent.mkdir(parents=True)
 
@@ -109,7 +109,7 @@ def test_variants_of_a_method_are_columns_under_their_own_names(tmp_path):
 
 class Faulty(Painter):
     def make_clip(self, job, *rest):
-        if (job.guidance, job.prompts[0], job.seeds[0]) == ("oseg", "a", 1):
+        if (job.guidance.name, job.prompts[0], job.seeds[0]) == ("oseg", "a", 1):
             raise OsegVideoError("out of paint")
         return super().make_clip(job, *rest)
 
@@ -139,7 +139,7 @@ def test_a_clip_that_fails_leaves_a_gap_and_exit_code_1(tmp_path, monkeypatch, c
     assert "8 of 8 clips, 1 of them made now" in capsys.readouterr().out
 
 
-def test_a_clip_that_fails_costs_only_the_figures_that_need_it(tmp_path, monkeypatch, capsys):
+def test_a_clip_that_fails_costs_only_the_values_that_need_it(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(worker, "LoadedModel", Faulty)
     plan = recipe("a", seeds=tuple(range(10)), height=64, width=64, frames=19)
     done = compare(plan, tmp_path, ["frame_difference", "is:embedded"])
@@ -178,11 +178,13 @@ def test_what_is_refused_is_refused_before_any_clip(tmp_path, painted, changes, 
     [
         (["--guidance", "cfg,osge", "--prompt", "a"], "unknown method 'osge'; did you mean 'oseg'"),
         (["--guidance", "cfg,cfg", "--prompt", "a"], "names cfg twice"),
-        (["--guidance", "cfg"], "needs --prompt"),
-        (["--prompt", "a"], "needs --guidance"),
-        (["--guidance", "cfg", "--prompt", "a", "--seeds", "x"], "--seeds must be"),
-        (["sweep.yaml", "--prompt", "a"], "--prompt cannot be given with a recipe"),
-        (["sweep.yaml", "--seeds", "1"], "--seeds cannot be given with a recipe"),
+        (["--guidance", "cfg"], "without a recipe there must be --prompt"),
+        (["--prompt", "a"], "without a recipe there must be --guidance"),
+        (["--guidance", "cfg", "--prompt", "a", "--seeds", "x"], "must be an integer, got 'x'"),
+        (["tabel3"], "no recipe is called 'tabel3'; did you mean 'table3'?"),
+        (["no/sweep.yaml"], "cannot read no/sweep.yaml: No such file"),
+        (["embedded", "--guidance", "osge"], "unknown method 'osge'; did you mean 'oseg'"),
+        (["embedded", "--seconds-per-pass", "1"], "--seconds-per-pass has no effect without --dry-run"),
         (["--guidance", "cfg", "--prompt", "a", "--out", "s3://b/c"], "must be a folder of this machine"),
     ],
 )

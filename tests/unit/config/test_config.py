@@ -2,41 +2,40 @@
 
 import json
 import math
-from dataclasses import fields
 from pathlib import Path
-from typing import get_args, get_type_hints
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from oseg_video.config import (
-    FIELDS,
-    GUIDANCE_NAMES,
     ConfigError,
     GenerateJob,
-    Schedule,
-    build_guidance,
     dump_yaml,
-    is_optional,
+    job_from_nested,
     job_from_plain,
+    job_to_nested,
     job_to_plain,
+    known_keys,
     read_recipe,
+    recipe,
     recipe_names,
     recipe_path,
     resolve_job,
+    shipped_recipe,
 )
-from oseg_video.config.job import GUIDANCE_FIELDS, LARGEST_SEED, STG_MODES, TEXT_TREATMENTS
-from oseg_video.guidance.methods import METHODS, STG
-from oseg_video.guidance.schedule import Breakpoints
-from oseg_video.guidance.text import TextName
+from oseg_video.config.job import LARGEST_SEED
+from oseg_video.guidance.flat import flat_settings
+from oseg_video.guidance.methods import APG, METHODS, OSEG, STG, CFGZeroStar
+from oseg_video.settings import settings_of
+from oseg_video.settings.schedule import Schedule
 from oseg_video.types import SettingError
 
 SIZE = {"steps": 2, "frames": 13, "height": 48, "width": 32, "fps": 8.0}
 
 
-def make_job(**settings):
-    return GenerateJob(**{"prompts": ("a red circle",), **SIZE, **settings})
+def make_job(**keys):
+    return job_from_plain({"prompts": ("a red circle",), **SIZE, "guidance": "cfg", **keys})
 
 
 def resolve(flags, config=None, family="embedded"):
@@ -50,20 +49,47 @@ def write_yaml(folder: Path, text: str, name: str = "mine.yaml") -> Path:
 
 
 texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=40)
-numbers = st.floats(allow_nan=False, allow_infinity=False)
-sigmas = st.one_of(numbers, st.just(math.inf), st.tuples(numbers, st.just(math.inf)))
-selectors = st.integers() | st.sampled_from(["mid", "dual:2", "up.1:temporal"])
-block_lists = st.lists(selectors, max_size=4).map(tuple)
+selectors = st.integers(0, 99) | st.sampled_from(["mid", "dual:2", "up.1:temporal"])
+block_lists = st.lists(selectors, min_size=1, max_size=4, unique=True).map(tuple)
 
 
 def schedules(values):
     """Schedules in both forms, their levels falling and at first 1."""
     levels = st.lists(st.floats(0, 0.999), max_size=4, unique=True).map(lambda x: [1.0, *sorted(x)[::-1]])
     pairs = levels.flatmap(lambda x: st.tuples(*(st.tuples(st.just(level), values) for level in x)))
-    return st.builds(Schedule, st.sampled_from(["breakpoints", "lower_edges"]), pairs)
+    return st.builds(Schedule, pairs, st.sampled_from(["breakpoints", "lower_edges"]))
 
 
-scales = st.none() | numbers | schedules(numbers)
+def values(name, setting):
+    """Values that a setting allows."""
+    if name == "blocks":
+        return block_lists | schedules(block_lists)
+    if name == "text":
+        return st.builds(APG, eta=st.floats(0, 1)) | st.builds(CFGZeroStar, zero_steps=st.integers(0, 9))
+    if name == "reference":
+        return st.sampled_from(["token", "frame", "clip", "principal:3"])
+    if name == "interval":
+        return st.tuples(st.floats(0, 0.5), st.floats(0.51, 1))
+    if setting.choices:
+        return st.sampled_from(setting.choices)
+    if isinstance(setting.default, bool):
+        return st.booleans()
+    if isinstance(setting.default, int):
+        return st.integers(0, 9)
+    low, high = max(setting.low, -100), min(setting.high, 100)
+    numbers = st.floats(low, high, exclude_min=setting.exclusive, exclude_max=setting.exclusive)
+    if name == "blur_sigma":
+        return numbers | st.just(math.inf) | st.tuples(numbers, st.just(math.inf))
+    return numbers | schedules(numbers) if "scale" in name else numbers
+
+
+def guidances(method):
+    """Instances of a method with any settings that it allows."""
+    settings = {name: values(name, one) for name, one in settings_of(method).items()}
+    needed = {name: settings.pop(name) for name in ("blocks",) if name in settings}
+    return st.fixed_dictionaries(needed, optional=settings).map(lambda given: method(**given))
+
+
 jobs = st.builds(
     GenerateJob,
     prompts=st.lists(texts.filter(str.strip), min_size=1, max_size=3).map(tuple),
@@ -76,18 +102,8 @@ jobs = st.builds(
     fps=st.floats(0.1, 1000),
     model=texts,
     vae_tiling=st.booleans(),
-    guidance=st.sampled_from(GUIDANCE_NAMES),
-    guidance_scale=scales,
-    pag_scale=scales,
-    rescale=scales,
-    blocks=st.none() | block_lists | schedules(block_lists),
-    mode=st.none() | st.sampled_from(STG_MODES),
-    text=st.none() | st.sampled_from(TEXT_TREATMENTS),
-    eta=st.none() | numbers,
-    zero_steps=st.none() | st.integers(),
-    blur_sigma=st.none() | sigmas,
-    perturb_unconditional=st.none() | st.booleans(),
-    interval=st.none() | st.tuples(numbers, numbers),
+    guidance=st.one_of(*(guidances(method) for method in METHODS.values())),
+    own=st.dictionaries(st.sampled_from(["motion_bucket_id", "decode_chunk_size"]), st.integers(1, 200)),
     out=texts,
 )
 
@@ -101,22 +117,35 @@ def test_yaml_gives_the_same_job_back(job, tmp_path_factory):
 
 @given(job=jobs)
 def test_json_gives_the_same_job_back(job):
-    text = json.dumps(job_to_plain(job), allow_nan=False)
-    assert job_from_plain(json.loads(text)) == job
+    for write, read in ((job_to_plain, job_from_plain), (job_to_nested, job_from_nested)):
+        assert read(json.loads(json.dumps(write(job), allow_nan=False))) == job
+    assert job_from_plain(job_to_plain(job, defaults=False)) == job
+
+
+def test_what_has_its_default_can_be_left_out():
+    job = make_job(guidance="oseg", blocks=[1], blur_sigma=5.0, mix=0.5)
+    short = job_to_plain(job, defaults=False)
+    assert {name: short[name] for name in ("guidance", "blocks", "mix")} == {
+        "guidance": "oseg",
+        "blocks": [1],
+        "mix": 0.5,
+    }
+    assert not {"blur_sigma", "oseg_scale", "text", "rescale"} & set(short)
 
 
 def test_every_setting_says_what_it_is_and_has_a_unit_or_a_meaning():
-    for name, spec in FIELDS.items():
-        assert len(spec.metadata["help"]) > 10, name
+    for name, key in known_keys().items():
+        assert len(key.help) > 10, name
 
 
-def test_every_argument_of_every_method_is_a_setting():
-    assert set(GUIDANCE_NAMES) == {"none", *METHODS}
-    arguments = {spec.name for method in METHODS.values() for spec in fields(method)}
-    assert arguments == set(GUIDANCE_FIELDS)
-    assert all(is_optional(FIELDS[name]) for name in GUIDANCE_FIELDS)
-    assert get_args(TextName) == TEXT_TREATMENTS
-    assert get_args(get_type_hints(STG)["mode"]) == STG_MODES
+def test_every_setting_of_every_method_is_a_key():
+    flat = flat_settings()
+    for method in METHODS.values():
+        for name, one in settings_of(method).items():
+            key = f"{method.name.replace('-', '_')}_scale" if name == "scale" else name
+            assert method.name in flat[key].owners
+            assert known_keys()[key].group == "guidance"
+            assert one.help.removesuffix(".") in known_keys()[key].help
 
 
 @pytest.mark.parametrize(
@@ -134,13 +163,20 @@ def test_every_argument_of_every_method_is_a_setting():
         ({"dtype": "int8"}, "dtype must be one of auto, float32, bfloat16, float16, got 'int8'"),
         ({"vae_tiling": "yes"}, "vae_tiling must be true or false, got 'yes'"),
         ({"interval": (0.1,)}, "interval must be two numbers"),
-        ({"blocks": [1]}, "blocks must be block indices or names, got [1]"),
-        ({"blocks": (1, "")}, "blocks must be block indices or names, got ''"),
-        ({"blocks": (1.5,)}, "blocks must be block indices or names, got 1.5"),
+        (
+            {"blocks": (1, "")},
+            "or names (a-z, 0-9 and _ . : -), got ''",
+        ),
+        (
+            {"blocks": (1.5,)},
+            "blocks must be block indices (integers >= 0) or names (a-z, 0-9 and _ . : -), got 1.5",
+        ),
         ({"stg_scale": "4"}, "stg_scale must be a number, got '4'"),
-        ({"text": "zero"}, "text must be one of cfg, apg, cfg-zero, got 'zero'"),
+        ({"text": "zero"}, "text must be one of apg, cfg, cfg-zero, got 'zero'"),
         ({"mode": "skip"}, "mode must be one of residual, attention_skip, attention_values, got 'skip'"),
-        ({"guidance": "CFG"}, "guidance must be one of none, cfg, cfg-zero, apg, stg, pag, seg, oseg, got"),
+        ({"guidance": "CFG"}, "guidance must be one of apg, cfg, cfg-zero, none, "),
+        ({"rule": "published"}, "rule is no setting any more: guidance oseg has the slides' rule"),
+        ({"published_skip": True}, "it is skip_conditional of guidance oseg-released now"),
     ],
 )
 def test_a_wrong_value_is_refused_by_name(settings, message):
@@ -180,7 +216,7 @@ def test_a_wrong_value_is_refused_by_name(settings, message):
             "stg_scale: {breakpoints: {1.0: 1}, lower_edges: {}}",
             "scheduled by one of breakpoints or lower_edges",
         ),
-        ("blocks: {breakpoints: {1.0: [x, 1.5]}}", "blocks must be block indices or names, got 1.5"),
+        ("blocks: {breakpoints: {1.0: [x, 1.5]}}", "blocks must be block indices (integers >= 0) or names"),
         ("- 1", "must be a mapping of settings, got list"),
         ("steps: [", "mine.yaml line 1: "),
         ("a: b: c", "mine.yaml line 1: "),
@@ -208,19 +244,60 @@ def test_extends_takes_a_file_beside_it_then_a_shipped_recipe(tmp_path):
     write_yaml(tmp_path, "steps: 7\nfps: 3", "base.yaml")
     assert read_recipe(write_yaml(tmp_path, "extends: base.yaml\nsteps: 8")) == {"steps": 8, "fps": 3}
     shipped = read_recipe(write_yaml(tmp_path, "extends: mochi-stg.yaml\nstg_scale: 2.0"))
-    assert shipped["blocks"] == [34] and shipped["stg_scale"] == 2.0
+    assert shipped["blocks"] == [34] and shipped["stg_scale"] == 2.0 and shipped["guidance"] == "stg"
+    with pytest.raises(ConfigError, match="is called mochi-oseg-released"):
+        read_recipe(write_yaml(tmp_path, "extends: mochi-oseg-published.yaml"))
+
+
+def test_a_recipe_has_sections_for_methods(tmp_path):
+    text = "steps: 7\nmethods:\n  cfg: {guidance_scale: 3.0}\n  stg: {blocks: [2], guidance_scale: 4.0}\n"
+    write_yaml(tmp_path, text, "base.yaml")
+    assert read_recipe(tmp_path / "base.yaml") == {"steps": 7}
+    stg = read_recipe(write_yaml(tmp_path, "extends: base.yaml\nguidance: stg\nstg_scale: 2.0"))
+    assert stg == {"steps": 7, "guidance": "stg", "guidance_scale": 4.0, "blocks": [2], "stg_scale": 2.0}
+    seg = read_recipe(write_yaml(tmp_path, "extends: base.yaml\nguidance: seg"))
+    assert seg == {"steps": 7, "guidance": "seg", "guidance_scale": 3.0}
+    none = read_recipe(write_yaml(tmp_path, "extends: base.yaml\nguidance: none"))
+    assert none == {"steps": 7, "guidance": "none"}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("methods: [stg]", "methods must be mappings of settings by method, got ['stg']"),
+        ("methods: {stg: 3}", "methods must be mappings of settings by method"),
+        ("methods: {stgg: {}}", "unknown method 'stgg'; did you mean 'stg'?"),
+        ("methods: {stg: {blocs: [1]}}", "unknown key 'blocs'; did you mean 'blocks'?"),
+        ("methods: {stg: {steps: 3}}", "steps under methods is no setting of a method"),
+    ],
+)
+def test_a_wrong_section_is_refused(tmp_path, text, message):
+    with pytest.raises(ConfigError) as refused:
+        read_recipe(write_yaml(tmp_path, text))
+    assert message in str(refused.value)
+
+
+def test_shipped_recipes_have_names():
+    assert recipe("mochi", "oseg") == OSEG(guidance_scale=4.5, blocks=(34,))
+    assert recipe("mochi", "stg", scale=0.5, text=APG()) == STG(
+        guidance_scale=4.5, scale=0.5, text=APG(), blocks=(34,)
+    )
+    with pytest.raises(SettingError, match="stg has no setting 'sclae'; did you mean 'scale'"):
+        recipe("mochi", "stg", sclae=0.5)
+    assert shipped_recipe("mochi-stg")["blocks"] == [34] and shipped_recipe("nothing") is None
+    with pytest.raises(SettingError, match="no recipe for a family 'mochy'; did you mean 'mochi'"):
+        recipe("mochy")
+    with pytest.raises(SettingError, match=r"guidance must be one of .*, got 'osge'; did you mean 'oseg'"):
+        recipe("mochi", "osge")
 
 
 def test_layers_later_ones_win(tmp_path):
     config = write_yaml(tmp_path, "steps: 5\nfps: 9\nguidance: stg\nstg_scale: 0.5")
     job = resolve({"steps": 6}, config)
-    recipe = read_recipe(recipe_path("embedded"))
-    assert (job.steps, job.fps, job.height) == (6, 9.0, recipe["height"])
+    assert (job.steps, job.fps, job.height) == (6, 9.0, read_recipe(recipe_path("embedded"))["height"])
     # The method came from the file, so the recipe of model and method is STG's.
-    assert job.blocks == tuple(read_recipe(recipe_path("embedded-stg"))["blocks"])
-    assert build_guidance(job) == METHODS["stg"](
-        guidance_scale=job.guidance_scale, stg_scale=0.5, blocks=job.blocks
-    )
+    stg = shipped_recipe("embedded-stg")
+    assert job.guidance == STG(guidance_scale=stg["guidance_scale"], scale=0.5, blocks=stg["blocks"])
 
 
 def test_what_nothing_sets_is_named():
@@ -228,25 +305,27 @@ def test_what_nothing_sets_is_named():
         resolve({}, family="unheard-of")
 
 
-PERTURBED = ("stg", "pag", "seg", "oseg")
+PERTURBED = ("stg", "pag", "seg", "oseg", "oseg-released")
 
 
-@pytest.mark.parametrize("guidance", GUIDANCE_NAMES)
+@pytest.mark.parametrize("guidance", METHODS)
 @pytest.mark.parametrize("family", ["embedded", "mochi", "ltx"])
 def test_every_family_takes_every_method(family, guidance):
     flags = {"guidance": guidance}
-    if guidance in PERTURBED and not recipe_path(f"{family}-{guidance}"):
+    if guidance in PERTURBED and f"{family}-{guidance}" not in recipe_names():
         with pytest.raises(SettingError, match="blocks must name at least one block"):
-            build_guidance(resolve(flags, family=family))
+            resolve(flags, family=family)
         flags["blocks"] = [1]
-    method = build_guidance(resolve(flags, family=family))
-    assert method.name == ("cfg" if guidance == "none" else guidance)
+    elif guidance == "oseg-released":
+        flags["blocks"] = [34]
+    method = resolve(flags, family=family).guidance
+    assert method.name == guidance
     assert bool(method.blocks_used) == (guidance in PERTURBED)
-    assert (method.guidance_scale == 1.0) == (guidance == "none")
+    assert (method.largest_guidance_scale == 1.0) == (guidance == "none")
 
 
 def test_schedules_reach_the_method():
-    recipe = {
+    given = {
         "guidance": "stg",
         "guidance_scale": {"breakpoints": {0.5: 2, 1: 4}},
         "stg_scale": {"lower_edges": {"1.0": 0, "0.9": 3, "0.4": 1}},
@@ -256,50 +335,49 @@ def test_schedules_reach_the_method():
         "text": "apg",
         "momentum": 0.25,
     }
-    assert build_guidance(resolve(recipe, family="ltx")) == STG(
-        guidance_scale=Breakpoints(((1.0, 4.0), (0.5, 2.0))),
-        stg_scale=Breakpoints.from_lower_edges([1.0, 0.9, 0.4], [0.0, 3.0, 1.0]),
-        rescale=Breakpoints(((1.0, 0.7),)),
-        blocks=Breakpoints(((1.0, (3, "dual:2")), (0.5, ()))),
+    assert resolve(given, family="ltx").guidance == STG(
+        guidance_scale=Schedule(((1.0, 4.0), (0.5, 2.0))),
+        scale=Schedule(((1.0, 0.0), (0.9, 3.0), (0.4, 1.0)), "lower_edges"),
+        rescale=Schedule(((1.0, 0.7),)),
+        blocks=Schedule(((1.0, (3, "dual:2")), (0.5, ()))),
         mode="attention_skip",
-        text="apg",
-        momentum=0.25,
+        text=APG(momentum=0.25),
     )
 
 
 def test_a_schedule_that_a_method_cannot_take_is_refused_by_name():
     for value, message in (
-        ({"breakpoints": {1.0: 4, 0.5: "inf"}}, "stg_scale: breakpoint values must be all finite numbers"),
-        ({"breakpoints": {1.0: 4, 0.5: -1}}, "stg_scale must be a finite number >= 0, got -1.0"),
+        ({"breakpoints": {1.0: 4, 0.5: "inf"}}, "stg_scale must be a finite number, got inf"),
+        ({"breakpoints": {1.0: 4, 0.5: -1}}, "stg_scale must be at least 0, got -1.0"),
     ):
         with pytest.raises(SettingError, match=message):
-            build_guidance(resolve({"guidance": "stg", "stg_scale": value}, family="ltx"))
+            resolve({"guidance": "stg", "stg_scale": value}, family="ltx")
 
 
 @pytest.mark.parametrize(
     ("guidance", "setting", "message"),
     [
-        ("cfg", {"eta": 0.5}, "eta has no effect with guidance cfg; it belongs to apg, stg, pag, seg, oseg"),
-        ("apg", {"zero_steps": 1}, "zero_steps has no effect with guidance apg; it belongs to cfg-zero, stg"),
+        ("cfg", {"eta": 0.5}, "eta has no effect with guidance cfg; it belongs to apg, "),
+        ("apg", {"zero_steps": 1}, "zero_steps has no effect with guidance apg; it belongs to cfg-zero, "),
         ("seg", {"mode": "residual"}, "mode has no effect with guidance seg; it belongs to stg"),
-        ("cfg-zero", {"text": "apg"}, "text has no effect with guidance cfg-zero; it belongs to stg, pag"),
-        ("stg", {"blocks": (1,), "eta": 0.5}, "eta=0.5 has no meaning with text='cfg'"),
+        ("cfg-zero", {"text": "apg"}, "text has no effect with guidance cfg-zero; it belongs to "),
+        ("stg", {"blocks": (1,), "eta": 0.5}, "eta has no effect with text cfg; it belongs to apg"),
     ],
 )
 def test_a_setting_without_effect_is_refused(guidance, setting, message):
     with pytest.raises(SettingError, match=message):
-        build_guidance(make_job(guidance=guidance, **setting))
+        make_job(guidance=guidance, **setting)
 
 
-def test_published_settings_are_in_the_recipes():
-    assert resolve({"guidance": "stg"}, family="mochi").blocks == (34,)
-    assert resolve({"guidance": "stg"}, family="ltx").blocks == (19,)
-    assert resolve({"guidance": "oseg"}, family="mochi").blur_sigma == 5.0
+def test_known_settings_are_in_the_recipes():
+    assert resolve({"guidance": "stg"}, family="mochi").guidance.blocks == (34,)
+    assert resolve({"guidance": "stg"}, family="ltx").guidance.blocks == (19,)
+    assert resolve({"guidance": "oseg"}, family="mochi").guidance.blur_sigma == 5.0
     assert {name.split("-")[0] for name in recipe_names()} >= {"embedded", "mochi", "ltx"}
 
 
 def test_a_setting_of_another_method_is_refused():
     with pytest.raises(SettingError, match="mix has no effect with guidance stg; it belongs to oseg"):
-        build_guidance(make_job(guidance="stg", blocks=(1,), mix=0.5))
+        make_job(guidance="stg", blocks=(1,), mix=0.5)
     with pytest.raises(SettingError, match="guidance_scale has no effect with guidance none"):
-        build_guidance(make_job(guidance="none", guidance_scale=3.0))
+        make_job(guidance="none", guidance_scale=3.0)

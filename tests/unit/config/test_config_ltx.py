@@ -7,9 +7,10 @@ import math
 import pytest
 import torch
 
-from oseg_video.config import build_guidance, read_recipe, recipe_path, resolve_job
-from oseg_video.guidance.methods import STG, Step
+from oseg_video.config import read_recipe, recipe_path, resolve_job
+from oseg_video.guidance.methods import STG
 from oseg_video.guidance.perturbations import ReplaceAttention
+from oseg_video.guidance.plan import Step
 
 # Lightricks/LTX-Video, configs/ltxv-13b-0.9.7-dev.yaml, first pass
 LEVELS = (1.0, 0.996, 0.9933, 0.9850, 0.9767, 0.9008, 0.6180)
@@ -35,7 +36,7 @@ def method() -> STG:
         704,
         1216,
     )
-    return build_guidance(job)
+    return job.guidance
 
 
 def step(level: float) -> Step:

@@ -11,19 +11,18 @@ import pytest
 
 from oseg_video.adapters import ModelAdapter, all_adapters
 from oseg_video.config import (
-    GUIDANCE_NAMES,
     GenerateJob,
-    build_guidance,
     read_notes,
     read_recipe,
     recipe_names,
     recipe_path,
     resolve_job,
+    shipped_recipe,
 )
-from oseg_video.config.job import GUIDANCE_FIELDS
-from oseg_video.config.recipes import NOTES
-from oseg_video.guidance.methods import METHODS, OSEG
-from oseg_video.guidance.perturbations import PublishedQueries, ReplaceAttention, SkipBlock
+from oseg_video.config.recipes import NOTES, SECTIONS, recipe_folder
+from oseg_video.guidance.flat import flat_settings
+from oseg_video.guidance.methods import METHODS, OSEGReleased
+from oseg_video.guidance.perturbations import ReleasedQueries, ReplaceAttention, SkipBlock
 from oseg_video.guidance.plan import Step
 from oseg_video.jobs.checks import check_fits
 from oseg_video.jobs.loading.catalogue import catalogue
@@ -32,8 +31,9 @@ from oseg_video.jobs.loading.pipeline import EMBEDDED, ModelSource, find_model
 
 ADAPTERS = {adapter.family: adapter for adapter in all_adapters()}
 FAMILIES = (EMBEDDED, *ADAPTERS)
-PRESETS = [(family, method) for family in FAMILIES for method in METHODS]
-PUBLISHED = ("mochi-oseg-published", "hunyuan-oseg-published")
+GUIDING = [name for name in METHODS if name not in ("none", "oseg-released")]
+PRESETS = [(family, method) for family in FAMILIES for method in GUIDING]
+RELEASED = ("mochi-oseg-released", "hunyuan-oseg-released")
 # Flow matching, the only kind of model that CFG-Zero*'s zero steps are for.
 PREDICTS_VELOCITY = ("embedded", "mochi", "ltx", "hunyuan", "hunyuan15", "wan")
 
@@ -57,7 +57,7 @@ def preset(family: str, method: str) -> GenerateJob:
     return resolve(family, guidance=method)
 
 
-def published(name: str) -> GenerateJob:
+def released(name: str) -> GenerateJob:
     return resolve(name.partition("-")[0], recipe_path(name))
 
 
@@ -96,54 +96,53 @@ def source_of(tmp_path_factory):
 @pytest.mark.parametrize(("family", "method"), PRESETS)
 def test_every_family_has_a_recipe_of_every_method(family, method, source_of):
     assert recipe_path(family), f"configs/{family}.yaml is missing"
-    assert recipe_path(f"{family}-{method}"), f"configs/{family}-{method}.yaml is missing"
+    assert shipped_recipe(f"{family}-{method}"), f"configs/{family}.yaml has no section {method}"
     job = preset(family, method)
-    assert job.guidance == method
-    guidance = build_guidance(job)
+    guidance = job.guidance
     assert type(guidance) is METHODS[method]
-    check_fits(job, source_of(family), guidance)
+    check_fits(job, source_of(family))
     resolved = adapter_of(family).resolve_blocks(full_size(family), guidance.blocks_used)
     assert bool(resolved) == ("blocks" in type(guidance).__dataclass_fields__)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_without_guidance_the_recipe_of_the_family_is_enough(family):
-    assert build_guidance(preset(family, "none")).guidance_scale == 1
+    assert preset(family, "none").guidance.largest_guidance_scale == 1
 
 
-@pytest.mark.parametrize("name", recipe_names())
+FILES = sorted(path.stem for path in recipe_folder().glob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", FILES)
 def test_every_setting_of_a_recipe_has_its_source_above(name):
     """Cheap: a group of lines starts with a comment; `extends`, the notes and empty lines end a group."""
     sourced = False
     for number, line in enumerate(recipe_path(name).read_text().splitlines(), start=1):
-        key = re.match(r"(\w+):", line)
-        if line.startswith("#"):
+        key = re.match(r" *([\w-]+):", line)
+        if line.lstrip().startswith("#"):
             sourced = True
-        elif not line or (key and key[1] in ("extends", *NOTES)):
+        elif not line or (key and key[1] in ("extends", SECTIONS, *METHODS, *NOTES)):
             sourced = False
         elif key:
             assert sourced, f"{name}.yaml line {number}: no source above {key[1]}"
 
 
-@pytest.mark.parametrize("name", recipe_names())
+@pytest.mark.parametrize("name", FILES)
 def test_recipes_are_short_text_lines_without_links(name):
     text = recipe_path(name).read_text()
     assert max(map(len, text.splitlines())) <= 118
     assert "://" not in text
 
 
-@pytest.mark.parametrize("name", recipe_names())
+@pytest.mark.parametrize("name", FILES)
 def test_every_recipe_belongs_to_a_family_and_sets_what_its_kind_may(name):
-    family, _, method = name.partition("-")
+    family, _, special = name.partition("-")
     assert family in FAMILIES
     settings = read_recipe(recipe_path(name))
     assert not set(settings) & {"prompts", "seeds", "out", "image", "device"}, "the user's to choose"
-    if not method:
+    if not special:
         assert set(read_notes(recipe_path(name))) == set(NOTES)
-        assert not set(settings) & {"guidance", *GUIDANCE_FIELDS}, "a model's recipe holds for every method"
-    elif method in GUIDANCE_NAMES:
-        own = set(settings) - set(read_recipe(recipe_path(family)))
-        assert own <= set(GUIDANCE_FIELDS), "a method's recipe sets its method only"
+        assert not set(settings) & {"guidance", *flat_settings()}, "what holds for every method"
     else:
         assert {"model", "guidance"} <= set(settings), "a recipe for --config says for what it is"
 
@@ -159,13 +158,13 @@ def test_every_recipe_is_listed_with_its_family():
 @pytest.mark.parametrize("family", FAMILIES)
 def test_zero_steps_are_for_flow_matching_only(family):
     job = preset(family, "cfg-zero")
-    assert (job.zero_steps > 0) == (family in PREDICTS_VELOCITY)
-    assert job.zero_steps <= max(1, 0.04 * job.steps)
+    assert (job.guidance.zero_steps > 0) == (family in PREDICTS_VELOCITY)
+    assert job.guidance.zero_steps <= max(1, 0.04 * job.steps)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_oseg_smooths_with_the_slides_sigma(family):
-    assert build_guidance(preset(family, "oseg")).blur_sigma == 5.0
+    assert preset(family, "oseg").guidance.blur_sigma == 5.0
 
 
 # shared/spec/method.md; for SVD: issue 3
@@ -192,26 +191,26 @@ def test_the_full_size_models_have_as_many_blocks_as_the_recipes_say(family):
 
 @pytest.mark.parametrize(("family", "method"), BLOCKS)
 def test_blocks_of_the_specification(family, method):
-    assert build_guidance(preset(family, method)).blocks == BLOCKS[family, method]
+    assert preset(family, method).guidance.blocks == BLOCKS[family, method]
 
 
 def test_image_presets_have_the_slides_scales():
-    seg, pag = build_guidance(preset("sdxl", "seg")), build_guidance(preset("sdxl", "pag"))
-    assert (seg.guidance_scale, seg.seg_scale, seg.blur_sigma) == (3.0, 3.0, float("inf"))
-    assert pag.pag_scale == 3.0
+    seg, pag = preset("sdxl", "seg").guidance, preset("sdxl", "pag").guidance
+    assert (seg.guidance_scale, seg.scale, seg.blur_sigma) == (3.0, 3.0, float("inf"))
+    assert pag.scale == 3.0
 
 
 def test_hunyuan_runs_true_guidance_only_where_it_says_so():
-    scales = {method: preset("hunyuan", method).guidance_scale for method in METHODS}
+    scales = {method: preset("hunyuan", method).guidance.guidance_scale for method in GUIDING}
     assert scales.pop("apg") > 1
     assert set(scales.values()) == {None}
-    assert published("hunyuan-oseg-published").guidance_scale > 1
+    assert released("hunyuan-oseg-released").guidance.guidance_scale > 1
 
 
 def test_svd_keeps_the_pipelines_scale_of_every_frame():
-    for method in METHODS:
+    for method in GUIDING:
         job = preset("svd", method)
-        assert (job.guidance_scale, job.min_guidance_scale, job.max_guidance_scale) == (None, None, None)
+        assert job.guidance.guidance_scale is None and not {*job.own} & {*ADAPTERS["svd"].own_scales}
 
 
 # shared/spec/method.md, "What the released code does differently"
@@ -222,34 +221,33 @@ LAYER = {"mochi": (34,), "hunyuan": ("dual:2",)}
 SCALE = {"mochi": 4.5, "hunyuan": 2.1}
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
-def test_published_recipes_do_what_the_released_code_does(name, source_of):
+@pytest.mark.parametrize("name", RELEASED)
+def test_recipes_of_the_released_code_do_what_the_released_code_does(name, source_of):
     family = name.partition("-")[0]
-    job = published(name)
-    oseg = build_guidance(job)
-    assert isinstance(oseg, OSEG)
-    check_fits(job, source_of(family), oseg)
-    assert (oseg.rule, oseg.mix, oseg.oseg_scale, oseg.blocks, oseg.guidance_scale) == (
-        "published",
+    job = released(name)
+    oseg = job.guidance
+    assert isinstance(oseg, OSEGReleased)
+    check_fits(job, source_of(family))
+    assert (oseg.mix, oseg.scale, oseg.blocks, oseg.guidance_scale) == (
         MIX[family],
         OSEG_SCALE[family],
         LAYER[family],
         SCALE[family],
     )
     assert ADAPTERS[family].resolve_blocks(full_size(family), oseg.blocks_used)
-    first, second = (oseg.plan(Step(i, job.steps, 1 - i / job.steps, job.guidance_scale)) for i in (0, 1))
+    first, second = (oseg.plan(Step(i, job.steps, 1 - i / job.steps, oseg.guidance_scale)) for i in (0, 1))
     assert set(first.branches) == {"cond"}
     changes = {
         name: branch.perturbation.change for name, branch in second.branches.items() if branch.perturbation
     }
     skipped = {"cond_perturbed": SkipBlock()} if family == "hunyuan" else {}
-    assert changes == {"uncond_perturbed": PublishedQueries(MIX[family]), **skipped}
+    assert changes == {"uncond_perturbed": ReleasedQueries(MIX[family]), **skipped}
 
 
 def test_svd_stg_has_the_attention_form_of_its_script():
     job = preset("svd", "stg")
-    plan = build_guidance(job).plan(Step(3, job.steps, 0.8, 3.0))
+    plan = job.guidance.plan(Step(3, job.steps, 0.8, 3.0))
     (change,) = [b.perturbation.change for b in plan.branches.values() if b.perturbation]
     assert change == ReplaceAttention("values")
-    (block,) = ADAPTERS["svd"].resolve_blocks(full_size("svd"), job.blocks)
+    (block,) = ADAPTERS["svd"].resolve_blocks(full_size("svd"), job.guidance.blocks)
     assert block.path == "up_blocks.1.attentions.0.transformer_blocks.0"

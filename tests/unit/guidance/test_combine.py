@@ -15,7 +15,7 @@ from oseg_video.guidance.combine import (
     cfg,
     difference,
     extrapolate,
-    oseg_published,
+    oseg_released,
     projection_scale,
     push_away,
     rescale,
@@ -135,7 +135,7 @@ def test_apg_keeps_parts_of_the_difference(seed, threshold):
 
 
 @given(SEEDS, SCALES, SCALES, FRACTIONS)
-def test_oseg_published(seed, w, weight, s):
+def test_oseg_released(seed, w, weight, s):
     c, u, p = random_predictions(3, seed)
     a_u, a_p = projection_by_loops(c, u).expand_as(c), projection_by_loops(c, p).expand_as(c)
     expected = elementwise(
@@ -147,12 +147,12 @@ def test_oseg_published(seed, w, weight, s):
         a_p,
     )
     branches = {"cond": c, "uncond_perturbed": u, "cond_perturbed": p}
-    assert_close(oseg_published(**branches, guidance_scale=w, oseg_scale=weight, shrink=s), expected)
+    assert_close(oseg_released(**branches, guidance_scale=w, scale=weight, shrink=s), expected)
 
 
-def test_oseg_published_without_a_perturbed_cond_shrinks_cond_by_itself():
+def test_oseg_released_without_a_perturbed_cond_shrinks_cond_by_itself():
     c, u = random_predictions(2)
-    result = oseg_published(cond=c, uncond_perturbed=u, guidance_scale=1.0, oseg_scale=0.62)
+    result = oseg_released(cond=c, uncond_perturbed=u, guidance_scale=1.0, scale=0.62)
     assert_close(result, c * (1 + 0.62 * 0.02))
 
 
@@ -209,7 +209,7 @@ def test_every_rule_computes_and_returns_the_working_precision(dtype):
             *apg_update(c, u, p, eta=0.3, momentum=-0.5, norm_threshold=2.0),
             extrapolate(c, u, 6.0),
             push_away(u, cond=c, perturbed=p, scale=1.5),
-            oseg_published(**perturbed, guidance_scale=6.0, oseg_scale=1.5),
+            oseg_released(**perturbed, guidance_scale=6.0, scale=1.5),
             projection_scale(c, u),
             rescale(c, u, 0.7),
         )
@@ -242,7 +242,7 @@ def test_predictions_of_unequal_shape_are_refused():
         lambda: extrapolate(c, other, 2.0),
         lambda: push_away(c, cond=c, perturbed=other, scale=1.0),
         lambda: push_away(c, cond=other, perturbed=c, scale=1.0),
-        lambda: oseg_published(cond=c, uncond_perturbed=other, guidance_scale=2.0, oseg_scale=1.0),
+        lambda: oseg_released(cond=c, uncond_perturbed=other, guidance_scale=2.0, scale=1.0),
         lambda: projection_scale(c, other),
         lambda: rescale(other, c, 0.5),
     ]

@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from oseg_video.guidance.methods import CFG, METHODS, OSEG, PAG, SEG, STG, Branch, Guidance, Step
+from oseg_video.guidance.methods import CFG, METHODS, OSEG, PAG, SEG, STG, Guidance, OSEGReleased
 from oseg_video.guidance.perturbations import BlurQueries, ReplaceAttention, SkipBlock
-from oseg_video.guidance.schedule import Breakpoints
+from oseg_video.guidance.plan import Branch, Step
+from oseg_video.settings.schedule import Schedule
 from oseg_video.types import OsegVideoError
 
 
@@ -31,7 +32,7 @@ def branches_of(guidance: Guidance, at: Step) -> dict[str, tuple[str, bool]]:
 
 def test_every_method_is_known_by_its_name() -> None:
     assert {name: method.name for name, method in METHODS.items()} == {n: n for n in METHODS}
-    assert list(METHODS) == ["cfg", "cfg-zero", "apg", "stg", "pag", "seg", "oseg"]
+    assert set(METHODS) == {"none", "cfg", "cfg-zero", "apg", "stg", "pag", "seg", "oseg", "oseg-released"}
 
 
 def test_cfg_leaves_the_pipeline_its_own_rule_only_where_that_is_the_same() -> None:
@@ -51,7 +52,7 @@ def test_cfg_outside_its_interval_is_the_conditional_prediction() -> None:
 
 @pytest.mark.parametrize("method", (STG, PAG, SEG))
 def test_stg_pag_and_seg_push_away_from_the_perturbed_conditional_branch(method: type) -> None:
-    guidance = method(guidance_scale=3.0, blocks=(5,), **{method.scale_name: 0.5})
+    guidance = method(guidance_scale=3.0, blocks=(5,), scale=0.5)
     assert branches_of(guidance, step()) == {
         "uncond": ("uncond", False),
         "cond": ("cond", False),
@@ -63,7 +64,7 @@ def test_stg_pag_and_seg_push_away_from_the_perturbed_conditional_branch(method:
 
 
 def test_oseg_as_on_the_slides_perturbs_both_branches() -> None:
-    guidance = OSEG(guidance_scale=3.0, oseg_scale=0.5, blocks=(5,))
+    guidance = OSEG(guidance_scale=3.0, scale=0.5, blocks=(5,))
     assert branches_of(guidance, step()) == {
         "cond": ("cond", False),
         "uncond_perturbed": ("uncond", True),
@@ -75,17 +76,17 @@ def test_oseg_as_on_the_slides_perturbs_both_branches() -> None:
 
 
 def test_oseg_without_text_guidance_or_without_its_own_term_leaves_that_branch_out() -> None:
-    only_own = OSEG(guidance_scale=1.0, oseg_scale=0.5, blocks=(5,))
+    only_own = OSEG(guidance_scale=1.0, scale=0.5, blocks=(5,))
     assert set(branches_of(only_own, step())) == {"cond", "cond_perturbed"}
-    only_text = OSEG(guidance_scale=3.0, oseg_scale=0.0, blocks=(5,))
+    only_text = OSEG(guidance_scale=3.0, scale=0.0, blocks=(5,))
     assert set(branches_of(only_text, step())) == {"cond", "uncond_perturbed"}
     p = predictions(["cond", "uncond_perturbed"])
     expected = p["cond"] + 2 * (p["cond"] - p["uncond_perturbed"])
     assert_close(only_text.plan(step()).rule(**p), expected)
 
 
-def test_the_published_rule_is_that_of_the_released_code() -> None:
-    guidance = OSEG(guidance_scale=3.0, oseg_scale=0.62, mix=0.67, blocks=(5,), rule="published")
+def test_the_released_rule_is_that_of_the_released_code() -> None:
+    guidance = OSEGReleased(guidance_scale=3.0, scale=0.62, mix=0.67, blocks=(5,))
     first = guidance.plan(step(index=0))
     given = predictions(["cond"])
     assert_close(first.rule(**given), 0.1 * given["cond"])
@@ -105,8 +106,8 @@ def test_rescale_pulls_the_standard_deviation_to_that_of_cond() -> None:
 
 
 def test_scales_may_follow_the_noise_level() -> None:
-    schedule = Breakpoints(((1.0, 1.0), (0.6, 0.0)))
-    guidance = STG(guidance_scale=4.0, stg_scale=schedule, blocks=(1,))
+    schedule = Schedule(((1.0, 1.0), (0.6, 0.0)))
+    guidance = STG(guidance_scale=4.0, scale=schedule, blocks=(1,))
     assert "perturbed" in guidance.plan(step(noise_level=0.9)).branches
     assert guidance.plan(step(noise_level=0.5)).rule is None  # the pipeline's own CFG is all that is left
 
@@ -126,21 +127,21 @@ def test_what_each_method_does_inside_its_blocks() -> None:
 
 
 LEVELS = (0.9, 0.5, 0.1)
-FALLING = Breakpoints(((1.0, 1.5), (0.6, 0.0), (0.2, 0.5)))
+FALLING = Schedule(((1.0, 1.5), (0.6, 0.0), (0.2, 0.5)))
 
 
 @pytest.mark.parametrize("method", (STG, PAG, SEG, OSEG))
 def test_every_scale_and_rescale_may_follow_the_noise_level(method: type) -> None:
     scheduled = method(
         blocks=(1,),
-        guidance_scale=Breakpoints(((1.0, 1.0), (0.6, 6.0), (0.2, 2.0))),
-        rescale=Breakpoints(((1.0, 0.0), (0.6, 0.3), (0.2, 1.0))),
-        **{method.scale_name: FALLING},
+        guidance_scale=Schedule(((1.0, 1.0), (0.6, 6.0), (0.2, 2.0))),
+        rescale=Schedule(((1.0, 0.0), (0.6, 0.3), (0.2, 1.0))),
+        scale=FALLING,
     )
     for level, w, factor, weight in zip(
         LEVELS, (1.0, 6.0, 2.0), (0.0, 0.3, 1.0), (1.5, 0.0, 0.5), strict=True
     ):
-        constant = method(blocks=(1,), guidance_scale=w, rescale=factor, **{method.scale_name: weight})
+        constant = method(blocks=(1,), guidance_scale=w, rescale=factor, scale=weight)
         at = step(noise_level=level)
         assert scheduled.plan(at).branches == constant.plan(at).branches
         p = predictions(scheduled.plan(at).branches)
@@ -149,7 +150,7 @@ def test_every_scale_and_rescale_may_follow_the_noise_level(method: type) -> Non
 
 @pytest.mark.parametrize("method", (STG, PAG, SEG, OSEG))
 def test_blocks_may_follow_the_noise_level(method: type) -> None:
-    blocks = Breakpoints(((1.0, (5, "mid", 3)), (0.6, ()), (0.2, ("up.1:temporal", "dual:2"))))
+    blocks = Schedule(((1.0, (5, "mid", 3)), (0.6, ()), (0.2, ("up.1:temporal", "dual:2"))))
     guidance = method(blocks=blocks, guidance_scale=4.0)
     used = {
         level: {
@@ -169,21 +170,21 @@ def test_blocks_used_are_those_of_a_method_that_perturbs() -> None:
     assert CFG().blocks_used == ()
     assert STG(blocks="mid").blocks_used == ("mid",)
     assert STG(blocks=[10, "mid", 3, "dual:2"]).blocks_used == (3, 10, "dual:2", "mid")
-    assert STG(blocks=(1,), stg_scale=0.0).blocks_used == ()
-    assert STG(blocks=(1,), stg_scale=Breakpoints(((1.0, 0.0), (0.5, 0.0)))).blocks_used == ()
-    assert STG(blocks=(1,), stg_scale=FALLING).blocks_used == (1,)
-    assert OSEG(blocks=(1,), oseg_scale=0.0).blocks_used == (1,)
-    assert OSEG(blocks=(1,), oseg_scale=0.0, perturb_unconditional=False).blocks_used == ()
+    assert STG(blocks=(1,), scale=0.0).blocks_used == ()
+    assert STG(blocks=(1,), scale=Schedule(((1.0, 0.0), (0.5, 0.0)))).blocks_used == ()
+    assert STG(blocks=(1,), scale=FALLING).blocks_used == (1,)
+    assert OSEG(blocks=(1,), scale=0.0).blocks_used == (1,)
+    assert OSEG(blocks=(1,), scale=0.0, perturb_unconditional=False).blocks_used == ()
 
 
 def test_the_largest_guidance_scale_says_whether_uncond_is_needed() -> None:
     assert CFG().largest_guidance_scale is None
     assert CFG(guidance_scale=3.0).largest_guidance_scale == 3.0
-    assert CFG(guidance_scale=Breakpoints(((1.0, 1.0), (0.5, 8.0), (0.1, 0.0)))).largest_guidance_scale == 8.0
+    assert CFG(guidance_scale=Schedule(((1.0, 1.0), (0.5, 8.0), (0.1, 0.0)))).largest_guidance_scale == 8.0
 
 
 def test_an_interval_applies_to_schedules_too() -> None:
-    guidance = STG(blocks=(1,), stg_scale=FALLING, interval=(0.5, 1.0))
+    guidance = STG(blocks=(1,), scale=FALLING, interval=(0.5, 1.0))
     assert "perturbed" not in guidance.plan(step(index=4, noise_level=0.9)).branches
     assert "perturbed" in guidance.plan(step(index=5, noise_level=0.9)).branches
 
@@ -191,21 +192,21 @@ def test_an_interval_applies_to_schedules_too() -> None:
 @pytest.mark.parametrize(
     ("method", "settings", "message"),
     (
-        (CFG, {"guidance_scale": -1.0}, "guidance_scale must be a finite number >= 0, got -1.0"),
-        (CFG, {"guidance_scale": math.nan}, "guidance_scale must be a finite number"),
-        (CFG, {"guidance_scale": True}, "guidance_scale must be a finite number"),
-        (CFG, {"rescale": 1.5}, "rescale must be a number from 0 to 1, got 1.5"),
-        (CFG, {"interval": (0.7, 0.2)}, "interval must satisfy 0 <= start < stop <= 1"),
-        (CFG, {"interval": (0.0, 1.2)}, "interval must satisfy"),
+        (CFG, {"guidance_scale": -1.0}, "guidance_scale must be at least 0, got -1.0"),
+        (CFG, {"guidance_scale": math.nan}, "guidance_scale must be a number, got nan"),
+        (CFG, {"guidance_scale": True}, "guidance_scale must be a number, got True"),
+        (CFG, {"rescale": 1.5}, "rescale must be from 0 to 1, got 1.5"),
+        (CFG, {"interval": (0.7, 0.2)}, "interval must be two numbers with 0 <= start < stop <= 1"),
+        (CFG, {"interval": (0.0, 1.2)}, "interval must be two numbers"),
         (STG, {"blocks": ()}, "blocks must name at least one block for STG"),
         (STG, {"blocks": (-1,)}, "blocks must be block indices .* or names .*, got -1"),
         (STG, {"blocks": (True,)}, "blocks must be block indices .*, got True"),
         (STG, {"blocks": "Up 1"}, "blocks must be block indices .*, got 'Up 1'"),
         (STG, {"blocks": ("",)}, "blocks must be block indices .*, got ''"),
-        (STG, {"blocks": ("mid", "mid")}, "blocks must name each block once"),
-        (STG, {"blocks": Breakpoints(((1.0, ()), (0.5, ())))}, "blocks must name at least one block for STG"),
-        (STG, {"blocks": Breakpoints(((1.0, (2, 2)),))}, "blocks must name each block once"),
-        (STG, {"blocks": Breakpoints(((1.0, 0.5),))}, "blocks must be block indices"),
+        (STG, {"blocks": ("mid", "mid")}, "blocks must be blocks that are each named once"),
+        (STG, {"blocks": Schedule(((1.0, ()), (0.5, ())))}, "blocks must name at least one block for STG"),
+        (STG, {"blocks": Schedule(((1.0, (2, 2)),))}, "blocks must be blocks that are each named once"),
+        (STG, {"blocks": Schedule(((1.0, 0.5),))}, "blocks must be block indices"),
         (
             STG,
             {"blocks": (1,), "mode": "skip"},
@@ -213,36 +214,31 @@ def test_an_interval_applies_to_schedules_too() -> None:
         ),
         (
             STG,
-            {"blocks": (1,), "stg_scale": Breakpoints(((1.0, (1,)),))},
-            "stg_scale must be a finite number",
+            {"blocks": (1,), "scale": Schedule(((1.0, (1,)),))},
+            "scale must be a number",
         ),
         (
             PAG,
-            {"blocks": (1,), "pag_scale": Breakpoints(((1.0, 1.0), (0.5, -1.0)))},
-            "pag_scale must be .* -1.0",
+            {"blocks": (1,), "scale": Schedule(((1.0, 1.0), (0.5, -1.0)))},
+            "scale must be at least 0, got -1.0",
         ),
         (PAG, {"blocks": ()}, "blocks must name at least one block for PAG"),
         (
             CFG,
-            {"rescale": Breakpoints(((1.0, 0.0), (0.5, 1.5)))},
-            "rescale must be a number from 0 to 1, got 1.5",
+            {"rescale": Schedule(((1.0, 0.0), (0.5, 1.5)))},
+            "rescale must be from 0 to 1, got 1.5",
         ),
-        (STG, {"blocks": (2, 2)}, "blocks must name each block once"),
-        (SEG, {"blocks": (1,), "blur_sigma": -1.0}, "blur sigma must be a number >= 0"),
-        (SEG, {"blocks": (1,), "blur_sigma": math.nan}, "blur sigma must be a number >= 0"),
+        (STG, {"blocks": (2, 2)}, "blocks must be blocks that are each named once"),
+        (SEG, {"blocks": (1,), "blur_sigma": -1.0}, "blur_sigma must be at least 0, got -1.0"),
+        (SEG, {"blocks": (1,), "blur_sigma": math.nan}, "blur_sigma must be a number, got nan"),
         (SEG, {"blocks": (1,), "boundary": "zero"}, "boundary must be one of"),
         (OSEG, {"blocks": ()}, "blocks must name at least one block for OSEG"),
-        (OSEG, {"blocks": (1,), "oseg_scale": math.inf}, "oseg_scale must be a finite number"),
-        (OSEG, {"blocks": (1,), "mix": 1.1}, r"mix must be a number in \[0, 1\], got 1.1"),
-        (OSEG, {"blocks": (1,), "keep_parallel": -0.1}, "keep_parallel must be a number"),
-        (OSEG, {"blocks": (1,), "reference": "text"}, "reference"),
-        (OSEG, {"blocks": (1,), "rule": "mine"}, "rule must be 'slides' or 'published'"),
-        (
-            OSEG,
-            {"blocks": (1,), "rule": "published", "blur_sigma": 2.0},
-            "has no meaning with rule='published'",
-        ),
-        (OSEG, {"blocks": (1,), "published_skip": True}, "has no meaning with rule='slides'"),
+        (OSEG, {"blocks": (1,), "scale": math.inf}, "scale must be a finite number"),
+        (OSEG, {"blocks": (1,), "mix": 1.1}, "mix must be from 0 to 1, got 1.1"),
+        (OSEG, {"blocks": (1,), "keep_parallel": -0.1}, "keep_parallel must be from 0 to 1, got -0.1"),
+        (OSEG, {"blocks": (1,), "reference": "text"}, "reference must be token, frame, clip or principal:R"),
+        (OSEGReleased, {"blocks": (1,), "mix": -0.1}, "mix must be from 0 to 1, got -0.1"),
+        (OSEGReleased, {}, "blocks must name at least one block for OSEGReleased"),
     ),
 )
 def test_bad_settings_are_refused_by_one_line(method: type, settings: dict, message: str) -> None:

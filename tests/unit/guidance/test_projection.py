@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from oseg_video.guidance.projection import Reference, parse_reference, split_by_key, split_by_reference
+from oseg_video.guidance.projection import split_by_key, split_by_reference
+from oseg_video.guidance.validation import Reference, parse_reference
 from oseg_video.types import OsegVideoError, TokenGrid
 
 # B batch, N heads, S video tokens = F*H*W, D head dim

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from oseg_video.guidance.queries import oseg_queries, published_queries, seg_queries
+from oseg_video.guidance.queries import oseg_queries, released_queries, seg_queries
 from oseg_video.types import OsegVideoError, TokenGrid
 
 # B batch, N heads, S video tokens = F*H*W, D head dim, C channels
@@ -119,17 +119,17 @@ def test_half_precision_is_rounded_once_at_the_end(dtype):
     assert half.dtype == dtype
     assert torch.equal(half, oseg_queries(query.float(), key.float(), GRID, **options).to(dtype))
     channels = random_pair(dtype=dtype, shape=(2, 3, 128))
-    half = published_queries(*channels, mix=0.67)
+    half = released_queries(*channels, mix=0.67)
     assert half.dtype == dtype
-    assert torch.equal(half, published_queries(*(x.float() for x in channels), mix=0.67).to(dtype))
+    assert torch.equal(half, released_queries(*(x.float() for x in channels), mix=0.67).to(dtype))
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(published_queries(*channels, mix=0.67), half)
+        assert torch.equal(released_queries(*channels, mix=0.67), half)
 
 
 @given(SEEDS, FRACTIONS)
 def test_published_smooths_the_channels_of_each_token(seed, mix):
     query, key = random_pair(seed, shape=(1, 2, 192))
-    assert_close(published_queries(query, key, mix=mix), published_by_loops(query, key, mix))
+    assert_close(released_queries(query, key, mix=mix), published_by_loops(query, key, mix))
 
 
 def test_tensors_without_data_keep_their_shape():
@@ -139,8 +139,8 @@ def test_tensors_without_data_keep_their_shape():
 
 def test_published_rows_do_not_touch_each_other():
     query, key = random_pair(shape=(3, 4, 128))
-    one = published_queries(query[1:2, 2:3], key[1:2, 2:3], mix=1.0)
-    assert_close(published_queries(query, key, mix=1.0)[1:2, 2:3], one)
+    one = released_queries(query[1:2, 2:3], key[1:2, 2:3], mix=1.0)
+    assert_close(released_queries(query, key, mix=1.0)[1:2, 2:3], one)
 
 
 def test_inputs_are_not_written():
@@ -148,7 +148,7 @@ def test_inputs_are_not_written():
     copies = query.clone(), key.clone()
     seg_queries(query, GRID, 2.0)
     oseg_queries(query, key, GRID, mix=0.5, keep_parallel=0.5)
-    published_queries(query[0], key[0], mix=0.5)
+    released_queries(query[0], key[0], mix=0.5)
     assert torch.equal(query, copies[0]) and torch.equal(key, copies[1])
 
 
@@ -168,6 +168,6 @@ def test_other_bad_arguments_are_refused():
     with pytest.raises(OsegVideoError, match="must have the shape of query"):
         oseg_queries(query, key[:, :1], GRID)
     with pytest.raises(OsegVideoError, match=r"channels a multiple of 64, got \(1, 2, 65\)"):
-        published_queries(torch.zeros(1, 2, 65), torch.zeros(1, 2, 65), mix=1.0)
+        released_queries(torch.zeros(1, 2, 65), torch.zeros(1, 2, 65), mix=1.0)
     with pytest.raises(OsegVideoError, match=r"mix must be a number in \[0, 1\], got 2"):
-        published_queries(torch.zeros(1, 2, 64), torch.zeros(1, 2, 64), mix=2)
+        released_queries(torch.zeros(1, 2, 64), torch.zeros(1, 2, 64), mix=2)

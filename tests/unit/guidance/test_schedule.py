@@ -8,13 +8,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from oseg_video.guidance.schedule import Breakpoints, Interval, value_at, values_of
+from oseg_video.settings.kinds import BLOCKS, SCALE
+from oseg_video.settings.schedule import Interval, Schedule, value_at, values_of
 from oseg_video.types import OsegVideoError
 
 # LTX-Video 0.9.7, first pass (configs/ltxv-13b-0.9.7-dev.yaml)
 LTX_LEVELS = [1.0, 0.996, 0.9933, 0.9850, 0.9767, 0.9008, 0.6180]
 LTX_GUIDANCE_SCALES = [1, 1, 6, 8, 6, 1, 1]
 LTX_BLOCKS = [[], [11, 25, 35, 39], [22, 35, 39], [28], [28], [28], [28]]
+
+
+def lower_edges(values):
+    return Schedule(tuple(zip(LTX_LEVELS, values, strict=True)), "lower_edges")
 
 
 def ltx_rule(values, level):
@@ -63,7 +68,7 @@ def test_steps_that_do_not_exist_are_refused(step):
 
 
 def test_breakpoints_hold_from_their_level_down():
-    schedule = Breakpoints(((1.0, 1.0), (0.9, 6.0), (0.5, 2.0)))
+    schedule = Schedule(((1.0, 1.0), (0.9, 6.0), (0.5, 2.0)))
     levels = {1.0: 1.0, 0.95: 1.0, 0.9: 6.0, 0.7: 6.0, 0.5: 2.0, 0.1: 2.0, 0.0: 2.0}
     assert {level: schedule.at(level) for level in levels} == levels
     assert schedule.at(1 + 2**-23) == 1.0  # a float32 neighbour of 1
@@ -74,70 +79,77 @@ def test_breakpoints_hold_from_their_level_down():
     st.floats(0, 1),
 )
 def test_the_last_breakpoint_at_or_above_the_level_counts(levels, level):
-    schedule = Breakpoints(tuple((edge, index) for index, edge in enumerate(levels)))
+    schedule = Schedule(tuple((edge, index) for index, edge in enumerate(levels)))
     assert schedule.at(level) == max(i for i, edge in enumerate(levels) if edge >= level)
 
 
 def test_constants_are_schedules():
     assert value_at(2.5, 0.3) == 2.5
     assert value_at((1, 2), 0.3) == (1, 2)
-    assert value_at(Breakpoints(((1, 2.0), (0.5, 3.0))), 0.3) == 3.0
+    assert value_at(Schedule(((1, 2.0), (0.5, 3.0))), 0.3) == 3.0
 
 
 def test_all_values_of_a_schedule():
     assert values_of(2.5) == (2.5,)
     assert values_of((1, "mid")) == ((1, "mid"),)
-    schedule = Breakpoints(((1.0, (3, "dual:2")), (0.5, ()), (0.2, ("up.1:temporal",))))
+    schedule = Schedule(((1.0, (3, "dual:2")), (0.5, ()), (0.2, ("up.1:temporal",))))
     assert values_of(schedule) == schedule.values == ((3, "dual:2"), (), ("up.1:temporal",))
 
 
 @given(st.floats(0, 1) | st.sampled_from(LTX_LEVELS))
 def test_ltx_recipe_with_seven_noise_levels(level):
-    assert value_at(Breakpoints.from_lower_edges(LTX_LEVELS, LTX_GUIDANCE_SCALES), level) == ltx_rule(
-        LTX_GUIDANCE_SCALES, level
-    )
-    blocks = value_at(Breakpoints.from_lower_edges(LTX_LEVELS, LTX_BLOCKS), level)
+    assert value_at(lower_edges(LTX_GUIDANCE_SCALES), level) == ltx_rule(LTX_GUIDANCE_SCALES, level)
+    blocks = value_at(lower_edges(LTX_BLOCKS), level)
     assert blocks == tuple(ltx_rule(LTX_BLOCKS, level))
 
 
 def test_lists_become_hashable_tuples():
-    schedule = Breakpoints([[1.0, [3, 4]], [0.5, []]])
+    schedule = Schedule([[1.0, [3, 4]], [0.5, []]])
     assert schedule.points == ((1.0, (3, 4)), (0.5, ()))
-    assert hash(schedule) == hash(Breakpoints(((1.0, (3, 4)), (0.5, ()))))
+    assert hash(schedule) == hash(Schedule(((1.0, (3, 4)), (0.5, ()))))
 
 
 @pytest.mark.parametrize(
     ("points", "message"),
     [
-        ((), "must start at noise level 1"),
-        ((1.0, 0.5), r"must be pairs \(noise level, value\), got \(1.0, 0.5\)"),
-        (((0.9, 1.0),), "must start at noise level 1"),
-        (((1.0, 1.0), (-0.1, 2.0)), r"stay in \[0, 1\]"),
-        (((1.0, 1.0), (math.nan, 2.0)), r"stay in \[0, 1\]"),
-        (((1.0, 1.0), (0.5, 2.0), (0.5, 3.0)), "strictly falling"),
-        (((1.0, 1.0), (0.2, 2.0), (0.5, 3.0)), "strictly falling"),
-        (((1.0, 1.0), (0.5, (1, 2))), "all finite numbers or all lists of blocks"),
-        (((1.0, math.inf),), "all finite numbers or all lists of blocks"),
-        (((1.0, (1, -2)),), "all finite numbers or all lists of blocks"),
-        (((1.0, ("Dual:2",)),), "all finite numbers or all lists of blocks"),
-        (((1.0, ("",)),), "all finite numbers or all lists of blocks"),
-        (((1.0, (True,)),), "all finite numbers or all lists of blocks"),
-        (((1.0, "5"),), "all finite numbers or all lists of blocks"),
+        ((), "one noise level or more"),
+        ((1.0, 0.5), r"scheduled by pairs \(noise level, value\), got \(1.0, 0.5\)"),
+        (((0.9, 1.0),), "scheduled from noise level 1 down, got a first breakpoint at 0.9"),
+        (((1.0, 1.0), (-0.1, 2.0)), "noise levels from 0 to 1, got -0.1"),
+        (((1.0, 1.0), (math.nan, 2.0)), "noise levels from 0 to 1, got nan"),
+        (((1.0, 1.0), (True, 2.0)), "noise levels from 0 to 1, got True"),
+        (((1.0, 1.0), (0.5, 2.0), (0.5, 3.0)), "noise levels that fall"),
+        (((1.0, 1.0), (0.2, 2.0), (0.5, 3.0)), "noise levels that fall"),
     ],
 )
-def test_bad_breakpoints_are_refused(points, message):
+def test_bad_schedules_are_refused(points, message):
     with pytest.raises(OsegVideoError, match=message):
-        Breakpoints(points)
+        Schedule(points)
 
 
-def test_lower_edges_need_one_level_per_value():
-    with pytest.raises(OsegVideoError, match=r"need one noise level in \[0, 1\] per value"):
-        Breakpoints.from_lower_edges([1.0, 0.5], [1.0])
-    with pytest.raises(OsegVideoError, match=r"need one noise level in \[0, 1\] per value"):
-        Breakpoints.from_lower_edges([1.5, 0.5], [1.0, 2.0])
+@pytest.mark.parametrize(
+    ("kind", "value", "message"),
+    [
+        (SCALE, ((1.0, 1.0), (0.5, (1, 2))), r"a number, got \(1, 2\)"),
+        (SCALE, ((1.0, math.inf),), "a finite number, got inf"),
+        (BLOCKS, ((1.0, (1, -2)),), "block indices .* or names .*, got -2"),
+        (BLOCKS, ((1.0, ("Dual:2",)),), "got 'Dual:2'"),
+        (BLOCKS, ((1.0, ("",)),), "got ''"),
+        (BLOCKS, ((1.0, (True,)),), "got True"),
+        (SCALE, ((1.0, "5"),), "a number, got '5'"),
+    ],
+)
+def test_what_a_value_may_be_is_for_the_kind_of_setting_to_say(kind, value, message):
+    with pytest.raises(OsegVideoError, match=message):
+        kind.from_plain(Schedule(value))
+
+
+def test_a_form_that_is_none_is_refused():
+    with pytest.raises(OsegVideoError, match="scheduled by one of breakpoints or lower_edges, got 'steps'"):
+        Schedule(((1.0, 1.0),), "steps")
 
 
 @pytest.mark.parametrize("level", [-0.1, 1.01, math.nan])
 def test_noise_levels_outside_the_unit_interval_are_refused(level):
     with pytest.raises(OsegVideoError, match=r"noise level must be in \[0, 1\], got "):
-        Breakpoints(((1.0, 2.0),)).at(level)
+        Schedule(((1.0, 2.0),)).at(level)

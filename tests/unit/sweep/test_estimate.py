@@ -1,17 +1,18 @@
 """The dry run of a sweep: what it counts, and what its hours rest on."""
 
 import json
+import re
 
 import pytest
 
 from oseg_video.cli import main
-from oseg_video.jobs.counted import count_job
+from oseg_video.config.manifest import read_manifest
 from oseg_video.jobs.loading import hub
 from oseg_video.sweep.engines.local import InProcess
 from oseg_video.sweep.estimate import describe, estimate
 from oseg_video.sweep.recipe import read_sweep
 from oseg_video.sweep.run import run_sweep, survey
-from oseg_video.sweep.store import open_store
+from oseg_video.sweep.stores import open_store
 from oseg_video.sweep.table import build_table, plan_variations
 from tests.sweeps import table, write_recipe
 
@@ -21,32 +22,40 @@ def variations(tmp_path):
     return plan_variations(read_sweep(write_recipe(tmp_path)))
 
 
-def test_passes_and_flops_are_those_of_the_clips(variations):
-    found = estimate(variations, (), tflops=2)
+def test_passes_are_those_of_the_clips(variations):
+    found = estimate(variations, (), seconds_per_pass=2)
     cfg, oseg = found.shares
     assert (cfg.clips, cfg.todo, cfg.steps) == (4, 4, 2)
     assert cfg.passes == (4, 4)  # two a step
     assert oseg.passes == (5, 5)  # and half of one, from block 3 of 6
-    work = [count_job(variation.job).flops[0] for variation in variations]
-    assert [cfg.flops[0], oseg.flops[0]] == work and work[0] < work[1] < 1.5 * work[0]
     (hours,) = found.hours
-    assert hours.clips == 8 and hours.hours[0] == pytest.approx(4 * sum(work) / 2e12 / 3600)
-    assert hours.basis.startswith("assumed: 2 TFLOPS") and found.unknown == 0
+    assert hours.clips == 8 and hours.hours == pytest.approx([4 * (4 + 5) * 2 / 3600] * 2)
+    assert hours.basis.startswith("assumed: 2 s a pass") and found.unknown == 0
     unknown = estimate(variations, ())
     assert unknown.hours == () and unknown.unknown == 8
 
 
-def test_finished_clips_give_the_rate(tmp_path, variations, painter):
+def test_finished_clips_give_the_time_of_a_pass(tmp_path, variations, painter):
     items = build_table(variations)
     store = open_store(str(tmp_path / "out"))
     run_sweep(items[:3], store, InProcess(store))  # three of CFG, half a second each
     records, _ = survey(items, open_store(str(tmp_path / "out")))
-    found = estimate(variations, records, tflops=1e9)
+    found = estimate(variations, records, seconds_per_pass=1e9)
     assert [(share.done, share.todo) for share in found.shares] == [(3, 1), (0, 4)]
     (hours,) = found.hours
-    cfg, oseg = (share.flops[0] for share in found.shares)
-    assert hours.hours[0] == pytest.approx((cfg + 4 * oseg) / (3 * cfg / 1.5) / 3600)
-    assert hours.basis.startswith("measured: 3 finished clips of the same model and size")
+    # Half a second for 4 passes; one clip of 4 passes and four of 5 are left.
+    assert hours.hours[0] == pytest.approx((4 + 4 * 5) * 0.5 / 4 / 3600)
+    assert hours.basis == "measured: 3 finished clips of the same model and size took 0.125 s a pass"
+
+
+def test_the_engine_runs_the_passes_that_are_counted(tmp_path, variations):
+    """Clips that are sampled, not painted."""
+    items = build_table(variations)
+    store = open_store(str(tmp_path / "out"))
+    run_sweep(items[::4], store, InProcess(store))
+    for item, share in zip(items[::4], estimate(variations, ()).shares, strict=True):
+        ran = read_manifest(tmp_path / "out" / item.file).passes["block_passes"]
+        assert share.method == item.method and share.passes == (ran, ran)
 
 
 def test_failed_items_are_to_do_only_if_they_are_retried(tmp_path, variations, painter, monkeypatch):
@@ -61,7 +70,9 @@ def test_failed_items_are_to_do_only_if_they_are_retried(tmp_path, variations, p
 
 def test_noise_levels_give_a_span(tmp_path):
     methods = {"late": {"guidance": "oseg", "oseg_scale": {"breakpoints": {1.0: 1, 0.5: 0}}}}
-    found = estimate(plan_variations(read_sweep(write_recipe(tmp_path, methods=methods))), (), tflops=1)
+    found = estimate(
+        plan_variations(read_sweep(write_recipe(tmp_path, methods=methods))), (), seconds_per_pass=1
+    )
     assert found.shares[0].passes == (4, 5)
     assert found.hours[0].hours[0] < found.hours[0].hours[1]
     assert "16 to 20" in "\n".join(describe(found))
@@ -72,8 +83,8 @@ def test_the_command_makes_nothing(capsys, tmp_path):
     assert main(["sweep", path, "--dry-run"]) == 0
     output = capsys.readouterr().out
     assert output.startswith("8 clips: 0 done, 0 failed, 8 to do\n")
-    assert "no estimate for 8 clips: none is finished yet; --tflops X assumes a rate" in output
-    assert main(["sweep", path, "--dry-run", "--json", "--tflops", "1", "--quiet"]) == 0
+    assert "no estimate for 8 clips: none is finished yet; --seconds-per-pass X assumes a time" in output
+    assert main(["sweep", path, "--dry-run", "--json", "--seconds-per-pass", "1", "--quiet"]) == 0
     assert json.loads(capsys.readouterr().out)["hours"][0]["clips"] == 8
     assert not (tmp_path / "out").exists()
 
@@ -90,4 +101,30 @@ def test_a_family_is_counted_at_full_size_where_the_hub_is_out_of_reach(tmp_path
     from oseg_video.sweep.launch import dry_run
 
     (share,) = dry_run(read_sweep(recipe)).shares
-    assert (share.todo, share.passes) == (4, (8, 8)) and share.flops[0] > 1e11
+    assert (share.todo, share.passes) == (4, (8, 8))
+
+
+IDLE = {
+    "interval": {"guidance": "stg", "interval": [0.9, 1.0]},
+    "scale": {"guidance": "stg", "stg_scale": 0},
+    "schedule": {"guidance": "pag", "pag_scale": {"breakpoints": {1.0: 0, 0.5: 0}}},
+    "text": {"guidance": "cfg", "interval": [0.9, 1.0]},
+}
+
+
+def test_a_method_that_does_nothing_is_named_before_any_clip(tmp_path, painter, capsys):
+    acting = {"cfg": {}, "none": {}, "late": {"guidance": "stg", "interval": [0.5, 1.0]}}
+    path = str(write_recipe(tmp_path, methods={**IDLE, **acting}, seeds=[0]))
+    assert main(["sweep", path, "--dry-run"]) == 0
+    named = re.findall(r"^warning: (\w+) on embedded: (.*)$", capsys.readouterr().out, re.MULTILINE)
+    stg = "stg perturbs no step: scale, blocks, schedules and interval leave none"
+    assert named == [
+        ("interval", stg),
+        ("scale", stg),
+        ("schedule", stg.replace("stg", "pag")),
+        ("text", "cfg guides no step: its interval leaves none"),
+    ]
+    assert main(["sweep", path, "--quiet"]) == 0
+    assert capsys.readouterr().err.splitlines() == [
+        f"oseg-video: warning: {name} on embedded: {why}" for name, why in named
+    ]

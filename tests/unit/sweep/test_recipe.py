@@ -42,7 +42,8 @@ def test_the_axes_of_a_recipe(tmp_path):
     assert recipe.models == {"embedded": {"model": "embedded", "steps": 3}}
     # The model's settings win over the common ones, the method's over the model's.
     jobs = [variation.job for variation in plan_variations(recipe)]
-    assert [(job.guidance, job.oseg_scale, job.steps) for job in jobs] == [("cfg", None, 3), ("oseg", 2.0, 3)]
+    assert [(job.guidance.name, job.steps) for job in jobs] == [("cfg", 3), ("oseg", 3)]
+    assert jobs[1].guidance.scale == 2.0
 
 
 def test_prompts_from_files(tmp_path):
@@ -73,7 +74,7 @@ def test_a_list_that_is_not_vbenchs(tmp_path, content, dimensions, message):
         read_vbench_prompts(tmp_path / "list.json", dimensions)
 
 
-def test_pictures_are_subjects(tmp_path):
+def test_images_are_subjects(tmp_path):
     for name in ("b.png", "a.jpg"):
         Image.new("RGB", (8, 8)).save(tmp_path / name)
     recipe = read_sweep(write_recipe(tmp_path, prompts={"images": "."}))
@@ -100,6 +101,11 @@ def test_pictures_are_subjects(tmp_path):
         ({"seeds": {"count": 0}}, "seeds must be a list, or first and count"),
         ({"seeds": ["x"]}, "seeds must be an integer, got 'x'"),
         ({"out": 3}, "out must be a folder or a URL, got 3"),
+        ({"published": {}}, "published is called reported now"),
+        (
+            {"seeds": {"count": 30_000}},
+            "at most 100000 clips, got 2 prompts x 30000 seeds x 2 methods x 1 models",
+        ),
     ],
 )
 def test_a_wrong_recipe_is_refused_in_one_line(tmp_path, content, message):
@@ -124,6 +130,31 @@ def test_what_cannot_be_made_is_refused_with_the_table(tmp_path, content, messag
     with pytest.raises(OsegVideoError) as refused:
         table(tmp_path, **content)
     assert message in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_flags_win_over_a_recipe(tmp_path):
+    recipe = read_sweep(
+        write_recipe(
+            tmp_path,
+            methods={"cfg": {}, "strong": {"guidance": "oseg", "oseg_scale": 2.0, "steps": 5}},
+            models={"short": {"model": "embedded", "steps": 3}},
+        )
+    )
+    assert recipe.changed() == recipe
+    changed = recipe.changed(
+        seeds=(7,),
+        methods={"strong": {"guidance": "strong"}, "stg": {"guidance": "stg"}},
+        models={"embedded": {"model": "embedded"}},
+        settings={"steps": 4},
+        limit=1,
+    )
+    jobs = [variation.job for variation in plan_variations(changed)]
+    assert [(job.guidance.name, job.guidance.scale, job.steps) for job in jobs] == [
+        ("oseg", 2.0, 4),
+        ("stg", 0.5, 4),
+    ]
+    assert all((job.prompts, job.seeds) == (("a red circle",), (7,)) for job in jobs)
+    assert list(changed.models) == ["embedded"]
 
 
 def test_every_combination_is_one_item_model_by_model(tmp_path):
@@ -158,7 +189,7 @@ def test_the_key_depends_on_what_determines_the_clip_and_on_nothing_else(tmp_pat
     assert mixed[:4] == before[:4] and not set(mixed[4:]) & set(before)
 
 
-def test_the_number_type_auto_is_that_of_the_device(tmp_path):
+def test_the_dtype_auto_is_that_of_the_device(tmp_path):
     settings = {name: value for name, value in GIF.items() if name != "device"}
     variations = plan_variations(read_sweep(write_recipe(tmp_path, settings=settings)))
     on_cpu, on_gpu = (build_table(variations, kind) for kind in ("cpu", "cuda"))

@@ -1,6 +1,7 @@
 """The driver of a sweep: what it hands out, what it records, and what it does when things go wrong."""
 
 import json
+import sys
 from collections import deque
 
 import pytest
@@ -11,7 +12,7 @@ from oseg_video.parallel.group import ParallelError
 from oseg_video.sweep.engines.local import InProcess
 from oseg_video.sweep.records import record
 from oseg_video.sweep.run import run_sweep, survey
-from oseg_video.sweep.store import open_store
+from oseg_video.sweep.stores import open_store
 from oseg_video.sweep.table import SweepError
 from oseg_video.sweep.validity import is_whole
 from oseg_video.sweep.worker import Outcome, Task, Worker
@@ -71,7 +72,7 @@ def test_every_item_is_made_once(tmp_path, location, painter):
     summary = in_process(items, location, on_record=seen.append)
     assert (summary.total, summary.done, summary.made, summary.failed) == (8, 8, 8, ())
     assert [one.item for one in seen] == [item.key for item in items]
-    assert painter.painted == [(item.prompt, item.seed, item.job.guidance) for item in items]
+    assert painter.painted == [(item.prompt, item.seed, item.job.guidance.name) for item in items]
     assert painter.loaded == 1
     assert all(is_whole(open_store(location), item) for item in items)
 
@@ -108,10 +109,10 @@ def test_the_index_names_every_item_from_the_start(tmp_path, location, painter):
 def test_a_failed_item_is_recorded_and_the_rest_goes_on(tmp_path, location, painter, monkeypatch):
     paint = painter.make_clip
 
-    def fail(self, job, plan, picture, progress):
-        if plan.seed == 1 and job.guidance == "cfg":
+    def fail(self, job, plan, image):
+        if plan.seed == 1 and job.guidance.name == "cfg":
             raise ValueError("two\nlines") if "red" in plan.prompt else OsegVideoError("refused")
-        return paint(self, job, plan, picture, progress)
+        return paint(self, job, plan, image)
 
     monkeypatch.setattr(painter, "make_clip", fail)
     items = table(tmp_path)
@@ -193,10 +194,10 @@ def test_lack_of_memory_on_the_cpu_is_a_failure(tmp_path, location, painter, mon
 def test_a_sweep_in_this_process_ends_with_its_worker(capsys, tmp_path, painter, monkeypatch):
     paint = painter.make_clip
 
-    def break_down(self, job, plan, picture, progress):
+    def break_down(self, job, plan, image):
         if len(painter.painted) == 3:
             raise ParallelError("all-gather failed")
-        return paint(self, job, plan, picture, progress)
+        return paint(self, job, plan, image)
 
     monkeypatch.setattr(painter, "make_clip", break_down)
     path = str(write_recipe(tmp_path))
@@ -260,12 +261,14 @@ def test_an_interrupted_run_lets_go_of_its_item(tmp_path, location, painter, mon
     assert left == [".work", "claims", "index.jsonl"]
 
 
-def test_the_command(capsys, tmp_path, painter):
+def test_the_command(capsys, tmp_path, painter, monkeypatch):
     path = str(write_recipe(tmp_path))
     assert main(["sweep", path]) == 0
     output = capsys.readouterr()
-    assert output.out == f"8 of 8 clips are in {tmp_path}/out, 8 of them made now\n"
-    assert "sweep: 100%" in output.err and "clip/s" in output.err
+    assert output == (f"8 of 8 clips are in {tmp_path}/out, 8 of them made now\n", "")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert main(["sweep", path, "--seeds", "0", "1", "2"]) == 0
+    assert "sweep: 100%" in (error := capsys.readouterr().err) and "clip/s" in error
     assert main(["sweep", path, "--json", "--quiet", "--out", str(tmp_path / "b")]) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert len(lines) == 8 and {line["state"] for line in lines} == {"done"}
@@ -286,9 +289,12 @@ def test_the_command_with_failures(capsys, tmp_path, painter, monkeypatch):
     [
         (["--workers", "0"], "--workers: must be a whole number of at least 1, got 0"),
         (["--workers", "two"], "--workers: invalid whole_number value: 'two'"),
-        (["--dry-run", "--tflops", "-1"], "--tflops: must be a number above 0, got '-1'"),
-        (["--dry-run", "--tflops", "inf"], "--tflops: must be a number above 0, got 'inf'"),
-        (["--tflops", "3"], "--tflops has no effect without --dry-run"),
+        (["--dry-run", "--seconds-per-pass", "-1"], "--seconds-per-pass: must be a number above 0, got -1"),
+        (["--dry-run", "--seconds-per-pass", "inf"], "--seconds-per-pass: must be a number above 0, got inf"),
+        (["--seconds-per-pass", "3"], "--seconds-per-pass has no effect without --dry-run"),
+        (["--tflops", "3"], "unknown argument '--tflops' of sweep"),
+        (["--guidance", "osge"], "--guidance: unknown method 'osge'; did you mean 'oseg'?"),
+        (["--seeds", "x"], "must be an integer, got 'x'"),
         (["--address", "auto"], "--address has no effect without --engine ray"),
         (["--engine", "ray"], "device cpu: on a cluster it must be auto"),
         (["--engine", "slurm"], "invalid choice: 'slurm'"),

@@ -15,7 +15,7 @@ from oseg_video.parallel.degrees import Degrees
 from oseg_video.parallel.group import ParallelError
 from oseg_video.parallel.mesh import Mesh
 from oseg_video.sweep import worker as worker_module
-from oseg_video.sweep.store import open_store
+from oseg_video.sweep.stores import open_store
 from oseg_video.sweep.worker import Task, Worker
 from tests.sweeps import GIF, table
 
@@ -119,7 +119,7 @@ def test_ranks_load_once_for_methods_of_the_same_degrees(tmp_path, painter, monk
     made, used = [], []
 
     def degrees_for(ranks, parallel, job, source, clips):
-        return Degrees(**{"ulysses" if job.guidance == "oseg" else "branch": ranks.size}), ""
+        return Degrees(**{"ulysses" if job.guidance.name == "oseg" else "branch": ranks.size}), ""
 
     def make_mesh(ranks, degrees, job):
         made.append(Mesh.on_paper(degrees))

@@ -1,0 +1,36 @@
+"""`guided` as Python users have it: a method, or the name of one for which the family's recipe stands."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+from oseg_video.adapters import adapter_for
+from oseg_video.config import recipe
+from oseg_video.embedded import MODEL_PATH
+from oseg_video.engine.guided import guided as guided_by
+from oseg_video.engine.report import GuidanceReport
+from oseg_video.guidance.methods import Guidance
+from oseg_video.jobs.loading.pipeline import EMBEDDED
+from oseg_video.parallel.mesh import ONE_RANK, Mesh
+
+
+def guided(
+    pipe: Any, guidance: Guidance | str, *, reuse_prefix: bool = True, mesh: Mesh = ONE_RANK
+) -> AbstractContextManager[GuidanceReport]:
+    """Guide every call of a stock diffusers pipeline inside the `with`; leave the pipeline as it was after.
+
+    guidance: the method, for example `OSEG(guidance_scale=4.5, blocks=(34,))`; or a method's name, such as
+    "oseg", for what the recipe of the pipeline's family says. The rest, and what is raised, as of
+    `oseg_video.engine.guided.guided`; besides, SettingError for the name of no method.
+    """
+    if isinstance(guidance, str):
+        guidance = recipe(_recipe_name(pipe), guidance)
+    return guided_by(pipe, guidance, reuse_prefix=reuse_prefix, mesh=mesh)
+
+
+def _recipe_name(pipe: Any) -> str:
+    family = adapter_for(pipe).family
+    loaded_from = str(getattr(pipe, "name_or_path", "") or "")
+    return EMBEDDED if loaded_from and Path(loaded_from) == MODEL_PATH else family

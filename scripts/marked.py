@@ -1,0 +1,34 @@
+"""Tables of READMEs that scripts write, each between marks of its own."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from oseg_video.media import write_text
+
+README = Path(__file__).with_name("README.md")
+
+
+def filled(text: str, name: str, tables: Iterable[str]) -> str:
+    """The text with these tables between the marks of this name."""
+    marks = re.compile(rf"(<!-- {name}:begin -->\n).*?(<!-- {name}:end -->)", re.DOTALL)
+    content = "\n\n".join(tables)
+    text, count = marks.subn(lambda found: f"{found[1]}{content}\n{found[2]}", text)
+    assert count == 1, f"{name} has {count} places"
+    return text
+
+
+def made_with(result: Mapping[str, Any]) -> str:
+    """A line on the versions that the parts of a result were made with."""
+    versions = [part["versions"] for part in result.values()]
+    lines = {", ".join(f"{name} {number}" for name, number in one.items()): None for one in versions}
+    return f"Made with {'; '.join(lines)}."
+
+
+def write_readme(name: str, tables: Iterable[str], readme: Path | None = None) -> None:
+    """Put these tables into a README, by default that of the scripts."""
+    readme = readme or README
+    write_text(readme, filled(readme.read_text(encoding="utf-8"), name, tables))

@@ -1,0 +1,68 @@
+"""The benchmarks: their tables are those of their results, and their results those of the code."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+
+import bench_cost
+import bench_parallel
+import marked
+import methods_table
+import pytest
+
+from oseg_video.adapters import adapter_for_class, all_adapters
+from oseg_video.jobs.loading.meta import full_size_denoiser
+
+
+@pytest.mark.parametrize("name", ["bench_cost", "bench_parallel"])
+def test_the_readme_has_the_tables_of_the_stored_results(name: str) -> None:
+    tables = importlib.import_module(name).stored_tables()
+    readme = marked.README.read_text(encoding="utf-8")
+    assert len(tables) == 3 and all(tables)
+    assert marked.filled(readme, name, tables) == readme, f"python scripts/{name}.py --write-readme"
+    assert marked.filled(readme, name, [*tables, "one more"]) != readme
+
+
+def test_the_table_of_methods_is_that_of_the_methods() -> None:
+    readme = methods_table.README.read_text(encoding="utf-8")
+    assert marked.filled(readme, "methods", [methods_table.table()]) == readme, (
+        "python scripts/methods_table.py"
+    )
+
+
+def test_only_what_is_between_the_marks_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(marked, "README", tmp_path / "README.md")
+    for tables in (["| old |"], ["| new \\1 |", "| other |"]):
+        around = "<!-- a:begin -->\na\n<!-- a:end -->\nbetween\n<!-- b:begin -->\n{}<!-- b:end -->\nafter\n"
+        marked.README.write_text(around.format("old\n"))
+        marked.write_readme("b", tables)
+        assert marked.README.read_text() == around.format("\n\n".join(tables) + "\n")
+    with pytest.raises(AssertionError, match="c has 0 places"):
+        marked.write_readme("c", [])
+
+
+def test_stored_costs_are_those_of_the_code() -> None:
+    rows = {
+        (row["family"], row["method"]): row
+        for row in json.loads(bench_cost.STORED.read_text())["counted"]["rows"]
+    }
+    families = [adapter.family for adapter in all_adapters()]
+    assert rows.keys() == {(family, name) for family in families for name in bench_cost.recipes_of(family)}
+    ltx = adapter_for_class("LTXPipeline")
+    assert bench_cost.count_recipe(ltx, full_size_denoiser(ltx), "oseg") == rows["ltx", "oseg"]
+
+
+def test_stored_costs_of_ranks_are_those_of_the_code() -> None:
+    rows = {
+        (row["family"], row["method"]): row
+        for row in json.loads(bench_parallel.STORED.read_text())["counted"]["rows"]
+    }
+    families = dict.fromkeys(family for family, _ in rows)
+    assert families.keys() <= {adapter.family for adapter in all_adapters() if adapter.sequence_parallel}
+    assert list(rows) == [(family, method) for family in families for method in bench_parallel.METHODS]
+    wan = adapter_for_class("WanPipeline")
+    again = bench_parallel.count_recipe(wan, full_size_denoiser(wan).bfloat16(), "cfg", ranks=[2])
+    row = rows["wan", "cfg"]
+    assert again == {**row, "layouts": {text: row["layouts"][text] for text in again["layouts"]}}
