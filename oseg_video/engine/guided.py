@@ -30,7 +30,7 @@ from oseg_video.engine.report import GuidanceReport, PassRecord, StepRecord
 from oseg_video.engine.step import OpenStep
 from oseg_video.guidance.methods import Guidance
 from oseg_video.guidance.plan import Branch, Step, StepPlan
-from oseg_video.guidance.text import guides
+from oseg_video.guidance.scales import guides
 from oseg_video.parallel.mesh import ONE_RANK, Mesh
 from oseg_video.types import Pipeline, SettingError
 

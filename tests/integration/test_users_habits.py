@@ -359,9 +359,9 @@ def test_a_callback_that_ends_text_guidance(case: Case, pipe: Any) -> None:
     "guidance",
     (
         STG(guidance_scale=SCALE, blocks=(2,), interval=(0.9, 1.0)),
-        STG(guidance_scale=SCALE, blocks=(2,), stg_scale=0.0),
+        STG(guidance_scale=SCALE, blocks=(2,), scale=0.0),
         OSEG(guidance_scale=SCALE, blocks=(2,), mix=0.0),
-        SEG(guidance_scale=SCALE, blocks=(2,), seg_scale=Schedule(((1.0, 0.0), (0.01, 1.0)))),
+        SEG(guidance_scale=SCALE, blocks=(2,), scale=Schedule(((1.0, 0.0), (0.01, 1.0)))),
         SEG(guidance_scale=SCALE, blocks=Schedule(((1.0, ()), (0.01, (2,))))),
     ),
     ids=("interval", "scale", "mix", "scales", "blocks"),
