@@ -165,9 +165,15 @@ def denoiser_signature(denoiser: nn.Module, inner: nn.Module, sample: str) -> in
 def _named(
     signatures: Sequence[inspect.Signature], args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Arguments of a call by name, with defaults. A subclass may hand on `*args` and `**kwargs`."""
+    """Arguments of a call by name, with defaults. A subclass may hand on `*args` and `**kwargs`.
+
+    What no signature knows is left out: a subclass may take it out before it goes on, and if not, the call
+    itself will complain.
+    """
     outer, *inner = signatures
-    bound = outer.bind_partial(*args, **kwargs)
+    takes_any = any(one.kind is one.VAR_KEYWORD for one in outer.parameters.values())
+    known = {name: value for name, value in kwargs.items() if takes_any or name in outer.parameters}
+    bound = outer.bind_partial(*args, **known)
     bound.apply_defaults()
     named = dict(bound.arguments)
     rest: dict[Any, Any] = {
