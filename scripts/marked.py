@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from oseg_video.media import write_text
+from oseg_video.files import write_text
 
 README = Path(__file__).with_name("README.md")
 

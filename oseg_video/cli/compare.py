@@ -16,6 +16,7 @@ from oseg_video.cli.axes import (
     from_flags,
     with_flags,
 )
+from oseg_video.cli.output import announce_loading
 from oseg_video.cli.parsing import Commands, UsageError, add_batch, add_command, names, whole_number
 from oseg_video.config import find_recipe
 
@@ -96,6 +97,7 @@ def _run(options: argparse.Namespace) -> int:
     if options.dry_run:
         with tempfile.TemporaryDirectory(prefix="oseg-video-") as images:
             return _dry_run(options, _recipe(options, Path(images)))
+    announce_loading()
     from oseg_video.compare.compare import IMAGES, compare
 
     recipe = _recipe(options, Path(options.out) / IMAGES)
@@ -172,8 +174,7 @@ def _recipe(options: argparse.Namespace, images: Path) -> ComparisonRecipe:
 
 def _metric_options(options: argparse.Namespace, recipe: ComparisonRecipe) -> MetricOptions:
     from oseg_video.cli.evaluate import read_weights, usable_device
-    from oseg_video.evaluation.evaluate import reads_real
-    from oseg_video.evaluation.metrics.base import MetricOptions
+    from oseg_video.evaluation.metrics.base import MetricOptions, reads_real
 
     # Real clips may be there for the images alone, and no metric compares with them.
     only_images = recipe.starts_from_real and not reads_real(recipe.metrics or ())
@@ -183,5 +184,4 @@ def _metric_options(options: argparse.Namespace, recipe: ComparisonRecipe) -> Me
         trust_weights=options.trust_weights,
         reference=Path(options.reference) if options.reference and not only_images else None,
         batch=options.batch,
-        quiet=not console.bars_shown(),
     )

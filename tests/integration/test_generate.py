@@ -215,8 +215,13 @@ def test_the_final_line_and_the_bars(capsys, tmp_path, mochi):
 
 def test_info_prints_the_manifest_and_a_config(capsys, tmp_path, mochi):
     (line,) = generate(capsys, *mochi, "--prompt", "a red circle", "--seed", 5, "--out", tmp_path / "a.mp4")
-    assert main(["info", line["path"]]) == 0
+    assert main(["info", line["path"], "--json"]) == 0
     assert capsys.readouterr().out == (tmp_path / "a.json").read_text()
+    assert main(["info", line["path"]]) == 0
+    summary = dict(re.fullmatch(r"(\w+) +(.*)", one).groups() for one in capsys.readouterr().out.splitlines())
+    assert (summary["prompt"], summary["seed"], summary["method"]) == ("a red circle", "5", "oseg")
+    assert summary["clip"].startswith(f"{MOCHI_SIZE['num_frames']} frames of {MOCHI_SIZE['height']} x ")
+    assert re.search(r"\bsteps 2\b", summary["settings"]) and "None" not in str(summary)
     assert main(["info", line["path"], "--yaml"]) == 0
     (tmp_path / "a.yaml").write_text(capsys.readouterr().out)
     (again,) = generate(capsys, "--config", tmp_path / "a.yaml", "--out", tmp_path / "b.mp4")
