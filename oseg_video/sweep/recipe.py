@@ -26,7 +26,8 @@ from typing import Any
 from oseg_video.config import ConfigError, read_setting
 from oseg_video.config.keys import JOB
 from oseg_video.config.prompts import read_prompts, read_vbench_prompts
-from oseg_video.config.recipes import load_yaml, settings_of
+from oseg_video.config.recipes import settings_of
+from oseg_video.config.strict_yaml import load_yaml
 from oseg_video.guidance.methods import METHODS
 from oseg_video.settings.suggest import known_or_nearest
 from oseg_video.types import SettingError

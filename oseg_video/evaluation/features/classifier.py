@@ -7,7 +7,7 @@ from functools import cache
 from typing import Any
 
 from oseg_video.embedded.classifier import WEIGHTS, seen_frames
-from oseg_video.embedded.dataset import FRAMES, SIZE
+from oseg_video.embedded.drawing import FRAMES, SIZE
 from oseg_video.evaluation.clips import ClipFile
 
 

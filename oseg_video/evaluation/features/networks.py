@@ -119,7 +119,8 @@ class VideoMAE:
         deviation_C11 = torch.tensor([0.229, 0.224, 0.225], device=self.device)[:, None, None]
         scaled_BTCHW = ((scaled_NCHW - mean_C11) / deviation_C11).unflatten(0, video_BTCHW.shape[:2])
         tokens_BLD = self.model.videomae(scaled_BTCHW).last_hidden_state
-        return self.model.fc_norm(tokens_BLD.mean(dim=1))
+        features_BD: Tensor = self.model.fc_norm(tokens_BLD.mean(dim=1))
+        return features_BD
 
 
 class EmbeddedClassifier:

@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from oseg_video.embedded.dataset import FRAMES
+from oseg_video.embedded.drawing import FRAMES
 from oseg_video.evaluation.clips import ClipFile
 from oseg_video.evaluation.features.classifier import classifier_places, no_embedded
 from oseg_video.evaluation.features.networks import I3D, EmbeddedClassifier, Extractor, VideoMAE

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from oseg_video import console
 from oseg_video.embedded.classifier import seen_frames
-from oseg_video.embedded.dataset import FRAMES, sample_clips
+from oseg_video.embedded.dataset import sample_clips
+from oseg_video.embedded.drawing import FRAMES
 from oseg_video.evaluation.clips import ClipFile, find_clips
 from oseg_video.evaluation.errors import EvaluationError
 from oseg_video.evaluation.features.frechet import Moments
