@@ -123,7 +123,7 @@ def test_another_package_brings_it_to_the_command_line(tmp_path, clips):
     )
     command = [sys.executable, "-c", code, "evaluate", "--list-metrics"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0 and f"\n{NAME} " in done.stdout, done.stderr
+    assert done.returncode == 0 and f"\n{NAME} " in f"\n{done.stdout}", done.stderr
 
 
 class Distance(MeanMetric):
