@@ -1,4 +1,4 @@
-"""Uncertainty of figures over clips: bootstrap, paired where methods are compared, and shares."""
+"""Uncertainty of metric values over clips: bootstrap, paired where methods are compared, and shares."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _Z = 1.959964
 
 
 class Interval95(NamedTuple):
-    """A figure with its 95 % interval."""
+    """A value with its 95 % interval."""
 
     value: float
     low: float

@@ -44,10 +44,10 @@ def clips(tmp_path_factory):
 def observe(name, clips):
     (metric,) = build_metrics([name], MetricOptions())
     metric.check(clips)
-    seen = metric.observe(clips, quiet=True)
-    (figure,) = metric.figures
+    seen = metric.observe(clips)
+    (figure,) = metric.values
     every = torch.arange(len(clips))
-    return metric.value(figure.name, seen.rows, every), metric.per_clip(figure.name, seen.rows)
+    return metric.compute(figure.name, seen.rows, every), metric.per_clip(figure.name, seen.rows)
 
 
 def test_temporal_flickering_equals_the_native_metric(environment, clips):

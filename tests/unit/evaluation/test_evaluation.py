@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from oseg_video.evaluation.bootstrap import bootstrap, interval_of, resampled, share, share_difference
-from oseg_video.evaluation.metrics.frechet import Moments, frechet_distance, moments_of_rows
+from oseg_video.evaluation.features.frechet import Moments, frechet_distance, moments_of_rows
 from oseg_video.types import OsegVideoError
 
 

@@ -14,9 +14,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from oseg_video.embedded.classifier import FEATURE_DIM, load_classifier
-from oseg_video.evaluation.metrics.base import EvaluationError, MetricOptions
-from oseg_video.evaluation.metrics.embedded import CLASSIFIER_PROTOCOL
-from oseg_video.evaluation.metrics.weights import fetch, file_sha256, load_torchscript
+from oseg_video.evaluation.errors import EvaluationError
+from oseg_video.evaluation.features.classifier import CLASSIFIER_PROTOCOL
+from oseg_video.evaluation.features.weights import fetch, file_sha256, load_torchscript
+from oseg_video.evaluation.metrics.base import MetricOptions
 
 I3D_REPOSITORY, I3D_FILE = "flateon/FVD-I3D-torchscript", "i3d_torchscript.pt"
 I3D_SHA256 = "bec6519f66ea534e953026b4ae2c65553c17bf105611c746d904657e5860a5e2"

@@ -11,21 +11,30 @@ score. Both are 0 where the dimension does not look at the clip.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from oseg_video.evaluation.clips import ClipFile, by_method, unfit_methods
+from oseg_video import console
+from oseg_video.evaluation.clips import ClipFile, by_method
+from oseg_video.evaluation.errors import EvaluationError, VBenchError
 from oseg_video.evaluation.metrics.base import (
-    EvaluationError,
-    Figure,
+    Metric,
     MetricOptions,
+    MetricValue,
     Observations,
     register_metrics,
 )
-from oseg_video.evaluation.vbench.checks import check_custom, check_dimensions, check_files, check_imports
-from oseg_video.evaluation.vbench.environment import Environment, VBenchError, find_environment
+from oseg_video.evaluation.observe import unfit_methods
+from oseg_video.evaluation.vbench.checks import (
+    check_dimensions,
+    check_imports,
+    custom_warnings,
+    file_fault,
+    long_clips,
+    prompt_fault,
+)
+from oseg_video.evaluation.vbench.environment import Environment, find_environment
 from oseg_video.evaluation.vbench.jobs import Job, custom_job, standard_job
 from oseg_video.evaluation.vbench.kept import KeptAnswers
 from oseg_video.evaluation.vbench.process import ask
@@ -40,21 +49,19 @@ from oseg_video.evaluation.vbench.suite import (
     match,
     static_candidates,
 )
-from oseg_video.media import MediaError, stream_frames
+from oseg_video.media import MediaError, stream_clip
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 CUSTOM, STANDARD = "vbench", "vbench_standard"
 _FLICKERING = "temporal_flickering"
-_SHARES = ("dynamic_degree", "human_action")
-"""Dimensions that are a yes or no of every clip."""
 _FEW = 10
 """Clips or prompts, up to which a run is its own rehearsal."""
 
 
-class _VBenchMetric:
-    """What both modes share: figures from rows."""
+class _VBenchMetric(Metric):
+    """What both modes share: values from rows."""
 
     mode: str
 
@@ -68,14 +75,14 @@ class _VBenchMetric:
         self.kept = KeptAnswers(options.work, {**self.about["versions"], "device": self.machine.device})
 
     @property
-    def figures(self) -> list[Figure]:
+    def values(self) -> list[MetricValue]:
         return [
-            Figure(
+            MetricValue(
                 name=f"{self.mode}:{name}",
                 better="higher",
                 protocol=self._protocol(name),
                 versions=self.about["versions"],
-                share=name in _SHARES,
+                share=name in DIMENSIONS and DIMENSIONS[name].share,
             )
             for name in self._names
         ]
@@ -87,13 +94,13 @@ class _VBenchMetric:
             "device": self.machine.device,
         }
 
-    def value(self, figure: str, rows: Tensor, index: Tensor) -> float:
-        name = figure.partition(":")[2]
+    def compute(self, name: str, rows: Tensor, index: Tensor) -> float:
+        name = name.partition(":")[2]
         scores = self._scores(_members(name), rows, index)
         return total(name, scores) if name in TOTALS else scores[name]
 
-    def per_clip(self, figure: str, rows: Tensor) -> Tensor | None:
-        name = figure.partition(":")[2]
+    def per_clip(self, name: str, rows: Tensor) -> Tensor | None:
+        name = name.partition(":")[2]
         if name in TOTALS:
             return None
         column = 2 * self.dimensions.index(name)
@@ -110,7 +117,7 @@ class _VBenchMetric:
             scores[dimension] = sums[column] / sums[column + 1]
         return scores
 
-    def _run(self, jobs: Sequence[Job], *, quiet: bool) -> Tallies:
+    def _run(self, jobs: Sequence[Job]) -> Tallies:
         """All jobs; where that takes long, after one clip or prompt of every dimension.
 
         The trial fetches the weights, which several processes must not do at once, and finds the dimension
@@ -121,8 +128,8 @@ class _VBenchMetric:
             return {}
         if longest > 1 and (len(self.machine.gpus) > 1 or (len(jobs) > 1 and longest > _FEW)):
             first = {job.dimension: Job(job.name, job.dimension, job.groups[:1]) for job in reversed(jobs)}
-            run_jobs(self.machine, list(first.values()), self.kept, quiet=quiet, title="VBench trial")
-        return run_jobs(self.machine, jobs, self.kept, quiet=quiet)
+            run_jobs(self.machine, list(first.values()), self.kept, title="VBench trial")
+        return run_jobs(self.machine, jobs, self.kept)
 
     def _observations(
         self,
@@ -156,21 +163,22 @@ class CustomVBench(_VBenchMetric):
     def __init__(self, names: Sequence[str], options: MetricOptions) -> None:
         check_dimensions([name.partition(":")[2] for name in names])
         super().__init__(names, options)
+        lines = Path(self.about["actions"]).read_text(encoding="utf-8").splitlines()
+        self.actions = [line.partition("\t")[0].lower() for line in lines]
+
+    def refuses(self, clip: ClipFile) -> str | None:
+        """Formats, lengths and prompts."""
+        return file_fault(clip, self.dimensions) or prompt_fault(clip, self.dimensions, self.actions)
 
     def check(self, clips: Sequence[ClipFile]) -> list[str]:
-        """Formats, lengths and prompts."""
-        lines = Path(self.about["actions"]).read_text(encoding="utf-8").splitlines()
-        actions = [line.partition("\t")[0].lower() for line in lines]
-        return check_files(clips, self.dimensions) + check_custom(clips, self.dimensions, actions)
+        """What is unusual about them."""
+        return long_clips(clips) + custom_warnings(self.dimensions)
 
-    def observe(self, clips: Sequence[ClipFile], *, quiet: bool) -> Observations:
-        whole, damaged = _whole(clips, quiet=quiet)
+    def observe(self, clips: Sequence[ClipFile]) -> Observations:
+        whole, damaged = _whole(clips)
         jobs = [custom_job(dimension, whole) for dimension in self.dimensions]
         unfit = unfit_methods(self, clips, damaged)
-        return self._observations(whole, jobs, self._run(jobs, quiet=quiet), damaged, unfit)
-
-    def details(self, figure: str, rows: Tensor, index: Tensor) -> dict[str, Any]:
-        return {}
+        return self._observations(whole, jobs, self._run(jobs), damaged, unfit)
 
 
 class StandardVBench(_VBenchMetric):
@@ -182,16 +190,20 @@ class StandardVBench(_VBenchMetric):
         super().__init__(names, options)
         self.suite = Suite.read(Path(self.about["suite"]))
 
+    def refuses(self, clip: ClipFile) -> str | None:
+        """Formats and lengths of clips of the suite; others do not count anyway."""
+        return None if self.suite.prompt_of(clip) is None else file_fault(clip, self.dimensions)
+
     def check(self, clips: Sequence[ClipFile]) -> list[str]:
         """Whether every prompt has its clips, and what they are."""
         found, strangers = match(self.suite, clips)
         check_complete(self.suite, found, self.dimensions)
         wanted = [clip for prompt in self.suite.prompts(self.dimensions) for clip in found[prompt]]
         flickering = self.suite.prompts([d for d in self.dimensions if d == _FLICKERING])
-        return check_surplus(found, strangers, flickering) + check_files(wanted, self.dimensions)
+        return check_surplus(found, strangers, flickering) + long_clips(wanted)
 
-    def observe(self, clips: Sequence[ClipFile], *, quiet: bool) -> Observations:
-        whole, damaged = _whole(clips, quiet=quiet)
+    def observe(self, clips: Sequence[ClipFile]) -> Observations:
+        whole, damaged = _whole(clips)
         unfit = unfit_methods(self, clips, damaged)
         whole = [clip for clip in whole if clip.method not in unfit]
         found = {method: match(self.suite, group)[0] for method, group in by_method(whole).items()}
@@ -199,7 +211,7 @@ class StandardVBench(_VBenchMetric):
         for method in found:
             candidates = static_candidates(self.suite, found[method], self.dimensions)
             if candidates:
-                static = run_static_filter(self.machine, candidates, SAMPLES, self.kept, quiet=quiet)
+                static = run_static_filter(self.machine, candidates, SAMPLES, self.kept)
                 warnings += check_static(method, static)
                 found[method] |= static
         jobs = [
@@ -207,14 +219,14 @@ class StandardVBench(_VBenchMetric):
             for dimension in self.dimensions
             for place, method in enumerate(found)
         ]
-        tallies = self._run(jobs, quiet=quiet)
+        tallies = self._run(jobs)
         seen = {clip.name for job in jobs for clip in job.clips.values()}
         used = [clip for clip in whole if clip.name in seen]
         return self._observations(used, jobs, tallies, damaged, unfit, warnings)
 
-    def details(self, figure: str, rows: Tensor, index: Tensor) -> dict[str, Any]:
+    def details(self, name: str, rows: Tensor, index: Tensor) -> dict[str, Any]:
         """Normalised scores, and how many clips each is about: the static filter may leave too few."""
-        dimensions = _members(figure.partition(":")[2])
+        dimensions = _members(name.partition(":")[2])
         scores = self._scores(dimensions, rows, index)
         counts = (rows[index, 1::2] > 0).sum(dim=0).tolist()
         return {
@@ -223,17 +235,15 @@ class StandardVBench(_VBenchMetric):
         }
 
 
-def _whole(clips: Sequence[ClipFile], *, quiet: bool) -> tuple[list[ClipFile], dict[str, str]]:
+def _whole(clips: Sequence[ClipFile]) -> tuple[list[ClipFile], dict[str, str]]:
     """The clips that can be decoded to their end, and why the others cannot.
 
     VBench would end at one of those, or make a score of the frames before the damage.
     """
-    from tqdm import tqdm
-
     whole, damaged = [], {}
-    for clip in tqdm(clips, desc="checking clips", unit="clip", disable=quiet, file=sys.stderr):
+    for clip in console.bar(clips, "checking clips"):
         try:
-            frames = sum(1 for _ in stream_frames(clip.path))
+            frames = sum(1 for _ in stream_clip(clip.path))
         except MediaError as error:
             damaged[clip.name] = str(error)
         else:
@@ -245,7 +255,7 @@ def _whole(clips: Sequence[ClipFile], *, quiet: bool) -> tuple[list[ClipFile], d
 
 
 def _expand(mode: str, names: Sequence[str]) -> list[str]:
-    """Figures without their prefix; the bare name of a mode stands for all of them."""
+    """Values without their prefix; the bare name of a mode stands for all of them."""
     if mode in names:
         return [*DIMENSIONS, *TOTALS]
     return [name.removeprefix(f"{mode}:") for name in names]
@@ -271,6 +281,7 @@ register_metrics(
         for name, entry in DIMENSIONS.items()
     },
     CustomVBench,
+    reads=("device",),
 )
 register_metrics(
     {
@@ -281,4 +292,5 @@ register_metrics(
         f"{STANDARD}:total": "(4 quality + semantic) / 5",
     },
     StandardVBench,
+    reads=("device",),
 )

@@ -9,13 +9,12 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from oseg_video.embedded.dataset import FRAMES
-from oseg_video.evaluation.metrics.base import EvaluationError, MetricOptions
-from oseg_video.evaluation.metrics.embedded import classifier_frames
-from oseg_video.evaluation.metrics.features import I3D, EmbeddedClassifier, Extractor, VideoMAE
-from oseg_video.evaluation.metrics.observe import OpenClip
+from oseg_video.evaluation.clips import ClipFile
+from oseg_video.evaluation.features.classifier import classifier_places, no_embedded
+from oseg_video.evaluation.features.networks import I3D, EmbeddedClassifier, Extractor, VideoMAE
+from oseg_video.evaluation.metrics.base import MetricOptions
+from oseg_video.evaluation.observe import ChosenFrames, Look, too_short
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +30,8 @@ class FvdProtocol:
     """Every how many frames one is taken."""
     real_start: str = "first"
     """Where real clips begin: "first" or "random" (drawn from the clip's name); others begin at the first."""
+    needs_reference: bool = True
+    """Whether real clips have to be given; the embedded data set can be drawn."""
     ddof: int
     """Covariances are divided by clips - ddof."""
     extractor: Callable[[str, MetricOptions], Extractor]
@@ -40,18 +41,17 @@ class FvdProtocol:
         """Least number of frames of a clip."""
         return FRAMES if self.frames is None else (self.frames - 1) * self.stride + 1
 
-    def choose(self, clip: OpenClip, *, real: bool) -> Tensor:
-        """The frames [T, C, H, W] of a clip that the network sees. Raises EvaluationError if too few."""
+    def refuses(self, metric: str, clip: ClipFile) -> str | None:
+        """As of `Metric`."""
+        return no_embedded(metric, clip) if self.frames is None else too_short(metric, clip, self.span)
+
+    def look(self, clip: ClipFile, *, real: bool) -> Look:
+        """Takes the frames of a clip that the network sees: [T, C, H, W]."""
         if self.frames is None:
-            return classifier_frames(clip)
-        frames_FCHW = clip.frames_FCHW
-        free = len(frames_FCHW) - self.span
-        if free < 0:
-            raise EvaluationError(
-                f"{clip.file.name} has {len(frames_FCHW)} frames instead of {self.span} or more"
-            )
-        start = _drawn(clip.file.name, free + 1) if real and self.real_start == "random" else 0
-        return frames_FCHW[start : start + self.span : self.stride].contiguous()
+            return ChosenFrames(clip, classifier_places(clip))
+        random = real and self.real_start == "random"
+        start = _drawn(clip.name, clip.frames - self.span + 1) if random else 0
+        return ChosenFrames(clip, range(start, start + self.span, self.stride))
 
 
 def _drawn(name: str, count: int) -> int:
@@ -94,6 +94,7 @@ PROTOCOLS: dict[str, FvdProtocol] = {
         summary="Fréchet distance in the shipped classifier's features (shipped model's data set)",
         clips=None,
         frames=None,
+        needs_reference=False,
         ddof=1,
         extractor=EmbeddedClassifier,
     ),

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from oseg_video.types import OsegVideoError
@@ -54,22 +53,6 @@ class Moments:
             self.mean_D + step_D * (other.count / count),
             self.scatter_DD + other.scatter_DD + between_DD,
         )
-
-    def all_reduce(self, group: dist.ProcessGroup | None = None) -> Moments:
-        """Moments of the sets of all ranks of a torch.distributed group together, the same on every rank.
-
-        Two sums over the ranks: D + 1 and D * D float64 numbers. Some ranks may hold `empty` moments.
-        """
-        device = "cuda" if dist.get_backend(group) == "nccl" else "cpu"
-        total_D1 = torch.cat([self.mean_D * self.count, torch.tensor([self.count]).double()]).to(device)
-        dist.all_reduce(total_D1, group=group)
-        total_D1 = total_D1.cpu()
-        count = round(float(total_D1[-1]))
-        mean_D = total_D1[:-1] / max(count, 1)
-        step_D = self.mean_D - mean_D
-        scatter_DD = (self.scatter_DD + torch.outer(step_D, step_D) * self.count).to(device)
-        dist.all_reduce(scatter_DD, group=group)
-        return Moments(count, mean_D, scatter_DD.cpu())
 
     def covariance(self, ddof: int = 1) -> Tensor:
         """Scatter divided by count - ddof, [D, D]. Raises OsegVideoError for fewer than two vectors."""

@@ -7,7 +7,7 @@ import io
 from pathlib import Path
 from typing import Any
 
-from oseg_video.evaluation.metrics.base import EvaluationError
+from oseg_video.evaluation.errors import EvaluationError
 
 # One try: without a network the hub client's own retries take half a minute.
 _TIMEOUT_SECONDS = 15

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from oseg_video.evaluation.metrics.base import EvaluationError
-from oseg_video.evaluation.metrics.frechet import Moments
+from oseg_video.evaluation.errors import EvaluationError
+from oseg_video.evaluation.features.frechet import Moments
 from oseg_video.media import atomic_path
 
 SCHEMA = 1
