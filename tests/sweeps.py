@@ -9,8 +9,9 @@ import torch
 import yaml
 
 from oseg_video.config.manifest import new_manifest
+from oseg_video.files import write_text
 from oseg_video.jobs.model import ClipResult, LoadedModel
-from oseg_video.media import frames_sha256, write_clip, write_text
+from oseg_video.media import frames_sha256, write_clip
 from oseg_video.sweep.recipe import read_sweep
 from oseg_video.sweep.table import SweepItem, build_table, plan_variations
 
@@ -69,7 +70,7 @@ class Painter(LoadedModel):
                 "fps": job.fps,
                 "sha256": frames_sha256(frames),
             },
-            machine={},
+            machine={"device": "cpu"},
         )
         write_clip(plan.path, frames, job.fps, format=plan.format)
         write_text(plan.manifest, manifest.text)

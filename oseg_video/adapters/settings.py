@@ -90,6 +90,12 @@ class FamilySettings:
         """All pipeline classes of the family."""
         return tuple(filter(None, (self.text_to_video, self.image_to_video, *self.other_pipelines)))
 
+    def pipeline_class(self, name: str) -> Any:
+        """The class of one of `pipelines`; a family outside of this package has its own."""
+        import diffusers
+
+        return getattr(diffusers, name)
+
     def pipeline_arguments(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         """Arguments of the pipeline's call. `guidance_scale` is a number: above 1 runs an unconditional
         branch."""

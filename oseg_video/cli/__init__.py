@@ -10,61 +10,125 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import os
-import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from oseg_video.cli import compare, contact_sheet, evaluate, generate, info, models, reproduce, sweep, vbench
+from oseg_video.cli import (
+    compare,
+    contact_sheet,
+    env,
+    evaluate,
+    generate,
+    info,
+    models,
+    recipes,
+    reproduce,
+    sweep,
+    vbench,
+)
+from oseg_video.cli.completion import PrintCompletion
 from oseg_video.cli.output import PROGRAM, say
 from oseg_video.cli.parsing import Parser, UsageError
 from oseg_video.console import show
+from oseg_video.interrupts import heeded, received
 from oseg_video.jobs.quiet import quiet_libraries
+from oseg_video.plugins import load_plugins
 from oseg_video.settings.suggest import known_or_nearest
 from oseg_video.types import OsegVideoError, SaidElsewhereError
 
-_COMMANDS = (generate, reproduce, sweep, compare, evaluate, contact_sheet, vbench, models, info)
+_COMMANDS = (
+    generate,
+    reproduce,
+    sweep,
+    compare,
+    evaluate,
+    contact_sheet,
+    vbench,
+    models,
+    recipes,
+    info,
+    env,
+)
 """The modules of the commands, in the order of `--help`."""
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, SIGTERM or SIGHUP."""
+_OF_THE_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+"""Errors of the system that the user can mend, wherever they come up."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
-    try:
-        options = parse(arguments)
-        show(quiet=getattr(options, "quiet", False))
-        with _terminable(), contextlib.nullcontext() if debug else quiet_libraries():
-            return int(options.run(options))
-    except KeyboardInterrupt:
-        if debug:
-            raise
+    with heeded():
+        kept = "finished clips are kept"
+        try:
+            return _code_of(arguments, debug)
+        except KeyboardInterrupt as error:
+            if debug:
+                raise
+            kept = str(error) or kept
+        except Exception as error:
+            if debug and not isinstance(error, BrokenPipeError | SaidElsewhereError):
+                raise
+            if not received():
+                return _code_of_error(error)
         if _speaks_for_all():
-            say("interrupted; finished clips are kept")
-        return 130
+            say(f"interrupted; {kept}")
+        return INTERRUPTED
+
+
+def _code_of(arguments: Sequence[str], debug: bool) -> int:
+    load_plugins()
+    options = parse(arguments)
+    show(quiet=getattr(options, "quiet", False))
+    with contextlib.nullcontext() if debug else quiet_libraries():
+        code = int(options.run(options))
+    _flush_output()
+    if received() and not code:  # a library has caught it
+        raise KeyboardInterrupt
+    return code
+
+
+def _flush_output() -> None:
+    """Before the interpreter does, so that a full disk is an error like others."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, "standard output") from None
+
+
+def _code_of_error(error: Exception) -> int:
+    if isinstance(error, SaidElsewhereError):
+        return 2
+    if isinstance(error, BrokenPipeError):
         # The reader of standard output went away (`| head`): nothing left to say to it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except SaidElsewhereError:
-        return 2
-    except OsegVideoError as error:
-        if debug:
-            raise
+    if isinstance(error, OsegVideoError):
         say(f"error: {error}")
         return 2
-    except Exception as error:
-        if debug:
-            raise
-        say(f"error: {type(error).__name__}: {error} (--debug shows where)")
-        return 1
+    if isinstance(error, OSError) and error.errno in _OF_THE_MACHINE:
+        place = f"{error.filename}: " if error.filename is not None else ""
+        say(f"error: {place}{error.strerror}")
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 2
+    say(f"error: {type(error).__name__}: {error} (--debug shows where)")
+    return 1
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """The command's options; `run` among them is the function that carries it out. Raises UsageError."""
     parser = Parser(prog=PROGRAM, description="Guided video generation (OSEG).", epilog=generate.EXAMPLES)
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
+    parser.add_argument("--print-completion", action=PrintCompletion, help="print a shell script and exit")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command in _COMMANDS:
         command.register(commands)
@@ -93,21 +157,3 @@ class _Version(argparse.Action):
 
         print(f"{PROGRAM} {version(PROGRAM)}")
         raise SystemExit(0)
-
-
-@contextlib.contextmanager
-def _terminable() -> Iterator[None]:
-    """Let SIGTERM end the run as Ctrl-C does, so that temporary files are removed."""
-
-    def stop(*_: Any) -> NoReturn:
-        raise KeyboardInterrupt
-
-    try:
-        before = signal.signal(signal.SIGTERM, stop)
-    except ValueError:  # not the main thread: signals are not ours
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

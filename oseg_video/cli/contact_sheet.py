@@ -7,6 +7,7 @@ from pathlib import Path
 
 from oseg_video import console
 from oseg_video.cli.parsing import Commands, UsageError, add_command, add_debug_flag, names, whole_number
+from oseg_video.files import check_place
 
 _EXAMPLES = """examples:
   oseg-video contact-sheet outputs/comparison --out sheet.pdf
@@ -48,8 +49,7 @@ def _run(options: Namespace) -> int:
     from oseg_video.evaluation.clips import find_clips
 
     out = Path(options.out)
-    if out.exists() and not options.overwrite:
-        raise UsageError(f"{out} exists already; --overwrite replaces it")
+    check_place(out, overwrite=options.overwrite)
     if not out.absolute().parent.is_dir():
         raise UsageError(f"cannot write {out}: there is no folder {out.parent}")
     found = find_clips([Path(folder) for folder in options.folders])

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from oseg_video import console
 from oseg_video.cli.parsing import Commands, UsageError, add_batch, add_command, names
+from oseg_video.files import check_place, write_text
 
 if TYPE_CHECKING:
     from oseg_video.evaluation.metrics.base import MetricOptions
@@ -124,10 +125,7 @@ def _run(options: Namespace) -> int:
         )
     except KeyboardInterrupt:
         kept = "the same command goes on from here" if work else "nothing is kept without --out"
-        console.logger.warning("interrupted; %s", kept)
-        return 130
-    from oseg_video.media import write_text
-
+        raise KeyboardInterrupt(kept) from None
     for path, form in outputs.items():
         write_text(path, FORMATS[form](evaluation))
     if work is not None and evaluation.complete:  # otherwise clips may be fixed, and the rest is not lost
@@ -150,8 +148,7 @@ def _verdict(evaluation: Evaluation) -> int:
 
 def _check_outputs(options: Namespace, outputs: dict[Path, str]) -> None:
     for path in outputs:
-        if path.exists() and not options.overwrite:
-            raise UsageError(f"{path} exists already; --overwrite replaces it")
+        check_place(path, overwrite=options.overwrite)
         if not path.absolute().parent.is_dir():
             raise UsageError(f"cannot write {path}: there is no folder {path.parent}")
 

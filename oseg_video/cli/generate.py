@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from functools import partial
 
 from oseg_video.cli.output import print_clip
 from oseg_video.cli.parsing import Commands, Parser, add_command, add_run_flags, seconds, whole_number
@@ -23,7 +24,11 @@ def register(commands: Commands) -> None:
         commands, "generate", _run, help="make clips from prompts or a picture", epilog=EXAMPLES
     )
     add_setting_flags(parser)
-    parser.add_argument("--config", metavar="FILE.yaml", help="settings in YAML; flags win over it")
+    parser.add_argument(
+        "--config",
+        metavar="RECIPE",
+        help="settings in a YAML file, or the name of a shipped one (oseg-video recipes); flags win over it",
+    )
     add_run_flags(parser)
     _add_parallel_flags(parser)
     parser.add_argument(
@@ -76,7 +81,9 @@ def _run(options: Namespace) -> int:
         from oseg_video.jobs.launch import is_rank, launch
 
         if not is_rank():
-            launch(options.arguments, options.gpus, job.device)
+            from oseg_video.cli import main
+
+            launch(partial(main, options.arguments), options.gpus, job.device)
             return 0
     from oseg_video.jobs.generate import generate
 

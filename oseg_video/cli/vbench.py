@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from oseg_video import console
 from oseg_video.cli.parsing import Commands, UsageError, add_command, add_debug_flag
 
 if TYPE_CHECKING:
@@ -58,8 +57,7 @@ def _setup(options: Namespace) -> int:
             detectron2=options.detectron2,
         )
     except KeyboardInterrupt:
-        console.logger.warning("interrupted; the same command begins anew, with what pip has downloaded")
-        return 130
+        raise KeyboardInterrupt("the same command begins anew, with what pip has downloaded") from None
     if options.quiet:
         print(environment.folder)
         return 0

@@ -30,8 +30,8 @@ from oseg_video.evaluation.metrics.base import MetricOptions
 from oseg_video.evaluation.results import Reported, evaluation_versions
 from oseg_video.evaluation.rows import file_state
 from oseg_video.evaluation.tables import as_json, as_markdown
+from oseg_video.files import check_place, read_text, write_text
 from oseg_video.jobs.counted import count_job
-from oseg_video.media import write_text
 from oseg_video.sweep.launch import sweep
 from oseg_video.sweep.recipe import SweepRecipe
 from oseg_video.sweep.records import Record
@@ -89,6 +89,8 @@ def compare(
     """
     options = options or MetricOptions()
     metrics, baselines = check_comparison(recipe, metrics, baseline=baseline, options=options)
+    for name in (RESULTS, TABLE, PAGE):
+        check_place(Path(out) / name)
     folder = Path(out) / CLIPS
     summary = sweep(recipe, str(folder), workers=workers, retry_failed=retry_failed, on_record=on_record)
     if not summary.done:
@@ -210,7 +212,7 @@ def _digest(
 def _last(out: Path) -> tuple[dict[str, Any], str] | None:
     try:
         results = json.loads((out / RESULTS).read_text(encoding="utf-8"))
-        table = (out / TABLE).read_text(encoding="utf-8")
+        table = read_text(out / TABLE)
     except (OSError, ValueError):
         return None
     return (results, table) if isinstance(results, dict) else None

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 
 from oseg_video.evaluation.clips import ClipFile, FoundClips
-from oseg_video.media import MediaError, atomic_path, read_clip
+from oseg_video.files import MARK, atomic_path
+from oseg_video.media import read_clip
 from oseg_video.types import OsegVideoError
 
 SUFFIXES = (".png", ".pdf")
@@ -41,7 +43,7 @@ def write_contact_sheet(
     last. rows: at most so many, the first. height: of a frame, pixels. font: a TrueType or OpenType file, for
     prompts in other scripts than Latin.
 
-    Raises ContactSheetError, and MediaError naming a file that cannot be read or written.
+    Raises ContactSheetError, and MediaError or FileError naming what cannot be read or written.
     """
     out = Path(out)
     if out.suffix.lower() not in SUFFIXES:
@@ -53,11 +55,10 @@ def write_contact_sheet(
         requests.setdefault(clip.key, {}).setdefault(clip.method, clip)
     chosen = list(requests.values())[:rows]
     sheet = _Layout(chosen, methods, frames, height, letters).draw()
-    try:
-        with atomic_path(out) as temporary:
-            sheet.save(temporary, resolution=_DPI, dpi=(_DPI, _DPI))
-    except OSError as error:
-        raise MediaError(f"cannot write {out}: {error.strerror or error}") from None
+    info = PngInfo()
+    info.add_text("Software", MARK)
+    with atomic_path(out) as temporary:  # what the format does not know is ignored
+        sheet.save(temporary, resolution=_DPI, dpi=(_DPI, _DPI), pnginfo=info, producer=MARK.encode())
     return len(chosen), len(requests)
 
 

@@ -7,10 +7,12 @@ from contextlib import closing
 from pathlib import Path
 
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from oseg_video import console
 from oseg_video.config import ConfigError
-from oseg_video.media import MediaError, atomic_path, stream_frames
+from oseg_video.files import MARK, atomic_path
+from oseg_video.media import MediaError, stream_frames
 
 
 def first_frames(folder: Path, names: Sequence[str], out: Path) -> list[Path]:
@@ -25,11 +27,13 @@ def first_frames(folder: Path, names: Sequence[str], out: Path) -> list[Path]:
             f"{folder} lacks {len(missing)} of {len(names)} clips that the recipe lists, first {missing[0]}"
         )
     files = [out / Path(name).with_suffix(".png") for name in names]
+    info = PngInfo()
+    info.add_text("Software", MARK)
     pairs = list(zip(names, files, strict=True))
     for name, file in console.bar(pairs, "first frames"):
         file.parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(file) as partial:
-            _first_frame(folder / name).save(partial, format="PNG")
+            _first_frame(folder / name).save(partial, format="PNG", pnginfo=info)
     return files
 
 

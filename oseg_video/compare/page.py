@@ -17,7 +17,7 @@ from typing import Any
 from urllib.parse import quote
 
 from oseg_video.evaluation.clips import ClipFile
-from oseg_video.media import write_text
+from oseg_video.files import write_text
 
 _SCRIPTS = ("dom.js", "player.js", "grid.js", "overlay.js", "metrics.js", "main.js")
 _PER_CLIP = ("prompts", "seeds", "image")
@@ -45,7 +45,7 @@ def write_page(
     """Write the page at `path`, whole or not at all.
 
     clips: in the order in which their prompts are shown. methods: the columns, in order. results: metric
-    values as of `as_json`. Raises MediaError if it cannot be written.
+    values as of `as_json`. Raises FileError if it cannot be written.
     """
     write_text(path, page_text(page_data(path.parent, clips, methods, gaps, results)))
 

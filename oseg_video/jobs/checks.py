@@ -136,14 +136,12 @@ def _check_scales(job: GenerateJob, adapter: ModelAdapter) -> None:
 
 
 def _check_negative_prompt(job: GenerateJob, source: ModelSource, settings: dict[str, Any]) -> None:
-    import diffusers
-
     if job.negative_prompt is None:
         return
     scale = settings.get("guidance_scale")
     argument = source.adapter.arguments.get("guidance_scale")
     if scale is None and argument:
-        pipeline = getattr(diffusers, source.pipeline_for(image=job.image is not None))
+        pipeline = source.adapter.pipeline_class(source.pipeline_for(image=job.image is not None))
         scale = inspect.signature(pipeline.__call__).parameters[argument].default
     if scale is not None and scale <= 1:
         raise SettingError(

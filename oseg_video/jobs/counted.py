@@ -11,7 +11,7 @@ from oseg_video.adapters.base import Condition
 from oseg_video.adapters.settings import ReadJson
 from oseg_video.config import GenerateJob
 from oseg_video.engine.branches import BranchRunner
-from oseg_video.guidance.methods import Guidance, PerturbedGuidance
+from oseg_video.guidance.methods import BlockGuidance, Guidance
 from oseg_video.guidance.plan import StepPlan
 from oseg_video.guidance.scales import guides
 from oseg_video.jobs.generate import check_job
@@ -95,7 +95,7 @@ def count_job(job: GenerateJob) -> CountedJob:
 def _idle(guidance: Guidance, kinds: Sequence[StepKind], guides_text: bool) -> str | None:
     """For `CountedJob.idle`."""
     branches = [branch for kind in kinds for branch in kind.plan.branches.values()]
-    if isinstance(guidance, PerturbedGuidance):
+    if isinstance(guidance, BlockGuidance):
         if not any(branch.perturbation for branch in branches):
             return f"{guidance.name} perturbs no step: scale, blocks, schedules and interval leave none"
     elif guides_text and not any(branch.condition == "uncond" for branch in branches):

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from oseg_video.media import atomic_path
+from oseg_video.files import atomic_path
 from oseg_video.types import OsegVideoError
 
 _ORIENTATION = 0x0112  # EXIF tag; 1 is upright
@@ -63,18 +63,15 @@ def load_picture(path: Path, height: int, width: int) -> Picture:
 
 
 def write_picture(path: Path, frames: torch.Tensor, comment: str) -> None:
-    """Write a clip of one frame, uint8 [1, 3, H, W], as a PNG file with `comment`. Raises PictureError."""
+    """Write a clip of one frame, uint8 [1, 3, H, W], as a PNG file with `comment`. Raises FileError."""
     from PIL import Image
     from PIL.PngImagePlugin import PngInfo
 
     info = PngInfo()
     info.add_text(_COMMENT, comment)
-    try:
-        with atomic_path(path) as temporary:
-            pixels_HWC = frames[0].permute(1, 2, 0).contiguous().cpu().numpy()
-            Image.fromarray(pixels_HWC).save(temporary, format="PNG", pnginfo=info)
-    except OSError as error:
-        raise PictureError(f"cannot write {path}: {error.strerror or error}") from error
+    with atomic_path(path) as temporary:
+        pixels_HWC = frames[0].permute(1, 2, 0).contiguous().cpu().numpy()
+        Image.fromarray(pixels_HWC).save(temporary, format="PNG", pnginfo=info)
 
 
 def read_picture_comment(path: Path) -> str:

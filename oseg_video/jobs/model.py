@@ -19,13 +19,14 @@ from oseg_video.config import GenerateJob
 from oseg_video.config.manifest import Manifest, new_manifest
 from oseg_video.engine.guided import guided
 from oseg_video.engine.patching import replaced
+from oseg_video.files import write_text
 from oseg_video.jobs.checks import clip_settings
 from oseg_video.jobs.image import Picture, write_picture
 from oseg_video.jobs.loading import pipeline as loading
 from oseg_video.jobs.loading.memory import NotEnoughMemoryError
 from oseg_video.jobs.outputs import ClipPlan
 from oseg_video.jobs.progress import StepClock
-from oseg_video.media import frames_sha256, to_uint8, write_clip, write_text
+from oseg_video.media import frames_sha256, to_uint8, write_clip
 from oseg_video.parallel.mesh import ONE_RANK, Mesh
 from oseg_video.types import OsegVideoError
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from oseg_video.config import GenerateJob
 from oseg_video.config.manifest import manifest_path
+from oseg_video.files import check_place
 from oseg_video.types import OsegVideoError
 
 _STEM_LETTERS = 60
@@ -112,17 +113,10 @@ def check_outputs(plans: Sequence[ClipPlan], *, overwrite: bool) -> None:
         more = f" (and {len(existing) - 1} more)" if len(existing) > 1 else ""
         raise OutputError(f"{existing[0]} exists already{more}; --overwrite replaces it")
     for plan in plans:
-        if plan.manifest.is_dir() or (plan.path.exists() and not _replaceable(plan)):
-            raise OutputError(f"{plan.path} is in the way and is not a clip of ours; choose another --out")
+        check_place(plan.path, folder=plan.format == "png")
+        check_place(plan.manifest)
     for folder in {plan.path.parent for plan in plans}:
         _check_writable(folder)
-
-
-def _replaceable(plan: ClipPlan) -> bool:
-    """Whether --overwrite may replace what is there: never a folder that holds anything but our pictures."""
-    if plan.format != "png":
-        return plan.path.is_file()
-    return plan.path.is_dir() and all(re.fullmatch(r"\d{5}\.png", p.name) for p in plan.path.iterdir())
 
 
 def _check_writable(folder: Path) -> None:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -31,7 +32,7 @@ from oseg_video.types import SaidElsewhereError, SettingError
 
 AUTO = "auto"
 ONE_MACHINE = "OSEG_VIDEO_ONE_MACHINE"
-"""Set in the environment of ranks that `--gpus` has started."""
+"""Set in the environment of ranks that `--gpus` has started: the folder in which they find each other."""
 COLLECTIVE_TIMEOUT = 600.0
 """Seconds after which a collective that hangs is an error."""
 
@@ -71,7 +72,7 @@ class Ranks:
             return
         cuda = device.startswith("cuda") or (device == AUTO and torch.cuda.is_available())
         seconds = datetime.timedelta(seconds=timeout)
-        store, _, _ = next(dist.rendezvous("env://", timeout=seconds))
+        store = _meeting_place(seconds)
         store.set_timeout(seconds)
         beside = dist.PrefixStore("watch", store.clone())
         watch = Watch(beside, self.rank, self.size, self._say_loss, start_patience=timeout)
@@ -106,6 +107,18 @@ class Ranks:
         # A rank that failed has said so itself, for its machine.
         if first or (self.local_rank == 0 and ONE_MACHINE not in os.environ):
             print(f"oseg-video: error: {reason}", file=sys.stderr)
+
+
+def _meeting_place(timeout: datetime.timedelta) -> Any:
+    """The store of all ranks: torchrun's, or a file where `--gpus` has started them.
+
+    Who can write in a store can run code on its ranks, and torch's own listens on every interface: the file
+    is for this user alone.
+    """
+    if folder := os.environ.get(ONE_MACHINE):
+        return dist.FileStore(os.path.join(folder, "store"))
+    store, _, _ = next(dist.rendezvous("env://", timeout=timeout))
+    return store
 
 
 def degrees_for(

@@ -22,13 +22,11 @@ def read_nothing(name: str) -> Mapping[str, Any]:
 
 def pipeline_scale(adapter: ModelAdapter, job: GenerateJob, read: ReadJson = read_nothing) -> Any:
     """The scale that the pipeline will be called with; `read` reads the model's files, if they are there."""
-    import diffusers
-
     name = adapter.image_to_video if job.image is not None else adapter.text_to_video
-    parameters = inspect.signature(getattr(diffusers, str(name)).__call__).parameters.values()
+    parameters = inspect.signature(adapter.pipeline_class(str(name)).__call__).parameters.values()
     call = {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
     settings = clip_settings(job)
-    settings.pop("image", None)  # a file's name here, where the call takes a picture
+    settings.pop("image", None)  # a file's name here, where the call takes an image
     call |= adapter.pipeline_arguments(settings)
     largest = job.guidance.largest_guidance_scale
     return adapter.call_scale(call, read) if largest is None else largest

@@ -1,7 +1,6 @@
 """Clips in and out of files. A clip in memory is uint8, [F, C, H, W], RGB."""
 
 from oseg_video.media.clip import Clip, ClipShape, Frame, MediaError, Pixels, frames_sha256, to_uint8
-from oseg_video.media.files import atomic_path, write_text
 from oseg_video.media.images import FRAME_SUFFIXES, frame_files, is_animated, natural_order
 from oseg_video.media.reading import probe_clip, read_clip, stream_clip, stream_frames
 from oseg_video.media.video import VIDEO_SUFFIXES
@@ -15,7 +14,6 @@ __all__ = [
     "Frame",
     "MediaError",
     "Pixels",
-    "atomic_path",
     "frame_files",
     "frames_sha256",
     "is_animated",
@@ -27,5 +25,4 @@ __all__ = [
     "stream_frames",
     "to_uint8",
     "write_clip",
-    "write_text",
 ]

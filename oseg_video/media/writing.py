@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from oseg_video.files import MARK, atomic_path
 from oseg_video.media.clip import MediaError, one_line, require_clip
-from oseg_video.media.files import atomic_path, naming
 
 # Visually lossless for x264 (0 is lossless, 51 the worst); small clips stay small.
 _CRF = "12"
@@ -32,13 +32,15 @@ def write_clip(path: Path, frames: torch.Tensor, fps: float, *, format: str, com
 
     `frames` is uint8 [F, 3, H, W]. mp4 is yuv420p with the index in front, so that it plays in a browser,
     and holds `comment` as metadata; the other formats ignore it. GIF stores durations in hundredths of a
-    second, and shows equal neighbouring frames as one longer one. Raises MediaError.
+    second, and shows equal neighbouring frames as one longer one. Raises MediaError, and FileError for what
+    cannot be written or must not be replaced.
     """
     require_clip(frames)
     path = Path(path)
     write = {"mp4": _write_mp4, "gif": _write_gif, "png": _write_folder}[format]
-    with naming(path), atomic_path(path) as temporary:
-        write(temporary, frames, fps, comment)
+    with atomic_path(path) as temporary:
+        # Absolute, so that ffmpeg takes no beginning of a path for an option or a protocol.
+        write(temporary.absolute(), frames, fps, comment)
 
 
 def read_comment(path: Path) -> str:
@@ -136,12 +138,15 @@ def _write_gif(path: Path, frames: torch.Tensor, fps: float, comment: str) -> No
 
     images = [Image.fromarray(image) for image in _images(frames)]
     duration = max(20, round(100 / fps) * 10)  # browsers slow down anything below 20 ms
-    images[0].save(path, save_all=True, append_images=images[1:], duration=duration, loop=0)
+    images[0].save(path, save_all=True, append_images=images[1:], duration=duration, loop=0, comment=MARK)
 
 
 def _write_folder(path: Path, frames: torch.Tensor, fps: float, comment: str) -> None:
     from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
 
     path.mkdir()
+    info = PngInfo()
+    info.add_text("Software", MARK)
     for index, image in enumerate(_images(frames)):
-        Image.fromarray(image).save(path / f"{index:05d}.png")
+        Image.fromarray(image).save(path / f"{index:05d}.png", pnginfo=info)

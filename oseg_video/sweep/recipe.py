@@ -36,16 +36,16 @@ OF_COMPARE = ("metrics", "baseline", "reported")
 # What the axes of the table set.
 _AXES = ("prompts", "image", "seeds", "out")
 _MOST_CLIPS = 100_000
-_PICTURES = {".png", ".jpg", ".jpeg", ".webp"}
+_IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Subject:
-    """What a clip shows: a prompt, a picture to start from, or both."""
+    """What a clip shows: a prompt, an image to start from, or both."""
 
     prompt: str | None = None
     image: str | None = None
-    """Path of the picture."""
+    """Path of the image."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -140,7 +140,7 @@ def _subjects(value: Any, path: Path) -> tuple[Subject, ...]:
     if isinstance(value, dict) and len(value) == 1 and isinstance(value.get("file"), str):
         return tuple(Subject(prompt=line) for line in read_prompts(path.parent / value["file"]))
     if isinstance(value, dict) and len(value) == 1 and isinstance(value.get("images"), str):
-        return _pictures(path.parent / value["images"])
+        return _images(path.parent / value["images"])
     if (
         isinstance(value, dict)
         and {*value} <= {"vbench", "dimensions"}
@@ -171,13 +171,13 @@ def _subject(entry: Any, path: Path) -> Subject:
     return Subject(prompt=entry.get("prompt"), image=None if image is None else str(path.parent / image))
 
 
-def _pictures(folder: Path) -> tuple[Subject, ...]:
+def _images(folder: Path) -> tuple[Subject, ...]:
     try:
-        files = sorted(file for file in folder.iterdir() if file.suffix.lower() in _PICTURES)
+        files = sorted(file for file in folder.iterdir() if file.suffix.lower() in _IMAGE_SUFFIXES)
     except OSError as error:
         raise ConfigError(f"cannot read {folder}: {error.strerror}") from None
     if not files:
-        raise ConfigError(f"{folder} has no pictures ({', '.join(sorted(_PICTURES))})")
+        raise ConfigError(f"{folder} has no images ({', '.join(sorted(_IMAGE_SUFFIXES))})")
     return tuple(Subject(image=str(file)) for file in files)
 
 

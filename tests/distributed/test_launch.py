@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
-import signal
+import stat
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
 from oseg_video.cli import _speaks_for_all, main
-from oseg_video.jobs.launch import _environment_of_ranks, is_rank
-from oseg_video.jobs.ranks import Ranks
+from oseg_video.jobs.launch import FOLDER_PREFIX, _in_environment, is_rank
+from oseg_video.jobs.ranks import ONE_MACHINE, Ranks
 from oseg_video.media import read_clip
 from oseg_video.types import OsegVideoError
+from tests.sockets import listeners
 
 PROMPT = "a red circle moving left on a white background"
 COMMAND = (sys.executable, "-m", "oseg_video", "generate", "--prompt", PROMPT, "--device", "cpu")
@@ -31,26 +36,30 @@ def run(*arguments: str, timeout: float = 900) -> subprocess.CompletedProcess[st
     )
 
 
+def two_clips(out: Path, *arguments: str) -> int:
+    """Exit code of the command in this process; the ranks that it starts are processes of their own."""
+    flags = ("--steps", "3", "--seed", "1", "2", "--format", "png", "--out", f"{out}/", "--quiet")
+    return main([*COMMAND[3:], *flags, *arguments])
+
+
 @pytest.fixture(scope="module")
 def one_rank(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("one")
-    done = run("--steps", "3", "--seed", "1", "2", "--format", "png", "--out", f"{out}/", "--quiet")
-    assert done.returncode == 0, done.stderr
+    assert two_clips(out) == 0
     return out
 
 
 @pytest.mark.parametrize("parallel", ["data=2", "ring=2 --shard-weights"])
-def test_two_ranks_make_the_clips_of_one(one_rank: Path, tmp_path: Path, parallel: str) -> None:
+def test_two_ranks_make_the_clips_of_one(
+    one_rank: Path, tmp_path: Path, parallel: str, capfd: pytest.CaptureFixture
+) -> None:
     parallel, *more = parallel.split()
-    done = run(
-        *("--steps", "3", "--seed", "1", "2", "--format", "png", "--out", f"{tmp_path}/", "--quiet"),
-        *("--gpus", "2", "--parallel", parallel, *more),
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
+    code = two_clips(tmp_path, "--gpus", "2", "--parallel", parallel, *more)
+    out, error = capfd.readouterr()
+    assert (code, error) == (0, "")
     names = sorted(path.name for path in one_rank.iterdir())
     assert sorted(path.name for path in tmp_path.iterdir()) == names
-    assert sorted(Path(line).name for line in done.stdout.splitlines()) == [n for n in names if "." not in n]
+    assert sorted(Path(line).name for line in out.splitlines()) == [n for n in names if "." not in n]
     for name in names:
         if name.endswith(".json"):
             one, other = (json.loads((folder / name).read_text()) for folder in (one_rank, tmp_path))
@@ -97,21 +106,9 @@ def test_what_cannot_be_is_refused_before_any_rank_starts(
     assert list(tmp_path.iterdir()) == []
 
 
-def children(pid: int) -> list[int]:
-    """Processes that this one has started."""
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = stat.read_text().rsplit(")", 1)[1].split()
-        except OSError:  # it has ended
-            continue
-        if int(fields[1]) == pid:
-            found.append(int(stat.parent.name))
-    return sorted(found)
-
-
-def test_a_rank_that_dies_ends_all(tmp_path: Path) -> None:
-    out = tmp_path / "a.mp4"
+@contextlib.contextmanager
+def two_ranks_at_work(out: Path) -> Iterator[subprocess.Popen[str]]:
+    """A run of 900 steps, of which the first is done."""
     arguments = ("--steps", "900", "--out", str(out), "--gpus", "2", "--parallel", "ulysses=2")
     with subprocess.Popen(
         [*COMMAND, *arguments], stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
@@ -120,24 +117,48 @@ def test_a_rank_that_dies_ends_all(tmp_path: Path) -> None:
         for line in iter(lambda: process.stderr.read(200), ""):  # type: ignore[union-attr]
             if "step/s" in line or "s/step" in line:
                 break
-        ranks = children(process.pid)
-        os.kill(ranks[-1], signal.SIGKILL)
+        yield process
+
+
+def test_a_rank_that_dies_ends_all(tmp_path: Path) -> None:
+    with two_ranks_at_work(tmp_path / "a.mp4") as process:
+        ranks = psutil.Process(process.pid).children()
+        ranks[-1].kill()
         killed = time.monotonic()
-        rest = process.stderr.read()
-        assert process.wait(timeout=60) == 2
+        _, rest = process.communicate(timeout=60)
+        assert process.returncode == 2
     assert time.monotonic() - killed < 60
     assert "was killed (SIGKILL); the other ranks were ended" in rest
     assert "Traceback" not in rest
     assert list(tmp_path.iterdir()) == []
-    assert not any(Path(f"/proc/{rank}").exists() for rank in ranks)
+    assert psutil.wait_procs(ranks, timeout=60)[1] == []
+
+
+def test_no_other_machine_can_reach_the_ranks_and_a_signal_ends_them(tmp_path: Path) -> None:
+    with two_ranks_at_work(tmp_path / "a.mp4") as process:
+        ranks = psutil.Process(process.pid).children()
+        ours, others = listeners(process.pid)
+        folders = list(Path(tempfile.gettempdir()).glob(f"{FOLDER_PREFIX}*"))
+        open_to_others = [one for one in folders if stat.S_IMODE(one.stat().st_mode) & 0o77]
+        process.terminate()
+        _, rest = process.communicate(timeout=60)
+        assert process.returncode == 130
+    assert ours != [] and others == []
+    assert folders != [] and open_to_others == []
+    assert rest.splitlines()[-1] == "oseg-video: interrupted; finished clips are kept"
+    assert "Traceback" not in rest
+    assert list(tmp_path.iterdir()) == []
+    assert psutil.wait_procs(ranks, timeout=60)[1] == []
 
 
 def test_the_process_that_starts_ranks_is_none_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     before = dict(os.environ)
-    with _environment_of_ranks(2):
-        assert is_rank() and not _speaks_for_all() and os.environ["OMP_NUM_THREADS"] != "0"
+    with _in_environment("OMP_NUM_THREADS", "1"):
+        assert not is_rank() and _speaks_for_all() and os.environ["OMP_NUM_THREADS"] == "1"
     assert not is_rank() and _speaks_for_all() and dict(os.environ) == before
+    monkeypatch.setenv(ONE_MACHINE, "/somewhere")
+    assert is_rank() and not _speaks_for_all()
 
 
 @pytest.mark.parametrize(

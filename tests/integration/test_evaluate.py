@@ -27,6 +27,7 @@ from oseg_video.evaluation.tables import FORMATS, as_csv, as_json, as_latex, as_
 from oseg_video.media.writing import run_ffmpeg
 from oseg_video.types import OsegVideoError
 from tests.drawn import write_drawn, write_frames, write_manifest
+from tests.said import said
 
 
 def levels(step, frames=2):
@@ -148,20 +149,20 @@ def test_folders_are_methods_and_pair_by_file_name(tmp_path):
     assert difference.pairs == 3 and difference.value == pytest.approx(2)
 
 
-def test_a_difference_of_distances_uses_the_resamples_of_both(tmp_path, monkeypatch, caplog):
+def test_a_difference_of_distances_uses_the_resamples_of_both(tmp_path, monkeypatch):
     for guidance, seed in (("cfg", 0), ("oseg", 5)):
         write_drawn(tmp_path, 6, guidance=guidance, seed=seed)
     monkeypatch.setattr(fvd, "RESAMPLES", 20)
     computed, distance = [], fvd.frechet_distance
     monkeypatch.setattr(fvd, "frechet_distance", lambda *a, **b: computed.append(1) or distance(*a, **b))
-    evaluation = evaluate([tmp_path], ["fvd:embedded"], baseline="cfg")
+    with said() as lines:
+        evaluation = evaluate([tmp_path], ["fvd:embedded"], baseline="cfg")
     cfg, oseg = (result_of(evaluation, method, "fvd:embedded") for method in ("cfg", "oseg"))
     difference = difference_of(evaluation, "oseg", "fvd:embedded")
     assert difference.value == pytest.approx(oseg.value - cfg.value)
     for result in (cfg, oseg, difference):
         assert result.interval[0] < result.value < result.interval[1]
     assert len(computed) == 2 * (1 + 20 + 1) + 2  # value, resamples, half; the difference
-    lines = [record.getMessage() for record in caplog.records]
     assert len([line for line in lines if "6 clips of" in line and "raise the distance" in line]) == 2
 
 
@@ -208,7 +209,7 @@ def test_clips_of_different_lengths_and_sizes_are_told(tmp_path):
     )
 
 
-# Clips and figures that have to be left out
+# Clips and values that have to be left out
 
 
 def test_broken_clips_are_named_and_never_part_of_a_mean(tmp_path, capsys):
@@ -281,7 +282,7 @@ def test_all_metrics_of_a_row_speak_of_the_frames_that_can_be_shown(tmp_path):
     assert flickering == pytest.approx((255 - mean) / 255, abs=1e-6)
 
 
-def test_a_method_that_broken_clips_make_unfit_costs_its_figure_only(tmp_path):
+def test_a_method_that_broken_clips_make_unfit_costs_its_value_only(tmp_path):
     for method in ("cfg", "oseg"):
         write_drawn(tmp_path, 10, guidance=method)
     (tmp_path / "oseg-003" / "00000.png").write_bytes(b"")
@@ -340,7 +341,7 @@ class Picky(Look):
         return torch.ones(1)
 
 
-def test_a_figure_that_misses_a_clip_it_needs_has_no_value(tmp_path, monkeypatch):
+def test_a_value_that_misses_a_clip_it_needs_has_no_value(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "build_metrics", lambda names, options: [Fragile()])
     for method in ("cfg", "oseg"):
         write_levels(tmp_path, method, {("p", 0): 1, ("q", 0): 2, ("r", 0): 3})
@@ -374,7 +375,7 @@ def test_json_holds_everything(evaluation):
     assert found["differences"][0]["baseline"] == "cfg"
 
 
-def test_csv_has_a_line_per_figure(evaluation):
+def test_csv_has_a_line_per_value(evaluation):
     cfg, oseg = csv.DictReader(io.StringIO(as_csv(evaluation)))
     assert (cfg["method"], cfg["metric"], cfg["clips"], cfg["difference"]) == (
         "cfg",

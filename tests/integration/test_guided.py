@@ -9,7 +9,7 @@ import torch
 from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
-from oseg_video import CFG, OSEG, PAG, SEG, STG, GuidanceError, SilentGuidanceError, guided
+from oseg_video import CFG, OSEG, PAG, SEG, STG, GuidanceError, OSEGReleased, SilentGuidanceError, guided
 from oseg_video.adapters import UnknownBlockError, UnsupportedPipelineError, adapter_for
 from tests.integration.checks import ACROSS_BATCHES, state_of
 from tests.integration.families import (
@@ -160,19 +160,14 @@ def test_outside_the_interval_the_extra_branches_are_not_run(family: Case, pipe:
     assert levels == sorted(levels, reverse=True) and levels[0] == pytest.approx(1, abs=0.02)
 
 
-def test_the_published_rule_runs(family: Case) -> None:
-    # 2 heads of 32: the published transform views the channels as 64 x (C / 64)
+def test_the_released_rule_runs(family: Case) -> None:
+    # 2 heads of 32: the released transform views the channels as 64 x (C / 64)
     pipe = family.build(attention_head_dim=32, **({"cross_attention_dim": 64} if family is LTX else {}))
     pipe.set_progress_bar_config(disable=True)
     stock = family.run(pipe)
     for skip in (False, True):
-        guidance = OSEG(
-            guidance_scale=SCALE,
-            scale=0.62,
-            mix=0.67,
-            blocks=(2,),
-            rule="published",
-            published_skip=skip,
+        guidance = OSEGReleased(
+            guidance_scale=SCALE, scale=0.62, mix=0.67, blocks=(2,), skip_conditional=skip
         )
         with guided(pipe, guidance) as report:
             assert not torch.equal(family.run(pipe), stock)

@@ -17,6 +17,7 @@ from oseg_video.cli import main
 from oseg_video.config.manifest import read_manifest
 from oseg_video.media import read_clip
 from oseg_video.sweep.records import from_lines
+from tests.sockets import listeners
 from tests.sweeps import SMALL, write_recipe
 
 PROMPTS = [
@@ -108,6 +109,8 @@ def test_sixty_clips_survive_three_kills_and_a_killed_ray_worker(capsys, tmp_pat
         before = len(done(folder))
         wait_for(lambda: len(done(folder)) >= before + 2, process)
         time.sleep(chance.uniform(0, 1))
+        ours, others = listeners(process.pid)
+        assert ours != [] and others == []
         (actor,) = (one for one in descendants(process) if one.name().startswith("ray::_Actor"))
         actor.kill()
         assert finish(process) == f"60 of 60 clips are in {folder}, {60 - before} of them made now\n"
@@ -155,6 +158,8 @@ def test_ranks_that_make_each_clip_together_survive_the_loss_of_one(tmp_path):
         wait_for(lambda: len(done(tmp_path / "out")) >= 1, process)
         ranks = [one for one in descendants(process) if "spawn_main" in " ".join(one.cmdline())]
         assert len(ranks) == 2
+        ours, others = listeners(process.pid)
+        assert ours != [] and others == []
         ranks[1].kill()
         assert finish(process) == f"4 of 4 clips are in {tmp_path}/out, 4 of them made now\n"
     check_clips(tmp_path / "out", [(PROMPTS[0], seed, m) for seed in (0, 1) for m in ("cfg", "oseg")])

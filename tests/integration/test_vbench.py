@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from oseg_video import evaluation as evaluation_package
 from oseg_video.cli import main, parse
 from oseg_video.evaluation.clips import ClipFile, FoundClips, find_clips
 from oseg_video.evaluation.evaluate import evaluate
@@ -33,6 +34,7 @@ from oseg_video.evaluation.vbench.scores import DIMENSIONS, normalise, total
 from oseg_video.media import write_clip
 from oseg_video.types import OsegVideoError
 from tests.fake_vbench import FLICKERING, SUITE, build_environment
+from tests.said import said
 
 WHOLE = vbench._whole
 
@@ -92,7 +94,7 @@ def metric_of(*names, **options):
 
 def values_of(metric, seen):
     every = torch.arange(len(seen.clips))
-    return {figure.name: metric.compute(figure.name, seen.rows, every) for figure in metric.values}
+    return {value.name: metric.compute(value.name, seen.rows, every) for value in metric.values}
 
 
 def mean(values):
@@ -116,8 +118,8 @@ def test_own_clips_are_averaged_as_vbench_does(tmp_path, calls):
     )
     assert len(set(pairs)) > 1, "the clips must differ in length for the weights to show"
     assert metric.per_clip("vbench:imaging_quality", seen.rows).tolist() == pytest.approx(imaging)
-    figure = next(f for f in metric.values if f.name == "vbench:imaging_quality")
-    assert figure.protocol["mode"] == "custom_input" and figure.versions["python"] == sys.version.split()[0]
+    value = next(f for f in metric.values if f.name == "vbench:imaging_quality")
+    assert value.protocol["mode"] == "custom_input" and value.versions["python"] == sys.version.split()[0]
     assert {call["mode"] for call in calls()} == {"custom_input"}
     assert not list(tmp_path.glob("oseg-video-*")), "logs and links are removed"
 
@@ -273,14 +275,15 @@ def test_weights_that_cannot_be_fetched(tmp_path, monkeypatch):
     assert not list(path.parent.iterdir()), "no file that would pass for whole weights"
 
 
-def test_weights_are_fetched_once_and_whole(tmp_path, monkeypatch, capsys):
+def test_weights_are_fetched_once_and_whole(tmp_path, monkeypatch):
     source = tmp_path / "w.pth"
     source.write_text("weights")
     monkeypatch.setenv("FAKE_VBENCH", "fetch:imaging_quality")
     monkeypatch.setenv("FAKE_URL", source.as_uri())
     monkeypatch.setenv("FAKE_GPUS", "2")
-    metric_of("vbench:imaging_quality", device="cuda").observe(make_clips(tmp_path, 4))
-    assert capsys.readouterr().err.count(f"VBench fetches {source.as_uri()}") == 1
+    with said() as lines:
+        metric_of("vbench:imaging_quality", device="cuda").observe(make_clips(tmp_path, 4))
+    assert lines.count(f"VBench fetches {source.as_uri()}") == 1
     assert [path.name for path in (tmp_path / "cache" / "weights").iterdir()] == ["w.pth"]
     assert (tmp_path / "cache" / "weights" / "w.pth").read_text() == "weights"
 
@@ -427,7 +430,7 @@ def test_what_the_static_filter_leaves_too_few_of_is_said(tmp_path, calls):
     }
     metric, seen = found(())
     assert "(0 instead of 5)" in seen.warnings[0] and len(seen.clips) == 5
-    flickering, scene = (figure.name for figure in metric.values)
+    flickering, scene = (value.name for value in metric.values)
     with pytest.raises(OsegVideoError, match="has no value for any of 5 clips"):
         metric.compute(flickering, seen.rows, torch.arange(5))
     assert metric.compute(scene, seen.rows, torch.arange(5)) > 0
@@ -606,8 +609,8 @@ for subject in recipe.subjects:
 @pytest.fixture
 def run_script(tmp_path, monkeypatch):
     """Call the script of the standard suite, on the shipped model."""
-    pictures = torch.zeros(9, 3, 16, 16, dtype=torch.uint8)
-    write_clip(tmp_path / "model.mp4", pictures, 8.0, format="mp4")
+    images = torch.zeros(9, 3, 16, 16, dtype=torch.uint8)
+    write_clip(tmp_path / "model.mp4", images, 8.0, format="mp4")
     (tmp_path / "sweep.py").write_text(_SWEEP)
     command = tmp_path / "bin" / "oseg-video"
     command.parent.mkdir()
@@ -661,7 +664,7 @@ def test_a_folder_for_links_that_does_not_tell_letter_case_apart(tmp_path, monke
 
 
 def test_the_commands_of_the_readme():
-    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    readme = (Path(evaluation_package.__file__).with_name("README.md")).read_text(encoding="utf-8")
     section = readme.split("\n## VBench\n")[1].split("\n## ")[0]
     (block,) = re.findall(r"```bash\n(.*?)```", section, re.DOTALL)
     setup, evaluate = [parse(line.split()[1:]) for line in block.splitlines()]

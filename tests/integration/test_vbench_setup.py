@@ -3,7 +3,6 @@
 import base64
 import fcntl
 import hashlib
-import logging
 import sys
 import zipfile
 
@@ -13,6 +12,7 @@ from oseg_video.cli import main
 from oseg_video.evaluation.vbench import environment as vbench_environment
 from oseg_video.evaluation.vbench.environment import find_environment, set_up
 from oseg_video.types import OsegVideoError
+from tests.said import said
 
 pytestmark = pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="VBench's packages need Python 3.11")
 
@@ -52,7 +52,7 @@ def _digest(text):
     return base64.urlsafe_b64encode(hashlib.sha256(text.encode()).digest()).rstrip(b"=").decode()
 
 
-def test_a_stopped_set_up_is_not_taken_for_a_whole_one_and_goes_on(tmp_path, monkeypatch, caplog):
+def test_a_stopped_set_up_is_not_taken_for_a_whole_one_and_goes_on(tmp_path, monkeypatch):
     folder = tmp_path / "big disk" / "vbench"
     with pytest.raises(OsegVideoError, match="not set up; `oseg-video vbench setup` builds"):
         find_environment()
@@ -62,12 +62,12 @@ def test_a_stopped_set_up_is_not_taken_for_a_whole_one_and_goes_on(tmp_path, mon
         find_environment()
 
     make_wheel(tmp_path / "wheels", "tinybench")
-    with caplog.at_level(logging.INFO, "oseg_video"):
+    with said() as stages:
         assert set_up().folder == folder, "the folder is remembered"
-        assert [record.getMessage()[:3] for record in caplog.records] == ["1/2", "2/2"]
+        assert [stage[:3] for stage in stages] == ["1/2", "2/2"]
         assert find_environment().python.exists()
         set_up()
-        assert len(caplog.records) == 2, "a whole environment is left alone"
+        assert len(stages) == 2, "a whole environment is left alone"
 
     monkeypatch.setattr(vbench_environment, "REQUIREMENTS", tmp_path / "newer.txt")
     (tmp_path / "newer.txt").write_text("tinybench==1.0\n# newer\n")

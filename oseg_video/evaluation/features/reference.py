@@ -13,7 +13,7 @@ from torch import Tensor
 
 from oseg_video.evaluation.errors import EvaluationError
 from oseg_video.evaluation.features.frechet import Moments
-from oseg_video.media import atomic_path
+from oseg_video.files import atomic_path
 
 SCHEMA = 1
 """Version of the file's layout; a reader refuses another one."""
@@ -46,11 +46,8 @@ def save_reference(path: Path, name: str, reference: Reference) -> None:
             "clips": entry.moments.count,
         }
     metadata = {"made_by": "oseg-video", "schema": str(SCHEMA), "metrics": json.dumps(entries)}
-    try:
-        with atomic_path(path) as temporary:
-            temporary.write_bytes(save(tensors, metadata))
-    except OSError as error:
-        raise EvaluationError(f"cannot write {path}: {error.strerror or error}") from None
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(save(tensors, metadata))
 
 
 def saved_names(path: Path) -> tuple[str, ...]:

@@ -16,7 +16,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -172,8 +171,6 @@ class Declaration:
     """Part of a comparison that names no metrics: of any model, or of the shipped model alone."""
 
 
-ENTRY_POINTS = "oseg_video.metrics"
-"""The entry points by which other packages bring metrics to the command line: modules that register some."""
 _REGISTRY: dict[str, Declaration] = {}
 
 
@@ -202,7 +199,10 @@ def register_metrics(
 
 
 def known_metrics() -> dict[str, Declaration]:
-    """Every metric by its exact name: those of the package, of its neighbours, and of this process."""
+    """Every metric by its exact name: those of `metrics/`, and those that other modules have registered.
+
+    The command line imports such modules of other packages, see `oseg_video.plugins`.
+    """
     _import_all()
     return dict(_REGISTRY)
 
@@ -276,10 +276,3 @@ def _import_all() -> None:
 
     for module in pkgutil.iter_modules(metrics.__path__, f"{metrics.__name__}."):
         import_module(module.name)
-    for entry in entry_points(group=ENTRY_POINTS):
-        try:
-            entry.load()
-        except Exception as error:  # another package's module may raise anything
-            raise EvaluationError(
-                f"the metrics of {entry.value} cannot be imported: {type(error).__name__}: {error}"
-            ) from error

@@ -72,7 +72,7 @@ class FrechetVideoDistance(ClipMetric):
         return {**self._seen, "clips": self.plan.clips or "any", "start": self.plan.real_start}
 
     @property
-    def values(self) -> Sequence[MetricValue]:
+    def values(self) -> Sequence[MetricValue]:  # type: ignore[override]
         about = dict(self._reference.about) if self._reference else {}
         protocol = {
             **self._seen,

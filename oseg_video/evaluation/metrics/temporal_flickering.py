@@ -1,7 +1,7 @@
 """Temporal flickering as VBench defines it, without VBench.
 
 VBench (arXiv 2311.17982, "Temporal Flickering"; package 0.1.5): the mean over neighbouring frames of the mean
-absolute difference of all 8-bit values, taken from 255 and divided by it. 1 is a still picture. VBench means
+absolute difference of all 8-bit values, taken from 255 and divided by it. 1 is a still image. VBench means
 it for clips of static scenes; motion lowers it too.
 
 VBench reads with OpenCV, at most 4.11 because it needs numpy < 2. That converts YUV by BT.601 whatever the
@@ -39,7 +39,7 @@ class TemporalFlickering(PairMetric):
 
 
 register_metrics(
-    {NAME: "VBench's temporal flickering, computed here (1 is a still picture)"},
+    {NAME: "VBench's temporal flickering, computed here (1 is a still image)"},
     TemporalFlickering,
     compared="always",
 )

@@ -75,7 +75,7 @@ class _VBenchMetric(Metric):
         self.kept = KeptAnswers(options.work, {**self.about["versions"], "device": self.machine.device})
 
     @property
-    def values(self) -> list[MetricValue]:
+    def values(self) -> list[MetricValue]:  # type: ignore[override]
         return [
             MetricValue(
                 name=f"{self.mode}:{name}",

@@ -20,7 +20,6 @@ from typing import Any
 from oseg_video.console import logger
 from oseg_video.evaluation.alone import LOCK, alone_in
 from oseg_video.evaluation.errors import VBenchError
-from oseg_video.media import write_text
 
 REQUIREMENTS = Path(__file__).with_name("requirements.txt")
 WORKER = Path(__file__).with_name("worker.py")
@@ -188,4 +187,6 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, json.dumps(content) + "\n")
+    temporary = path.with_name(f".{path.name}.new")
+    temporary.write_text(json.dumps(content) + "\n", encoding="utf-8")
+    os.replace(temporary, path)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
+import importlib.util
 import json
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from oseg_video.types import OsegVideoError
 
 EMBEDDED = "embedded"
 _INDEX = "model_index.json"
+_LIBRARIES = ("diffusers", "transformers")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 # Files up to this many bytes count for a model's fingerprint in full, larger ones by size and both ends.
 _FINGERPRINT_BYTES = 1 << 20
@@ -142,7 +143,6 @@ def load_pipeline(
     shard_weights: those that share the tokens of a clip share the denoiser's weights as well. The memory that
     the weights need is estimated and compared with what is free before they are read.
     """
-    import diffusers
 
     device = resolve_device(job.device)
     dtype = resolve_dtype(job.dtype, device)
@@ -158,11 +158,12 @@ def load_pipeline(
     variant = job.variant if _has_variant(directory, job.variant) else None
     components = component_weights(directory, variant, dtype, source.adapter)
     _check_weights(directory, components)
+    _check_attention(directory, components)
     present = {name: weights for name, weights in components.items() if name not in absent}
     owners = dict.fromkeys(source.adapter.denoiser_attributes, mesh.sequence.size if shard_weights else 1)
     check_memory(present, dtype, device, job.offload, owners)
     dtypes = {name: weights.dtype for name, weights in components.items()}
-    pipeline_class = getattr(diffusers, source.pipeline_for(image=job.image is not None))
+    pipeline_class = source.adapter.pipeline_class(source.pipeline_for(image=job.image is not None))
     try:
         with loading_bars():
             pipe = pipeline_class.from_pretrained(
@@ -262,10 +263,12 @@ def _families() -> dict[str, ModelAdapter]:
 
 def _float32_modules(entry: Any, dtype: torch.dtype) -> Collection[str]:
     """Names of the submodules that the libraries keep in float32 when they load a component in `dtype`."""
-    library, class_name = entry
     try:
+        library, class_name = entry
+        if library not in _LIBRARIES:
+            return ()
         component = getattr(importlib.import_module(library), class_name)
-    except (ImportError, AttributeError, TypeError):  # an unknown class: loading it will say so
+    except (ImportError, AttributeError, TypeError, ValueError):  # an unknown class: loading it will say so
         return ()
     strict = getattr(component, "_keep_in_fp32_modules_strict", None) or ()
     loose = getattr(component, "_keep_in_fp32_modules", None) or ()
@@ -297,7 +300,43 @@ def _read_index(path: Path) -> tuple[ModelAdapter, str, dict[str, Any]]:
     pipeline = index.get("_class_name")
     if not isinstance(pipeline, str):
         raise LoadError(f"{path} does not name a pipeline class")
-    return adapter_for_class(pipeline), pipeline, index
+    adapter = adapter_for_class(pipeline)
+    for name, entry in index.items():
+        if isinstance(entry, list) and not _is_known_class(*entry):
+            raise LoadError(
+                f"{path}: {name} is {entry}, which would run code of the model; a model may name classes of "
+                f"{' and '.join(_LIBRARIES)} only"
+            )
+    return adapter, pipeline, index
+
+
+def _is_known_class(library: Any = None, name: Any = None, *_: Any) -> bool:
+    """Whether a model may name a class: to import a module is to run it, and a model is but data.
+
+    None where the pipeline does without the component. diffusers' pipelines have modules of their own, which
+    go by their bare name. transformers' Auto classes run what the component's files name. Versions of
+    diffusers differ in what they refuse here themselves.
+    """
+    if library == "transformers":
+        return not str(name).startswith("Auto")
+    if library is None or library in _LIBRARIES:
+        return True
+    own = isinstance(library, str) and library.isidentifier()
+    return own and importlib.util.find_spec(f"diffusers.pipelines.{library}") is not None
+
+
+def _check_attention(directory: Path, names: Iterable[str]) -> None:
+    """Refuse components whose attention is a kernel that transformers would fetch from the hub and run."""
+    for name in names:
+        asked = [_read_json(directory / name / "config.json")]
+        for config in asked:
+            for key, value in config.items():
+                if isinstance(value, dict):
+                    asked.append(value)
+                elif key.endswith("attn_implementation") and "/" in str(value):
+                    raise LoadError(
+                        f"{directory / name}: {key} {value!r} would run code from the hub; remove it"
+                    )
 
 
 def _read_json(path: Path) -> dict[str, Any]:

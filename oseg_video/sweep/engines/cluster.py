@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import ipaddress
 import logging
 import os
 from multiprocessing.connection import wait
 from typing import Any
+
+import psutil
 
 from oseg_video.jobs.quiet import quiet_libraries
 from oseg_video.sweep.engines.places import plan_places
@@ -28,17 +32,27 @@ class RayActors:
         os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".*")
         try:
             import ray
+            from ray._private import ray_constants
         except ImportError:
             raise SweepError("--engine ray needs Ray: pip install 'oseg-video[cluster]'") from None
         self._ray: Any = ray
         options: dict[str, Any] = {} if address else {"include_dashboard": False}
+        if not (address or os.environ.get("RAY_ADDRESS")):
+            # Ray's own name for "this machine only": a cluster that it starts here opens no port to others.
+            ray_constants.ENABLE_RAY_CLUSTER = False
         try:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
+            _require_loopback()
+        except SweepError:
+            ray.shutdown()
+            raise
         except (ConnectionError, ValueError, RuntimeError) as error:
             line = next(iter(str(error).splitlines()), "")
             raise SweepError(f"cannot use the Ray cluster {address or 'of this machine'}: {line}") from error
         try:
-            places = plan_places([node["Resources"] for node in ray.nodes() if node["Alive"]], workers, gpus)
+            places = plan_places(
+                [node["Resources"] for node in self._ray.nodes() if node["Alive"]], workers, gpus
+            )
         except SweepError:
             ray.shutdown()
             raise
@@ -75,7 +89,7 @@ class RayActors:
     def _receive(self, reference: Any) -> Outcome:
         actor, task = self._running.pop(reference)
         try:
-            outcome = self._ray.get(reference)
+            outcome: Outcome = self._ray.get(reference)
         except self._ray.exceptions.RayError as error:
             self._ray.kill(actor)  # in case it is only out of reach
             line = next(iter(str(error).splitlines()), "") or type(error).__name__
@@ -87,11 +101,24 @@ class RayActors:
         return outcome
 
 
+def _require_loopback() -> None:
+    """Raises SweepError if other machines can reach a cluster that was started here."""
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            for one in process.net_connections("inet"):
+                address = one.laddr.ip.removeprefix("::ffff:")
+                if one.status == psutil.CONN_LISTEN and not ipaddress.ip_address(address).is_loopback:
+                    raise SweepError(
+                        f"this version of Ray opens a port to other machines ({process.name()}, {address});"
+                        " start a cluster yourself, with `ray start`, and give its address"
+                    )
+
+
 class _Actor:
     """A worker on some machine of the cluster."""
 
     def __init__(self, location: str, folder: str, gpus: list[int | None], threads: int) -> None:
-        """folder: the driver's working directory, from which models and pictures may be named."""
+        """folder: the driver's working directory, from which models and images may be named."""
         if os.path.isdir(folder):
             os.chdir(folder)
         # Ray has made the GPUs of this actor the only ones, numbered from 0.

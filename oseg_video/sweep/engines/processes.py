@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import multiprocessing
-import os
 import signal
-import socket
+import tempfile
 from collections.abc import Sequence
+from functools import partial
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from oseg_video import console
+from oseg_video.jobs.launch import FOLDER_PREFIX, start_rank
 from oseg_video.jobs.quiet import quiet_libraries
-from oseg_video.jobs.ranks import ONE_MACHINE, Ranks
+from oseg_video.jobs.ranks import Ranks
 from oseg_video.sweep.stores import open_store
 from oseg_video.sweep.worker import Outcome, Task, Worker
 
-_SET_PARENT_DEATH_SIGNAL = 1  # prctl(2)
 _GRACE_SECONDS = 5
 
 
@@ -37,6 +35,7 @@ class WorkerProcesses:
         self._gpus = gpus
         self._threads = threads
         self._processes: list[Any] = []
+        self._folder: tempfile.TemporaryDirectory | None = None
         self._replies: dict[int, Outcome] = {}
         self.connections: list[Connection] = []
         """One of each rank, to wait on for replies."""
@@ -90,6 +89,8 @@ class WorkerProcesses:
             process.kill()
             process.join()
         self._processes, self.connections = [], []
+        if self._folder is not None:
+            self._folder.cleanup()
 
     def _waiting(self) -> list[int]:
         return [rank for rank in range(len(self._gpus)) if rank not in self._replies]
@@ -124,50 +125,31 @@ class WorkerProcesses:
         return Outcome(self.task.item.key, "lost", {"reason": f"its worker process {how}"})
 
     def _spawn(self) -> None:
-        context = multiprocessing.get_context("spawn")  # a forked process cannot use CUDA
-        with socket.create_server(("127.0.0.1", 0)) as server:
-            port = server.getsockname()[1]
+        self._folder = tempfile.TemporaryDirectory(prefix=FOLDER_PREFIX)
         for rank, gpu in enumerate(self._gpus):
-            environment = {
-                "RANK": rank,
-                "WORLD_SIZE": len(self._gpus),
-                "LOCAL_RANK": rank if gpu is None else gpu,
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": port,
-                ONE_MACHINE: 1,
-            }
-            ours, theirs = context.Pipe()
-            arguments = (theirs, self._location, gpu, self._threads, os.getpid(), environment)
-            process = context.Process(target=_work, args=arguments, daemon=True)
-            process.start()
+            ours, theirs = multiprocessing.Pipe()
+            process = start_rank(
+                partial(_work, theirs, self._location, gpu, self._threads),
+                self._folder.name,
+                rank=rank,
+                size=len(self._gpus),
+                local_rank=rank if gpu is None else gpu,
+            )
             theirs.close()
             self._processes.append(process)
             self.connections.append(ours)
 
 
-def _work(
-    connection: Connection,
-    location: str,
-    gpu: int | None,
-    threads: int,
-    parent: int,
-    environment: dict[str, Any],
-) -> None:
+def _work(connection: Connection, location: str, gpu: int | None, threads: int) -> int:
     """A process: tasks in, outcomes out."""
-    # The terminal's Ctrl-C is for the parent, which then ends this process.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    ctypes.CDLL(None).prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGKILL)
-    if os.getppid() != parent:  # it died before it could be asked for
-        return
-    os.environ.update({name: str(value) for name, value in environment.items()})
     device = "cpu" if gpu is None else f"cuda:{gpu}"
     with quiet_libraries():
         import torch
 
         torch.set_num_threads(threads)
-        console.lock_bars()
         ranks = Ranks.started()
         worker = Worker(open_store(location), device=device, ranks=ranks)
         with ranks.joined(device), contextlib.suppress(EOFError):
             while True:
                 connection.send(worker.make(connection.recv()))
+    return 0

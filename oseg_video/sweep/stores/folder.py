@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
 
+from oseg_video.files import put
 from oseg_video.jobs.outputs import manifest_path
 from oseg_video.sweep.records import INDEX, Record, from_lines, to_lines
 from oseg_video.sweep.stores.base import WORK, Stat, Store, StoreError
@@ -53,10 +54,7 @@ class Folder(Store):
     def publish(self, key: str, clip: Path) -> None:
         with self._naming("write to"):
             for path in (clip, manifest_path(clip)):
-                target = self._root / path.name
-                if target.is_dir():  # which a rename does not replace
-                    target.rename(path.with_name(f"{path.name}-before"))
-                os.replace(path, target)
+                put(path, self._root / path.name)
 
     def discard_unfinished(self) -> None:
         folders = self._work.glob("*-*") if self._work.is_dir() else ()

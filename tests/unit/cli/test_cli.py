@@ -51,7 +51,7 @@ def test_help_names_every_setting():
     text = run("generate", "--help").stdout
     for name, key in known_keys().items():
         assert key.setting.flag_of(name) in text
-    assert "--prompts FILE" in text and "--config FILE.yaml" in text
+    assert "--prompts FILE" in text and "--config RECIPE" in text
 
 
 def test_flags_become_settings():

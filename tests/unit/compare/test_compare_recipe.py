@@ -178,7 +178,7 @@ def test_real_clips_that_only_start_clips_are_no_reference_of_a_metric(tmp_path,
         tmp_path, prompts={"first_frames": "list.txt"}, metrics=["frame_difference"], methods=["cfg"]
     )
     command = ["compare", str(path), "--out", str(tmp_path / "out"), "--quiet", "--reference", str(real)]
-    assert main(command) == 2  # the shipped model takes no picture, which is found out after the reference
+    assert main(command) == 2  # the shipped model takes no image, which is found out after the reference
     assert "--reference" not in capsys.readouterr().err
     path = write(tmp_path, metrics=["frame_difference"], methods=["cfg"])
     assert main(command) == 2

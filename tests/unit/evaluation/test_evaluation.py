@@ -16,12 +16,12 @@ from oseg_video.types import OsegVideoError
 
 
 class Colours(nn.Module):
-    """A feature extractor that both sides can use: means over quarters of the picture, per channel."""
+    """A feature extractor that both sides can use: means over quarters of the image, per channel."""
 
     num_features = 12
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        return nn.functional.avg_pool2d(pictures.double(), pictures.shape[-1] // 2).flatten(1)
+    def forward(self, images: Tensor) -> Tensor:
+        return nn.functional.avg_pool2d(images.double(), images.shape[-1] // 2).flatten(1)
 
 
 def moments(mean: list[float], covariance: list[list[float]]) -> Moments:
@@ -94,7 +94,7 @@ def test_frechet_distance_is_that_of_torchmetrics() -> None:
     oracle.set_dtype(torch.float64)
     oracle.update(real, real=True)
     oracle.update(fake, real=False)
-    sets = [Moments.of(Colours()(pictures)) for pictures in (fake, real)]
+    sets = [Moments.of(Colours()(images)) for images in (fake, real)]
     assert frechet_distance(*sets) == pytest.approx(float(oracle.compute()), rel=1e-6)
 
 

@@ -608,9 +608,9 @@ def test_alignment_counts_what_the_prompt_says(tmp_path):
     right["all"] = [all(parts) for parts in zip(*right.values(), strict=True)]
     by_seed = sorted(range(24), key=lambda place: clips[place].seed)
     for name, expected in right.items():
-        figure = f"alignment:embedded:{name}"
-        assert metric.compute(figure, rows, torch.arange(24)) == pytest.approx(sum(expected) / 24)
-        assert metric.per_clip(figure, rows)[by_seed].tolist() == expected
+        name_of = f"alignment:embedded:{name}"
+        assert metric.compute(name_of, rows, torch.arange(24)) == pytest.approx(sum(expected) / 24)
+        assert metric.per_clip(name_of, rows)[by_seed].tolist() == expected
     assert 0 < sum(right["shape"]) < 24
 
 

@@ -8,6 +8,7 @@ from types import MappingProxyType
 import pytest
 import torch
 
+from oseg_video import plugins
 from oseg_video.cli import main
 from oseg_video.evaluation.evaluate import evaluate
 from oseg_video.evaluation.metrics import base
@@ -115,7 +116,7 @@ def test_another_package_brings_it_to_the_command_line(tmp_path, clips):
     (package / "reds-1.0.dist-info" / "METADATA").write_text(
         "Metadata-Version: 2.1\nName: reds\nVersion: 1.0\n"
     )
-    entry = f"[{base.ENTRY_POINTS}]\nreds = reds\n"
+    entry = f"[{plugins.GROUP}]\nreds = reds\n"
     (package / "reds-1.0.dist-info" / "entry_points.txt").write_text(entry)
     code = (
         f"import sys; sys.path.insert(0, {str(package)!r}); from oseg_video.cli import main; sys.exit(main())"

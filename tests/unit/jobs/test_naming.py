@@ -4,10 +4,12 @@ import os
 import unicodedata
 
 import pytest
+import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from oseg_video.config import GenerateJob
+from oseg_video.files import FileError, write_text
 from oseg_video.guidance.methods import OSEG
 from oseg_video.jobs.outputs import (
     OutputError,
@@ -17,6 +19,7 @@ from oseg_video.jobs.outputs import (
     plan_clips,
     prompt_stem,
 )
+from oseg_video.media import write_clip
 
 prompts = st.text(max_size=300)
 
@@ -126,20 +129,26 @@ def test_what_exists_is_refused(tmp_path):
     plans = plan_clips(make_job(tmp_path / "a.mp4"))
     check_outputs(plans, overwrite=False)
     assert list(tmp_path.iterdir()) == []  # the check leaves nothing behind
-    plans[0].manifest.write_text("{}")
+    write_text(plans[0].manifest, '{"made_by": "oseg-video"}')
     with pytest.raises(OutputError, match=r"a\.json exists already; --overwrite"):
         check_outputs(plans, overwrite=False)
     check_outputs(plans, overwrite=True)
 
 
 def test_overwrite_never_replaces_a_folder_of_something_else(tmp_path):
-    (tmp_path / "holiday").mkdir()
-    (tmp_path / "holiday" / "00000.png").write_text("ours")
+    frames = torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
+    write_clip(tmp_path / "holiday", frames, 8, format="png")
     plans = plan_clips(make_job(tmp_path / "holiday.png"))
     check_outputs(plans, overwrite=True)
     (tmp_path / "holiday" / "beach.png").write_text("theirs")
-    with pytest.raises(OutputError, match="not a clip of ours"):
+    with pytest.raises(FileError, match="not made by oseg-video"):
         check_outputs(plans, overwrite=True)
+
+
+def test_overwrite_never_replaces_a_manifest_of_something_else(tmp_path):
+    (tmp_path / "a.json").write_text('{"a": 1}')
+    with pytest.raises(FileError, match=r"a\.json is in the way and was not made by oseg-video"):
+        check_outputs(plan_clips(make_job(tmp_path / "a.mp4")), overwrite=True)
 
 
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path):

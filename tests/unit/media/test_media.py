@@ -10,7 +10,6 @@ import torch
 
 from oseg_video.media import (
     MediaError,
-    atomic_path,
     frames_sha256,
     probe_clip,
     read_clip,
@@ -18,7 +17,6 @@ from oseg_video.media import (
     stream_frames,
     to_uint8,
     write_clip,
-    write_text,
 )
 from oseg_video.media.writing import run_ffmpeg
 
@@ -129,29 +127,11 @@ def test_what_is_no_clip_is_refused(tmp_path, clip):
         write_clip(tmp_path / "a.gif", clip, FPS, format="gif")
 
 
-@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, OSError])
-@pytest.mark.parametrize("existing", [False, True])
-def test_a_stop_before_the_rename_leaves_things_as_they_were(tmp_path, error, existing):
-    path = tmp_path / "a.mp4"
-    if existing:
-        path.write_bytes(b"old")
-    with pytest.raises(error), atomic_path(path) as temporary:
-        temporary.write_bytes(b"half")
-        raise error
-    assert [p.name for p in tmp_path.iterdir()] == (["a.mp4"] if existing else [])
-    assert not existing or path.read_bytes() == b"old"
-
-
 def test_a_folder_is_replaced_as_a_whole(tmp_path):
     write_clip(tmp_path / "a", smooth_clip(frames=5), FPS, format="png")
     write_clip(tmp_path / "a", smooth_clip(frames=3), FPS, format="png")
     assert len(list((tmp_path / "a").iterdir())) == 3
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
-
-
-def test_what_cannot_be_written_is_one_line(tmp_path):
-    with pytest.raises(MediaError, match=r"cannot write .*a.json: No such file or directory"):
-        write_text(tmp_path / "missing" / "a.json", "{}")
 
 
 def test_what_cannot_be_read_is_one_line(tmp_path):

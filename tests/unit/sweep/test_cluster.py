@@ -99,6 +99,7 @@ def ray(monkeypatch):
 
     stand_in = Ray()
     monkeypatch.setitem(sys.modules, "ray", stand_in)
+    monkeypatch.setitem(sys.modules, "ray._private", SimpleNamespace(ray_constants=SimpleNamespace()))
     return stand_in
 
 

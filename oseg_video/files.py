@@ -1,0 +1,143 @@
+"""What this program writes: whole or not at all, and in the place of nothing but what it has written itself.
+
+Everything is written under a temporary name in the same folder and then renamed. What is in its place has to
+be of the same kind, a file or a folder of frames, and to say that this program made it; it stays until the
+new one stands. Imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from oseg_video.types import OsegVideoError
+
+MARK = "made by oseg-video"
+"""Stands in every file that this program writes, but for formats that have no place for it."""
+
+# JSON has it as a key and its value; a table of values separated by commas has its columns instead.
+_MARKS = re.compile(rb"made[_ ]by\W{1,6}oseg-video|\Amethod,metric,value,low,high,clips,")
+_LOOKED_AT = 1 << 20
+_FRAME = re.compile(r"\d{5}\.png")
+_SIGNED = {".md": f"<!-- {MARK} -->\n", ".html": f"<!-- {MARK} -->\n", ".tex": f"% {MARK}\n"}
+_TEMPORARY_PREFIX = ".oseg-video-"
+
+
+class FileError(OsegVideoError):
+    """A file or folder that cannot or must not be written; the message names it."""
+
+
+def check_place(path: Path, *, folder: bool = False, overwrite: bool = True) -> None:
+    """Refuse, before any work, a place in which something is that must stay. Raises FileError.
+
+    folder: whether a folder of frames is to be written there, and not a file. overwrite: whether what this
+    program made there may be replaced.
+    """
+    path = Path(path)
+    with _naming(path):
+        if not os.path.lexists(path):
+            return
+        if not overwrite:
+            raise FileError(f"{path} exists already; --overwrite replaces it")
+        if path.is_dir() != folder:
+            there, new = ("file", "folder of frames") if folder else ("folder", "file")
+            raise FileError(f"{path} is a {there} and is not replaced by a {new}; choose another name")
+        if not is_ours(path):
+            raise FileError(
+                f"{path} is in the way and was not made by oseg-video; choose another name, or delete it"
+            )
+
+
+def is_ours(path: Path) -> bool:
+    """Whether this program has made a file, or a folder of frames with nothing else in it.
+
+    What holds nothing can be replaced by anyone.
+    """
+    if path.is_dir():
+        return all(_FRAME.fullmatch(f.name) and f.is_file() and is_ours(f) for f in path.iterdir())
+    if not path.is_file():
+        return False
+    with open(path, "rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(0)
+        found = _MARKS.search(file.read(_LOOKED_AT))
+        if found is None and size > _LOOKED_AT:
+            file.seek(max(_LOOKED_AT, size - _LOOKED_AT))
+            found = _MARKS.search(file.read())
+    return not size or found is not None
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path`, moved to it on success as by `put`, and removed on failure.
+
+    What the body writes there may be a file or a folder. Raises FileError, also for an OSError of the body.
+    """
+    path = Path(path)
+    with _naming(path):
+        # mkdtemp, so that the name is free; the item inside keeps the suffix, which tells ffmpeg the format.
+        folder = Path(tempfile.mkdtemp(prefix=_TEMPORARY_PREFIX, dir=path.parent))
+        item = folder / f"new{path.suffix}"
+        try:
+            yield item
+            _flush(item)
+            put(item, path)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text, whole or not at all, with the mark where its kind has comments. Raises FileError."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text + _SIGNED.get(Path(path).suffix.lower(), ""), encoding="utf-8")
+
+
+def read_text(path: Path) -> str:
+    """The text that `write_text` was given. Raises OSError, and UnicodeDecodeError for other files."""
+    return Path(path).read_text(encoding="utf-8").removesuffix(_SIGNED.get(Path(path).suffix.lower(), ""))
+
+
+def put(new: Path, path: Path) -> None:
+    """Move a file or folder to its place, on the same disk. Raises FileError as `check_place`, and OSError.
+
+    A folder that is replaced is left where the new one was.
+    """
+    check_place(path, folder=new.is_dir())
+    if not path.is_dir():
+        os.replace(new, path)
+    elif not _exchange(new, path):
+        before = new.with_name(f"{new.name}-before")
+        try:
+            path.rename(before)
+            new.rename(path)
+        finally:
+            if before.exists() and not path.exists():
+                before.rename(path)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Swap two names at once, so that an interruption leaves both; not all file systems can."""
+    rename = getattr(ctypes.CDLL(None), "renameat2", None)
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE of Linux
+    return rename is not None and not rename(here, os.fsencode(one), here, os.fsencode(other), exchange)
+
+
+def _flush(item: Path) -> None:
+    """Have the bytes on the disk before the rename, so that a power cut leaves no empty file."""
+    for file in [item] if item.is_file() else sorted(item.iterdir()):
+        with open(file, "rb") as handle:
+            os.fsync(handle.fileno())
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise FileError(f"cannot write {path}: {error.strerror or error}") from error
