@@ -21,6 +21,9 @@ Item = TypeVar("Item")
 
 logger = logging.getLogger("oseg_video")
 
+# A path may have 4096 letters, of which 255 are one name; what is longer is a value that was mistyped.
+_LONGEST_WORD, _LONGEST_LINE = 512, 1500
+
 
 UNSAFE = re.compile(
     "[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]"
@@ -38,7 +41,7 @@ class _BesideBars(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            text = visible(" ".join(self.format(record).split()))
+            text = visible(one_line(self.format(record)))
             if "tqdm" in sys.modules:
                 from tqdm import tqdm
 
@@ -47,6 +50,16 @@ class _BesideBars(logging.Handler):
                 print(text, file=sys.stderr)
         except Exception:
             self.handleError(record)
+
+
+def one_line(text: str) -> str:
+    """A text without line ends, and without the middle of words and of a whole that go on and on."""
+    return _ends(" ".join(_ends(word, _LONGEST_WORD) for word in text.split()), _LONGEST_LINE)
+
+
+def _ends(text: str, most: int) -> str:
+    half = most // 2
+    return text if len(text) <= most else f"{text[:half]}[...]{text[-half:]}"
 
 
 def show(*, quiet: bool = False) -> None:

@@ -4,9 +4,10 @@
     python scripts/bench_cost.py --parts counted --only mochi ltx
     python scripts/bench_cost.py --write-readme          # the stored numbers into scripts/README.md
 
-Counted: one guided step of every recipe (`configs/FAMILY-METHOD.yaml`) at the size that the recipe sets, on
-the meta device, with and without prefix reuse, against the same pipeline's plain step (CFG where it runs an
-unconditional branch). Matrix products, convolutions and attention count, two operations per multiply-add.
+Counted: one guided step of the recipes of every method that all families have (`configs/FAMILY.yaml`), at
+the size that the recipe sets, on the meta device, with and without prefix reuse, against the same pipeline's
+plain step (CFG where it runs an unconditional branch). Matrix products, convolutions and attention count, two
+operations per multiply-add.
 Clock: seconds of one step of a Mochi with all its 48 blocks but small ones, on the wall and of this process
 alone, methods in turn within each round, as ratios to CFG in the same round.
 """

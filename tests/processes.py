@@ -75,6 +75,7 @@ def _run(arguments: tuple[str, ...], written: list[str], environment: dict[str, 
         os.dup2(file, stream)
     sys.stdout, sys.stderr = (open(stream, "w", buffering=1, closefd=False) for stream in (1, 2))
     os.environ.update(environment)
-    from oseg_video.cli import main
+    sys.argv = ["oseg-video", *arguments]
+    from oseg_video.__main__ import main
 
-    sys.exit(main(arguments))
+    sys.exit(main())

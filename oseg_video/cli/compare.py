@@ -16,6 +16,7 @@ from oseg_video.cli.axes import (
     from_flags,
     with_flags,
 )
+from oseg_video.cli.output import announce_loading
 from oseg_video.cli.parsing import Commands, UsageError, add_batch, add_command, names, whole_number
 from oseg_video.config import find_recipe
 
@@ -96,6 +97,7 @@ def _run(options: argparse.Namespace) -> int:
     if options.dry_run:
         with tempfile.TemporaryDirectory(prefix="oseg-video-") as images:
             return _dry_run(options, _recipe(options, Path(images)))
+    announce_loading()
     from oseg_video.compare.compare import IMAGES, compare
 
     recipe = _recipe(options, Path(options.out) / IMAGES)

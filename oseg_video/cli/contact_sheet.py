@@ -53,7 +53,7 @@ def _run(options: Namespace) -> int:
     if not out.absolute().parent.is_dir():
         raise UsageError(f"cannot write {out}: there is no folder {out.parent}")
     found = find_clips([Path(folder) for folder in options.folders])
-    drawn, there = write_contact_sheet(
+    drawn, there, broken = write_contact_sheet(
         found,
         out,
         methods=options.methods,
@@ -62,9 +62,10 @@ def _run(options: Namespace) -> int:
         height=options.height,
         font=Path(options.font) if options.font else None,
     )
-    for name, reason in found.broken.items():
+    broken = {**found.broken, **broken}
+    for name, reason in broken.items():
         console.logger.warning(f"skipped {name}: {reason}")
     if drawn < there:
         console.logger.info(f"the first {drawn} of {there} rows; --rows takes more")
     print(out)
-    return 1 if found.broken else 0
+    return 1 if broken else 0

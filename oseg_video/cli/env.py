@@ -50,7 +50,7 @@ def _run(options: Namespace) -> int:
 
 
 def _dependencies() -> list[str]:
-    """The packages that this one asks for, those of its extras but the developers' too; and PyAV."""
+    """The packages that this one asks for, those of its extras but the developers' too."""
     try:
         asked = importlib.metadata.requires(PROGRAM) or []
     except importlib.metadata.PackageNotFoundError:
@@ -58,7 +58,7 @@ def _dependencies() -> list[str]:
     names = {
         re.split(r"[^\w.-]", one, maxsplit=1)[0] for one in asked if not re.search("extra == .dev.", one)
     }
-    return sorted(names | {"av"})
+    return sorted(names)
 
 
 def _version(package: str) -> str:

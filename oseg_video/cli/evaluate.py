@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from oseg_video import console
+from oseg_video.cli.output import announce_loading
 from oseg_video.cli.parsing import Commands, UsageError, add_batch, add_command, names
 from oseg_video.files import check_place, write_text
 
@@ -107,13 +108,15 @@ class _ListMetrics(Action):
 
 
 def _run(options: Namespace) -> int:
-    from oseg_video.evaluation.evaluate import evaluate
     from oseg_video.evaluation.tables import FORMATS, format_of
 
     outputs = {Path(out): format_of(Path(out)) for out in options.out}
     _check_outputs(options, outputs)
     if options.format not in FORMATS:
         raise UsageError(f"--format must be one of {', '.join(FORMATS)}, got {options.format!r}")
+    announce_loading()
+    from oseg_video.evaluation.evaluate import evaluate
+
     work = next((out.with_name(f".{out.name}.unfinished") for out in outputs), None)
     try:
         evaluation = evaluate(

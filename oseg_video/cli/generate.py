@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import os
 from argparse import Namespace
 from functools import partial
+from pathlib import Path
 
-from oseg_video.cli.output import print_clip
-from oseg_video.cli.parsing import Commands, Parser, add_command, add_run_flags, seconds, whole_number
+from oseg_video.cli.output import announce_loading, print_clip
+from oseg_video.cli.parsing import (
+    Commands,
+    Parser,
+    UsageError,
+    add_command,
+    add_run_flags,
+    seconds,
+    whole_number,
+)
 from oseg_video.cli.settings import add_setting_flags, job_of
+from oseg_video.config import GenerateJob
 from oseg_video.parallel.degrees import Degrees
 
 EXAMPLES = """examples:
@@ -72,19 +83,21 @@ def _run(options: Namespace) -> int:
         degrees = Degrees.parse(options.parallel)
         ranks = options.gpus or degrees.ranks
         degrees.require(ranks)
+    alone = "RANK" not in os.environ
+    if alone:
+        _check_files(job, overwrite=options.overwrite or options.explain)
+        announce_loading()
     if options.explain:
         from oseg_video.jobs.explain import explain
 
         print(explain(job, ranks, options.parallel))
         return 0
-    if options.gpus is not None:
-        from oseg_video.jobs.launch import is_rank, launch
+    if options.gpus is not None and alone:
+        from oseg_video.cli import main
+        from oseg_video.jobs.launch import launch
 
-        if not is_rank():
-            from oseg_video.cli import main
-
-            launch(partial(main, options.arguments), options.gpus, job.device)
-            return 0
+        launch(partial(main, options.arguments), options.gpus, job.device)
+        return 0
     from oseg_video.jobs.generate import generate
 
     generate(
@@ -96,3 +109,13 @@ def _run(options: Namespace) -> int:
         timeout=options.timeout,
     )
     return 0
+
+
+def _check_files(job: GenerateJob, *, overwrite: bool) -> None:
+    """What of the checks before any work needs no library: they take seconds to import."""
+    from oseg_video.jobs.outputs import check_outputs, plan_clips
+
+    if job.image is not None and not Path(job.image).exists():
+        raise UsageError(f"cannot read {job.image}: No such file or directory")
+    if not job.out.lower().endswith(".png"):  # a file or a folder of frames, as the model has it
+        check_outputs(plan_clips(job), overwrite=overwrite)

@@ -8,30 +8,25 @@ import sys
 from argparse import Namespace
 from typing import TYPE_CHECKING, Any
 
+from oseg_video import console
+
 if TYPE_CHECKING:
     from oseg_video.jobs.model import ClipResult
 
 PROGRAM = "oseg-video"
-# A path may have 4096 letters, of which 255 are one name; what is longer is a value that was mistyped.
-_LONGEST_WORD, _LONGEST_LINE = 512, 1500
 
 
 def say(text: str) -> None:
     """One line on standard error, whatever line ends `text` has, and however long it is."""
     # A terminal that was closed takes no line, which is no reason to fail.
     with contextlib.suppress(OSError, ValueError):
-        print(f"{PROGRAM}: {shortened(' '.join(text.split()))}", file=sys.stderr, flush=True)
+        print(f"{PROGRAM}: {console.one_line(text)}", file=sys.stderr, flush=True)
 
 
-def shortened(text: str) -> str:
-    """A line in which no value goes on and on: of long words the ends are kept, and of long lines."""
-    words = (_ends(word, _LONGEST_WORD) for word in text.split(" "))
-    return _ends(" ".join(words), _LONGEST_LINE)
-
-
-def _ends(text: str, most: int) -> str:
-    half = most // 2
-    return text if len(text) <= most else f"{text[:half]}[...]{text[-half:]}"
+def announce_loading() -> None:
+    """Say at once that the libraries are being loaded, to someone at a terminal: it takes seconds."""
+    if "torch" not in sys.modules and console.bars_shown():
+        console.logger.info("loading torch and diffusers")
 
 
 def print_clip(result: ClipResult, options: Namespace, **extra: Any) -> None:

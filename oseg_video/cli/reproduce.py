@@ -5,7 +5,7 @@ from __future__ import annotations
 from argparse import Namespace
 from pathlib import Path
 
-from oseg_video.cli.output import print_clip, say
+from oseg_video.cli.output import announce_loading, print_clip, say
 from oseg_video.cli.parsing import Commands, add_command, add_run_flags
 
 
@@ -18,6 +18,7 @@ def register(commands: Commands) -> None:
 
 
 def _run(options: Namespace) -> int:
+    announce_loading()
     from oseg_video.jobs.reproduce import reproduce
 
     done = reproduce(

@@ -7,6 +7,8 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+from oseg_video.adapters import all_adapters
+from oseg_video.cli.output import announce_loading
 from oseg_video.config import GenerateJob, known_keys, resolve_job
 from oseg_video.config.keys import JOB
 from oseg_video.config.prompts import read_prompts
@@ -46,7 +48,7 @@ def add_setting_flags(parser: argparse.ArgumentParser, names: Collection[str] | 
                 options["nargs"] = "+"
                 options["metavar"] = "N"
         groups[key.group].add_argument(setting.flag_of(name), *setting.aliases, **options)
-    groups["clip"].add_argument("--prompts", metavar="FILE", help="a text file with one prompt a line")
+    groups["clip"].add_argument("--prompts", metavar="FILE", help="one prompt a line; # begins a comment")
 
 
 def _help(text: str, default: Any) -> str:
@@ -83,6 +85,9 @@ def job_of(options: argparse.Namespace) -> GenerateJob:
     def family_of(model: str, revision: str | None) -> str:
         if model == JOB["model"].default:
             return model
+        if any(model == adapter.family for adapter in all_adapters()):  # without torch
+            return model
+        announce_loading()
         from oseg_video.jobs.loading.pipeline import recipe_of
 
         return recipe_of(model, revision)

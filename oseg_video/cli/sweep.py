@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from oseg_video import console
 from oseg_video.cli.axes import add_axis_flags, add_dry_run_flags, check_dry_run_flags, with_flags
+from oseg_video.cli.output import announce_loading
 from oseg_video.cli.parsing import Commands, UsageError, add_command, whole_number
 from oseg_video.config import find_recipe
 
@@ -73,11 +74,13 @@ def _run(options: argparse.Namespace) -> int:
     if options.address is not None and options.engine != "ray":
         raise UsageError("--address has no effect without --engine ray")
     check_dry_run_flags(options)
-    from oseg_video.sweep.estimate import describe
-    from oseg_video.sweep.launch import dry_run, sweep
     from oseg_video.sweep.recipe import read_sweep
 
     recipe = with_flags(read_sweep(find_recipe(options.recipe, "sweeps", "tables")), options)
+    announce_loading()
+    from oseg_video.sweep.estimate import describe
+    from oseg_video.sweep.launch import dry_run, sweep
+
     cluster = options.engine == "ray"
     if options.dry_run:
         found = dry_run(

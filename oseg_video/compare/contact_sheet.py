@@ -12,7 +12,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from oseg_video.evaluation.clips import ClipFile, FoundClips
 from oseg_video.files import MARK, atomic_path
-from oseg_video.media import read_clip
+from oseg_video.media import MediaError, read_clip
 from oseg_video.types import OsegVideoError
 
 SUFFIXES = (".png", ".pdf")
@@ -36,14 +36,17 @@ def write_contact_sheet(
     rows: int | None = None,
     height: int = 192,
     font: Path | None = None,
-) -> tuple[int, int]:
-    """Write the sheet as PNG or PDF, whole or not at all; returns the rows that it has and that there are.
+) -> tuple[int, int, dict[str, str]]:
+    """Write the sheet as PNG or PDF, whole or not at all.
+
+    Returns the rows that it has and that there are, and clips that cannot be read: name -> why. Their places
+    stay empty.
 
     methods: the columns, in order; by default all. frames: of each clip, spread evenly from its first to its
     last. rows: at most so many, the first. height: of a frame, pixels. font: a TrueType or OpenType file, for
     prompts in other scripts than Latin.
 
-    Raises ContactSheetError, and MediaError or FileError naming what cannot be read or written.
+    Raises ContactSheetError, and FileError for what cannot be written.
     """
     out = Path(out)
     if out.suffix.lower() not in SUFFIXES:
@@ -54,12 +57,16 @@ def write_contact_sheet(
     for clip in (clip for clip in found.clips if clip.method in methods):
         requests.setdefault(clip.key, {}).setdefault(clip.method, clip)
     chosen = list(requests.values())[:rows]
-    sheet = _Layout(chosen, methods, frames, height, letters).draw()
+    layout = _Layout(chosen, methods, frames, height, letters)
+    sheet = layout.draw()
+    if len(layout.broken) == sum(map(len, chosen)):
+        name, reason = next(iter(layout.broken.items()))
+        raise ContactSheetError(f"no clip can be read; {name}: {reason}")
     info = PngInfo()
     info.add_text("Software", MARK)
     with atomic_path(out) as temporary:  # what the format does not know is ignored
         sheet.save(temporary, resolution=_DPI, dpi=(_DPI, _DPI), pnginfo=info, producer=MARK.encode())
-    return len(chosen), len(requests)
+    return len(chosen), len(requests), layout.broken
 
 
 def _known(found: FoundClips, methods: Sequence[str] | None) -> list[str]:
@@ -82,6 +89,7 @@ class _Layout:
         font: ImageFont.FreeTypeFont,
     ) -> None:
         self.rows, self.methods, self.frames, self.font = rows, methods, frames, font
+        self.broken: dict[str, str] = {}
         self.gap = max(2, height // 24)
         self.line = round(font.size * 1.3)
         self.height = height
@@ -110,7 +118,11 @@ class _Layout:
             )
             for column, method in enumerate(self.methods):
                 if clip := row.get(method):
-                    strip = _strip(clip, self.frames, self.height)
+                    try:
+                        strip = _strip(clip, self.frames, self.height)
+                    except MediaError as error:
+                        self.broken[clip.name] = str(error)
+                        continue
                     sheet.paste(strip, (self._left(column), top))
                     right, bottom = self._left(column) + strip.width - 1, top + self.height - 1
                     box = (self._left(column), top, right, bottom)

@@ -23,6 +23,7 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 # torch.Generator.manual_seed takes a signed 64-bit number.
 LARGEST_SEED = 2**63 - 1
+_MOST_CLIPS = 100_000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -147,6 +148,10 @@ class GenerateJob:
             raise SettingError("seeds must name at least one, got none")
         if len(set(self.seeds)) != len(self.seeds):
             raise SettingError(f"seeds must differ from each other, got {list(self.seeds)}")
+        clips = max(1, len(self.prompts)) * len(self.seeds)
+        if clips > _MOST_CLIPS:
+            prompts = f"{len(self.prompts)} prompts x {len(self.seeds)} seeds"
+            raise SettingError(f"a job makes at most {_MOST_CLIPS} clips, got {prompts} = {clips}")
 
 
 def _read_own(values: Mapping[str, Any]) -> dict[str, Any]:

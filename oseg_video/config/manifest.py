@@ -77,12 +77,14 @@ class Manifest:
     @property
     def prompt(self) -> str | None:
         """None where the model takes no text."""
-        return _first(self.job.get("prompts"), str)
+        prompt: str | None = _first(self.job.get("prompts"), str)
+        return prompt
 
     @property
     def seed(self) -> int | None:
         """The clip's seed."""
-        return _first(self.job.get("seeds"), int)
+        seed: int | None = _first(self.job.get("seeds"), int)
+        return seed
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -7,13 +7,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from oseg_video.config.recipes import ConfigError
+from oseg_video.config.strict_yaml import ConfigError
 from oseg_video.settings.suggest import known_or_nearest
+
+_MOST_BYTES = 64 << 20
 
 
 def read_prompts(path: Path) -> list[str]:
-    """The lines of a text file that are not blank. Raises ConfigError if there are none."""
-    prompts = [line.strip() for line in _read_text(path).splitlines() if line.strip()]
+    """The lines of a text file but blank ones and comments (`# ...`). Raises ConfigError if none is left."""
+    lines = (line.strip() for line in _read_text(path).splitlines())
+    prompts = [line for line in lines if line and not line.startswith("#")]
     if not prompts:
         raise ConfigError(f"{path} has no prompts")
     return prompts
@@ -27,7 +30,7 @@ def read_vbench_prompts(path: Path, dimensions: Sequence[str] = ()) -> list[str]
     """
     try:
         entries = json.loads(_read_text(path))
-    except ValueError:
+    except (ValueError, RecursionError):
         raise ConfigError(f"{path} is not valid JSON") from None
     if not isinstance(entries, list) or not entries or not all(map(_is_vbench_entry, entries)):
         raise ConfigError(f"{path} is not VBench's list: entries with prompt_en and dimension")
@@ -49,6 +52,8 @@ def _is_vbench_entry(entry: Any) -> bool:
 
 def _read_text(path: Path) -> str:
     try:
+        if path.is_file() and path.stat().st_size > _MOST_BYTES:
+            raise ConfigError(f"{path} is no list of prompts: it has more than {_MOST_BYTES >> 20} MiB")
         return path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from None

@@ -9,7 +9,7 @@ methods need: the recipe `mochi-stg` is that of `mochi` with what stands under `
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,21 +24,18 @@ from oseg_video.config.keys import (
     known_keys,
     read_setting,
 )
+from oseg_video.config.strict_yaml import ConfigError, load_yaml
 from oseg_video.guidance.flat import METHOD, RENAMED, guidance_from_flat, guidance_keys
 from oseg_video.guidance.methods import METHODS, Guidance
 from oseg_video.settings import settings_of as declared_settings
 from oseg_video.settings.suggest import known_or_nearest
-from oseg_video.types import OsegVideoError, SettingError
+from oseg_video.types import SettingError
 
 NOTES = ("about", "tested")
 """Keys of a recipe that are text for the reader."""
 SECTIONS = "methods"
 """Key of a recipe under which stands what single methods need."""
 RENAMED_RECIPES = {f"{family}-oseg-published": f"{family}-oseg-released" for family in ("mochi", "hunyuan")}
-
-
-class ConfigError(OsegVideoError):
-    """A recipe or configuration file that cannot be read; the message names file and key."""
 
 
 @dataclass(frozen=True)
@@ -190,7 +187,14 @@ def _named(config: Path | str) -> dict[str, Any]:
     if settings is None:
         hint = known_or_nearest(name, recipe_names()) if name == str(config) else "and no recipe of that name"
         raise ConfigError(f"cannot read {config}: No such file or directory; {hint}")
-    return settings
+    family = next((stem for stem in _families() if name == stem or name.startswith(f"{stem}-")), None)
+    return {**({"model": family} if family else {}), **settings}
+
+
+def _families() -> list[str]:
+    """Names of the shipped recipes that are a family's, the longest first."""
+    names = [path.stem for path in recipe_folder().glob("*.yaml") if load_yaml(path).get(SECTIONS)]
+    return sorted(names, key=len, reverse=True)
 
 
 def recipe(family: str, method: str = DEFAULT_METHOD, **settings: Any) -> Guidance:
@@ -200,8 +204,7 @@ def recipe(family: str, method: str = DEFAULT_METHOD, **settings: Any) -> Guidan
     """
     path = recipe_path(family)
     if path is None or not load_yaml(path).get(SECTIONS):
-        known = [file.stem for file in recipe_folder().glob("*.yaml") if load_yaml(file).get(SECTIONS)]
-        raise SettingError(f"no recipe for a family {family!r}; {known_or_nearest(family, sorted(known))}")
+        raise SettingError(f"no recipe for a family {family!r}; {known_or_nearest(family, _families())}")
     keys = _read(path, ()).of_method(method)
     guidance = {key: value for key, value in keys.items() if known_keys()[key].group == "guidance"}
     found = guidance_from_flat(method, guidance)
@@ -288,34 +291,3 @@ def _extended(path: Path, name: Any, chain: tuple[Path, ...]) -> Recipe:
         raise ConfigError(f"{path.name}: {name} is called {RENAMED_RECIPES[shipped]}.yaml now")
     settings = shipped_recipe(shipped)
     return _read(beside, chain) if settings is None else Recipe(settings, {})
-
-
-def load_yaml(path: Path) -> dict[Any, Any]:
-    """The mapping in a YAML file. Raises ConfigError if it cannot be read, is none, or gives a key twice."""
-    import yaml
-
-    class StrictLoader(yaml.SafeLoader):
-        """PyYAML keeps the last of two equal keys without a word; this one refuses them."""
-
-        def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-            keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-            for key in keys:
-                if keys.count(key) > 1:
-                    raise ConfigError(f"{path.name}: key {key!r} is given twice")
-            return super().construct_mapping(node, deep)
-
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8-sig"), Loader=StrictLoader)
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise ConfigError(f"{path.name}: is not UTF-8 text") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" line {mark.line + 1}" if mark else ""
-        raise ConfigError(f"{path.name}{where}: {getattr(error, 'problem', None) or 'not YAML'}") from None
-    if content is None:
-        return {}
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path.name}: must be a mapping of settings, got {type(content).__name__}")
-    return content

@@ -88,13 +88,21 @@ def count_job(job: GenerateJob) -> CountedJob:
             (one.names, (units - one.start_unit) / units) for one in runner.passes(plan.branches, conditions)
         )
         kinds.append(StepKind(when, count, plan, passes, runner.cost(plan.branches, conditions)))
-    idle = _idle(guidance, kinds, guides(scale))
+    idle = _idle(guidance, [kind.plan for kind in kinds], guides(scale))
     return CountedJob(adapter, denoiser, read, tuple(kinds), job.steps, len(conditions), idle)
 
 
-def _idle(guidance: Guidance, kinds: Sequence[StepKind], guides_text: bool) -> str | None:
-    """For `CountedJob.idle`."""
-    branches = [branch for kind in kinds for branch in kind.plan.branches.values()]
+def idle_reason(job: GenerateJob) -> str | None:
+    """`CountedJob.idle` without the rest, which takes longer. Raises OsegVideoError for an unknown model."""
+    source = loading.find_model(job.model, job.revision, image=job.image is not None)
+    scale = pipeline_scale(source.adapter, job, source.read_json)
+    plans = [plan for _, _, plan in step_kinds(job.guidance, job.steps, scale)]
+    return _idle(job.guidance, plans, guides(scale))
+
+
+def _idle(guidance: Guidance, plans: Sequence[StepPlan], guides_text: bool) -> str | None:
+    """For `CountedJob.idle`. guides_text: whether text guidance is on."""
+    branches = [branch for plan in plans for branch in plan.branches.values()]
     if isinstance(guidance, BlockGuidance):
         if not any(branch.perturbation for branch in branches):
             return f"{guidance.name} perturbs no step: scale, blocks, schedules and interval leave none"

@@ -69,10 +69,13 @@ def _number(value: Any) -> float:
     # JSON has no infinity: the plain form of it is the text "inf".
     if value in ("inf", ".inf"):
         return math.inf
-    if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
         # YAML 1.1 reads 1e3 as text; a decimal point makes it a number.
         raise SettingError(f"a number, got {value!r}")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:
+        raise SettingError(f"a number, got {value}, which is too large for one") from None
 
 
 def _number_text(text: str) -> float:
@@ -166,7 +169,7 @@ def _block(value: Any) -> int | str:
     indexed = isinstance(value, int) and not isinstance(value, bool) and value >= 0
     if not (named or indexed):
         raise SettingError(f"block indices (integers >= 0) or names (a-z, 0-9 and _ . : -), got {value!r}")
-    return value
+    return value  # type: ignore[no-any-return]
 
 
 def _blocks(value: Any) -> Blocks:
@@ -183,7 +186,7 @@ def _scheduled_blocks(value: Any) -> Blocks | Schedule[Blocks]:
 def _block_text(text: str) -> int | str:
     if re.match(r"\d*\.?\d+:", text):
         raise SettingError(f"block indices or names (blocks by noise level go in a YAML file), got {text!r}")
-    return int(text) if text.isdecimal() else _block(text)
+    return _block(_integer_text(text) if text.isdecimal() else text)
 
 
 def _plain_blocks(value: Blocks | Schedule[Blocks]) -> Any:

@@ -24,8 +24,10 @@ from types import MappingProxyType
 from typing import Any
 
 from oseg_video.config import ConfigError, read_setting
+from oseg_video.config.keys import JOB
 from oseg_video.config.prompts import read_prompts, read_vbench_prompts
-from oseg_video.config.recipes import load_yaml, settings_of
+from oseg_video.config.recipes import settings_of
+from oseg_video.config.strict_yaml import load_yaml
 from oseg_video.guidance.methods import METHODS
 from oseg_video.settings.suggest import known_or_nearest
 from oseg_video.types import SettingError
@@ -36,6 +38,7 @@ OF_COMPARE = ("metrics", "baseline", "reported")
 # What the axes of the table set.
 _AXES = ("prompts", "image", "seeds", "out")
 _MOST_CLIPS = 100_000
+_MODEL = JOB["model"].default
 _IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
 
 
@@ -56,7 +59,7 @@ class SweepRecipe:
     seeds: tuple[int, ...] = (0,)
     methods: Mapping[str, Mapping[str, Any]]
     """Name of each method for the reader -> its settings, `guidance` among them."""
-    models: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: {"embedded": {}})
+    models: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: {_MODEL: {}})
     """Name of each model for the reader -> its settings, `model` among them."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Settings of every clip."""
@@ -126,7 +129,7 @@ def sweep_of(content: Mapping[Any, Any], path: Path) -> SweepRecipe:
             subjects=_subjects(content["prompts"], path),
             seeds=_seeds(content.get("seeds", [0])),
             methods=_named(content["methods"], "methods", _method_settings, path),
-            models=_named(content.get("models", ["embedded"]), "models", _model_settings, path),
+            models=_named(content.get("models", [_MODEL]), "models", _model_settings, path),
             settings=_settings(content.get("settings", {}), path, (*_AXES, "model", "guidance"), "settings"),
             out=out,
         )

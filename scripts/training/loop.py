@@ -43,6 +43,8 @@ class LoopConfig:
     """Steps."""
     save_every: float = 120.0
     """Seconds."""
+    keep_every: int | None = None
+    """Steps between copies of the averaged weights that stay: `NAME-STEP.safetensors` beside the last."""
 
 
 def learning_rate(config: LoopConfig, step: int, warm_from: int = 0) -> float:
@@ -102,6 +104,8 @@ def fit(
             _log(checkpoint.stem, done, config, means, seconds)
             sums.clear()
             summed = 0
+        if config.keep_every is not None and done % config.keep_every == 0:
+            keep_average(average, checkpoint.with_name(f"{checkpoint.stem}-{done}.safetensors"), done)
         if time.monotonic() - saved > config.save_every or done == config.steps:
             state = {"module": module.state_dict(), "optimizer": optimizer.state_dict(), "average": average}
             save_atomically(state | {"step": done, "warm_from": warm_from}, checkpoint)
@@ -133,13 +137,9 @@ def pack_checkpoint(checkpoint: Path, packed: Path) -> None:
     """
     state = torch.load(checkpoint, map_location="cpu", weights_only=True)
     tensors = {
-        f"{part}.{name}": value.bfloat16() if value.is_floating_point() else value
-        for part in ("module", "average")
-        for name, value in state[part].items()
+        f"{part}.{name}": value for part in ("module", "average") for name, value in state[part].items()
     }
-    partial = packed.with_name(packed.name + ".partial")
-    save_file(tensors, partial, metadata={"step": str(state["step"])})
-    os.replace(partial, packed)
+    _save_rounded(tensors, packed, state["step"])
 
 
 def unpack_checkpoint(packed: Path, checkpoint: Path) -> None:
@@ -151,9 +151,21 @@ def unpack_checkpoint(packed: Path, checkpoint: Path) -> None:
         state: dict[str, Any] = {"module": {}, "average": {}}
         for key in file.keys():
             part, _, name = key.partition(".")
-            value = file.get_tensor(key)
-            state[part][name] = value.float() if value.is_floating_point() else value
+            state[part][name] = _float32(file.get_tensor(key))
     save_atomically(state | {"optimizer": None, "step": step, "warm_from": step}, checkpoint)
+
+
+def keep_average(average: dict[str, Tensor], path: Path, step: int) -> None:
+    """Averaged weights in bfloat16."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _save_rounded(average, path, step)
+
+
+def load_kept(path: Path) -> tuple[dict[str, Tensor], int]:
+    """The averaged weights that `keep_average` wrote, in float32, and their step."""
+    with safe_open(path, framework="pt") as file:
+        weights = {name: _float32(file.get_tensor(name)) for name in file.keys()}
+        return weights, int(file.metadata()["step"])
 
 
 def save_contact_sheet(clips_BFCHW: Tensor, path: Path, *, frames: int = 7, scale: int = 2) -> None:
@@ -164,6 +176,21 @@ def save_contact_sheet(clips_BFCHW: Tensor, path: Path, *, frames: int = 7, scal
     path.parent.mkdir(parents=True, exist_ok=True)
     image = Image.fromarray(pixels)
     image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST).save(path)
+
+
+def _save_rounded(tensors: dict[str, Tensor], path: Path, step: int) -> None:
+    """A safetensors file in bfloat16, whole or not at all."""
+    rounded = {
+        name: (value.bfloat16() if value.is_floating_point() else value).contiguous()
+        for name, value in tensors.items()
+    }
+    partial = path.with_name(path.name + ".partial")
+    save_file(rounded, partial, metadata={"step": str(step)})
+    os.replace(partial, path)
+
+
+def _float32(value: Tensor) -> Tensor:
+    return value.float() if value.is_floating_point() else value
 
 
 def _parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

@@ -73,6 +73,7 @@ TWO_SHAPES = Task(
         ema_decay=0.998,
         seed=3,
         save_every=300,
+        keep_every=500,
     ),
 )
 

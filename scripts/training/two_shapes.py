@@ -19,7 +19,7 @@ from oseg_video.embedded.two_shapes import TwoShapes
 from oseg_video.embedded.two_shapes_judge import WEIGHTS, agreement, load_two_shape_judge
 from training.autoencoder import train_decoder_further
 from training.export import build_pipeline, measure_samples, save_model, save_weights
-from training.loop import load_average, pack_checkpoint, save_contact_sheet, unpack_checkpoint
+from training.loop import load_average, load_kept, pack_checkpoint, save_contact_sheet, unpack_checkpoint
 from training.text import train_tokenizer
 from training.transformer import TWO_SHAPES, TextToVideo, train_transformer
 from training.two_shapes_judge import save_errors, train_judge
@@ -57,19 +57,23 @@ def _decoder(arguments: argparse.Namespace, device: torch.device) -> None:
 
 
 def _export(arguments: argparse.Namespace, device: torch.device) -> None:
-    """Write a diffusers directory from the newest averaged weights, sample from it, and judge the samples."""
+    """Write a diffusers directory from averaged weights, sample from it, and judge the samples."""
     run_dir: Path = arguments.run_dir
+    if arguments.kept is None:
+        state = torch.load(run_dir / "transformer.pt", map_location="cpu", weights_only=True)
+        weights, step = state["average"], state["step"]
+    else:
+        weights, step = load_kept(arguments.kept)
     autoencoder = AutoencoderKLMochi.from_pretrained(MODEL_PATH / "vae", torch_dtype=torch.float32)
     if (run_dir / "decoder.pt").exists():
         autoencoder.decoder.load_state_dict(load_average(run_dir / "decoder.pt"))
     tokenizer = _tokenizer(run_dir)
     model = TextToVideo(len(tokenizer), TWO_SHAPES)
-    model.load_state_dict(load_average(run_dir / "transformer.pt"))
-    step = torch.load(run_dir / "transformer.pt", map_location="cpu", weights_only=True)["step"]
+    model.load_state_dict(weights)
     pipeline = build_pipeline(TWO_SHAPES, autoencoder, tokenizer, model.eval(), torch.float16)
     # transformers loads weights in the type they are stored in, diffusers in float32: together, by default.
     pipeline.text_encoder.float()
-    save_model(pipeline, run_dir / "tokenizer", run_dir / "export")
+    save_model(pipeline, run_dir / "tokenizer", run_dir / f"export-{step}")
     pipeline.to(dtype=torch.float32)
 
     judge = load_two_shape_judge()
@@ -83,7 +87,7 @@ def _export(arguments: argparse.Namespace, device: torch.device) -> None:
         )
         row = {"step": step, "clips": arguments.clips, "sample_steps": SAMPLE_STEPS, "guidance_scale": scale}
         logger.info("export: %s", json.dumps(row | shares))
-        save_contact_sheet(clips_BFCHW[:16], run_dir / f"samples-{scale:g}.png")
+        save_contact_sheet(clips_BFCHW[:16], run_dir / f"samples-{step}-{scale:g}.png")
 
 
 def _pack(arguments: argparse.Namespace, device: torch.device) -> None:

@@ -33,6 +33,13 @@ def test_an_interval_shows_its_steps(capsys: pytest.CaptureFixture[str]) -> None
     ]
 
 
+def test_a_method_that_does_nothing_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    idle = explained(capsys, "--guidance", "stg", "--steps", "4", "--interval", "0.9,1.0")
+    assert "\nwarning    stg perturbs no step: scale, blocks, schedules and interval leave none\n" in idle
+    acting = explained(capsys, "--guidance", "stg", "--steps", "4", "--interval", "0.75,1.0")
+    assert "warning" not in acting
+
+
 def test_an_unknown_block_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["generate", "--prompt", "x", "--explain", "--guidance", "stg", "--blocks", "9"]) == 2
     assert "no block 9: this mochi model has 6 blocks, 0 to 5" in capsys.readouterr().err

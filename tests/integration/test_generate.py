@@ -189,8 +189,8 @@ def test_image_to_video(capsys, tmp_path, ltx, models, model):
     assert plain["sha256"] != moving["sha256"]
     manifest = read_manifest(tmp_path / "image.mp4")
     names = {"ltx": "LTXImageToVideoPipeline", "ltx-condition": "LTXConditionPipeline"}
-    assert manifest["model"]["pipeline"] == names[model]
-    assert manifest["image"]["fitted"] == "100 x 40 resized to 80 x 32, centre-cropped to 64 x 32"
+    assert manifest.model["pipeline"] == names[model]
+    assert manifest.image["fitted"] == "100 x 40 resized to 80 x 32, centre-cropped to 64 x 32"
     assert main(["reproduce", moving["path"], "--quiet"]) == 0
 
 
@@ -215,8 +215,13 @@ def test_the_final_line_and_the_bars(capsys, tmp_path, mochi):
 
 def test_info_prints_the_manifest_and_a_config(capsys, tmp_path, mochi):
     (line,) = generate(capsys, *mochi, "--prompt", "a red circle", "--seed", 5, "--out", tmp_path / "a.mp4")
-    assert main(["info", line["path"]]) == 0
+    assert main(["info", line["path"], "--json"]) == 0
     assert capsys.readouterr().out == (tmp_path / "a.json").read_text()
+    assert main(["info", line["path"]]) == 0
+    summary = dict(re.fullmatch(r"(\w+) +(.*)", one).groups() for one in capsys.readouterr().out.splitlines())
+    assert (summary["prompt"], summary["seed"], summary["method"]) == ("a red circle", "5", "oseg")
+    assert summary["clip"].startswith(f"{MOCHI_SIZE['num_frames']} frames of {MOCHI_SIZE['height']} x ")
+    assert re.search(r"\bsteps 2\b", summary["settings"]) and "None" not in str(summary)
     assert main(["info", line["path"], "--yaml"]) == 0
     (tmp_path / "a.yaml").write_text(capsys.readouterr().out)
     (again,) = generate(capsys, "--config", tmp_path / "a.yaml", "--out", tmp_path / "b.mp4")
@@ -388,8 +393,8 @@ def test_a_hub_repository_takes_the_same_path_as_a_folder(capsys, tmp_path, mode
     (line,) = generate(capsys, *mochi, "--model", "mochi", "--prompt", "x", "--out", tmp_path / "a.mp4")
     assert asked == [("genmo/mochi-1-preview", "c0ffee", "bf16")]
     manifest = read_manifest(Path(line["path"]))
-    assert manifest["model"]["repository"] == "genmo/mochi-1-preview"
-    assert manifest["job"]["revision"] == "c0ffee"
+    assert manifest.model["repository"] == "genmo/mochi-1-preview"
+    assert manifest.job["revision"] == "c0ffee"
 
 
 def test_a_variant_is_used_where_the_folder_has_it(tmp_path):

@@ -5,7 +5,7 @@ import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -111,6 +111,17 @@ def folders(tmp_path_factory):
     return folder
 
 
+@cache
+def built_hunyuan(pipeline):
+    builders = {
+        "HunyuanVideoPipeline": tiny_hunyuan,
+        "HunyuanVideoImageToVideoPipeline": tiny_hunyuan_image,
+        "HunyuanVideo15Pipeline": tiny_hunyuan15,
+        "HunyuanVideo15ImageToVideoPipeline": tiny_hunyuan15,
+    }
+    return builders[pipeline]()
+
+
 @pytest.fixture(autouse=True)
 def tiny_hunyuan_text(monkeypatch):
     """What no file stores of the tiny HunyuanVideo pipelines is set anew: the filler that the tokenizers put
@@ -119,14 +130,8 @@ def tiny_hunyuan_text(monkeypatch):
 
     def load(source, *args, **kwargs):
         pipe = original(source, *args, **kwargs)
-        builders = {
-            "HunyuanVideoPipeline": tiny_hunyuan,
-            "HunyuanVideoImageToVideoPipeline": tiny_hunyuan_image,
-            "HunyuanVideo15Pipeline": tiny_hunyuan15,
-            "HunyuanVideo15ImageToVideoPipeline": tiny_hunyuan15,
-        }
         if source.adapter.family in ("hunyuan", "hunyuan15"):
-            tiny = builders[type(pipe).__name__]()
+            tiny = built_hunyuan(type(pipe).__name__)
             pipe.tokenizer = tiny.tokenizer
         if source.adapter.family == "hunyuan15":
             for name in ("tokenizer_max_length", "tokenizer_2_max_length", "vision_num_semantic_tokens"):

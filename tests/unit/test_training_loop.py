@@ -7,7 +7,15 @@ import dataclasses
 import pytest
 import torch
 from torch import nn
-from training.loop import LoopConfig, fit, learning_rate, load_average, pack_checkpoint, unpack_checkpoint
+from training.loop import (
+    LoopConfig,
+    fit,
+    learning_rate,
+    load_average,
+    load_kept,
+    pack_checkpoint,
+    unpack_checkpoint,
+)
 
 CONFIG = LoopConfig(steps=8, learning_rate=0.1, warmup_steps=2, ema_decay=0.9, log_every=4)
 
@@ -57,6 +65,20 @@ def test_a_resumed_training_ends_where_an_uninterrupted_one_does(tmp_path):
     for name, value in uninterrupted.items():
         torch.testing.assert_close(resumed[name], value, rtol=0, atol=0, msg=name)
     assert not torch.equal(whole["0.weight"], uninterrupted["0.weight"])
+
+
+def test_copies_of_the_averaged_weights_are_kept(tmp_path):
+    train(network(), dataclasses.replace(CONFIG, keep_every=4), tmp_path / "run.pt")
+    assert sorted(path.name for path in tmp_path.glob("*.safetensors")) == [
+        "run-4.safetensors",
+        "run-8.safetensors",
+    ]
+    kept, step = load_kept(tmp_path / "run-8.safetensors")
+    assert step == 8
+    for name, value in load_average(tmp_path / "run.pt").items():
+        torch.testing.assert_close(kept[name], value, rtol=2**-8, atol=0, msg=name)
+    earlier, _ = load_kept(tmp_path / "run-4.safetensors")
+    assert not torch.equal(earlier["0.weight"], kept["0.weight"])
 
 
 def test_a_packed_checkpoint_is_small_and_goes_on(tmp_path):

@@ -96,7 +96,7 @@ def block_lengths(before_HW: Luma, after_HW: Luma) -> NDArray[np.float64]:
 def _bounds(inner_HW: Luma, after_HW: Luma) -> NDArray[np.float32]:
     """For every shift and block a number that its cost is not below: [S, N], from sums over 4 x 4 pixels."""
     cells_HW = inner_HW.reshape(inner_HW.shape[0] // _CELL, _CELL, -1, _CELL).sum(axis=(1, 3))
-    sums_HW = sum(after_HW[y : after_HW.shape[0] - _CELL + 1 + y] for y in range(_CELL))
+    sums_HW: Any = sum(after_HW[y : after_HW.shape[0] - _CELL + 1 + y] for y in range(_CELL))
     sums_HW = sum(sums_HW[:, x : sums_HW.shape[1] - _CELL + 1 + x] for x in range(_CELL))
     height, width = cells_HW.shape
     windows = sliding_window_view(sums_HW, ((height - 1) * _CELL + 1, (width - 1) * _CELL + 1))
@@ -127,7 +127,7 @@ class BlockMotion(PairMetric):
 
     def between(self, before: Any, after: Any) -> float:
         (before_HW, scale), (after_HW, _) = before, after
-        return float(block_lengths(before_HW, after_HW).mean()) / scale
+        return float(block_lengths(before_HW, after_HW).mean() / scale)
 
 
 register_metrics({NAME: SUMMARY}, BlockMotion, compared="always")

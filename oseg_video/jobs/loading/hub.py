@@ -23,16 +23,16 @@ def find_commit(repository: str, revision: str | None) -> str:
 
     try:
         info = HfApi().model_info(repository, revision=revision, timeout=_TIMEOUT_SECONDS)
-    except errors.GatedRepoError:
-        raise HubError(
-            f"{repository} asks for permission: accept its terms on the hub, then run `hf auth login`"
-        ) from None
     except errors.RevisionNotFoundError:
         raise HubError(f"{repository} has no revision {revision!r}") from None
+    except errors.GatedRepoError:  # one kind of the next
+        raise _permission_missing(repository) from None
     except (errors.RepositoryNotFoundError, errors.HFValidationError):
         raise HubError(f"the hub has no public repository {repository!r}") from None
     except Exception as error:  # connection errors: their types changed with the hub client's HTTP library
         cached = _cached_commit(repository, revision)
+        if cached is None and _is_refusal(error):
+            raise _permission_missing(repository) from None
         if cached is None:
             reason = next(iter(str(error).splitlines()), "") or type(error).__name__
             raise HubError(
@@ -52,7 +52,7 @@ def fetch_file(repository: str, commit: str, name: str) -> Path:
     except errors.EntryNotFoundError:
         raise HubError(f"{repository} is not a diffusers pipeline: it has no {name}") from None
     except Exception as error:
-        raise HubError(f"cannot download {repository}: {_first_line(error)}") from None
+        raise _failure(repository, error) from None
 
 
 def fetch_pipeline(repository: str, commit: str, variant: str | None) -> Path:
@@ -64,7 +64,32 @@ def fetch_pipeline(repository: str, commit: str, variant: str | None) -> Path:
             DiffusionPipeline.download(repository, revision=commit, variant=variant, use_safetensors=True)
         )
     except Exception as error:
-        raise HubError(f"cannot download {repository}: {_first_line(error)}") from error
+        raise _failure(repository, error) from error
+
+
+def _failure(repository: str, error: BaseException) -> HubError:
+    """What a download that has failed is to the user."""
+    if _is_refusal(error):
+        return _permission_missing(repository)
+    return HubError(f"cannot download {repository}: {_first_line(error)}")
+
+
+def _is_refusal(error: BaseException | None) -> bool:
+    """Whether the hub asks who we are (401) or refuses who we are (403), however libraries wrap that."""
+    from huggingface_hub import errors
+
+    while error is not None:
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        if isinstance(error, errors.GatedRepoError) or status in (401, 403):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _permission_missing(repository: str) -> HubError:
+    return HubError(
+        f"{repository} asks for permission: accept its terms on the hub, then run `hf auth login`"
+    )
 
 
 def _cached_commit(repository: str, revision: str | None) -> str | None:
@@ -74,5 +99,5 @@ def _cached_commit(repository: str, revision: str | None) -> str | None:
     return Path(index).parent.name if isinstance(index, str) else None
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -210,7 +210,8 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
     """The number type of the weights; `auto` is bfloat16 on a GPU and float32 on the CPU."""
     if name == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
-    return getattr(torch, name)
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
 
 
 def fingerprint(directory: Path) -> str:

@@ -70,6 +70,7 @@ def test_indices_follow_the_vocabularies():
     assert attributes.indices() == (2, 3, 2, 1)
 
 
+@pytest.mark.slow
 @given(attributes=attributes_strategy, index=index_strategy)
 @settings(max_examples=60, derandomize=True, deadline=None)
 def test_colours_are_exact_inside_and_outside(attributes, index):

@@ -114,6 +114,7 @@ def test_bootstrap_interval_of_a_mean_is_that_of_the_normal_approximation() -> N
     assert interval.value - interval.low == pytest.approx(half, rel=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [2, 3, 5, 10])
 def test_an_interval_over_few_holds_the_truth_as_often_as_it_says(count: int) -> None:
     generator = torch.Generator().manual_seed(count)

@@ -16,6 +16,8 @@ from oseg_video.sweep.stores import open_store
 from oseg_video.sweep.table import build_table, plan_variations
 from tests.sweeps import table, write_recipe
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def variations(tmp_path):

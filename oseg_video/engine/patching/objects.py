@@ -1,4 +1,4 @@
-"""Another attribute on one object, never on its class, for the time being."""
+"""Another attribute or another class of one object, never of its class, for the time being."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,3 +19,14 @@ def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
             delattr(owner, name)
         else:
             setattr(owner, name, before)
+
+
+@contextmanager
+def swapped_class(target: Any, other: type) -> Iterator[None]:
+    """Make one instance one of another class while this is open."""
+    original = type(target)
+    target.__class__ = other
+    try:
+        yield
+    finally:
+        target.__class__ = original
