@@ -14,6 +14,7 @@ from oseg_video.engine.branches import BranchRunner
 from oseg_video.guidance.methods import Guidance, PerturbedGuidance
 from oseg_video.guidance.plan import StepPlan
 from oseg_video.guidance.scales import guides
+from oseg_video.jobs.checks import check_family, check_size
 from oseg_video.jobs.generate import check_job
 from oseg_video.jobs.loading import pipeline as loading
 from oseg_video.jobs.loading.hub import HubError
@@ -112,4 +113,6 @@ def _find(job: GenerateJob) -> tuple[ModelAdapter, Any, ReadJson]:
         adapter = loading.family(job.model)
         if adapter is None:
             raise
+        check_family(job, adapter)
+        check_size(job, adapter, adapter.size_multiple, adapter.frame_multiple)
         return adapter, full_size_denoiser(adapter), read_nothing

@@ -34,7 +34,7 @@ def load(folder: Path, text: str) -> object:
         ("a: " + "9" * 5000, "line 1: cannot read '999"),
         ("a: 0x" + "f" * 5000, "line 1: the number is larger than any setting can be"),
         ("a: x\0y", "special characters are not allowed"),
-        ("[" * 100_000, "nested more than 20 deep"),
+        ("[" * 100_000, "values are nested more than 20 deep"),
         ("a: " + "[" * 30 + "]" * 30, "line 1: values are nested more than 20 deep"),
         (LAUGHS, "holds more than 100000 values"),
         (MERGES, "holds more than 100000 values"),
@@ -80,7 +80,7 @@ def test_an_empty_file_has_no_settings_and_many_are_no_matter(tmp_path: Path) ->
 
 def test_a_file_that_is_none(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "no.yaml", Path("a\0b")):
-        with pytest.raises(ConfigError, match="^cannot read "):
+        with pytest.raises(ConfigError, match=r"^cannot read "):
             load_yaml(path)
     (tmp_path / "latin.yaml").write_bytes(b"a: \xe9")
     with pytest.raises(ConfigError, match=r"^latin\.yaml: is not UTF-8 text$"):
