@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from oseg_video.compare.compare import compare
     from oseg_video.config import GenerateJob, recipe
-    from oseg_video.engine.branches import GuidanceError, SilentGuidanceError
+    from oseg_video.engine.errors import GuidanceError, SilentGuidanceError
     from oseg_video.evaluation.evaluate import evaluate
     from oseg_video.guidance.methods import (
         APG,
@@ -51,11 +51,11 @@ _HOME = {
     ),
     "Degrees": "oseg_video.parallel.degrees",
     "GenerateJob": "oseg_video.config",
-    "GuidanceError": "oseg_video.engine.branches",
+    "GuidanceError": "oseg_video.engine.errors",
     "Mesh": "oseg_video.parallel.mesh",
     "OsegVideoError": "oseg_video.types",
     "Schedule": "oseg_video.settings.schedule",
-    "SilentGuidanceError": "oseg_video.engine.branches",
+    "SilentGuidanceError": "oseg_video.engine.errors",
     "TokenGrid": "oseg_video.types",
     "compare": "oseg_video.compare.compare",
     "evaluate": "oseg_video.evaluation.evaluate",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, TextIO, TypeVar, overload
@@ -24,12 +25,23 @@ logger = logging.getLogger("oseg_video")
 _LONGEST_WORD, _LONGEST_LINE = 512, 1500
 
 
+UNSAFE = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]"
+)
+"""What a terminal obeys, what ends a line, what no file can hold, and marks that turn what follows."""
+
+
+def visible(text: str) -> str:
+    """Text from outside on one line, with what a terminal would obey written out (ESC as `\\x1b`)."""
+    return UNSAFE.sub(lambda one: " " if one[0].isspace() else one[0].encode("unicode_escape").decode(), text)
+
+
 class _BesideBars(logging.Handler):
     """Writes lines to standard error, above the bars that stand there."""
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            text = one_line(self.format(record))
+            text = visible(one_line(self.format(record)))
             if "tqdm" in sys.modules:
                 from tqdm import tqdm
 

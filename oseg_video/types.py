@@ -3,6 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, Protocol
+
+
+class Pipeline(Protocol):
+    """A diffusers pipeline object: called with the settings of a clip; its components are attributes."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
+
+    def __getattr__(self, name: str, /) -> Any: ...
 
 
 class OsegVideoError(ValueError):

@@ -4,9 +4,10 @@
     python scripts/bench_cost.py --parts counted --only mochi ltx
     python scripts/bench_cost.py --write-readme          # the stored numbers into scripts/README.md
 
-Counted: one guided step of every recipe (`configs/FAMILY-METHOD.yaml`) at the size that the recipe sets, on
-the meta device, with and without prefix reuse, against the same pipeline's plain step (CFG where it runs an
-unconditional branch). Matrix products, convolutions and attention count, two operations per multiply-add.
+Counted: one guided step of the recipes of every method that all families have (`configs/FAMILY.yaml`), at
+the size that the recipe sets, on the meta device, with and without prefix reuse, against the same pipeline's
+plain step (CFG where it runs an unconditional branch). Matrix products, convolutions and attention count, two
+operations per multiply-add.
 Clock: seconds of one step of a Mochi with all its 48 blocks but small ones, on the wall and of this process
 alone, methods in turn within each round, as ratios to CFG in the same round.
 """
@@ -30,13 +31,14 @@ from marked import made_with, write_readme
 from tqdm import tqdm
 
 from oseg_video.adapters import ClipSize, ModelAdapter, adapter_for_class, all_adapters
-from oseg_video.config import recipe_names, resolve_job
+from oseg_video.config import resolve_job
+from oseg_video.config.recipes import shipped_files
 from oseg_video.engine.branches import BranchRunner
-from oseg_video.guidance.methods import CFG, METHODS, OSEG, PAG, SEG, STG, Guidance
+from oseg_video.files import write_text
+from oseg_video.guidance.methods import CFG, OSEG, PAG, SEG, STG, Guidance
 from oseg_video.guidance.plan import Step
 from oseg_video.jobs.loading.meta import full_size_denoiser
 from oseg_video.jobs.step_kinds import pipeline_scale
-from oseg_video.media import write_text
 
 SMALL = {
     "num_attention_heads": 4,
@@ -96,7 +98,7 @@ def counted(families: list[ModelAdapter]) -> list[dict[str, Any]]:
     rows = []
     for adapter in families:
         denoiser = full_size_denoiser(adapter)
-        recipes = [name for name in METHODS if f"{adapter.family}-{name}" in recipe_names()]
+        recipes = recipes_of(adapter.family)
         for method in tqdm(recipes, desc=adapter.family):
             rows.append(count_recipe(adapter, denoiser, method))
     return rows
@@ -118,6 +120,11 @@ def recipe(adapter: ModelAdapter, method: str) -> tuple[ClipSize, Guidance, Step
 def written(clip: ClipSize) -> str:
     """Frames, height and width."""
     return f"{clip.frames} x {clip.height} x {clip.width}"
+
+
+def recipes_of(family: str) -> list[str]:
+    """The methods that the family's recipe has settings for."""
+    return next(entry["methods"] for entry in shipped_files() if entry["name"] == family)
 
 
 def count_recipe(adapter: ModelAdapter, denoiser: Any, method: str) -> dict[str, Any]:

@@ -35,10 +35,10 @@ from tqdm import tqdm
 
 from oseg_video.adapters import ClipSize, ModelAdapter, all_adapters
 from oseg_video.engine.branches import BranchRunner
+from oseg_video.files import write_text
 from oseg_video.guidance.plan import Branch
 from oseg_video.jobs.loading.meta import full_size_denoiser
 from oseg_video.jobs.ranks import Ranks
-from oseg_video.media import write_text
 from oseg_video.parallel.degrees import Degrees
 from oseg_video.parallel.mesh import ONE_RANK, Mesh, device_type
 

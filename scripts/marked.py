@@ -1,4 +1,4 @@
-"""Tables of `scripts/README.md` that scripts write, each between marks of its own."""
+"""Tables of READMEs that scripts write, each between marks of its own."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from oseg_video.media import write_text
+from oseg_video.files import write_text
 
 README = Path(__file__).with_name("README.md")
 
@@ -28,6 +28,7 @@ def made_with(result: Mapping[str, Any]) -> str:
     return f"Made with {'; '.join(lines)}."
 
 
-def write_readme(name: str, tables: Iterable[str]) -> None:
-    """Put these tables into the README."""
-    write_text(README, filled(README.read_text(encoding="utf-8"), name, tables))
+def write_readme(name: str, tables: Iterable[str], readme: Path | None = None) -> None:
+    """Put these tables into a README, by default that of the scripts."""
+    readme = readme or README
+    write_text(readme, filled(readme.read_text(encoding="utf-8"), name, tables))

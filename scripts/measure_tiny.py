@@ -31,12 +31,13 @@ from oseg_video.embedded.classifier import ClipClassifier, load_classifier
 from oseg_video.embedded.dataset import VOCABULARIES, caption, sample_attributes
 from oseg_video.engine.guided import guided
 from oseg_video.evaluation.bootstrap import bootstrap, share
+from oseg_video.evaluation.features.frechet import Moments, frechet_distance, moments_of_rows
+from oseg_video.evaluation.features.networks import EmbeddedClassifier
+from oseg_video.evaluation.features.real_clips import DRAWN_CLIPS, DRAWN_SEED, look_at_drawn
 from oseg_video.evaluation.metrics.alignment import ATTRIBUTES
 from oseg_video.evaluation.metrics.base import MetricOptions
-from oseg_video.evaluation.metrics.features import EmbeddedClassifier
-from oseg_video.evaluation.metrics.frechet import Moments, frechet_distance, moments_of_rows
-from oseg_video.evaluation.metrics.real_clips import DRAWN_CLIPS, DRAWN_SEED, look_at_drawn
-from oseg_video.guidance.methods import METHODS, Guidance
+from oseg_video.guidance.flat import guidance_from_flat
+from oseg_video.guidance.methods import Guidance
 
 _WEIGHTS = {"text_encoder": "model.safetensors", "transformer": "diffusion_pytorch_model.safetensors"}
 
@@ -75,7 +76,7 @@ def main() -> None:
         return
     results = {label: judge(pipe, classifier, sampled, arguments) for label, sampled in latents.items()}
     extractor = EmbeddedClassifier("measure_tiny", MetricOptions())
-    reference, _ = look_at_drawn(extractor.features, quiet=False)
+    reference, _ = look_at_drawn(extractor.features)
     table = summarise(results, settings, reference, arguments)
     table["protocol"] = {
         "command": " ".join(["python", *sys.argv]),
@@ -96,8 +97,7 @@ def main() -> None:
 
 def build(setting: dict[str, Any]) -> Guidance:
     """The method of a setting such as {guidance: oseg, oseg_scale: 1, blocks: [3]}."""
-    values = {k: tuple(v) if isinstance(v, list) else v for k, v in setting.items() if k != "guidance"}
-    return METHODS[setting["guidance"]](**values)
+    return guidance_from_flat(setting["guidance"], {k: v for k, v in setting.items() if k != "guidance"})
 
 
 @torch.no_grad()
@@ -135,7 +135,7 @@ def sample_batch(
             num_frames=19,
             num_inference_steps=arguments.steps,
             # Above 1, so that the pipeline runs the unconditional branch; the guidance's own scale counts.
-            guidance_scale=1.0 if guidance.guidance_scale == 1 else 2.0,
+            guidance_scale=1.0 if guidance.largest_guidance_scale == 1 else 2.0,
             generator=[torch.Generator().manual_seed(arguments.seed * 1_000_003 + i) for i in indices],
             max_sequence_length=32,
             output_type="latent",

@@ -1,9 +1,14 @@
 #!/usr/bin/env bash
 # Install what is missing, then run linters, type checker, import contract and tests.
 # Further arguments go to pytest: scripts/test.sh tests/unit -k naming
+# --quick, as the first argument: of the tests the quick unit tests only.
 set -euo pipefail
 extras="[dev]"
 . "$(dirname "$0")/environment.sh"
+if [ "${1-}" = --quick ]; then
+  shift
+  set -- tests/unit -m "not slow" "$@"
+fi
 
 run() {
   echo "== $*"

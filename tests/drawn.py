@@ -9,7 +9,7 @@ from oseg_video.media import write_clip
 
 
 def write_frames(folder, clip):
-    """A clip, uint8 [F, 3, H, W], as a folder of pictures; `write_clip` would wait for the disk."""
+    """A clip, uint8 [F, 3, H, W], as a folder of images; `write_clip` would wait for the disk."""
     folder.mkdir(parents=True)
     for index, frame in enumerate(clip):
         Image.fromarray(frame.permute(1, 2, 0).numpy()).save(folder / f"{index:05d}.png")
@@ -18,7 +18,8 @@ def write_frames(folder, clip):
 def write_manifest(clip, **job):
     """A manifest beside a clip with the given settings."""
     stem = clip.stem if clip.is_file() else clip.name
-    manifest = {"schema": 1, "made_by": "oseg-video", "job": job}
+    parts = {key: {} for key in ("model", "clip", "versions", "machine")}
+    manifest = {"schema": 1, "made_by": "oseg-video", "job": job, **parts}
     clip.with_name(f"{stem}.json").write_text(json.dumps(manifest))
 
 

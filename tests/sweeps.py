@@ -70,7 +70,7 @@ class Painter(LoadedModel):
                 "fps": job.fps,
                 "sha256": frames_sha256(frames),
             },
-            machine={},
+            machine={"device": "cpu"},
         )
         write_clip(plan.path, frames, job.fps, format=plan.format)
         write_text(plan.manifest, manifest.text)

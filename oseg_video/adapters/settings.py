@@ -90,6 +90,12 @@ class FamilySettings:
         """All pipeline classes of the family."""
         return tuple(filter(None, (self.text_to_video, self.image_to_video, *self.other_pipelines)))
 
+    def pipeline_class(self, name: str) -> Any:
+        """The class of one of `pipelines`; a family outside of this package has its own."""
+        import diffusers
+
+        return getattr(diffusers, name)
+
     def pipeline_arguments(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         """Arguments of the pipeline's call. `guidance_scale` is a number: above 1 runs an unconditional
         branch."""
@@ -123,7 +129,8 @@ class FamilySettings:
 
         `read` gives nothing where the model's files are not at hand; then it is that of `hub_repository`.
         """
-        return call["guidance_scale"]
+        scale: float = call["guidance_scale"]
+        return scale
 
     def text_limit(self, pipe: Any) -> int | None:
         """Tokens of a prompt that count, where that is no argument of the call."""
@@ -136,4 +143,5 @@ class FamilySettings:
 
     def clip(self, output: Any) -> Tensor:
         """The clip [F, C, H, W] in a pipeline's output, made with `output_type="pt"`."""
-        return output.frames[0]
+        clip: Tensor = output.frames[0]
+        return clip

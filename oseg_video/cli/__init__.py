@@ -16,16 +16,42 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from oseg_video.cli import compare, contact_sheet, evaluate, generate, info, models, reproduce, sweep, vbench
+from oseg_video.cli import (
+    compare,
+    contact_sheet,
+    env,
+    evaluate,
+    generate,
+    info,
+    models,
+    recipes,
+    reproduce,
+    sweep,
+    vbench,
+)
+from oseg_video.cli.completion import PrintCompletion
 from oseg_video.cli.output import PROGRAM, say
 from oseg_video.cli.parsing import Parser, UsageError
 from oseg_video.console import show
 from oseg_video.interrupts import heeded, received
 from oseg_video.jobs.quiet import quiet_libraries
+from oseg_video.plugins import load_plugins
 from oseg_video.settings.suggest import known_or_nearest
 from oseg_video.types import OsegVideoError, SaidElsewhereError
 
-_COMMANDS = (generate, reproduce, sweep, compare, evaluate, contact_sheet, vbench, models, info)
+_COMMANDS = (
+    generate,
+    reproduce,
+    sweep,
+    compare,
+    evaluate,
+    contact_sheet,
+    vbench,
+    models,
+    recipes,
+    info,
+    env,
+)
 """The modules of the commands, in the order of `--help`."""
 INTERRUPTED = 130
 """Exit code after Ctrl-C, SIGTERM or SIGHUP."""
@@ -56,6 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _code_of(arguments: Sequence[str], debug: bool) -> int:
+    load_plugins()
     options = parse(arguments)
     show(quiet=getattr(options, "quiet", False))
     with contextlib.nullcontext() if debug else quiet_libraries():
@@ -101,6 +128,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """The command's options; `run` among them is the function that carries it out. Raises UsageError."""
     parser = Parser(prog=PROGRAM, description="Guided video generation (OSEG).", epilog=generate.EXAMPLES)
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
+    parser.add_argument("--print-completion", action=PrintCompletion, help="print a shell script and exit")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command in _COMMANDS:
         command.register(commands)

@@ -52,7 +52,7 @@ def _run(options: Namespace) -> int:
     check_place(out, overwrite=options.overwrite)
     if not out.absolute().parent.is_dir():
         raise UsageError(f"cannot write {out}: there is no folder {out.parent}")
-    found = find_clips([Path(folder) for folder in options.folders], quiet=not console.bars_shown())
+    found = find_clips([Path(folder) for folder in options.folders])
     drawn, there, broken = write_contact_sheet(
         found,
         out,

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from oseg_video.cli.output import announce_loading, say
+from oseg_video import console
+from oseg_video.cli.output import announce_loading
 from oseg_video.cli.parsing import Commands, UsageError, add_batch, add_command, names
 from oseg_video.files import check_place, write_text
 
@@ -29,11 +30,11 @@ def register(commands: Commands) -> None:
         "evaluate",
         _run,
         help="measure clips and compare methods",
-        description="Figures of the clips in folders, with intervals. A folder of several methods (by their "
-        "manifests) or several folders give a row each. Exit code 1: clips or figures had to be left out.",
+        description="Metric values of the clips in folders, with intervals. A folder of several methods (by "
+        "their manifests) or several folders give a row each. Exit code 1: something had to be left out.",
         epilog=EXAMPLES,
     )
-    parser.add_argument("folders", nargs="+", metavar="FOLDER", help="clips: videos, GIFs, folders of PNG")
+    parser.add_argument("folders", nargs="+", metavar="FOLDER", help="clips: videos, GIFs, folders of images")
     parser.add_argument(
         "--metrics",
         required=True,
@@ -45,7 +46,7 @@ def register(commands: Commands) -> None:
     parser.add_argument(
         "--baseline", metavar="METHOD", help="compare the other methods with this one, paired"
     )
-    real = parser.add_argument_group("real clips, for fvd")
+    real = parser.add_argument_group("real clips, for metrics that compare with them (see --list-metrics)")
     real.add_argument(
         "--reference",
         metavar="PATH",
@@ -75,8 +76,19 @@ def register(commands: Commands) -> None:
         "--format", default="markdown", metavar="TEXT", help="printed: markdown (default), latex, csv, json"
     )
     output.add_argument("--overwrite", action="store_true", help="replace results and statistics that exist")
-    output.add_argument("--quiet", action="store_true", help="no progress and no warnings before the end")
+    output.add_argument("--quiet", action="store_true", help="no progress")
     output.add_argument("--debug", action="store_true", help="show tracebacks and the libraries' messages")
+
+
+_FLAGS = {
+    "reference": "--reference",
+    "save_reference": "--save-reference",
+    "weights": "--weights",
+    "trust_weights": "--trust-weights",
+    "device": "--device",
+    "batch": "--batch",
+}
+"""What a metric may read -> its flag."""
 
 
 class _ListMetrics(Action):
@@ -85,8 +97,13 @@ class _ListMetrics(Action):
 
         known = known_metrics()
         width = max(map(len, known))
-        for name, summary in known.items():
-            print(f"{name:{width}}  {summary}")
+        for name, declared in known.items():
+            flags = [flag for option, flag in _FLAGS.items() if option in declared.reads]
+            needs = "needs --reference; " if declared.needs_reference else ""
+            print(
+                f"{name:{width}}  {declared.summary}"
+                + (f" ({needs}reads {', '.join(flags)})" if flags else "")
+            )
         raise SystemExit(0)
 
 
@@ -108,15 +125,13 @@ def _run(options: Namespace) -> int:
             options=_metric_options(options),
             baseline=options.baseline,
             work=work,
-            quiet=options.quiet,
-            notify=(lambda line: None) if options.quiet else (lambda line: say(f"warning: {line}")),
         )
     except KeyboardInterrupt:
         kept = "the same command goes on from here" if work else "nothing is kept without --out"
         raise KeyboardInterrupt(kept) from None
     for path, form in outputs.items():
         write_text(path, FORMATS[form](evaluation))
-    if work is not None and evaluation.complete:  # otherwise clips may be mended, and the rest is not lost
+    if work is not None and evaluation.complete:  # otherwise clips may be fixed, and the rest is not lost
         import shutil
 
         shutil.rmtree(work, ignore_errors=True)
@@ -126,9 +141,11 @@ def _run(options: Namespace) -> int:
 
 def _verdict(evaluation: Evaluation) -> int:
     for name, reason in evaluation.skipped.items():
-        say(f"skipped {name}: {reason}")
-    for figure, reason in evaluation.failed.items():
-        say(f"no value for {figure}: {reason}")
+        console.logger.warning("skipped %s: %s", name, reason)
+    for what, reason in evaluation.failed.items():
+        console.logger.warning("no value for %s: %s", what, reason)
+    for name, reason in evaluation.left_out.items():
+        console.logger.info("not measured: %s: %s", name, reason)
     return 0 if evaluation.complete else 1
 
 
@@ -150,7 +167,6 @@ def _metric_options(options: Namespace) -> MetricOptions:
         reference=Path(options.reference) if options.reference else None,
         save_reference=Path(options.save_reference) if options.save_reference else None,
         overwrite=options.overwrite,
-        quiet=options.quiet,
     )
 
 

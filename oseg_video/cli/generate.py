@@ -35,7 +35,11 @@ def register(commands: Commands) -> None:
         commands, "generate", _run, help="make clips from prompts or a picture", epilog=EXAMPLES
     )
     add_setting_flags(parser)
-    parser.add_argument("--config", metavar="FILE.yaml", help="settings in YAML; flags win over it")
+    parser.add_argument(
+        "--config",
+        metavar="RECIPE",
+        help="settings in a YAML file, or the name of a shipped one (oseg-video recipes); flags win over it",
+    )
     add_run_flags(parser)
     _add_parallel_flags(parser)
     parser.add_argument(

@@ -93,5 +93,4 @@ def job_of(options: argparse.Namespace) -> GenerateJob:
         return recipe_of(model, revision)
 
     settings = flag_settings(options)
-    config = Path(options.config) if options.config is not None else None
-    return resolve_job(settings, config, family_of=family_of)
+    return resolve_job(settings, options.config, family_of=family_of)

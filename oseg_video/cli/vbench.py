@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from oseg_video.cli.output import say
 from oseg_video.cli.parsing import Commands, UsageError, add_command, add_debug_flag
 
 if TYPE_CHECKING:
@@ -22,7 +21,11 @@ def register(commands: Commands) -> None:
     parser = commands.add_parser("vbench", help="build or check the interpreter that VBench's metrics run in")
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     setup = add_command(
-        actions, "setup", _setup, help="build it, or go on where an earlier call stopped", epilog=_ABOUT
+        actions,
+        "setup",
+        _setup,
+        help="build it; after a stop, build it anew",
+        epilog=_ABOUT,
     )
     setup.add_argument("--where", metavar="FOLDER", help="its place (default: as before, or the data folder)")
     setup.add_argument(
@@ -52,11 +55,9 @@ def _setup(options: Namespace) -> int:
             where=Path(options.where) if options.where else None,
             python=Path(options.python) if options.python else None,
             detectron2=options.detectron2,
-            quiet=options.quiet,
-            say=(lambda text: None) if options.quiet else say,
         )
     except KeyboardInterrupt:
-        raise KeyboardInterrupt("the same command goes on from here") from None
+        raise KeyboardInterrupt("the same command begins anew, with what pip has downloaded") from None
     if options.quiet:
         print(environment.folder)
         return 0

@@ -158,7 +158,7 @@ def _of(recipe: SweepRecipe, one: Record) -> str:
 
 def _found(recipe: SweepRecipe, summary: Summary, folder: Path) -> FoundClips:
     """The clips of this comparison in the table's order; the folder may hold those of earlier ones too."""
-    everything = find_clips([folder], quiet=not console.bars_shown())
+    everything = find_clips([folder])
     there = {clip.name: clip for clip in everything.clips}
     done = [one for one in summary.records if one.state == "done"]
     clips = [
@@ -182,15 +182,7 @@ def _results(
     last = _last(out)
     if last is not None and last[0].get("of") == question:
         return last
-    evaluation = evaluate(
-        found,
-        metrics,
-        options=options,
-        baseline=baselines,
-        work=out / _SEEN,
-        quiet=not console.bars_shown(),
-        notify=lambda line: console.logger.warning(f"warning: {line}"),
-    )
+    evaluation = evaluate(found, metrics, options=options, baseline=baselines, work=out / _SEEN)
     evaluation = dataclasses.replace(evaluation, reported=reported)
     results = {"of": question if evaluation.complete else None, **json.loads(as_json(evaluation))}
     table = as_markdown(evaluation)

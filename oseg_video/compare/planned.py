@@ -9,13 +9,15 @@ from pathlib import Path
 from oseg_video.config import job_to_plain
 from oseg_video.config.keys import JOB
 from oseg_video.evaluation.clips import ClipFile
-from oseg_video.evaluation.evaluate import check_options
-from oseg_video.evaluation.metrics.base import EvaluationError, MetricOptions, build_metrics
+from oseg_video.evaluation.errors import EvaluationError
+from oseg_video.evaluation.metrics.base import (
+    MetricOptions,
+    build_metrics,
+    check_fit,
+    check_options,
+    known_metrics,
+)
 from oseg_video.sweep.table import Variation
-
-_ANY_MODEL = ("temporal_flickering", "frame_difference", "block_motion")
-# Not fvd:embedded: a distance in 128 dimensions needs more clips than one looks at.
-_EMBEDDED = ("alignment:embedded", "is:embedded")
 
 
 def planned_clips(variations: Sequence[Variation]) -> dict[tuple[str, str], list[ClipFile]]:
@@ -59,8 +61,10 @@ def default_metrics(
 ) -> list[str]:
     """What needs no weights that would have to be fetched, and suits the clips. Raises EvaluationError."""
     embedded = all(one.job.model == JOB["model"].default for one in variations)
+    wanted = ("always", "embedded") if embedded else ("always",)
+    suited = [name for when in wanted for name, one in known_metrics().items() if one.compared == when]
     chosen = []
-    for name in (*_ANY_MODEL, *(_EMBEDDED if embedded else ())):
+    for name in suited:
         try:
             _check([name], planned, options)
         except EvaluationError:
@@ -76,4 +80,4 @@ def _check(
     names: Sequence[str], planned: Mapping[tuple[str, str], Sequence[ClipFile]], options: MetricOptions
 ) -> list[str]:
     metrics = build_metrics(names, options)
-    return [line for metric in metrics for clips in planned.values() for line in metric.check(clips)]
+    return [line for metric in metrics for clips in planned.values() for line in check_fit(metric, clips)]

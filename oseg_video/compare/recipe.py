@@ -22,7 +22,7 @@ from typing import Any
 from oseg_video.compare.first_frames import first_frames
 from oseg_video.config import ConfigError
 from oseg_video.config.prompts import read_prompts
-from oseg_video.config.recipes import load_yaml
+from oseg_video.config.strict_yaml import load_yaml
 from oseg_video.evaluation.metrics.base import known_metrics
 from oseg_video.evaluation.results import Reported
 from oseg_video.settings.suggest import known_or_nearest

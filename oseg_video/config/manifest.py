@@ -54,13 +54,13 @@ class Manifest:
 
     job: Mapping[str, Any]
     """The resolved job, as `job_to_nested` writes it, with the clip's one prompt (or none) and one seed."""
-    model: Mapping[str, Any]
+    model: Mapping[str, Any] = field(default_factory=dict)
     """Its name, pipeline class, repository, commit, and the SHA-256 of its files."""
-    clip: Mapping[str, Any]
+    clip: Mapping[str, Any] = field(default_factory=dict)
     """Frames, height, width, fps, and the SHA-256 of the frames before any lossy encoding."""
-    versions: Mapping[str, str]
+    versions: Mapping[str, str] = field(default_factory=dict)
     """Of Python and of the packages that pixels may depend on."""
-    machine: Mapping[str, Any]
+    machine: Mapping[str, Any] = field(default_factory=dict)
     """The device, and what else floating-point results depend on."""
     passes: Mapping[str, Any] = field(default_factory=dict)
     """What really ran, see `engine.report`."""
@@ -80,12 +80,14 @@ class Manifest:
     @property
     def prompt(self) -> str | None:
         """None where the model takes no text."""
-        return _first(self.job.get("prompts"), str)
+        prompt: str | None = _first(self.job.get("prompts"), str)
+        return prompt
 
     @property
     def seed(self) -> int | None:
         """The clip's seed."""
-        return _first(self.job.get("seeds"), int)
+        seed: int | None = _first(self.job.get("seeds"), int)
+        return seed
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -122,7 +124,7 @@ class Manifest:
 def new_manifest(job: GenerateJob, **parts: Any) -> Manifest:
     """The manifest of a clip that was made now; `parts` are the fields of `Manifest` besides the job's."""
     recorded = {k: v for k, v in job_to_nested(job).items() if k not in _NOT_RECORDED}
-    now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     return Manifest(job=recorded, versions=package_versions(), created=now, **parts)
 
 
@@ -146,11 +148,17 @@ def read_manifest(path: Path) -> Manifest:
     if not path.exists():
         raise ManifestError(f"no such file: {path}")
     text, source = _find_text(path)
-    return parse_manifest(text, str(source))
+    manifest = parse_manifest(text, str(source))
+    if not all((manifest.clip, manifest.versions, manifest.machine, manifest.model)):
+        raise ManifestError(f"{source} has an incomplete manifest")
+    return manifest
 
 
 def parse_manifest(text: str, source: str) -> Manifest:
-    """The manifest in a text; `source` names it. Raises ManifestError."""
+    """The manifest in a text, of which all but the job may be missing; `source` names it in errors.
+
+    Raises ManifestError.
+    """
     plain = _plain_json(text)
     if not isinstance(plain, dict) or plain.get("made_by") != MADE_BY:
         raise ManifestError(f"{source} holds no manifest of oseg-video")
@@ -159,9 +167,11 @@ def parse_manifest(text: str, source: str) -> Manifest:
         raise ManifestError(
             f"{source} has a manifest of schema {schema!r}; this version reads 1 and {SCHEMA}"
         )
-    optional = {"passes": dict, "seconds": dict, "image": dict | None, "created": str}
-    whole = all(isinstance(plain.get(key), dict) for key in ("job", "clip", "versions", "machine", "model"))
-    if not whole or not all(isinstance(plain[key], kind) for key, kind in optional.items() if key in plain):
+    kinds = dict.fromkeys(("clip", "versions", "machine", "model", "passes", "seconds"), dict)
+    kinds |= {"image": dict | None, "created": str}
+    if not isinstance(plain.get("job"), dict) or not all(
+        isinstance(plain[key], kind) for key, kind in kinds.items() if key in plain
+    ):
         raise ManifestError(f"{source} has an incomplete manifest")
     if schema == 1:
         with contextlib.suppress(SettingError):  # `read_job` says what is wrong

@@ -8,6 +8,7 @@ methods need: the recipe `mochi-stg` is that of `mochi` with what stands under `
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ from oseg_video.config.keys import (
 from oseg_video.config.strict_yaml import ConfigError, load_yaml
 from oseg_video.guidance.flat import METHOD, RENAMED, guidance_from_flat, guidance_keys
 from oseg_video.guidance.methods import METHODS, Guidance
+from oseg_video.settings import settings_of as declared_settings
 from oseg_video.settings.suggest import known_or_nearest
 from oseg_video.types import SettingError
 
@@ -77,6 +79,24 @@ def recipe_names() -> list[str]:
     return sorted(names)
 
 
+def shipped_files() -> list[dict[str, Any]]:
+    """Every shipped recipe file: its name, the command that takes it, what it is, its methods, its path."""
+    found = []
+    for folder, command in (("", "generate"), ("sweeps", "sweep"), ("tables", "compare")):
+        for path in sorted((recipe_folder() / folder).glob("*.yaml")):
+            content = load_yaml(path)
+            found.append(
+                {
+                    "name": path.stem,
+                    "command": command,
+                    "about": str(content.get("about", "")),
+                    "methods": list(content.get(SECTIONS, {})) if command == "generate" else [],
+                    "path": str(path),
+                }
+            )
+    return found
+
+
 def recipe_path(name: str) -> Path | None:
     """File of a shipped recipe that has one of its own, or None."""
     path = recipe_folder() / f"{name}.yaml"
@@ -98,14 +118,14 @@ def shipped_recipe(name: str) -> dict[str, Any] | None:
 def find_recipe(name: str, *folders: str) -> Path:
     """The file of a recipe, which may be a path, or the name of one that ships with the package.
 
-    folders: those below `configs/` where a command's recipes are, the first one first; by default `configs/`
-    itself, with those of `generate`. Raises ConfigError for a name that none of them has.
+    folders: those below `configs/` where a command's recipes are, the first one first. Raises ConfigError for
+    a name that none of them has.
     """
     path = Path(name)
     if path.is_file():
         return path
     shipped: dict[str, Path] = {}
-    for folder in folders or ("",):
+    for folder in folders:
         for file in sorted((recipe_folder() / folder).glob("*.yaml")):
             shipped.setdefault(file.stem, file)
     stem = name.removesuffix(".yaml")
@@ -135,17 +155,18 @@ def read_notes(path: Path) -> dict[str, str]:
 
 def resolve_job(
     flags: Mapping[str, Any],
-    config: Path | None = None,
+    config: Path | str | None = None,
     *,
     family_of: Callable[[str, str | None], str],
 ) -> GenerateJob:
     """The job of flags and a configuration file, over the recipes of its model and method.
 
     Layers, later ones win: defaults of `GenerateJob`, recipe of the model with its section of the method,
-    `config`, `flags`. `family_of(model, revision)` names the recipe of a model. Raises ConfigError or
+    `config` (a file, or the name of a shipped recipe), `flags`. `family_of(model, revision)` names the recipe
+    of a model. Raises ConfigError or
     SettingError.
     """
-    mine = {**(read_recipe(config) if config else {}), **flags}
+    mine = {**(_named(config) if config else {}), **flags}
     for name, value in mine.items():
         read_setting(name, value)
     family = family_of(mine.get("model", JOB["model"].default), mine.get("revision"))
@@ -155,18 +176,43 @@ def resolve_job(
     return job_from_plain({**recipe.of_method(method), **mine, METHOD: method})
 
 
+def _named(config: Path | str) -> dict[str, Any]:
+    """The settings of a recipe file, or of a shipped recipe by its name."""
+    path, name = Path(config), str(config).removesuffix(".yaml")
+    if path.is_file() or len(path.parts) > 1:
+        return read_recipe(path)
+    if name in RENAMED_RECIPES:
+        raise ConfigError(f"{name} is called {RENAMED_RECIPES[name]} now")
+    settings = shipped_recipe(name)
+    if settings is None:
+        hint = known_or_nearest(name, recipe_names()) if name == str(config) else "and no recipe of that name"
+        raise ConfigError(f"cannot read {config}: No such file or directory; {hint}")
+    family = next((stem for stem in _families() if name == stem or name.startswith(f"{stem}-")), None)
+    return {**({"model": family} if family else {}), **settings}
+
+
+def _families() -> list[str]:
+    """Names of the shipped recipes that are a family's, the longest first."""
+    names = [path.stem for path in recipe_folder().glob("*.yaml") if load_yaml(path).get(SECTIONS)]
+    return sorted(names, key=len, reverse=True)
+
+
 def recipe(family: str, method: str = DEFAULT_METHOD, **settings: Any) -> Guidance:
-    """The guidance of a family's recipe: `recipe("mochi", "oseg")`; `settings` by flat key go over it.
+    """The guidance of a family's recipe: `recipe("mochi", "oseg", scale=2.0)`; `settings` go over it.
 
     Raises SettingError for an unknown family or method, or a setting that the method does not have.
     """
     path = recipe_path(family)
     if path is None or not load_yaml(path).get(SECTIONS):
-        known = [file.stem for file in recipe_folder().glob("*.yaml") if load_yaml(file).get(SECTIONS)]
-        raise SettingError(f"no recipe for a family {family!r}; {known_or_nearest(family, sorted(known))}")
+        raise SettingError(f"no recipe for a family {family!r}; {known_or_nearest(family, _families())}")
     keys = _read(path, ()).of_method(method)
     guidance = {key: value for key, value in keys.items() if known_keys()[key].group == "guidance"}
-    return guidance_from_flat(method, {**guidance, **settings})
+    found = guidance_from_flat(method, guidance)
+    known_settings = declared_settings(found)
+    for name in settings:
+        if name not in known_settings:
+            raise SettingError(f"{method} has no setting {name!r}; {known_or_nearest(name, known_settings)}")
+    return dataclasses.replace(found, **settings)
 
 
 def dump_yaml(job: GenerateJob) -> str:

@@ -1,1 +1,1 @@
-"""Figures about generated clips, each with its protocol and its uncertainty."""
+"""Metric values of generated clips, each with its protocol and its uncertainty."""

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from oseg_video.evaluation.metrics.base import EvaluationError
+from oseg_video.evaluation.errors import EvaluationError
 
 LOCK = ".oseg-video.lock"
 

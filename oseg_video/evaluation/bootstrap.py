@@ -1,4 +1,4 @@
-"""Uncertainty of figures over clips: bootstrap, paired where methods are compared, and shares."""
+"""Uncertainty of metric values over clips: bootstrap, paired where methods are compared, and shares."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _Z = 1.959964
 
 
 class Interval95(NamedTuple):
-    """A figure with its 95 % interval."""
+    """A value with its 95 % interval."""
 
     value: float
     low: float
@@ -106,7 +106,7 @@ def share_difference(ours: Sequence[float], theirs: Sequence[float]) -> Interval
     correlation = _corrected_correlation(ours, theirs)
 
     def distance(one: float, other: float) -> float:
-        return max(0.0, one**2 - 2 * correlation * one * other + other**2) ** 0.5
+        return float(max(0.0, one**2 - 2 * correlation * one * other + other**2) ** 0.5)
 
     difference = own - base
     low = difference - distance(own - own_low, base_high - base)

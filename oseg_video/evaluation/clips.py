@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
+from oseg_video import console
 from oseg_video.config.manifest import manifest_path, parse_manifest
-from oseg_video.evaluation.metrics.base import EvaluationError, Metric
-from oseg_video.media import MediaError, probe_clip
-
-VIDEO_SUFFIXES = frozenset({".mp4", ".gif", ".webm", ".mkv", ".mov", ".avi", ".m4v"})
+from oseg_video.evaluation.errors import EvaluationError
+from oseg_video.evaluation.folders import find_paths
+from oseg_video.media import MediaError, frame_files, probe_clip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +22,7 @@ class ClipFile:
     """A clip that can be read. Frames, size and fps are what the file says, never assumed."""
 
     path: Path
-    """A video file, a GIF or a folder of PNG pictures."""
+    """A video file, an animated image or a folder of images."""
     name: str
     """Its path relative to the folder that was asked for, with that folder's label in front if there are
     several; unique in an evaluation."""
@@ -33,7 +32,7 @@ class ClipFile:
     width: int
     """Pixels."""
     fps: float | None
-    """Frames per second, or None where the file does not say (a folder of pictures)."""
+    """Frames per second, or None where the file does not say (a folder of images)."""
     method: str
     """The row of the table that it belongs to."""
     prompt: str | None
@@ -41,20 +40,23 @@ class ClipFile:
     seed: int | None
     """From the manifest; None without one."""
     start: str
-    """What clips of different methods have in common when they answer the same request: prompt and picture
-    of the manifest; without a manifest its path in the folder, without suffix."""
+    """What clips of different methods have in common when they answer the same request: prompt and image
+    of the manifest; without a manifest its path in the folder, without suffix where that is enough."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """The job in the manifest; empty without one."""
+    reader: str = ""
+    """What reads it: "pyav" or "pillow"; "" of a clip that is not made yet."""
 
     @property
     def key(self) -> tuple[str, int]:
-        """Equal for clips of different methods made from the same prompt, picture and seed."""
+        """Equal for clips of different methods made from the same prompt, image and seed."""
         return self.start, -1 if self.seed is None else self.seed
 
     @property
     def kind(self) -> str:
-        """ "png" for a folder of pictures, otherwise the file's suffix."""
-        return self.path.suffix.lower().lstrip(".") if self.path.is_file() else "png"
+        """The suffix of the file, or of a folder's first image."""
+        file = frame_files(self.path)[0] if self.path.is_dir() else self.path
+        return file.suffix.lower().lstrip(".")
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,8 @@ class FoundClips:
     """Sorted by method (in the order of the folders), then by key and name."""
     broken: Mapping[str, str]
     """Files that look like clips and cannot be read: name -> why."""
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    """What is not measured because it is no clip, or the same clip again: name -> why."""
 
     @property
     def methods(self) -> dict[str, list[ClipFile]]:
@@ -80,67 +84,108 @@ def by_method(clips: Sequence[ClipFile]) -> dict[str, list[ClipFile]]:
     return groups
 
 
-def unfit_methods(metric: Metric, clips: Sequence[ClipFile], skipped: Mapping[str, str]) -> dict[str, str]:
-    """For `Observations.unfit`: the methods whose clips are not enough without those that were skipped."""
-    unfit = {}
-    for method, group in by_method(clips).items():
-        kept = [clip for clip in group if clip.name not in skipped]
-        lost = [clip.name for clip in group if clip.name in skipped]
-        if not kept:
-            unfit[method] = "none of the clips can be looked at"
-        elif lost:
-            try:
-                metric.check(kept)
-            except EvaluationError as error:
-                unfit[method] = f"{error} ({len(lost)} of its clips cannot be looked at, first {lost[0]})"
-    return unfit
-
-
-def find_clips(folders: Sequence[Path], *, quiet: bool = True) -> FoundClips:
-    """Clips in folders, also nested ones: video files, GIFs, and folders that hold PNG pictures.
+def find_clips(folders: Sequence[Path]) -> FoundClips:
+    """Clips in folders, also nested ones: videos, animated images, and folders that hold images.
 
     One folder is one or several methods, as the manifests' `guidance` says; the settings in which clips of
     the same guidance, prompt and seed differ join the label. Several folders are one method each. A file may
     stand for a folder. Raises EvaluationError if there is no clip.
     """
-    labels = _labels(folders)
-    places = [
-        (folder, label, path)
-        for folder, label in zip(folders, labels, strict=True)
-        for path in _clip_paths(folder)
-    ]
-    clips, broken = [], {}
-    for folder, label, path in tqdm(
-        places, desc="finding clips", unit="clip", disable=quiet, file=sys.stderr
-    ):
-        inner = path.relative_to(folder).as_posix() if path != folder else path.name
-        name = f"{label}/{inner}" if len(folders) > 1 else inner
-        if not _is_text(name):
-            broken[name.encode(errors="backslashreplace").decode()] = "the name of the file is not UTF-8"
+    clips: list[ClipFile] = []
+    broken: dict[str, str] = {}
+    left_out: dict[str, str] = {}
+    places = []
+    for folder, label in zip(folders, _labels(folders), strict=True):
+        prefix = f"{label}/" if len(folders) > 1 else ""
+        found = find_paths(folder)
+        places += [(folder, prefix, label, path) for path in found.clips]
+        broken |= {_shown_name(prefix + _inner(path, folder)): why for path, why in found.unreadable.items()}
+        left_out |= {_shown_name(prefix + _inner(path, folder)): why for path, why in found.left_out.items()}
+    for folder, prefix, label, path in console.bar(places, "finding clips"):
+        inner = _inner(path, folder)
+        name = prefix + inner
+        if _shown_name(name) != name:
+            broken[_shown_name(name)] = "the name of the file is not UTF-8"
             continue
         try:
             clip = _clip_file(path, name, inner, label)
             clips.append(clip if len(folders) > 1 else replace(clip, method=_guidance(clip)))
         except MediaError as error:
             broken[name] = str(error)
+    clips, copies = _without_copies(_told_apart(clips))
+    left_out |= copies
     if not clips:
+        bad = {**broken, **left_out}
         raise EvaluationError(
             f"no clip that can be read in {', '.join(map(str, folders))}"
-            + (f" ({len(broken)} cannot be: {next(iter(broken.values()))})" if broken else "")
+            + (f" ({len(bad)} cannot be: {next(iter(bad.values()))})" if bad else "")
         )
-    clips = _told_apart(clips)
+    clips = _named_apart(clips)
     order = {method: position for position, method in enumerate(dict.fromkeys(c.method for c in clips))}
     clips.sort(key=lambda clip: (order[clip.method], clip.key, clip.name))
-    return FoundClips(tuple(clips), broken)
+    return FoundClips(tuple(clips), broken, left_out)
 
 
-def _is_text(name: str) -> bool:
-    """Whether a name can be written; the bytes of a file's name need not be UTF-8."""
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+def _inner(path: Path, folder: Path) -> str:
+    return path.relative_to(folder).as_posix() if path != folder else path.name
+
+
+def _shown_name(name: str) -> str:
+    """A name that can be written; the bytes of a file's name need not be UTF-8."""
+    return name.encode(errors="backslashreplace").decode()
+
+
+def _without_copies(clips: Sequence[ClipFile]) -> tuple[list[ClipFile], dict[str, str]]:
+    """The clips of every method, each once, and the names of those that are the same clip again.
+
+    Links to one file are one clip, and so are equal files that no manifest tells apart: counted twice they
+    would pass for independent.
+    """
+    kept: list[ClipFile] = []
+    copies: dict[str, str] = {}
+    for group in by_method(clips).values():
+        sizes = Counter(_size(clip.path) for clip in group if not clip.settings)
+        first: dict[Any, ClipFile] = {}
+        for clip in group:
+            at = clip.path.stat()
+            keys: list[Any] = [(at.st_dev, at.st_ino, json.dumps(clip.settings, sort_keys=True))]
+            if not clip.settings and sizes[_size(clip.path)] > 1:
+                keys.append(_content(clip.path))
+            same = next((first[key] for key in keys if key in first), None)
+            if same is None:
+                kept.append(clip)
+                first |= dict.fromkeys(keys, clip)
+            else:
+                copies[clip.name] = f"the same clip as {same.name}"
+    return kept, copies
+
+
+def _files(path: Path) -> list[Path]:
+    return sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]
+
+
+def _size(path: Path) -> tuple[int, ...]:
+    return tuple(file.stat().st_size for file in _files(path))
+
+
+def _content(path: Path) -> str:
+    digest = hashlib.sha256()
+    for file in _files(path):
+        with open(file, "rb") as data:
+            digest.update(hashlib.file_digest(data, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _named_apart(clips: Sequence[ClipFile]) -> list[ClipFile]:
+    """b.mp4 and b.avi of one method are two requests, so their suffixes count, in the other methods too."""
+    counts = Counter((clip.method, clip.start) for clip in clips if not clip.settings)
+    twice = {start for (_, start), count in counts.items() if count > 1}
+    return [
+        replace(clip, start=clip.start + clip.path.suffix)
+        if not clip.settings and clip.start in twice and not clip.path.is_dir()
+        else clip
+        for clip in clips
+    ]
 
 
 def _labels(folders: Sequence[Path]) -> list[str]:
@@ -153,27 +198,6 @@ def _labels(folders: Sequence[Path]) -> list[str]:
     if len(set(labels)) < len(labels):
         raise EvaluationError("the same folder is given twice")
     return labels
-
-
-def _clip_paths(folder: Path) -> Iterator[Path]:
-    """Clips in a folder in the order of their names; hidden files and folders are not looked at.
-
-    A folder of PNG pictures is a clip if it holds neither folders, videos nor manifests.
-    """
-    if folder.is_file():
-        yield folder
-        return
-    inside = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-    if any(path.suffix.lower() == ".png" for path in inside) and not any(
-        path.is_dir() or path.suffix.lower() in {*VIDEO_SUFFIXES, ".json"} for path in inside
-    ):
-        yield folder  # frames of one clip; pictures that are results of their own have manifests
-        return
-    for path in inside:
-        if path.is_dir():
-            yield from _clip_paths(path)
-        elif path.suffix.lower() in VIDEO_SUFFIXES:
-            yield path
 
 
 def _clip_file(path: Path, name: str, inner: str, method: str) -> ClipFile:
@@ -194,6 +218,7 @@ def _clip_file(path: Path, name: str, inner: str, method: str) -> ClipFile:
         seed=seed,
         start="\n".join(known) or bare,
         settings=job,
+        reader=shape.reader,
     )
 
 

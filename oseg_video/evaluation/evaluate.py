@@ -3,33 +3,30 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
+from oseg_video import console
 from oseg_video.evaluation.alone import alone_in
 from oseg_video.evaluation.clips import ClipFile, FoundClips, find_clips
+from oseg_video.evaluation.errors import EvaluationError
 from oseg_video.evaluation.metrics.base import (
-    EvaluationError,
-    Figure,
     Metric,
     MetricOptions,
     MetricResult,
+    MetricValue,
     Observations,
     build_metrics,
+    check_options,
 )
-from oseg_video.evaluation.metrics.observe import ClipMetric, observe_together
+from oseg_video.evaluation.observe import ClipMetric, observe_together
 from oseg_video.evaluation.results import Difference, Evaluation, evaluation_versions
 from oseg_video.evaluation.sample import Sample
-
-Notify = Callable[[str], None]
-"""Takes one line for the user."""
 
 
 def evaluate(
@@ -39,31 +36,29 @@ def evaluate(
     options: MetricOptions | None = None,
     baseline: str | Mapping[str, str] | None = None,
     work: Path | None = None,
-    quiet: bool = True,
-    notify: Notify = lambda line: None,
 ) -> Evaluation:
-    """Figures of the clips in folders, or of those that `find_clips` found there, one row per method.
+    """Metric values of the clips in folders, or of those that `find_clips` found there, one row per method.
 
     metrics: exact names, see `known_metrics`.
-    baseline: a method that the others are compared with, paired by prompt, picture and seed; or, of each
+    baseline: a method that the others are compared with, paired by prompt, image and seed; or, of each
         method that is to be compared, the one that it is compared with.
     work: folder that keeps what an interrupted run has seen; the same call goes on there.
-    notify: called with warnings as soon as they are known, before the long part.
 
-    Raises EvaluationError, before any long work, for what cannot be done. A clip that cannot be read is left
-    out and named in the result, and so is a figure that has no value without it.
+    Warnings are logged as soon as they are known, before the long part. Raises EvaluationError, before any
+    long work, for what cannot be done. A clip that cannot be looked at is left out and named in the result,
+    and so is a metric that has no value without it.
     """
     options = replace(options or MetricOptions(), work=work)
     check_options(metrics, options)
     built = build_metrics(metrics, options)
-    found = clips if isinstance(clips, FoundClips) else find_clips(clips, quiet=quiet)
+    found = clips if isinstance(clips, FoundClips) else find_clips(clips)
     run = _Run(built, found, baseline)
     for line in run.warnings:
-        notify(line)
+        console.logger.warning("warning: %s", line)
     alone = alone_in(work, "evaluation") if work else contextlib.nullcontext()
     try:
         with alone:
-            run.look(work, quiet)
+            run.look(work)
     except torch.OutOfMemoryError:
         raise EvaluationError(
             f"out of GPU memory with --batch {options.batch}; try a smaller one, or --device cpu"
@@ -71,25 +66,8 @@ def evaluate(
     return run.evaluation()
 
 
-def check_options(metrics: Sequence[str], options: MetricOptions) -> None:
-    """Refuse to have no metric, and options that none of the metrics reads. Raises EvaluationError."""
-    if not metrics:
-        raise EvaluationError("no metric was asked for")
-    for name in options.weights:
-        if name not in metrics:
-            raise EvaluationError(f"--weights are for a metric that is asked for; {name!r} is none of them")
-    if (options.reference or options.save_reference) and not reads_real(metrics):
-        flag = "--reference" if options.reference else "--save-reference"
-        raise EvaluationError(f"{flag} is about real clips for fvd, which is not among the metrics")
-
-
-def reads_real(metrics: Sequence[str]) -> bool:
-    """Whether one of the metrics compares with real clips."""
-    return any(name.startswith("fvd:") for name in metrics)
-
-
 class _Run:
-    """One pass over the clips, and all the figures that follow."""
+    """One pass over the clips, and all the values that follow."""
 
     def __init__(
         self, metrics: list[Metric], found: FoundClips, baseline: str | Mapping[str, str] | None
@@ -103,7 +81,8 @@ class _Run:
         self.versions = evaluation_versions()
         self.baselines = self._baselines(baseline)
         self.warnings = _mixed_clips(found)
-        self.unfit = self._check()
+        self.skipped = dict(found.broken)
+        self.fit = self._check()
 
     def _baselines(self, baseline: str | Mapping[str, str] | None) -> dict[str, str]:
         baselines = {}
@@ -118,96 +97,99 @@ class _Run:
                 baselines[method] = base
         return baselines
 
-    def _check(self) -> set[tuple[Metric, str]]:
-        """Which metrics have no value for which methods, because clips are broken."""
-        unfit = set()
-        for metric in self.metrics:
-            for method, clips in self.found.methods.items():
-                try:
-                    self.warnings += [line for line in metric.check(clips) if line not in self.warnings]
-                except EvaluationError as error:
-                    if not self.found.broken:
-                        raise
-                    unfit.add((metric, method))
-                    self.failed.update({f"{method}: {figure.name}": str(error) for figure in metric.figures})
-        return unfit
+    def _check(self) -> dict[tuple[Metric, str], list[ClipFile]]:
+        """The clips that each metric looks at, of each method that it can have a value of.
 
-    def look(self, work: Path | None, quiet: bool) -> None:
-        """At all clips, and work out the figures."""
+        Raises EvaluationError for what cannot be, unless it is because clips are broken or not fit.
+        """
+        fit = {}
+        for metric in self.metrics:
+            refused = {clip.name: reason for clip in self.found.clips if (reason := metric.refuses(clip))}
+            if len(refused) == len(self.found.clips):
+                raise EvaluationError(next(iter(refused.values())))
+            self.skipped |= refused
+            for method, clips in self.found.methods.items():
+                kept = [clip for clip in clips if clip.name not in refused]
+                try:
+                    if not kept:
+                        raise EvaluationError(refused[clips[0].name])
+                    self.warnings += [line for line in metric.check(kept) if line not in self.warnings]
+                except EvaluationError as error:
+                    if not self.found.broken and not refused:
+                        raise
+                    self.failed |= {f"{method}: {value.name}": str(error) for value in metric.values}
+                else:
+                    fit[metric, method] = kept
+        return fit
+
+    def look(self, work: Path | None) -> None:
+        """At all clips, and work out the values."""
         self.samples = [
             Sample(metric, seen, method)
-            for metric, seen in _observe(self._wanted(), work, quiet)
+            for metric, seen in _observe(self._wanted(), work)
             for method in self.found.methods
-            if (metric, method) not in self.unfit
+            if (metric, method) in self.fit
         ]
-        steps = sum(len(sample.figures) for sample in self.samples)
-        with tqdm(total=steps, desc="values and intervals", disable=quiet, file=sys.stderr) as self.bar:
-            for sample in self.samples:
-                self._add(sample)
+        steps = [(sample, value) for sample in self.samples for value in sample.values]
+        for sample, value in console.bar(steps, "values and intervals", "value"):
+            self._add(sample, value)
 
     def _wanted(self) -> list[tuple[Metric, list[ClipFile]]]:
-        """The metrics that can have a value, each with the clips of methods that can."""
+        """The metrics that can have a value, each with the clips that it looks at."""
         pairs = [
-            (metric, [clip for clip in self.found.clips if (metric, clip.method) not in self.unfit])
+            (metric, [clip for (one, _), clips in self.fit.items() if one is metric for clip in clips])
             for metric in self.metrics
         ]
         return [(metric, clips) for metric, clips in pairs if clips]
 
     def evaluation(self) -> Evaluation:
         """All of it."""
-        skipped = dict(self.found.broken)
+        skipped = dict(self.skipped)
         warnings = list(self.warnings)
-        read_by: dict[str, str] = {}
         for sample in self.samples:
             skipped |= sample.seen.skipped
             warnings += [line for line in sample.seen.warnings if line not in warnings]
-            read_by |= sample.seen.read_by
-        fallback = sorted(name for name, reader in read_by.items() if reader == "imageio-ffmpeg")
-        if fallback:
-            named = ", ".join(fallback[:3]) + (", ..." if len(fallback) > 3 else "")
-            warnings.append(f"{len(fallback)} clips that decord cannot read were read by ffmpeg: {named}")
         return Evaluation(
-            methods={m: _facts(clips, read_by) for m, clips in self.found.methods.items()},
+            methods={method: _facts(clips) for method, clips in self.found.methods.items()},
             results={method: tuple(results) for method, results in self.results.items()},
-            better={figure.name: figure.better for metric in self.metrics for figure in metric.figures},
+            better={value.name: value.better for metric in self.metrics for value in metric.values},
             differences=tuple(self.differences),
             baselines=self.baselines,
             skipped=skipped,
             failed=self.failed,
+            left_out=self.found.left_out,
             warnings=tuple(warnings),
             versions=self.versions,
         )
 
-    def _add(self, sample: Sample) -> None:
-        """The figures of one metric and method, and their differences to the baseline."""
+    def _add(self, sample: Sample, value: MetricValue) -> None:
+        """A value of one metric and method, and its difference to the baseline."""
         baseline = self.baselines.get(sample.method)
         base = next((s for s in self.samples if s.metric is sample.metric and s.method == baseline), None)
-        for figure in sample.figures:
-            try:
-                self.results[sample.method].append(sample.result(figure, self.versions))
-            except EvaluationError as error:
-                self.failed[f"{sample.method}: {figure.name}"] = str(error)
-            else:
-                self._compare(sample, base, figure)
-            self.bar.update()
+        try:
+            self.results[sample.method].append(sample.result(value, self.versions))
+        except EvaluationError as error:
+            self.failed[f"{sample.method}: {value.name}"] = str(error)
+        else:
+            self._compare(sample, base, value)
 
-    def _compare(self, sample: Sample, base: Sample | None, figure: Figure) -> None:
+    def _compare(self, sample: Sample, base: Sample | None, value: MetricValue) -> None:
         if base is None:
             return
         try:
-            self.differences.append(sample.minus(base, figure))
+            self.differences.append(sample.minus(base, value))
         except EvaluationError as error:
-            self.failed[f"{sample.method} minus {base.method}: {figure.name}"] = str(error)
+            self.failed[f"{sample.method} minus {base.method}: {value.name}"] = str(error)
 
 
 def _observe(
-    wanted: Sequence[tuple[Metric, Sequence[ClipFile]]], work: Path | None, quiet: bool
+    wanted: Sequence[tuple[Metric, Sequence[ClipFile]]], work: Path | None
 ) -> list[tuple[Metric, Observations]]:
     """What every metric sees; those that look at frames share the reading."""
     sharing = [(metric, clips) for metric, clips in wanted if isinstance(metric, ClipMetric)]
-    together = iter(observe_together(sharing, work=work, quiet=quiet) if sharing else ())
+    together = iter(observe_together(sharing, work=work) if sharing else ())
     return [
-        (metric, next(together) if isinstance(metric, ClipMetric) else metric.observe(clips, quiet=quiet))
+        (metric, next(together) if isinstance(metric, ClipMetric) else metric.observe(clips))
         for metric, clips in wanted
     ]
 
@@ -244,7 +226,7 @@ def _check_pairable(method: str, clips: Sequence[ClipFile]) -> None:
 
 def _mixed_clips(found: FoundClips) -> list[str]:
     """A warning for each way in which clips that are compared differ in shape."""
-    facts = _facts(found.clips, {})
+    facts = _facts(found.clips)
     kinds = {"numbers of frames": "frames", "sizes": "sizes", "frame rates": "fps"}
     return [
         f"the clips have different {what}: {', '.join(map(str, facts[name]))}"
@@ -253,7 +235,7 @@ def _mixed_clips(found: FoundClips) -> list[str]:
     ]
 
 
-def _facts(clips: Sequence[ClipFile], read_by: Mapping[str, str]) -> dict[str, Any]:
+def _facts(clips: Sequence[ClipFile]) -> dict[str, Any]:
     return {
         "clips": len(clips),
         "prompts": len({clip.start for clip in clips}),
@@ -261,5 +243,5 @@ def _facts(clips: Sequence[ClipFile], read_by: Mapping[str, str]) -> dict[str, A
         "sizes": sorted({f"{clip.height} x {clip.width}" for clip in clips}),
         "fps": sorted({round(clip.fps, 3) for clip in clips if clip.fps}),
         "kinds": dict(Counter(clip.kind for clip in clips)),
-        "read_by": dict(Counter(read_by[clip.name] for clip in clips if clip.name in read_by)),
+        "read_by": dict(Counter(clip.reader for clip in clips)),
     }

@@ -13,7 +13,7 @@ from oseg_video.evaluation.metrics.base import MetricResult
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """A method's figure minus the baseline's, over the clips that both have."""
+    """A method's value of a metric minus the baseline's, over the clips that both have."""
 
     name: str
     """As of `MetricResult`."""
@@ -23,7 +23,7 @@ class Difference:
     interval: tuple[float, float] | None
     """95 % interval of the paired bootstrap, or None where there are too few pairs for one."""
     pairs: int
-    """Clips of each method that both have: the same prompt, picture and seed, or else the same file name."""
+    """Clips of each method that both have: the same prompt, image and seed, or else the same file name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,36 +38,38 @@ class Reported:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """Figures of several methods, and what is needed to trust them."""
+    """Metric values of several methods, and what is needed to trust them."""
 
     methods: Mapping[str, Mapping[str, Any]]
     """Facts about the clips of every method, as plain JSON types: number, frames, sizes, rates, kinds."""
     results: Mapping[str, tuple[MetricResult, ...]]
     """By method, in the order in which the metrics were asked for."""
     better: Mapping[str, Literal["higher", "lower"] | None]
-    """Figure -> which way is better."""
+    """Metric value -> which way is better."""
     differences: tuple[Difference, ...]
     """Empty without a baseline."""
     baselines: Mapping[str, str]
     """Method -> the baseline that it is compared with."""
     skipped: Mapping[str, str]
-    """Clips left out of at least one figure: name -> why."""
+    """Clips left out of at least one value: name -> why."""
     failed: Mapping[str, str]
-    """"method: figure" -> why it has no value."""
+    """"method: metric value" -> why there is none."""
+    left_out: Mapping[str, str]
+    """What was not measured because it is no clip, or the same clip again: name -> why."""
     warnings: tuple[str, ...]
     versions: Mapping[str, str]
     reported: Reported | None = None
 
     @property
     def complete(self) -> bool:
-        """Whether every clip was looked at and every figure has a value."""
+        """Whether every clip was looked at and every metric has its values."""
         return not self.skipped and not self.failed
 
 
 def evaluation_versions() -> dict[str, str]:
-    """Versions of Python and of the packages that figures may depend on."""
+    """Versions of Python and of the packages that metric values may depend on."""
     versions = {"python": platform.python_version()}
-    for package in ("oseg-video", "torch", "numpy", "decord", "imageio-ffmpeg", "pillow", "transformers"):
+    for package in ("oseg-video", "torch", "numpy", "av", "pillow", "transformers"):
         try:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:

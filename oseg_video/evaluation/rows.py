@@ -52,7 +52,6 @@ class RowStore:
         self._numbers = folder / f"{digest}.f64"
         self._names = folder / f"{digest}.jsonl"
         self._place: dict[str, int] = {}
-        self._read_by: dict[str, str] = {}
         self._width = 0
         self._count = 0
         self._recover()
@@ -60,20 +59,16 @@ class RowStore:
     def __contains__(self, state: str) -> bool:
         return state in self._place
 
-    def append(self, states: Sequence[str], readers: Sequence[str], rows_BD: Tensor) -> None:
-        """Add the rows of clips in the given states, and what read each."""
+    def append(self, states: Sequence[str], rows_BD: Tensor) -> None:
+        """Add the rows of clips in the given states."""
         rows_BD = rows_BD.detach().double().cpu().contiguous()
         self._width = self._width or rows_BD.shape[1]
         with open(self._numbers, "ab") as numbers:
             numbers.write(rows_BD.numpy().tobytes())
         with open(self._names, "a", encoding="utf-8") as names:
-            for state, reader in zip(states, readers, strict=True):
-                names.write(json.dumps([self._width, state, reader]) + "\n")
-                self._add(state, reader)
-
-    def read_by(self, state: str) -> str:
-        """What read the clip; "" if nothing decoded it."""
-        return self._read_by[state]
+            for state in states:
+                names.write(json.dumps([self._width, state]) + "\n")
+                self._add(state)
 
     def take(self, states: Sequence[str]) -> Tensor:
         """Rows [N, D] of clips, mapped from the file; a copy only if they were not added in this order."""
@@ -87,9 +82,8 @@ class RowStore:
             return rows_ND[first : first + len(places)]
         return rows_ND[torch.tensor(places)]
 
-    def _add(self, state: str, reader: str) -> None:
+    def _add(self, state: str) -> None:
         self._place[state] = self._count
-        self._read_by[state] = reader
         self._count += 1
 
     def _recover(self) -> None:
@@ -97,11 +91,11 @@ class RowStore:
         lines = self._names.read_bytes().split(b"\n")[:-1] if self._names.exists() else []
         size = self._numbers.stat().st_size if self._numbers.exists() else 0
         for number, line in enumerate(lines):
-            self._width, state, reader = json.loads(line)
+            self._width, state = json.loads(line)
             if (number + 1) * self._width * 8 > size:  # the machine stopped, and not only the process
                 lines = lines[:number]
                 break
-            self._add(state, reader)
+            self._add(state)
         with open(self._names, "ab") as names:
             names.truncate(sum(len(line) + 1 for line in lines))
         with open(self._numbers, "ab") as numbers:

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from oseg_video.evaluation.bootstrap import interval_of, resampled, share, share_difference
 from oseg_video.evaluation.clips import ClipFile
-from oseg_video.evaluation.metrics.base import EvaluationError, Figure, Metric, MetricResult, Observations
+from oseg_video.evaluation.errors import EvaluationError
+from oseg_video.evaluation.metrics.base import Metric, MetricResult, MetricValue, Observations
 from oseg_video.evaluation.results import Difference
 
 
@@ -21,67 +22,67 @@ class Sample:
         self.metric = metric
         self.seen = seen
         self.method = method
-        self.figures = metric.figures
+        self.values = metric.values
         places = [place for place, clip in enumerate(seen.clips) if clip.method == method]
         self.index = torch.tensor(places, dtype=torch.int64)
         self.clips = [seen.clips[place] for place in places]
         self._draws: dict[tuple[str, tuple[int, ...]], list[float]] = {}
 
-    def result(self, figure: Figure, versions: Mapping[str, str]) -> MetricResult:
+    def result(self, wanted: MetricValue, versions: Mapping[str, str]) -> MetricResult:
         """Raises EvaluationError if clips had to be skipped and the metric does not work without them."""
         self._check_fit()
         rows = self.seen.rows
-        index, values = self._about(figure)
+        index, values = self._about(wanted)
         clips = [self.seen.clips[place] for place in index.tolist()]
         groups, units = independent(clips)
-        value = self.metric.value(figure.name, rows, index)
-        interval = self._interval(figure, value, index, groups)
-        details = dict(self.metric.details(figure.name, rows, index))
+        value = self.metric.compute(wanted.name, rows, index)
+        interval = self._interval(wanted, value, index, groups)
+        details = dict(self.metric.details(wanted.name, rows, index))
         if interval is not None:
             details["interval"] = {
-                "by": "Wilson score" if figure.share else "centred, t-widened bootstrap",
+                "by": "Wilson score" if wanted.share else "centred, t-widened bootstrap",
                 "over": units,
                 "units": len(set(groups)),
-                "resamples": 0 if figure.share else figure.resamples,
+                "resamples": 0 if wanted.share else wanted.resamples,
             }
         return MetricResult(
-            name=figure.name,
-            protocol=figure.protocol,
+            name=wanted.name,
+            protocol=wanted.protocol,
             value=value,
             interval=interval,
             clips=len(clips),
             per_clip={clip.name: one for clip, one in zip(clips, values, strict=False)},
             details=details,
-            versions={**versions, **figure.versions},
+            versions={**versions, **wanted.versions},
         )
 
-    def minus(self, base: Sample, figure: Figure) -> Difference:
-        """This method's figure minus the baseline's over common requests."""
+    def minus(self, base: Sample, wanted: MetricValue) -> Difference:
+        """This method's value minus the baseline's over common requests."""
         base._check_fit()
-        mine, theirs = self._by_key(figure), base._by_key(figure)
+        mine, theirs = self._by_key(wanted), base._by_key(wanted)
         keys = [key for key in mine if key in theirs]
         if not keys:
             raise EvaluationError(f"no clip with a value has its pair of {base.method}")
-        if figure.clips not in (None, len(keys)):
+        if wanted.clips not in (None, len(keys)):
             raise EvaluationError(
-                f"{figure.name} is defined for {figure.clips} clips; {len(keys)} have a pair"
+                f"{wanted.name} is defined for {wanted.clips} clips; {len(keys)} have a pair"
             )
         ours, others = (torch.tensor([places[key] for key in keys]) for places in (mine, theirs))
         groups, _ = independent([self.seen.clips[place] for place in ours.tolist()])
-        value = self.metric.value(figure.name, self.seen.rows, ours) - self.metric.value(
-            figure.name, base.seen.rows, others
+        value = self.metric.compute(wanted.name, self.seen.rows, ours) - self.metric.compute(
+            wanted.name, base.seen.rows, others
         )
         interval = None
-        if len(set(groups)) > 1 and figure.share:
-            found = share_difference(*(self._by_group(figure, places, groups) for places in (ours, others)))
+        if len(set(groups)) > 1 and wanted.share:
+            found = share_difference(*(self._by_group(wanted, places, groups) for places in (ours, others)))
             # Prompts with more clips than others move the value.
             interval = (value + found.low - found.value, value + found.high - found.value)
         elif len(set(groups)) > 1:
             with contextlib.suppress(EvaluationError):
-                pairs = zip(self.draws(figure, ours, groups), base.draws(figure, others, groups), strict=True)
+                pairs = zip(self.draws(wanted, ours, groups), base.draws(wanted, others, groups), strict=True)
                 interval = interval_of(value, [a - b for a, b in pairs], len(set(groups)))[1:]
         return Difference(
-            name=figure.name,
+            name=wanted.name,
             method=self.method,
             baseline=base.method,
             value=value,
@@ -89,44 +90,44 @@ class Sample:
             pairs=len(keys),
         )
 
-    def draws(self, figure: Figure, index: Tensor, groups: Sequence[Hashable]) -> list[float]:
-        """The figure over resampled clips; kept, for a method's interval and its differences."""
-        key = (figure.name, tuple(index.tolist()))
+    def draws(self, wanted: MetricValue, index: Tensor, groups: Sequence[Hashable]) -> list[float]:
+        """The value over resampled clips; kept, for a method's interval and its differences."""
+        key = (wanted.name, tuple(index.tolist()))
         if key not in self._draws:
             self._draws[key] = [
-                self.metric.value(figure.name, self.seen.rows, index[chosen])
-                for chosen in resampled(groups, figure.resamples)
+                self.metric.compute(wanted.name, self.seen.rows, index[chosen])
+                for chosen in resampled(groups, wanted.resamples)
             ]
         return self._draws[key]
 
-    def _about(self, figure: Figure) -> tuple[Tensor, list[float]]:
-        """The clips that the figure is about, and the figure of each; no values if it is one of whole sets.
+    def _about(self, wanted: MetricValue) -> tuple[Tensor, list[float]]:
+        """The clips that a value is about, and the value of each; no values if it is one of whole sets.
 
-        A metric of many figures need not look at every clip for each; those without a value are left out.
+        A metric of many values need not look at every clip for each; those without a value are left out.
         """
-        every = self.metric.per_clip(figure.name, self.seen.rows)
+        every = self.metric.per_clip(wanted.name, self.seen.rows)
         if every is None:
             return self.index, []
         index = self.index[~every[self.index].isnan()]
         return index, every[index].tolist()
 
     def _interval(
-        self, figure: Figure, value: float, index: Tensor, groups: Sequence[Hashable]
+        self, wanted: MetricValue, value: float, index: Tensor, groups: Sequence[Hashable]
     ) -> tuple[float, float] | None:
         units = len(set(groups))
         if units < 2:
             return None
-        if figure.share:
+        if wanted.share:
             return share(value * units, units)[1:]
         try:
-            _, low, high = interval_of(value, self.draws(figure, index, groups), units)
-            return max(low, figure.least), min(high, figure.most)
+            _, low, high = interval_of(value, self.draws(wanted, index, groups), units)
+            return max(low, wanted.least), min(high, wanted.most)
         except EvaluationError:  # some resamples have no value, e.g. no clip that shows the object asked for
             return None
 
-    def _by_group(self, figure: Figure, index: Tensor, groups: Sequence[Hashable]) -> list[float]:
-        """The figure's mean over the clips of each group, for figures that a single clip has."""
-        every = self.metric.per_clip(figure.name, self.seen.rows)
+    def _by_group(self, wanted: MetricValue, index: Tensor, groups: Sequence[Hashable]) -> list[float]:
+        """The mean over the clips of each group, of a value that a single clip has."""
+        every = self.metric.per_clip(wanted.name, self.seen.rows)
         assert every is not None
         values: dict[Hashable, list[float]] = {}
         for group, one in zip(groups, every[index].tolist(), strict=True):
@@ -137,8 +138,8 @@ class Sample:
         if self.method in self.seen.unfit:
             raise EvaluationError(self.seen.unfit[self.method])
 
-    def _by_key(self, figure: Figure) -> dict[tuple[str, int], int]:
-        index, _ = self._about(figure)
+    def _by_key(self, wanted: MetricValue) -> dict[tuple[str, int], int]:
+        index, _ = self._about(wanted)
         return {self.seen.clips[place].key: place for place in index.tolist()}
 
 

@@ -1,4 +1,8 @@
-"""An evaluation as JSON (everything), CSV (a line per figure), Markdown or LaTeX (a row per method)."""
+"""An evaluation as JSON (everything), CSV (a line per metric value), Markdown or LaTeX (a row per method).
+
+Names of files and methods, prompts and reasons come from outside. Each format has one function that makes
+them harmless: `_json`, `_csv`, `_markdown`, `_latex`.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from oseg_video.evaluation.metrics.base import EvaluationError
+from oseg_video.console import UNSAFE, visible
+from oseg_video.evaluation.errors import EvaluationError
 from oseg_video.evaluation.results import Difference, Evaluation
 
 SCHEMA = 1
@@ -26,11 +31,11 @@ _COLUMNS = (
 def as_json(evaluation: Evaluation) -> str:
     """All of it, values per clip included. Numbers that are not finite are null."""
     plain = {"schema": SCHEMA, "made_by": "oseg-video evaluate", **asdict(evaluation)}
-    return json.dumps(_finite(plain), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    return _json(plain, indent=1) + "\n"
 
 
 def as_csv(evaluation: Evaluation) -> str:
-    """A line for every figure of every method, with its difference to the baseline if there is one."""
+    """A line for every metric value of every method, with its difference to the baseline if there is one."""
     differences = {(d.method, d.name): d for d in evaluation.differences}
     text = io.StringIO()
     writer = csv.DictWriter(text, _COLUMNS, lineterminator="\n")
@@ -40,19 +45,19 @@ def as_csv(evaluation: Evaluation) -> str:
             difference = differences.get((method, result.name))
             low, high = result.interval or (None, None)
             line: dict[str, Any] = {
-                "method": method,
-                "metric": result.name,
+                "method": _csv(method),
+                "metric": _csv(result.name),
                 "value": result.value,
                 "low": low,
                 "high": high,
                 "clips": result.clips,
                 "better": evaluation.better[result.name],
-                "details": json.dumps(_finite(result.details), ensure_ascii=False),
-                "protocol": json.dumps(result.protocol, ensure_ascii=False),
-                "versions": json.dumps(result.versions),
+                "details": _json(result.details),
+                "protocol": _json(result.protocol),
+                "versions": _json(result.versions),
             }
             if difference is not None:
-                line["baseline"], line["difference"] = difference.baseline, difference.value
+                line["baseline"], line["difference"] = _csv(difference.baseline), difference.value
                 line["difference_low"], line["difference_high"] = difference.interval or (None, None)
                 line["pairs"] = difference.pairs
             writer.writerow(line)
@@ -66,7 +71,7 @@ def as_markdown(evaluation: Evaluation) -> str:
     if evaluation.differences:
         header, rows = _differences(evaluation, arrows={"higher": " ↑", "lower": " ↓"}, dash="-")
         lines += ["", _pipes(header), _pipes(["---"] * len(header)), *map(_pipes, rows)]
-    lines += ["", *_how(evaluation), *_remarks(evaluation)]
+    lines += ["", *map(_markdown, [*_how(evaluation), *_remarks(evaluation)])]
     return "\n".join(lines) + "\n"
 
 
@@ -77,7 +82,7 @@ def as_latex(evaluation: Evaluation) -> str:
     if evaluation.differences:
         parts.append(_tabular(*_differences(evaluation, arrows=arrows, dash="--", escape=_latex)))
     remarks = [*_how(evaluation), *_remarks(evaluation)]
-    return "\n".join([*parts, *(f"% {line}" for line in remarks if line)]) + "\n"
+    return "\n".join([*parts, *(f"% {visible(line)}" for line in remarks if line)]) + "\n"
 
 
 FORMATS: dict[str, Callable[[Evaluation], str]] = {
@@ -96,12 +101,26 @@ def format_of(path: Path) -> str:
     return _SUFFIXES[path.suffix.lower()]
 
 
-def _plain(text: str) -> str:
-    return text.replace("|", r"\|").replace("\n", " ")
+def _json(content: Any, indent: int | None = None) -> str:
+    """JSON in which no character is one that a terminal obeys or a file in UTF-8 cannot hold."""
+    text = json.dumps(_finite(content), indent=indent, ensure_ascii=False, allow_nan=False)
+    return UNSAFE.sub(lambda one: one[0] if one[0] == "\n" else f"\\u{ord(one[0]):04x}", text)
+
+
+def _csv(text: str) -> str:
+    """A cell that no spreadsheet takes for a formula."""
+    shown = visible(text)
+    return f"'{shown}" if shown.startswith(("=", "+", "-", "@")) else shown
+
+
+def _markdown(text: str) -> str:
+    """Text that is neither HTML nor a link, and stays in its cell."""
+    shown = visible(text).replace("|", r"\|").replace("`", r"\`").replace("<", "&lt;")
+    return shown.replace("](", r"\](")
 
 
 def _grid(
-    evaluation: Evaluation, *, arrows: Mapping[str, str], dash: str, escape: Callable[[str], str] = _plain
+    evaluation: Evaluation, *, arrows: Mapping[str, str], dash: str, escape: Callable[[str], str] = _markdown
 ) -> tuple[list[str], list[list[str]]]:
     names = list(evaluation.better)
     header = [
@@ -122,7 +141,7 @@ def _grid(
 
 
 def _differences(
-    evaluation: Evaluation, *, arrows: Mapping[str, str], dash: str, escape: Callable[[str], str] = _plain
+    evaluation: Evaluation, *, arrows: Mapping[str, str], dash: str, escape: Callable[[str], str] = _markdown
 ) -> tuple[list[str], list[list[str]]]:
     names = list(evaluation.better)
     header = ["difference", "pairs"]
@@ -176,8 +195,9 @@ def _remarks(evaluation: Evaluation) -> list[str]:
     return [
         *([f"Reported: {evaluation.reported.source}"] if evaluation.reported else []),
         *(f"Warning: {line}" for line in evaluation.warnings),
-        *(f"No value: {figure}: {reason}" for figure, reason in evaluation.failed.items()),
+        *(f"No value: {what}: {reason}" for what, reason in evaluation.failed.items()),
         *(f"Skipped: {name}: {reason}" for name, reason in evaluation.skipped.items()),
+        *(f"Not measured: {name}: {reason}" for name, reason in evaluation.left_out.items()),
     ]
 
 
@@ -203,8 +223,11 @@ def _tabular(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _latex(text: str) -> str:
+    """Text without any command."""
     special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-    return "".join(special.get(letter, f"\\{letter}" if letter in "&%$#_{}" else letter) for letter in text)
+    return "".join(
+        special.get(letter, f"\\{letter}" if letter in "&%$#_{}" else letter) for letter in visible(text)
+    )
 
 
 def _finite(value: Any) -> Any:

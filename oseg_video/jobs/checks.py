@@ -49,9 +49,7 @@ def check_family(job: GenerateJob, adapter: ModelAdapter) -> None:
     if job.image is not None and adapter.image_to_video is None:
         makers = _families(lambda other: other.image_to_video is not None)
         made = "images" if adapter.makes_pictures else "clips"
-        raise SettingError(
-            f"{adapter.family} makes {made} from text only; --image works with {makers}"
-        )
+        raise SettingError(f"{adapter.family} makes {made} from text only; --image works with {makers}")
     if job.image is None and adapter.text_to_video is None:
         raise SettingError(f"{adapter.family} makes clips from an image; give it one with --image")
 
@@ -149,14 +147,12 @@ def _check_scales(job: GenerateJob, adapter: ModelAdapter) -> None:
 
 
 def _check_negative_prompt(job: GenerateJob, source: ModelSource, settings: dict[str, Any]) -> None:
-    import diffusers
-
     if job.negative_prompt is None:
         return
     scale = settings.get("guidance_scale")
     argument = source.adapter.arguments.get("guidance_scale")
     if scale is None and argument:
-        pipeline = getattr(diffusers, source.pipeline_for(image=job.image is not None))
+        pipeline = source.adapter.pipeline_class(source.pipeline_for(image=job.image is not None))
         scale = inspect.signature(pipeline.__call__).parameters[argument].default
     if scale is not None and scale <= 1:
         raise SettingError(

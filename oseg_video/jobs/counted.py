@@ -11,7 +11,7 @@ from oseg_video.adapters.base import Condition
 from oseg_video.adapters.settings import ReadJson
 from oseg_video.config import GenerateJob
 from oseg_video.engine.branches import BranchRunner
-from oseg_video.guidance.methods import Guidance, PerturbedGuidance
+from oseg_video.guidance.methods import BlockGuidance, Guidance
 from oseg_video.guidance.plan import StepPlan
 from oseg_video.guidance.scales import guides
 from oseg_video.jobs.checks import check_family, check_size
@@ -19,7 +19,7 @@ from oseg_video.jobs.generate import check_job
 from oseg_video.jobs.loading import pipeline as loading
 from oseg_video.jobs.loading.hub import HubError
 from oseg_video.jobs.loading.meta import empty_denoiser, full_size_denoiser
-from oseg_video.jobs.step_kinds import pipeline_scale, read_nothing, step_kinds
+from oseg_video.jobs.step_kinds import check_branches, pipeline_scale, read_nothing, step_kinds
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,7 @@ def count_job(job: GenerateJob) -> CountedJob:
     adapter, denoiser, read = _find(job)
     guidance = job.guidance
     adapter.resolve_blocks(denoiser, guidance.blocks_used)
+    check_branches(adapter, job, read)
     scale = pipeline_scale(adapter, job, read)
     conditions: tuple[Condition, ...] = ("uncond", "cond") if guides(scale) else ("cond",)
     kinds = []
@@ -89,14 +90,22 @@ def count_job(job: GenerateJob) -> CountedJob:
             (one.names, (units - one.start_unit) / units) for one in runner.passes(plan.branches, conditions)
         )
         kinds.append(StepKind(when, count, plan, passes, runner.cost(plan.branches, conditions)))
-    idle = _idle(guidance, kinds, guides(scale))
+    idle = _idle(guidance, [kind.plan for kind in kinds], guides(scale))
     return CountedJob(adapter, denoiser, read, tuple(kinds), job.steps, len(conditions), idle)
 
 
-def _idle(guidance: Guidance, kinds: Sequence[StepKind], guides_text: bool) -> str | None:
-    """For `CountedJob.idle`."""
-    branches = [branch for kind in kinds for branch in kind.plan.branches.values()]
-    if isinstance(guidance, PerturbedGuidance):
+def idle_reason(job: GenerateJob) -> str | None:
+    """`CountedJob.idle` without the rest, which takes longer. Raises OsegVideoError for an unknown model."""
+    source = loading.find_model(job.model, job.revision, image=job.image is not None)
+    scale = pipeline_scale(source.adapter, job, source.read_json)
+    plans = [plan for _, _, plan in step_kinds(job.guidance, job.steps, scale)]
+    return _idle(job.guidance, plans, guides(scale))
+
+
+def _idle(guidance: Guidance, plans: Sequence[StepPlan], guides_text: bool) -> str | None:
+    """For `CountedJob.idle`. guides_text: whether text guidance is on."""
+    branches = [branch for plan in plans for branch in plan.branches.values()]
+    if isinstance(guidance, BlockGuidance):
         if not any(branch.perturbation for branch in branches):
             return f"{guidance.name} perturbs no step: scale, blocks, schedules and interval leave none"
     elif guides_text and not any(branch.condition == "uncond" for branch in branches):

@@ -31,6 +31,8 @@ def explain(job: GenerateJob, ranks: int = 1, parallel: str = AUTO) -> str:
             ranks, parallel, job, counted.adapter, counted.denoiser, clips, counted.read
         )
         lines.append(f"ranks      {ranks}, {degrees}" + (f": {why}" if why else ""))
+    if counted.idle:
+        lines.append(f"warning    {counted.idle}")
     for kind in counted.kinds:
         lines += _describe(kind, counted)
     lines += _totals(counted)

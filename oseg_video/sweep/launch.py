@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from oseg_video import console
-from oseg_video.jobs.counted import count_job
+from oseg_video.jobs.counted import idle_reason
 from oseg_video.jobs.loading.hub import HubError
 from oseg_video.sweep.engines.base import Engine
 from oseg_video.sweep.engines.cluster import RayActors
@@ -55,7 +55,7 @@ def sweep(
                 _require_free_gpus(variations)
             items = build_table(variations)
         for variation in variations:
-            if idle := count_job(variation.job).idle:
+            if idle := idle_reason(variation.job):
                 console.logger.warning(f"warning: {variation.method} on {variation.model}: {idle}")
         stack.pop_all()  # from here on run_sweep closes both
         return run_sweep(items, store, engine, retry_failed=retry_failed, on_record=on_record)

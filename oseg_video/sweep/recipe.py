@@ -24,8 +24,10 @@ from types import MappingProxyType
 from typing import Any
 
 from oseg_video.config import ConfigError, read_setting
+from oseg_video.config.keys import JOB
 from oseg_video.config.prompts import read_prompts, read_vbench_prompts
-from oseg_video.config.recipes import load_yaml, settings_of
+from oseg_video.config.recipes import settings_of
+from oseg_video.config.strict_yaml import load_yaml
 from oseg_video.guidance.methods import METHODS
 from oseg_video.settings.suggest import known_or_nearest
 from oseg_video.types import SettingError
@@ -36,16 +38,17 @@ OF_COMPARE = ("metrics", "baseline", "reported")
 # What the axes of the table set.
 _AXES = ("prompts", "image", "seeds", "out")
 _MOST_CLIPS = 100_000
-_PICTURES = {".png", ".jpg", ".jpeg", ".webp"}
+_MODEL = JOB["model"].default
+_IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Subject:
-    """What a clip shows: a prompt, a picture to start from, or both."""
+    """What a clip shows: a prompt, an image to start from, or both."""
 
     prompt: str | None = None
     image: str | None = None
-    """Path of the picture."""
+    """Path of the image."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,7 +59,7 @@ class SweepRecipe:
     seeds: tuple[int, ...] = (0,)
     methods: Mapping[str, Mapping[str, Any]]
     """Name of each method for the reader -> its settings, `guidance` among them."""
-    models: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: {"embedded": {}})
+    models: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: {_MODEL: {}})
     """Name of each model for the reader -> its settings, `model` among them."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Settings of every clip."""
@@ -126,7 +129,7 @@ def sweep_of(content: Mapping[Any, Any], path: Path) -> SweepRecipe:
             subjects=_subjects(content["prompts"], path),
             seeds=_seeds(content.get("seeds", [0])),
             methods=_named(content["methods"], "methods", _method_settings, path),
-            models=_named(content.get("models", ["embedded"]), "models", _model_settings, path),
+            models=_named(content.get("models", [_MODEL]), "models", _model_settings, path),
             settings=_settings(content.get("settings", {}), path, (*_AXES, "model", "guidance"), "settings"),
             out=out,
         )
@@ -140,7 +143,7 @@ def _subjects(value: Any, path: Path) -> tuple[Subject, ...]:
     if isinstance(value, dict) and len(value) == 1 and isinstance(value.get("file"), str):
         return tuple(Subject(prompt=line) for line in read_prompts(path.parent / value["file"]))
     if isinstance(value, dict) and len(value) == 1 and isinstance(value.get("images"), str):
-        return _pictures(path.parent / value["images"])
+        return _images(path.parent / value["images"])
     if (
         isinstance(value, dict)
         and {*value} <= {"vbench", "dimensions"}
@@ -171,13 +174,13 @@ def _subject(entry: Any, path: Path) -> Subject:
     return Subject(prompt=entry.get("prompt"), image=None if image is None else str(path.parent / image))
 
 
-def _pictures(folder: Path) -> tuple[Subject, ...]:
+def _images(folder: Path) -> tuple[Subject, ...]:
     try:
-        files = sorted(file for file in folder.iterdir() if file.suffix.lower() in _PICTURES)
+        files = sorted(file for file in folder.iterdir() if file.suffix.lower() in _IMAGE_SUFFIXES)
     except OSError as error:
         raise ConfigError(f"cannot read {folder}: {error.strerror}") from None
     if not files:
-        raise ConfigError(f"{folder} has no pictures ({', '.join(sorted(_PICTURES))})")
+        raise ConfigError(f"{folder} has no images ({', '.join(sorted(_IMAGE_SUFFIXES))})")
     return tuple(Subject(image=str(file)) for file in files)
 
 

@@ -50,7 +50,7 @@ class Record:
 
 def now() -> str:
     """The time for a line: UTC, ISO 8601, of equal length, so that later ones sort after earlier ones."""
-    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="microseconds")
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds")
 
 
 def record(item: SweepItem, state: State, **results: Any) -> Record:

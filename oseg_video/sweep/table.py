@@ -26,7 +26,7 @@ from oseg_video.jobs.outputs import prompt_stem
 from oseg_video.sweep.recipe import Subject, SweepRecipe
 from oseg_video.types import OsegVideoError
 
-# Where a clip is made and written does not determine what it shows, nor do the names of model and picture:
+# Where a clip is made and written does not determine what it shows, nor do the names of model and image:
 # their contents count instead.
 _NOT_HASHED = ("out", "format", "device", "offload", "model", "revision", "image")
 _KEY_LETTERS = 16
@@ -47,9 +47,9 @@ class Variation:
     method: str
     """Name in the recipe."""
     subjects: tuple[Subject, ...]
-    """All with a prompt or all without, all with a picture or all without."""
+    """All with a prompt or all without, all with an image or all without."""
     job: GenerateJob
-    """The resolved settings, with every prompt, every seed, and the first picture."""
+    """The resolved settings, with every prompt, every seed, and the first image."""
 
     @property
     def count(self) -> int:
@@ -70,7 +70,7 @@ class SweepItem:
     job: GenerateJob
     """Resolved, with one prompt (or none) and one seed."""
     format: str
-    """"mp4", "gif", "png" (a folder of pictures) or "picture" (one PNG file)."""
+    """"mp4", "gif", "png" (a folder of images) or "picture" (one PNG file)."""
 
     @property
     def prompt(self) -> str | None:
@@ -111,7 +111,7 @@ def build_table(variations: Sequence[Variation], device: str | None = None) -> l
     """Every item of a sweep, model by model, so that each is loaded once.
 
     device: kind of device that will make the clips, "cpu" or "cuda", where that is not this machine; it
-    decides what the number type "auto" is. All that can be refused without weights is refused here. Raises
+    decides what the dtype "auto" is. All that can be refused without weights is refused here. Raises
     OsegVideoError; SweepError for two items that are the same clip.
     """
     contents = _Contents()
@@ -129,7 +129,7 @@ def item_key(settings: Mapping[str, Any], format: str, model: str, image: str | 
 
     settings: the job's, as plain values; those that are not set do not count, so that a new setting leaves
     old keys alone. model: commit of its repository, or fingerprint of its folder. image: SHA-256 of the
-    picture.
+    image.
     """
     counted = {k: v for k, v in settings.items() if k not in _NOT_HASHED and v is not None}
     identity = {"settings": counted, "format": format, "model": model, "image": image}
@@ -137,11 +137,11 @@ def item_key(settings: Mapping[str, Any], format: str, model: str, image: str | 
 
 
 class _Contents:
-    """Hashes of models and pictures, each read once."""
+    """Hashes of models and images, each read once."""
 
     def __init__(self) -> None:
         self._models: dict[Path, str] = {}
-        self._pictures: dict[tuple[str, int, int], str] = {}
+        self._images: dict[tuple[str, int, int], str] = {}
 
     def of_model(self, source: ModelSource) -> str:
         if source.directory is None:
@@ -150,13 +150,13 @@ class _Contents:
             self._models[source.directory] = fingerprint(source.directory)
         return self._models[source.directory]
 
-    def of_picture(self, job: GenerateJob) -> str | None:
+    def of_image(self, job: GenerateJob) -> str | None:
         if job.image is None:
             return None
         place = job.image, job.height, job.width
-        if place not in self._pictures:
-            self._pictures[place] = load_picture(Path(job.image), job.height, job.width).sha256
-        return self._pictures[place]
+        if place not in self._images:
+            self._images[place] = load_picture(Path(job.image), job.height, job.width).sha256
+        return self._images[place]
 
 
 def _items(variation: Variation, contents: _Contents, device: str | None) -> Iterator[SweepItem]:
@@ -170,7 +170,7 @@ def _items(variation: Variation, contents: _Contents, device: str | None) -> Ite
     for subject in variation.subjects:
         prompts = () if subject.prompt is None else (subject.prompt,)
         shown = dataclasses.replace(job, prompts=prompts, image=subject.image)
-        image = contents.of_picture(shown)
+        image = contents.of_image(shown)
         for seed in job.seeds:
             one = dataclasses.replace(shown, seeds=(seed,))
             key = item_key(job_to_plain(one, defaults=False), format, contents.of_model(source), image)

@@ -60,9 +60,9 @@ def _holds(path: Path, clip: Mapping[str, Any], format: str) -> bool:
     """Whether a file or folder holds the frames of a manifest's clip. Raises what reading it raises."""
     height, width = clip["height"], clip["width"]
     if format == "picture":
-        with Image.open(path) as picture:
-            picture.load()
-            return picture.size == (width, height)
+        with Image.open(path) as image:
+            image.load()
+            return image.size == (width, height)
     frames = read_clip(path).frames
     if format == "gif":  # it shows equal neighbouring frames as one, so only its last byte says that it ends
         complete = len(frames) <= clip["frames"] and path.read_bytes().endswith(_GIF_TRAILER)

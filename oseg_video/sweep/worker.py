@@ -63,7 +63,7 @@ class Worker:
         self._device = device
         self._ranks = ranks
         self._degrees: dict[tuple[GenerateJob, bool], Degrees] = {}
-        """How the ranks divide a job, without what it shows but whether it starts from a picture."""
+        """How the ranks divide a job, without what it shows but whether it starts from an image."""
         self._meshes: dict[Degrees, Mesh] = {}
         self._mesh = ONE_RANK
         self._model: LoadedModel | None = None
@@ -91,12 +91,12 @@ class Worker:
 
     def _make(self, item: SweepItem, job: GenerateJob) -> dict[str, Any]:
         model = self._loaded(job)
-        picture = load_picture(Path(job.image), job.height, job.width) if job.image else None
+        start = load_picture(Path(job.image), job.height, job.width) if job.image else None
         with self._store.workspace(item.key) as folder:
             plan = ClipPlan(item.prompt, item.seed, folder / item.file, item.format)
-            result = model.make_clip(job, plan, picture)
+            result = model.make_clip(job, plan, start)
             if manifest_key(result.manifest, item.format) != item.key:
-                raise SweepError("model or picture changed while the sweep ran")
+                raise SweepError("model or image changed while the sweep ran")
             if self._ranks.rank == 0:
                 self._store.publish(item.key, plan.path)
         stat = item_stat(item.file, self._store.listing(names_of(item.file)))
@@ -145,10 +145,11 @@ class Worker:
 
 def _cuda_is_dead(device: str) -> bool:
     """Whether an error has broken this process's CUDA for good: after some, every later call fails."""
-    if device == "cpu" or not torch.cuda.is_initialized():
+    cuda: Any = torch.cuda  # its types are incomplete
+    if device == "cpu" or not cuda.is_initialized():
         return False
     try:
-        torch.cuda.synchronize(None if device == "auto" else device)
+        cuda.synchronize(None if device == "auto" else device)
     except RuntimeError:
         return True
     return False

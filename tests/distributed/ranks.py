@@ -1,4 +1,4 @@
-"""Real processes over gloo that stay alive between tests: starting one costs seconds, a test in it little.
+"""Real processes over gloo that stay alive between tests.
 
 Between tests they are stopped: gloo has a thread for each group that wakes a hundred times a second, and so
 many of them take a good part of the machine.
@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.multiprocessing as multiprocessing
+
+from tests.processes import FORKS
 
 _PR_SET_PDEATHSIG = 1
 
@@ -37,11 +38,10 @@ class Ranks:
         size = self.size
         self._folder = tempfile.TemporaryDirectory()
         store = Path(self._folder.name) / "store"
-        context = multiprocessing.get_context("spawn")
         self._pipes, self._processes = [], []
         for rank in range(size):
-            ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(rank, size, str(store), theirs), daemon=True)
+            ours, theirs = FORKS.Pipe()
+            process = FORKS.Process(target=_serve, args=(rank, size, str(store), theirs), daemon=True)
             process.start()
             self._pipes.append(ours)
             self._processes.append(process)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.testing import assert_close
 
 from oseg_video.engine.decoding import spread_decoding
 from oseg_video.parallel.degrees import Degrees
@@ -17,6 +18,7 @@ from tests.integration.families import CASES, WAN, Case
 from tests.tiny.wan import WAN_5B_SIZE, tiny_wan_5b
 
 from .ranks import Ranks
+from .test_parity import TOLERANCE
 
 BY_NAME = {case.name: case for case in CASES}
 BY_NAME["wan 5b"] = Case("wan 5b", tiny_wan_5b, WAN_5B_SIZE, grid=WAN.grid)
@@ -114,8 +116,8 @@ def check(ranks: Ranks, *arguments: Any) -> tuple[int, list[int]]:
     expected, calls = make(*arguments, spread=False)
     results = ranks.run(partial(make, spread=True), *arguments)
     for frames, _ in results:
-        # The same kernels on tiles of the same shape, so there is nothing that may differ.
-        assert torch.equal(frames, expected)
+        # The same kernels on tiles of the same shape; weights that lie elsewhere in memory round differently.
+        assert_close(frames, expected, **TOLERANCE)
     return calls, [count for _, count in results]
 
 

@@ -23,6 +23,7 @@ from oseg_video.jobs.launch import FOLDER_PREFIX, _in_environment, is_rank
 from oseg_video.jobs.ranks import ONE_MACHINE, Ranks
 from oseg_video.media import read_clip
 from oseg_video.types import OsegVideoError
+from tests.processes import Command
 from tests.sockets import listeners
 
 PROMPT = "a red circle moving left on a white background"
@@ -30,32 +31,33 @@ COMMAND = (sys.executable, "-m", "oseg_video", "generate", "--prompt", PROMPT, "
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
-def run(*arguments: str, timeout: float = 900) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*COMMAND, *arguments], capture_output=True, text=True, timeout=timeout, env=ENVIRONMENT
-    )
+def run(*arguments: str) -> tuple[int, str, str]:
+    """Exit code, standard output and standard error of the command."""
+    with Command(*COMMAND[3:], *arguments, environment={"OMP_NUM_THREADS": "1"}) as process:
+        return process.wait(timeout=900), process.out, process.err
+
+
+def two_clips(out: Path, *arguments: str) -> tuple[int, str, str]:
+    flags = ("--steps", "3", "--seed", "1", "2", "--format", "png", "--out", f"{out}/", "--quiet")
+    return run(*flags, *arguments)
 
 
 @pytest.fixture(scope="module")
 def one_rank(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("one")
-    done = run("--steps", "3", "--seed", "1", "2", "--format", "png", "--out", f"{out}/", "--quiet")
-    assert done.returncode == 0, done.stderr
+    code, _, error = two_clips(out)
+    assert code == 0, error
     return out
 
 
 @pytest.mark.parametrize("parallel", ["data=2", "ring=2 --shard-weights"])
 def test_two_ranks_make_the_clips_of_one(one_rank: Path, tmp_path: Path, parallel: str) -> None:
     parallel, *more = parallel.split()
-    done = run(
-        *("--steps", "3", "--seed", "1", "2", "--format", "png", "--out", f"{tmp_path}/", "--quiet"),
-        *("--gpus", "2", "--parallel", parallel, *more),
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
+    code, out, error = two_clips(tmp_path, "--gpus", "2", "--parallel", parallel, *more)
+    assert (code, error) == (0, "")
     names = sorted(path.name for path in one_rank.iterdir())
     assert sorted(path.name for path in tmp_path.iterdir()) == names
-    assert sorted(Path(line).name for line in done.stdout.splitlines()) == [n for n in names if "." not in n]
+    assert sorted(Path(line).name for line in out.splitlines()) == [n for n in names if "." not in n]
     for name in names:
         if name.endswith(".json"):
             one, other = (json.loads((folder / name).read_text()) for folder in (one_rank, tmp_path))
@@ -70,9 +72,9 @@ def test_two_ranks_make_the_clips_of_one(one_rank: Path, tmp_path: Path, paralle
 
 def test_a_mistake_is_said_once(tmp_path: Path) -> None:
     out = tmp_path / "a.mp4"
-    done = run("--out", str(out), "--gpus", "2", "--frames", "8")
-    assert done.returncode == 2
-    assert re.fullmatch(r"oseg-video: error: frames[^\n]*\n", done.stderr), done.stderr
+    code, _, error = run("--out", str(out), "--gpus", "2", "--frames", "8")
+    assert code == 2
+    assert re.fullmatch(r"oseg-video: error: frames[^\n]*\n", error), error
     assert not out.exists()
 
 

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as multiprocessing
 
 from oseg_video.parallel.degrees import Degrees
 from oseg_video.parallel.group import ParallelError
 from oseg_video.parallel.mesh import Mesh
 from oseg_video.parallel.watch import Watch
+from tests.processes import FORKS
 
 from .ranks import Ranks
 
@@ -51,10 +51,9 @@ def _watched(rank: int, folder: str, behaviour: str) -> None:
 
 def watch_two(folder: Path, behaviour: str) -> tuple[int | None, str | None]:
     """Exit code and complaint of a rank beside one that behaves so."""
-    context = multiprocessing.get_context("spawn")
     other = "ends" if behaviour == "ends" else "waits a little" if behaviour == "starts late" else "waits"
     processes = [
-        context.Process(target=_watched, args=(rank, str(folder), how), daemon=True)
+        FORKS.Process(target=_watched, args=(rank, str(folder), how), daemon=True)
         for rank, how in enumerate([other, behaviour])
     ]
     for process in processes:

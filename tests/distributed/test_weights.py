@@ -37,7 +37,7 @@ def _make(case_name: str, method_name: str, degrees: Degrees) -> tuple[torch.Ten
     case = BY_NAME[case_name]
     pipe = case.build()
     adapter = adapter_for(pipe)
-    denoiser = adapter.denoiser(pipe)
+    denoiser = adapter.denoisers(pipe)[0]
     whole = held(denoiser)
     share_weights(pipe, adapter, mesh(degrees).sequence, CPU)
     pipe.to(CPU)  # as it is placed after loading
@@ -69,8 +69,8 @@ def test_ranks_of_different_branches_do_not_wait_for_each_other(four_ranks: Rank
     check(four_ranks, "mochi", "stg", Degrees(branch=2, ulysses=2), 1 / 2)
 
 
-def _two_experts_in_bfloat16() -> tuple[bool, set[torch.dtype]]:
-    """(whether sharing changes nothing, number types of the weights)."""
+def _two_experts_in_bfloat16() -> tuple[float, set[torch.dtype]]:
+    """(by what part of itself sharing changes the clip, dtypes of the weights)."""
     clips = []
     degrees = Degrees(ulysses=2)
     for shared in (False, True):
@@ -84,12 +84,14 @@ def _two_experts_in_bfloat16() -> tuple[bool, set[torch.dtype]]:
             share_weights(pipe, adapter, mesh(degrees).sequence, CPU)
         with guided(pipe, method("oseg", BY_NAME["wan"]), mesh=mesh(degrees)):
             clips.append(BY_NAME["wan"].run(pipe))
-    return torch.equal(*clips), {parameter.dtype for parameter in denoiser.parameters()}
+    whole, shared = clips
+    change = float((shared - whole).norm() / whole.norm())
+    return change, {parameter.dtype for parameter in denoiser.parameters()}
 
 
 def test_weights_of_several_number_types(two_ranks: Ranks) -> None:
-    for same, dtypes in two_ranks.run(_two_experts_in_bfloat16):
-        assert same
+    for change, dtypes in two_ranks.run(_two_experts_in_bfloat16):
+        assert change < 0.01  # rounding: two steps of bfloat16
         assert dtypes == {torch.bfloat16, torch.float32}
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import bench_cost
 import bench_parallel
 import marked
+import methods_table
 import pytest
 
 from oseg_video.adapters import adapter_for_class, all_adapters
-from oseg_video.guidance.methods import METHODS
 from oseg_video.jobs.loading.meta import full_size_denoiser
 
 
@@ -23,6 +23,13 @@ def test_the_readme_has_the_tables_of_the_stored_results(name: str) -> None:
     assert len(tables) == 3 and all(tables)
     assert marked.filled(readme, name, tables) == readme, f"python scripts/{name}.py --write-readme"
     assert marked.filled(readme, name, [*tables, "one more"]) != readme
+
+
+def test_the_table_of_methods_is_that_of_the_methods() -> None:
+    readme = methods_table.README.read_text(encoding="utf-8")
+    assert marked.filled(readme, "methods", [methods_table.table()]) == readme, (
+        "python scripts/methods_table.py"
+    )
 
 
 def test_only_what_is_between_the_marks_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -41,7 +48,8 @@ def test_stored_costs_are_those_of_the_code() -> None:
         (row["family"], row["method"]): row
         for row in json.loads(bench_cost.STORED.read_text())["counted"]["rows"]
     }
-    assert rows.keys() == {(adapter.family, name) for adapter in all_adapters() for name in METHODS}
+    families = [adapter.family for adapter in all_adapters()]
+    assert rows.keys() == {(family, name) for family in families for name in bench_cost.recipes_of(family)}
     ltx = adapter_for_class("LTXPipeline")
     assert bench_cost.count_recipe(ltx, full_size_denoiser(ltx), "oseg") == rows["ltx", "oseg"]
 

@@ -48,9 +48,9 @@ TRANSFORMERS = ("mochi", "ltx", "hunyuan", "hunyuan15", "wan", "cogvideox")
 BLOCK = 2
 TEXT_ONLY = CFG(guidance_scale=SCALE)
 PERTURBED = OSEG(guidance_scale=SCALE, blocks=(BLOCK,))
-# Other kernels and batches of other sizes sum in another order; SVD starts from noise of sigma 700.
+# Other kernels, batches of other sizes and weights that lie elsewhere in memory (those of a pipeline that was
+# built anew) sum in another order; SVD starts from noise of sigma 700.
 ROUNDING = {"rtol": 5e-4, "atol": 5e-4}
-EXACT = {"rtol": 0.0, "atol": 0.0}
 
 
 def over(*names: str) -> Any:
@@ -62,7 +62,7 @@ def build(name: str) -> Any:
 
 
 def denoiser_of(pipe: Any) -> nn.Module:
-    return adapter_for(pipe).denoiser(pipe)
+    return adapter_for(pipe).denoisers(pipe)[0]
 
 
 def sites_of(pipe: Any) -> list[AttentionSite]:
@@ -93,18 +93,18 @@ def without(name: str) -> dict[Guidance, Tensor]:
     return clips
 
 
-def assert_as_without(name: str, pipe: Any, **tolerance: float) -> None:
+def assert_as_without(name: str, pipe: Any) -> None:
     """The pipeline makes the clips that it makes with nothing switched on."""
     for guidance, expected in without(name).items():
-        assert_close(run(name, pipe, guidance), expected, **tolerance)
+        assert_close(run(name, pipe, guidance), expected, **ROUNDING)
 
 
-def assert_as(name: str, pipe: Any, reference: Any, **tolerance: float) -> None:
+def assert_as(name: str, pipe: Any, reference: Any) -> None:
     """Both pipelines make the same clips, others than with nothing switched on."""
     for guidance, untouched in without(name).items():
-        clip = run(name, pipe, guidance)
-        assert_close(clip, run(name, reference, guidance), **tolerance)
-        assert not torch.equal(clip, untouched)
+        clip, expected = run(name, pipe, guidance), run(name, reference, guidance)
+        assert_close(clip, expected, **ROUNDING)
+        assert (clip - expected).norm() < 0.1 * (clip - untouched).norm()
 
 
 # -- several clips in one call, and negative prompts
@@ -188,7 +188,7 @@ def test_lora(name: str) -> None:
     pipe = build(name)
     state = lora_of(pipe)
     load(pipe, state)
-    assert_as(name, pipe, merged(name, state), **ROUNDING)
+    assert_as(name, pipe, merged(name, state))
     argument = "cross_attention_kwargs" if name == "sdxl" else "attention_kwargs"
     half, scaled = merged(name, state, scale=0.5), {argument: {"scale": 0.5}}
     assert_close(run(name, pipe, PERTURBED, **scaled), run(name, half, PERTURBED), **ROUNDING)
@@ -205,7 +205,7 @@ def test_a_lora_loaded_while_the_pipeline_is_guided_counts_and_stays(name: str) 
         inside = FAMILIES[name].run(pipe, num_inference_steps=adapter_for(pipe).minimum_steps)
     assert_close(inside, run(name, merged(name, state), PERTURBED), **ROUNDING)
     assert not torch.allclose(inside, without(name)[PERTURBED], **ROUNDING)
-    assert_close(run(name, pipe, PERTURBED), inside, **EXACT)
+    assert torch.equal(run(name, pipe, PERTURBED), inside)
 
 
 def test_svd_has_no_lora() -> None:
@@ -226,7 +226,7 @@ def test_layerwise_casting(name: str) -> None:
     assert {f"{site}.to_q.weight", f"{site}.to_k.weight"} <= stored.keys()
     rounded = {key: value.float() for key, value in stored.items()}
     denoiser_of(reference).load_state_dict(rounded, strict=False)
-    assert_as(name, pipe, reference, **EXACT)
+    assert_as(name, pipe, reference)
 
 
 class Int8Linear(nn.Module):
@@ -255,7 +255,7 @@ def test_layers_of_8_bits_that_are_no_linear_layers(name: str) -> None:
             layer = Int8Linear(getattr(site.attention, projection))
             setattr(site.attention, projection, layer)
             getattr(twin.attention, projection).weight.data = layer.dequantised()
-    assert_as(name, pipe, reference, **EXACT)
+    assert_as(name, pipe, reference)
 
 
 @over()
@@ -272,7 +272,7 @@ def test_torchao_int8_weights(name: str) -> None:
     assert f"{sites_of(pipe)[BLOCK].name}.to_q" in quantised
     for layer, weight in quantised.items():
         denoiser_of(reference).get_submodule(layer).weight.data = weight
-    assert_as(name, pipe, reference, **ROUNDING)
+    assert_as(name, pipe, reference)
 
 
 # -- offload. On a CPU nothing moves, but the same hooks stand at the same modules.
@@ -291,14 +291,14 @@ def test_group_offload(name: str, kind: str) -> None:
     by_groups(pipe, kind)
     hooked = [module for module in denoiser_of(pipe).modules() if hasattr(module, "_diffusers_hook")]
     assert len(hooked) > (20 if kind == "leaf_level" else 1)
-    assert_as_without(name, pipe, **EXACT)
+    assert_as_without(name, pipe)
 
 
 @over("hunyuan", "hunyuan15")
 def test_model_offload(name: str) -> None:
     pipe = build(name)
     pipe.enable_model_cpu_offload(device="cpu")
-    assert_as_without(name, pipe, **EXACT)
+    assert_as_without(name, pipe)
 
 
 @over()
@@ -307,7 +307,7 @@ def test_sequential_offload(name: str) -> None:
     pipe = build(name)
     cpu_offload(denoiser_of(pipe), execution_device=torch.device("cpu"))
     assert sites_of(pipe)[BLOCK].attention.to_q.weight.is_meta
-    assert_as_without(name, pipe, **EXACT)
+    assert_as_without(name, pipe)
 
 
 # -- compiled blocks
@@ -429,7 +429,7 @@ def test_a_step_cache_works_with_text_guidance_and_is_refused_with_a_perturbatio
         with pytest.raises(GuidanceError, match=r"would miss step \d, where CFG.* runs no (un)?cond"):
             run(name, pipe, guidance, **steps)
     denoiser_of(pipe).disable_cache()
-    assert torch.equal(run(name, pipe, PERTURBED), without(name)[PERTURBED])
+    assert_close(run(name, pipe, PERTURBED), without(name)[PERTURBED], **ROUNDING)
 
 
 @over(*TRANSFORMERS)
@@ -484,7 +484,7 @@ def backend_of_everyone() -> Iterator[None]:
 def test_another_attention_backend(name: str, backend_of_everyone: None) -> None:
     pipe = build(name)
     denoiser_of(pipe).set_attention_backend("_native_math")
-    assert_as_without(name, pipe, **ROUNDING)
+    assert_as_without(name, pipe)
 
 
 @over("ltx", "hunyuan", "hunyuan15", "svd")
@@ -492,7 +492,7 @@ def test_fused_projections_that_the_attention_does_not_use(name: str) -> None:
     """diffusers adds the fused layers there, but the processors keep to the separate ones."""
     pipe = build(name)
     denoiser_of(pipe).fuse_qkv_projections()
-    assert_as_without(name, pipe, **EXACT)
+    assert_as_without(name, pipe)
 
 
 @over("wan", "cogvideox", "sdxl")
@@ -507,7 +507,7 @@ def test_fused_projections_that_hide_the_query_are_refused(name: str) -> None:
     with guided(pipe, STG(guidance_scale=SCALE, blocks=(BLOCK,))):  # does not ask for the query
         assert not torch.allclose(FAMILIES[name].run(pipe), stock, **ROUNDING)
     denoiser_of(pipe).unfuse_qkv_projections()
-    assert_as_without(name, pipe, **ROUNDING)
+    assert_as_without(name, pipe)
 
 
 def test_mochi_has_no_fused_projections() -> None:

@@ -7,21 +7,27 @@ import json
 import math
 import re
 import shutil
+from itertools import pairwise
 
+import cv2
 import pytest
 import torch
 from scipy.stats import t as student
 
 from oseg_video.cli import main
 from oseg_video.evaluation import evaluate as module
+from oseg_video.evaluation import observe
 from oseg_video.evaluation.alone import alone_in
+from oseg_video.evaluation.errors import EvaluationError
 from oseg_video.evaluation.evaluate import evaluate
-from oseg_video.evaluation.metrics import fvd, observe
-from oseg_video.evaluation.metrics.base import EvaluationError, Figure, MetricOptions, known_metrics
-from oseg_video.evaluation.metrics.observe import MeanMetric
-from oseg_video.evaluation.tables import as_csv, as_json, as_latex, as_markdown
+from oseg_video.evaluation.metrics import fvd
+from oseg_video.evaluation.metrics.base import MetricOptions, MetricValue, known_metrics
+from oseg_video.evaluation.observe import Look, MeanMetric
+from oseg_video.evaluation.tables import FORMATS, as_csv, as_json, as_latex, as_markdown
+from oseg_video.media.writing import run_ffmpeg
 from oseg_video.types import OsegVideoError
 from tests.drawn import write_drawn, write_frames, write_manifest
+from tests.said import said
 
 
 def levels(step, frames=2):
@@ -147,16 +153,17 @@ def test_a_difference_of_distances_uses_the_resamples_of_both(tmp_path, monkeypa
     for guidance, seed in (("cfg", 0), ("oseg", 5)):
         write_drawn(tmp_path, 6, guidance=guidance, seed=seed)
     monkeypatch.setattr(fvd, "RESAMPLES", 20)
-    computed, warnings, distance = [], [], fvd.frechet_distance
+    computed, distance = [], fvd.frechet_distance
     monkeypatch.setattr(fvd, "frechet_distance", lambda *a, **b: computed.append(1) or distance(*a, **b))
-    evaluation = evaluate([tmp_path], ["fvd:embedded"], baseline="cfg", notify=warnings.append)
+    with said() as lines:
+        evaluation = evaluate([tmp_path], ["fvd:embedded"], baseline="cfg")
     cfg, oseg = (result_of(evaluation, method, "fvd:embedded") for method in ("cfg", "oseg"))
     difference = difference_of(evaluation, "oseg", "fvd:embedded")
     assert difference.value == pytest.approx(oseg.value - cfg.value)
     for result in (cfg, oseg, difference):
         assert result.interval[0] < result.value < result.interval[1]
     assert len(computed) == 2 * (1 + 20 + 1) + 2  # value, resamples, half; the difference
-    assert len([line for line in warnings if "6 clips of" in line and "raise the distance" in line]) == 2
+    assert len([line for line in lines if "6 clips of" in line and "raise the distance" in line]) == 2
 
 
 # What is refused before any work
@@ -202,7 +209,7 @@ def test_clips_of_different_lengths_and_sizes_are_told(tmp_path):
     )
 
 
-# Clips and figures that have to be left out
+# Clips and values that have to be left out
 
 
 def test_broken_clips_are_named_and_never_part_of_a_mean(tmp_path, capsys):
@@ -230,7 +237,52 @@ def test_files_whose_names_are_no_text_are_named_and_left_out(tmp_path, capsys):
     assert json.loads((tmp_path / "r.json").read_text())["results"]["cfg"][0]["clips"] == 2
 
 
-def test_a_method_that_broken_clips_make_unfit_costs_its_figure_only(tmp_path):
+def test_clips_that_do_not_fit_a_metric_are_skipped_like_others(tmp_path):
+    write_levels(tmp_path, "cfg", {("p", 0): 10, ("q", 0): 20})
+    write_levels(tmp_path, "oseg", {("p", 0): 12, ("q", 0): 22})
+    for name in ("cfg-r-0", "oseg-r-0"):
+        write_frames(tmp_path / name, levels(3, frames=1))
+        write_manifest(tmp_path / name, prompts=["r"], seeds=[0], guidance=name.split("-")[0])
+    (tmp_path / "broken.mp4").write_bytes(b"")
+    evaluation = evaluate([tmp_path], ["frame_difference"], baseline="cfg")
+    assert [result_of(evaluation, method).value for method in ("cfg", "oseg")] == [15, 17]
+    assert difference_of(evaluation, "oseg").value == 2 and not evaluation.failed
+    short = "frame_difference needs clips of at least 2 frames; {0} has 1"
+    assert evaluation.skipped == {
+        **{name: short.format(name) for name in ("cfg-r-0", "oseg-r-0")},
+        "broken.mp4": f"cannot read {tmp_path / 'broken.mp4'}: the file is empty",
+    }
+
+
+def test_a_method_without_any_fit_clip_costs_its_values_only(tmp_path):
+    write_levels(tmp_path / "old", "cfg", {("p", 0): 10, ("q", 0): 20})
+    write_frames(tmp_path / "new" / "a", levels(3, frames=1))
+    evaluation = evaluate([tmp_path / "old", tmp_path / "new"], ["frame_difference"])
+    assert result_of(evaluation, "old").value == 15 and not evaluation.results["new"]
+    reason = "frame_difference needs clips of at least 2 frames; new/a has 1"
+    assert evaluation.failed == {"new: frame_difference": reason}
+    with pytest.raises(OsegVideoError, match="at least 2 frames; a has 1"):
+        evaluate([tmp_path / "new"], ["frame_difference"])
+
+
+def test_all_metrics_of_a_row_speak_of_the_frames_that_can_be_shown(tmp_path):
+    whole, clips = tmp_path / "whole.mp4", tmp_path / "clips"
+    clips.mkdir()
+    make = ["-f", "lavfi", "-i", "testsrc2=size=96x64:rate=10:duration=4", "-g", "12", "-pix_fmt", "yuv420p"]
+    assert run_ffmpeg(*make, str(whole)).returncode == 0
+    assert run_ffmpeg("-ss", "1.3", "-i", str(whole), "-c", "copy", str(clips / "a.mp4")).returncode == 0
+    video, frames = cv2.VideoCapture(str(clips / "a.mp4")), []  # another reader, by OpenCV's own ffmpeg
+    while (read := video.read())[0]:
+        frames.append(read[1].astype(int))
+    mean = sum(float(abs(b - a).mean()) for a, b in pairwise(frames)) / (len(frames) - 1)
+    evaluation = evaluate([clips], ["frame_difference", "temporal_flickering"])
+    assert evaluation.methods["clips"]["frames"] == [len(frames)] and len(frames) < 40
+    assert result_of(evaluation, "clips").value == pytest.approx(mean, abs=0.05)  # another colour matrix
+    flickering = result_of(evaluation, "clips", "temporal_flickering").value
+    assert flickering == pytest.approx((255 - mean) / 255, abs=1e-6)
+
+
+def test_a_method_that_broken_clips_make_unfit_costs_its_value_only(tmp_path):
     for method in ("cfg", "oseg"):
         write_drawn(tmp_path, 10, guidance=method)
     (tmp_path / "oseg-003" / "00000.png").write_bytes(b"")
@@ -265,7 +317,7 @@ class Fragile(MeanMetric):
     """Needs three clips; sees none of the method "bad"."""
 
     def __init__(self):
-        self.figures = [Figure(name="fragile", better="higher", protocol={})]
+        self.values = [MetricValue(name="fragile", better="higher", protocol={})]
         self.row_protocol = {"metric": "fragile"}
 
     def check(self, clips):
@@ -273,13 +325,23 @@ class Fragile(MeanMetric):
             raise EvaluationError(f"three clips are needed, not {len(clips)}")
         return ()
 
-    def see(self, clip):
-        if clip.file.prompt == "q" and clip.file.method == "oseg":
+    def look(self, clip):
+        return Picky(clip)
+
+
+class Picky(Look):
+    def __init__(self, clip):
+        self.clip = clip
+
+    def add(self, frame):
+        if self.clip.prompt == "q" and self.clip.method == "oseg":
             raise OsegVideoError("not this one")
+
+    def seen(self):
         return torch.ones(1)
 
 
-def test_a_figure_that_misses_a_clip_it_needs_has_no_value(tmp_path, monkeypatch):
+def test_a_value_that_misses_a_clip_it_needs_has_no_value(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "build_metrics", lambda names, options: [Fragile()])
     for method in ("cfg", "oseg"):
         write_levels(tmp_path, method, {("p", 0): 1, ("q", 0): 2, ("r", 0): 3})
@@ -313,7 +375,7 @@ def test_json_holds_everything(evaluation):
     assert found["differences"][0]["baseline"] == "cfg"
 
 
-def test_csv_has_a_line_per_figure(evaluation):
+def test_csv_has_a_line_per_value(evaluation):
     cfg, oseg = csv.DictReader(io.StringIO(as_csv(evaluation)))
     assert (cfg["method"], cfg["metric"], cfg["clips"], cfg["difference"]) == (
         "cfg",
@@ -347,6 +409,47 @@ def test_names_that_mean_something_to_a_format_are_escaped(tmp_path):
     assert r"a_b&c\|d% $x$" in as_markdown(evaluation)
     assert r"a\_b\&c|d\% \$x\$" in as_latex(evaluation)
     assert next(csv.DictReader(io.StringIO(as_csv(evaluation))))["method"] == name
+
+
+EVIL = "=1+1|<img src=x>\x1b[31m\x9b2J\r\n\\\\end{tabular}\\\\input{x}\u202e[x](http://y)`~^"
+
+
+@pytest.fixture
+def evil(tmp_path):
+    """Results in which every word from outside is hostile."""
+    write_levels(tmp_path, "cfg", {("p", 0): 7})
+    evaluation = evaluate([tmp_path], ["frame_difference"])
+    results = [dataclasses.replace(one, per_clip={EVIL: 1.0}) for one in evaluation.results["cfg"]]
+    return dataclasses.replace(
+        evaluation,
+        results={EVIL: tuple(results)},
+        methods={EVIL: evaluation.methods["cfg"]},
+        differences=(),
+        skipped={EVIL: EVIL},
+        failed={EVIL: EVIL},
+        left_out={EVIL: EVIL},
+        warnings=(EVIL + "\ud800",),
+    )
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_words_from_outside_are_harmless_in_every_format(evil, form):
+    text = FORMATS[form](evil)
+    text.encode()  # no lone surrogate
+    assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029\u202e]", text)
+    if form == "json":
+        assert json.loads(text)["skipped"] == {EVIL: EVIL}
+    if form == "csv":
+        (row,) = csv.DictReader(io.StringIO(text))
+        assert row["method"].startswith("'=1+1") and "\\x1b[31m" in row["method"]
+    if form == "markdown":
+        assert "<img" not in text and "[x](" not in text
+        lines = [line for line in text.splitlines() if line.startswith("|")]
+        assert {len(re.findall(r"(?<!\\)\|", line)) for line in lines} == {4}
+    if form == "latex":
+        body, comments = text.split("\\end{tabular}\n")
+        assert r"\end" not in body and r"\input" not in body
+        assert all(line.startswith("% ") for line in comments.splitlines())
 
 
 def refused(capsys, *arguments):
@@ -383,9 +486,9 @@ def test_mistakes_are_one_line(tmp_path, capsys):
         (["--weights", "is:c3d=x"], "--weights are for a metric that is asked for; 'is:c3d' is none of them"),
         (
             ["--reference", tmp_path],
-            "--reference is about real clips for fvd, which is not among the metrics",
+            "--reference is about real clips, which none of the metrics compares with; these do: fvd:",
         ),
-        (["--save-reference", "r.safetensors"], "--save-reference is about real clips for fvd"),
+        (["--save-reference", "r.safetensors"], "--save-reference is about real clips, which none"),
         (["--device", "warp"], "--device 'warp' cannot be used"),
         (["--baseline", "oseg"], "no clips of the baseline 'oseg'"),
     ):
@@ -413,7 +516,7 @@ def test_an_interrupted_command_leaves_no_results_and_goes_on(tmp_path, capsys, 
         str(out),
         "--quiet",
     ]
-    reads, read = [], observe.read_clip
+    reads, read = [], observe.stream_clip
 
     def interrupted(path):
         reads.append(path.name)
@@ -421,7 +524,7 @@ def test_an_interrupted_command_leaves_no_results_and_goes_on(tmp_path, capsys, 
             raise KeyboardInterrupt
         return read(path)
 
-    monkeypatch.setattr(observe, "read_clip", interrupted)
+    monkeypatch.setattr(observe, "stream_clip", interrupted)
     assert main(command) == 130
     assert "interrupted; the same command goes on" in capsys.readouterr().err and not out.exists()
     assert main(command) == 0
@@ -433,8 +536,8 @@ def test_an_interrupted_command_leaves_no_results_and_goes_on(tmp_path, capsys, 
 def test_what_was_looked_at_is_kept_until_everything_was(tmp_path, capsys, monkeypatch):
     write_levels(tmp_path / "clips", "cfg", {("p", 0): 10, ("q", 0): 20})
     (tmp_path / "clips" / "r.mp4").write_bytes(b"")
-    reads, read = [], observe.read_clip
-    monkeypatch.setattr(observe, "read_clip", lambda path: reads.append(path.name) or read(path))
+    reads, read = [], observe.stream_clip
+    monkeypatch.setattr(observe, "stream_clip", lambda path: reads.append(path.name) or read(path))
     command = ["evaluate", str(tmp_path / "clips"), "--metrics", "frame_difference", "--quiet"]
     command += ["--overwrite", "--out", str(tmp_path / "r.json")]
     assert main(command) == 1 and len(reads) == 2
@@ -451,7 +554,7 @@ def test_an_interrupted_command_that_has_saved_its_reference_goes_on(tmp_path, c
     command = ["evaluate", str(tmp_path / "clips"), "--metrics", "fvd:embedded", "--quiet"]
     command += ["--reference", str(tmp_path / "real"), "--save-reference", str(saved)]
     with monkeypatch.context() as patch:
-        patch.setattr(fvd.FrechetVideoDistance, "see", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(fvd.FrechetVideoDistance, "look", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         assert main([*command, *out]) == 130 and saved.exists()
     assert main([*command, *out]) == 0
     capsys.readouterr()

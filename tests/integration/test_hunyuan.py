@@ -458,26 +458,23 @@ def test_the_guider_decides_about_the_second_call() -> None:
     ({"use_original_formulation": True}, {"start": 0.4}, {"guidance_rescale": 0.5}, {"enabled": False}),
     ids=lambda settings: next(iter(settings)),
 )
-def test_cfg_is_what_the_guider_does(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    def fresh() -> Any:
-        # A guider remembers the last step of a run, and goes by it when the next begins.
-        pipe = built(HUNYUAN15)
-        pipe.guider = ClassifierFreeGuidance(guidance_scale=3.0, **settings)
-        return pipe
+def test_cfg_is_what_the_guider_does(settings: dict[str, Any]) -> None:
+    pipe = built(HUNYUAN15)
 
-    def run(pipe: Any) -> Tensor:
+    def run() -> Tensor:
         return Case.run(HUNYUAN15, pipe)  # leaves the guider as it is
 
-    stock = run(fresh())
-    pipe = fresh()
+    # A guider remembers the last step of a run, and goes by it when the next begins.
+    pipe.guider = ClassifierFreeGuidance(guidance_scale=3.0, **settings)
+    stock = run()
+    pipe.guider = ClassifierFreeGuidance(guidance_scale=3.0, **settings)
     with guided(pipe, CFG()):
-        assert torch.equal(run(pipe), stock)
+        assert torch.equal(run(), stock)
 
 
 def test_the_original_formulation_counts_from_one() -> None:
-    runs = []
+    pipe, runs = built(HUNYUAN15), []
     for scale, settings in ((3.0, {"use_original_formulation": True}), (4.0, {})):
-        pipe = built(HUNYUAN15)
         pipe.guider = ClassifierFreeGuidance(guidance_scale=scale, **settings)
         with guided(pipe, OSEG(blocks=(1,), scale=0.7)):
             runs.append(Case.run(HUNYUAN15, pipe))

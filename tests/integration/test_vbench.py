@@ -19,20 +19,22 @@ from pathlib import Path
 import pytest
 import torch
 
+from oseg_video import evaluation as evaluation_package
 from oseg_video.cli import main, parse
 from oseg_video.evaluation.clips import ClipFile, FoundClips, find_clips
 from oseg_video.evaluation.evaluate import evaluate
-from oseg_video.evaluation.metrics.base import MetricOptions, build_metrics, known_metrics
+from oseg_video.evaluation.metrics import vbench
+from oseg_video.evaluation.metrics.base import MetricOptions, build_metrics, check_fit, known_metrics
+from oseg_video.evaluation.vbench import jobs as vbench_jobs
 from oseg_video.evaluation.vbench.environment import find_environment
 from oseg_video.evaluation.vbench.jobs import custom_job
 from oseg_video.evaluation.vbench.kept import KeptAnswers
-from oseg_video.evaluation.vbench.metric import jobs as vbench_jobs
-from oseg_video.evaluation.vbench.metric import metric as vbench
 from oseg_video.evaluation.vbench.process import ask, run_workers
 from oseg_video.evaluation.vbench.scores import DIMENSIONS, normalise, total
 from oseg_video.media import write_clip
 from oseg_video.types import OsegVideoError
 from tests.fake_vbench import FLICKERING, SUITE, build_environment
+from tests.said import said
 
 WHOLE = vbench._whole
 
@@ -51,7 +53,7 @@ def environment(data_home, monkeypatch, tmp_path):
     monkeypatch.setenv("FAKE_LOG", str(tmp_path / "calls.jsonl"))
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     # The stand-in's clips are files of text.
-    monkeypatch.setattr(vbench, "_whole", lambda clips, quiet: (list(clips), {}))
+    monkeypatch.setattr(vbench, "_whole", lambda clips: (list(clips), {}))
     for name in ("FAKE_VBENCH", "FAKE_GPUS", "CUDA_VISIBLE_DEVICES"):
         monkeypatch.delenv(name, raising=False)
 
@@ -92,7 +94,7 @@ def metric_of(*names, **options):
 
 def values_of(metric, seen):
     every = torch.arange(len(seen.clips))
-    return {figure.name: metric.value(figure.name, seen.rows, every) for figure in metric.figures}
+    return {value.name: metric.compute(value.name, seen.rows, every) for value in metric.values}
 
 
 def mean(values):
@@ -102,8 +104,8 @@ def mean(values):
 def test_own_clips_are_averaged_as_vbench_does(tmp_path, calls):
     clips = make_clips(tmp_path)
     metric = metric_of("vbench:imaging_quality", "vbench:subject_consistency", "vbench:dynamic_degree")
-    assert metric.check(clips) == []
-    seen = metric.observe(clips, quiet=True)
+    assert check_fit(metric, clips) == []
+    seen = metric.observe(clips)
     imaging = [score("imaging_quality", clip) for clip in clips]
     pairs = [clip.frames - 1 for clip in clips]
     weighted = [score("subject_consistency", c) * n for c, n in zip(clips, pairs, strict=True)]
@@ -116,8 +118,8 @@ def test_own_clips_are_averaged_as_vbench_does(tmp_path, calls):
     )
     assert len(set(pairs)) > 1, "the clips must differ in length for the weights to show"
     assert metric.per_clip("vbench:imaging_quality", seen.rows).tolist() == pytest.approx(imaging)
-    figure = next(f for f in metric.figures if f.name == "vbench:imaging_quality")
-    assert figure.protocol["mode"] == "custom_input" and figure.versions["python"] == sys.version.split()[0]
+    value = next(f for f in metric.values if f.name == "vbench:imaging_quality")
+    assert value.protocol["mode"] == "custom_input" and value.versions["python"] == sys.version.split()[0]
     assert {call["mode"] for call in calls()} == {"custom_input"}
     assert not list(tmp_path.glob("oseg-video-*")), "logs and links are removed"
 
@@ -125,18 +127,18 @@ def test_own_clips_are_averaged_as_vbench_does(tmp_path, calls):
 def test_values_follow_from_any_choice_of_rows(tmp_path):
     clips = make_clips(tmp_path)
     metric = metric_of("vbench:background_consistency")
-    seen = metric.observe(clips, quiet=True)
+    seen = metric.observe(clips)
     some = torch.tensor([4, 0, 0])
     weights = [clips[i].frames - 1 for i in some]
     parts = [score("background_consistency", clips[i]) * w for i, w in zip(some, weights, strict=True)]
-    value = metric.value("vbench:background_consistency", seen.rows, some)
+    value = metric.compute("vbench:background_consistency", seen.rows, some)
     assert value == pytest.approx(sum(parts) / sum(weights))
 
 
 def test_prompts_reach_vbench_whatever_the_files_are_called(tmp_path, calls):
     prompts = ['a/b: "c" *?<>|\'\n$(touch x)', "é" * 300]
     clips = [make_clip(tmp_path / "clips", f"{n}.mp4", prompt=prompt) for n, prompt in enumerate(prompts)]
-    metric_of("vbench:overall_consistency").observe(clips, quiet=True)
+    metric_of("vbench:overall_consistency").observe(clips)
     assert sorted(entry["prompt_en"] for call in calls() for entry in call["info"]) == sorted(prompts)
 
 
@@ -144,13 +146,13 @@ def test_human_action_reads_its_label_from_the_name_that_it_is_given(tmp_path, c
     clips = [make_clip(tmp_path / "clips", f"{n}.mp4", prompt="A person is riding a bike") for n in "ab"]
     metric = metric_of("vbench:human_action")
     metric.check(clips)
-    metric.observe(clips, quiet=True)
+    metric.observe(clips)
     names = [Path(path).name for call in calls() for entry in call["info"] for path in entry["video_list"]]
     # VBench's own rule, from its source.
     labels = {name.lower().split("-")[0].split("person is ")[-1].split("_")[0] for name in names}
     assert labels == {"riding a bike"} and len(names) == 2
     with pytest.raises(OsegVideoError, match="'A person is thinking'"):
-        metric.check([make_clip(tmp_path / "clips", "c.mp4", prompt="A person is thinking")])
+        check_fit(metric, [make_clip(tmp_path / "clips", "c.mp4", prompt="A person is thinking")])
 
 
 def test_clips_that_are_damaged_past_their_index_are_named(tmp_path, capfd):
@@ -162,22 +164,22 @@ def test_clips_that_are_damaged_past_their_index_are_named(tmp_path, capfd):
     (tmp_path / "b.mp4").write_bytes(content)
     clips = find_clips([tmp_path]).clips
     assert [clip.frames for clip in clips] == [12, 12]  # the index is whole
-    whole, damaged = WHOLE(clips, quiet=True)
+    whole, damaged = WHOLE(clips)
     assert [clip.name for clip in whole] == ["a.mp4"] and list(damaged) == ["b.mp4"]
     assert "cannot read" in damaged["b.mp4"]
 
 
 def test_what_is_damaged_is_not_given_to_vbench(tmp_path, calls, monkeypatch):
     clips = make_clips(tmp_path, 3)
-    monkeypatch.setattr(vbench, "_whole", lambda clips, quiet: (list(clips[1:]), {clips[0].name: "torn"}))
+    monkeypatch.setattr(vbench, "_whole", lambda clips: (list(clips[1:]), {clips[0].name: "torn"}))
     metric = metric_of("vbench:imaging_quality")
-    seen = metric.observe(clips, quiet=True)
+    seen = metric.observe(clips)
     assert seen.clips == tuple(clips[1:]) and seen.skipped == {clips[0].name: "torn"}
     assert sum(len(call["info"]) for call in calls()) == 2
-    monkeypatch.setattr(vbench, "_whole", lambda clips, quiet: ([], {clip.name: "torn" for clip in clips}))
-    assert len(metric.observe(clips, quiet=True).skipped) == 3
+    monkeypatch.setattr(vbench, "_whole", lambda clips: ([], {clip.name: "torn" for clip in clips}))
+    assert len(metric.observe(clips).skipped) == 3
     suite = make_suite(tmp_path / "suite")
-    assert len(metric_of("vbench_standard:imaging_quality").observe(suite, quiet=True).skipped) == len(suite)
+    assert len(metric_of("vbench_standard:imaging_quality").observe(suite).skipped) == len(suite)
 
 
 def test_gpus_share_the_clips(tmp_path, calls, monkeypatch):
@@ -186,9 +188,9 @@ def test_gpus_share_the_clips(tmp_path, calls, monkeypatch):
     names = ("vbench:imaging_quality", "vbench:background_consistency")
     alone = metric_of(*names)
     together = metric_of(*names, device="cuda")
-    expected = values_of(alone, alone.observe(clips, quiet=True))
+    expected = values_of(alone, alone.observe(clips))
     (tmp_path / "calls.jsonl").unlink()
-    assert values_of(together, together.observe(clips, quiet=True)) == pytest.approx(expected)
+    assert values_of(together, together.observe(clips)) == pytest.approx(expected)
     trial = calls()[:2]
     assert [len(call["info"]) for call in trial] == [1, 1], "one clip of each dimension comes first"
     shares = [(c["gpu"], len(c["info"])) for c in calls()[2:] if c["dimensions"] == ["imaging_quality"]]
@@ -209,7 +211,7 @@ def test_progress_is_told_clip_by_clip(tmp_path):
 def test_one_gpu_among_those_that_are_visible(tmp_path, calls, monkeypatch):
     monkeypatch.setenv("FAKE_GPUS", "2")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,GPU-7")
-    metric_of("vbench:imaging_quality", device="cuda:1").observe(make_clips(tmp_path), quiet=True)
+    metric_of("vbench:imaging_quality", device="cuda:1").observe(make_clips(tmp_path))
     assert {call["gpu"] for call in calls()} == {"GPU-7"}
 
 
@@ -255,7 +257,7 @@ def test_failures_are_one_line_with_the_log(tmp_path, monkeypatch, fault, line):
     monkeypatch.setenv("FAKE_VBENCH", f"{fault}:imaging_quality")
     metric = metric_of("vbench:imaging_quality")
     with pytest.raises(OsegVideoError, match=line) as failed:
-        metric.observe(make_clips(tmp_path, 2), quiet=True)
+        metric.observe(make_clips(tmp_path, 2))
     logs = Path(str(failed.value).rsplit("printed: ", 1)[1].rstrip(")"))
     assert "\n" not in str(failed.value) and (logs / "0.txt").exists()
     if fault == "broken":
@@ -267,20 +269,21 @@ def test_weights_that_cannot_be_fetched(tmp_path, monkeypatch):
     monkeypatch.setenv("FAKE_URL", (tmp_path / "nowhere" / "w.pth").as_uri())
     metric = metric_of("vbench:imaging_quality")
     with pytest.raises(OsegVideoError) as failed:
-        metric.observe(make_clips(tmp_path, 1), quiet=True)
+        metric.observe(make_clips(tmp_path, 1))
     path = tmp_path / "cache" / "weights" / "w.pth"
     assert f"put the file at {path}" in str(failed.value) and "fetched from file://" in str(failed.value)
     assert not list(path.parent.iterdir()), "no file that would pass for whole weights"
 
 
-def test_weights_are_fetched_once_and_whole(tmp_path, monkeypatch, capsys):
+def test_weights_are_fetched_once_and_whole(tmp_path, monkeypatch):
     source = tmp_path / "w.pth"
     source.write_text("weights")
     monkeypatch.setenv("FAKE_VBENCH", "fetch:imaging_quality")
     monkeypatch.setenv("FAKE_URL", source.as_uri())
     monkeypatch.setenv("FAKE_GPUS", "2")
-    metric_of("vbench:imaging_quality", device="cuda").observe(make_clips(tmp_path, 4), quiet=False)
-    assert capsys.readouterr().err.count(f"VBench fetches {source.as_uri()}") == 1
+    with said() as lines:
+        metric_of("vbench:imaging_quality", device="cuda").observe(make_clips(tmp_path, 4))
+    assert lines.count(f"VBench fetches {source.as_uri()}") == 1
     assert [path.name for path in (tmp_path / "cache" / "weights").iterdir()] == ["w.pth"]
     assert (tmp_path / "cache" / "weights" / "w.pth").read_text() == "weights"
 
@@ -290,14 +293,14 @@ def test_a_run_goes_on_where_it_was_stopped(tmp_path, calls, monkeypatch):
     clips = make_clips(tmp_path)
     monkeypatch.setenv("FAKE_VBENCH", "crash:imaging_quality")
     with pytest.raises(OsegVideoError, match="signal 9"):
-        metric_of(*names, work=tmp_path / "work").observe(clips, quiet=True)
+        metric_of(*names, work=tmp_path / "work").observe(clips)
     with open(tmp_path / "work" / "vbench.jsonl", "a") as file:
         file.write('["half a li')
     monkeypatch.delenv("FAKE_VBENCH")
     done = len(calls())
     clips[2].path.write_text("made anew, just as long"[: clips[2].path.stat().st_size])
     metric = metric_of(*names, work=tmp_path / "work")
-    seen = metric.observe(clips, quiet=True)
+    seen = metric.observe(clips)
     again = {tuple(call["dimensions"]): len(call["info"]) for call in calls()[done:]}
     assert again == {("aesthetic_quality",): 1, ("imaging_quality",): 7}, (
         "the clip made anew, and what crashed"
@@ -305,7 +308,7 @@ def test_a_run_goes_on_where_it_was_stopped(tmp_path, calls, monkeypatch):
     assert values_of(metric, seen) == pytest.approx(
         {f"vbench:{d}": mean([score(d, c) for c in clips]) for d in ("aesthetic_quality", "imaging_quality")}
     )
-    metric_of(*names, work=tmp_path / "work").observe(clips, quiet=True)
+    metric_of(*names, work=tmp_path / "work").observe(clips)
     assert len(calls()) == done + 2
 
 
@@ -314,10 +317,10 @@ def test_what_a_dimension_has_done_is_not_lost_with_the_rest_of_it(tmp_path, cal
     clips = make_clips(tmp_path)
     monkeypatch.setenv("FAKE_VBENCH", f"crash {clips[4].path.name}:imaging_quality")
     with pytest.raises(OsegVideoError, match="signal 9"):
-        metric_of("vbench:imaging_quality", work=tmp_path / "work").observe(clips, quiet=True)
+        metric_of("vbench:imaging_quality", work=tmp_path / "work").observe(clips)
     monkeypatch.delenv("FAKE_VBENCH")
     metric = metric_of("vbench:imaging_quality", work=tmp_path / "work")
-    seen = metric.observe(clips, quiet=True)
+    seen = metric.observe(clips)
     assert [len(call["info"]) for call in calls()] == [3, 3, 1]
     expected = mean([score("imaging_quality", clip) for clip in clips])
     assert values_of(metric, seen) == {"vbench:imaging_quality": pytest.approx(expected)}
@@ -328,7 +331,7 @@ def test_a_clip_that_vbench_leaves_out_in_silence_is_named(tmp_path, monkeypatch
     clips = make_clips(tmp_path)
     lost = {clip.name for clip in clips if score("temporal_flickering", clip) < 0.5}
     metric = metric_of("vbench:temporal_flickering", "vbench:imaging_quality")
-    seen = metric.observe(clips, quiet=True)
+    seen = metric.observe(clips)
     assert set(seen.skipped) == lost and 0 < len(lost) < len(clips)
     kept = [score("temporal_flickering", clip) for clip in clips if clip.name not in lost]
     values = values_of(metric, seen)
@@ -360,7 +363,7 @@ def test_the_standard_suite_has_all_dimensions_and_totals(tmp_path, calls):
     metric = metric_of("vbench_standard")
     (warning,) = metric.check(clips)
     assert "static filter" in warning
-    seen = metric.observe(clips, quiet=True)
+    seen = metric.observe(clips)
     values = values_of(metric, seen)
     assert list(values) == [
         f"vbench_standard:{name}" for name in (*DIMENSIONS, "quality", "semantic", "total")
@@ -390,14 +393,14 @@ def test_clips_of_the_suite_by_manifest_and_of_two_methods(tmp_path):
     # One clip too many of a prompt: VBench never looks at a sixth.
     clips.append(make_clip(tmp_path, "late.mp4", prompt="alley", seed=5, method="cfg"))
     metric = metric_of("vbench_standard:background_consistency")
-    seen = metric.observe(clips, quiet=True)
+    seen = metric.observe(clips)
     assert len(seen.clips) == 10 and "late.mp4" not in {clip.name for clip in seen.clips}
     for method in ("cfg", "oseg"):
         index = torch.tensor([i for i, clip in enumerate(seen.clips) if clip.method == method])
         mine = [clip for clip in clips if clip.method == method and clip.prompt == "alley"][:5]
         weights = [clip.frames - 1 for clip in mine]
         sums = [score("background_consistency", c) * w for c, w in zip(mine, weights, strict=True)]
-        value = metric.value("vbench_standard:background_consistency", seen.rows, index)
+        value = metric.compute("vbench_standard:background_consistency", seen.rows, index)
         assert value == pytest.approx(sum(sums) / sum(weights))
 
 
@@ -405,7 +408,7 @@ def test_the_static_filter_keeps_the_first_five_static_clips(tmp_path, calls, mo
     clips = make_suite(tmp_path / "suite", flickering=25, static=(1, 2, 10, 11, 12, 20, 3))
     metric = metric_of("vbench_standard:temporal_flickering")
     assert metric.check(clips) == []
-    seen = metric.observe(clips, quiet=True)
+    seen = metric.observe(clips)
     # As text: 1, 10, 11, 12, 2, 20, 3.
     kept = {clip.path.stem.rsplit("-", 1)[1] for clip in seen.clips}
     assert kept == {"1", "10", "11", "12", "2"}
@@ -417,20 +420,20 @@ def test_what_the_static_filter_leaves_too_few_of_is_said(tmp_path, calls):
     def found(static):
         clips = make_suite(tmp_path / "suite", flickering=25, static=static)
         metric = metric_of("vbench_standard:temporal_flickering", "vbench_standard:scene")
-        return metric, metric.observe(clips, quiet=True)
+        return metric, metric.observe(clips)
 
     metric, seen = found((3, 7))
     (line,) = seen.warnings
     assert "cfg: 1 of 1 prompts have fewer than 5 clips that pass the static filter (2 instead of 5)" in line
-    assert metric.details(metric.figures[0].name, seen.rows, torch.arange(len(seen.clips)))["clips"] == {
+    assert metric.details(metric.values[0].name, seen.rows, torch.arange(len(seen.clips)))["clips"] == {
         "temporal_flickering": 2
     }
     metric, seen = found(())
     assert "(0 instead of 5)" in seen.warnings[0] and len(seen.clips) == 5
-    flickering, scene = (figure.name for figure in metric.figures)
+    flickering, scene = (value.name for value in metric.values)
     with pytest.raises(OsegVideoError, match="has no value for any of 5 clips"):
-        metric.value(flickering, seen.rows, torch.arange(5))
-    assert metric.value(scene, seen.rows, torch.arange(5)) > 0
+        metric.compute(flickering, seen.rows, torch.arange(5))
+    assert metric.compute(scene, seen.rows, torch.arange(5)) > 0
     assert not found((1, 2, 3, 4, 5))[1].warnings
 
 
@@ -442,7 +445,7 @@ def test_a_damaged_clip_costs_its_method_before_any_work_and_no_other(tmp_path, 
     ]
     damaged = next(clip for clip in clips if clip.method == "oseg")
     whole = [clip for clip in clips if clip is not damaged]
-    monkeypatch.setattr(vbench, "_whole", lambda clips, quiet: (whole, {damaged.name: "torn"}))
+    monkeypatch.setattr(vbench, "_whole", lambda clips: (whole, {damaged.name: "torn"}))
     evaluation = evaluate(FoundClips(tuple(clips), {}), ["vbench_standard"], baseline="cfg")
     assert len(evaluation.results["cfg"]) == 19 and not evaluation.results["oseg"]
     assert evaluation.skipped == {damaged.name: "torn"}
@@ -457,7 +460,7 @@ def test_a_damaged_clip_that_is_not_needed_costs_nothing(tmp_path, monkeypatch):
     clips = make_suite(tmp_path / "suite", flickering=25, static=(3, 7))
     damaged = next(clip for clip in clips if clip.name == f"{FLICKERING}-24.mp4")
     whole = [clip for clip in clips if clip is not damaged]
-    monkeypatch.setattr(vbench, "_whole", lambda clips, quiet: (whole, {damaged.name: "torn"}))
+    monkeypatch.setattr(vbench, "_whole", lambda clips: (whole, {damaged.name: "torn"}))
     names = ["vbench_standard:temporal_flickering", "vbench_standard:scene"]
     evaluation = evaluate(FoundClips(tuple(clips), {}), names)
     assert [result.name for result in evaluation.results["cfg"]] == names and not evaluation.failed
@@ -485,7 +488,7 @@ def test_a_clip_without_a_value_is_named_and_the_others_count(tmp_path, monkeypa
     clips = make_clips(tmp_path)
     monkeypatch.setenv("FAKE_VBENCH", f"nan {clips[2].path.name}:subject_consistency")
     metric = metric_of("vbench:subject_consistency")
-    seen = metric.observe(clips, quiet=True)
+    seen = metric.observe(clips)
     assert seen.skipped == {clips[2].name: "VBench's subject_consistency gave no value"}
     pairs = {clip.name: clip.frames - 1 for clip in clips if clip is not clips[2]}
     weighted = [score("subject_consistency", c) * pairs[c.name] for c in clips if c.name in pairs]
@@ -511,11 +514,11 @@ def test_a_share_of_clips_in_which_no_object_is_found(tmp_path):
         texts = (f"{clip.name} {number}" for number in range(99))
         next(text for text in texts if clip.path.write_text(text) and score("color", clip) < 0.5)
     metric = metric_of("vbench_standard:color", "vbench_standard:scene")
-    seen = metric.observe(clips, quiet=True)
+    seen = metric.observe(clips)
     every = torch.arange(len(seen.clips))
-    assert not seen.skipped and metric.value("vbench_standard:scene", seen.rows, every) > 0
+    assert not seen.skipped and metric.compute("vbench_standard:scene", seen.rows, every) > 0
     with pytest.raises(OsegVideoError, match="VBench's color has no value for any of 5 clips"):
-        metric.value("vbench_standard:color", seen.rows, every)
+        metric.compute("vbench_standard:color", seen.rows, every)
 
 
 def test_an_incomplete_suite_is_refused_before_any_work(tmp_path, calls):
@@ -548,7 +551,7 @@ from oseg_video.evaluation.clips import ClipFile
 (metric,) = build_metrics(["vbench:imaging_quality"], MetricOptions())
 clip = ClipFile(path=Path({str(tmp_path / "a.mp4")!r}), name="a", frames=2, height=16, width=16, fps=8.0,
                 method="m", prompt=None, seed=None, start="a")
-metric.observe([clip], quiet=True)
+metric.observe([clip])
 """
     variables = {**os.environ, "FAKE_VBENCH": "hang:imaging_quality"}
     # A test run in the background of a script inherits an ignored SIGINT.
@@ -596,16 +599,18 @@ for subject in recipe.subjects:
         salt = f"{subject.prompt} {seed} static".encode()
         path = folder / f"{len(list(folder.iterdir())):03d}.mp4"
         path.write_bytes(model + struct.pack(">I4s", 8 + len(salt), b"free") + salt)
+        parts = dict.fromkeys(("model", "clip", "versions", "machine"), {})
         job = {"prompts": [subject.prompt], "seeds": [seed], **recipe.settings, "guidance": "cfg"}
-        path.with_suffix(".json").write_text(json.dumps({"made_by": "oseg-video", "job": job}))
+        manifest = {"schema": 1, "made_by": "oseg-video", "job": job, **parts}
+        path.with_suffix(".json").write_text(json.dumps(manifest))
 """
 
 
 @pytest.fixture
 def run_script(tmp_path, monkeypatch):
     """Call the script of the standard suite, on the shipped model."""
-    pictures = torch.zeros(9, 3, 16, 16, dtype=torch.uint8)
-    write_clip(tmp_path / "model.mp4", pictures, 8.0, format="mp4")
+    images = torch.zeros(9, 3, 16, 16, dtype=torch.uint8)
+    write_clip(tmp_path / "model.mp4", images, 8.0, format="mp4")
     (tmp_path / "sweep.py").write_text(_SWEEP)
     command = tmp_path / "bin" / "oseg-video"
     command.parent.mkdir()
@@ -655,11 +660,11 @@ def test_a_folder_for_links_that_does_not_tell_letter_case_apart(tmp_path, monke
 
     monkeypatch.setattr(Path, "symlink_to", not_twice)
     with pytest.raises(OsegVideoError, match=r"cannot link 'A fantasy .*File exists\); set TMPDIR"):
-        metric_of("vbench_standard:overall_consistency").observe(make_suite(tmp_path / "suite"), quiet=True)
+        metric_of("vbench_standard:overall_consistency").observe(make_suite(tmp_path / "suite"))
 
 
 def test_the_commands_of_the_readme():
-    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    readme = (Path(evaluation_package.__file__).with_name("README.md")).read_text(encoding="utf-8")
     section = readme.split("\n## VBench\n")[1].split("\n## ")[0]
     (block,) = re.findall(r"```bash\n(.*?)```", section, re.DOTALL)
     setup, evaluate = [parse(line.split()[1:]) for line in block.splitlines()]

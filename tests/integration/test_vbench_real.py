@@ -36,18 +36,18 @@ def clips(tmp_path_factory):
         ramp = torch.linspace(0, 0.7, width).roll(3).expand(3, height, width)
         moving = torch.stack([ramp.roll(2 * frame, dims=-1) for frame in range(frames)])
         moving = moving * torch.tensor([0.3, 0.6, 1.0])[:, None, None]
-        pictures = ((noise + moving).clamp(0, 1) * 255).round().to(torch.uint8)
-        write_clip(folder / f"{number}.mp4", pictures, 8.0, format="mp4")
+        images = ((noise + moving).clamp(0, 1) * 255).round().to(torch.uint8)
+        write_clip(folder / f"{number}.mp4", images, 8.0, format="mp4")
     return find_clips([folder]).clips
 
 
 def observe(name, clips):
     (metric,) = build_metrics([name], MetricOptions())
     metric.check(clips)
-    seen = metric.observe(clips, quiet=True)
-    (figure,) = metric.figures
+    seen = metric.observe(clips)
+    (wanted,) = metric.values
     every = torch.arange(len(clips))
-    return metric.value(figure.name, seen.rows, every), metric.per_clip(figure.name, seen.rows)
+    return metric.compute(wanted.name, seen.rows, every), metric.per_clip(wanted.name, seen.rows)
 
 
 def test_temporal_flickering_equals_the_native_metric(environment, clips):

@@ -9,9 +9,10 @@ import zipfile
 import pytest
 
 from oseg_video.cli import main
+from oseg_video.evaluation.vbench import environment as vbench_environment
 from oseg_video.evaluation.vbench.environment import find_environment, set_up
-from oseg_video.evaluation.vbench.metric import environment as vbench_environment
 from oseg_video.types import OsegVideoError
+from tests.said import said
 
 pytestmark = pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="VBench's packages need Python 3.11")
 
@@ -56,18 +57,17 @@ def test_a_stopped_set_up_is_not_taken_for_a_whole_one_and_goes_on(tmp_path, mon
     with pytest.raises(OsegVideoError, match="not set up; `oseg-video vbench setup` builds"):
         find_environment()
     with pytest.raises(OsegVideoError, match="pip could not install"):
-        set_up(where=folder, quiet=True)  # the requirement is not there yet
+        set_up(where=folder)  # the requirement is not there yet
     with pytest.raises(OsegVideoError, match=r"big disk/vbench is half built; .* goes on"):
         find_environment()
 
     make_wheel(tmp_path / "wheels", "tinybench")
-    stages = []
-    assert set_up(quiet=True, say=stages.append).folder == folder, "the folder is remembered"
-    assert [stage[:3] for stage in stages] == ["1/3", "2/3", "3/3"]
-    assert find_environment().python.exists()
-
-    set_up(quiet=True, say=stages.append)
-    assert len(stages) == 3, "a whole environment is left alone"
+    with said() as stages:
+        assert set_up().folder == folder, "the folder is remembered"
+        assert [stage[:3] for stage in stages] == ["1/2", "2/2"]
+        assert find_environment().python.exists()
+        set_up()
+        assert len(stages) == 2, "a whole environment is left alone"
 
     monkeypatch.setattr(vbench_environment, "REQUIREMENTS", tmp_path / "newer.txt")
     (tmp_path / "newer.txt").write_text("tinybench==1.0\n# newer\n")
@@ -79,7 +79,7 @@ def test_a_stopped_set_up_is_not_taken_for_a_whole_one_and_goes_on(tmp_path, mon
     lost = (site / "tinybench" / "data.txt", site / "tinytool-1.0.dist-info" / "RECORD")
     for path in lost:
         path.unlink()
-    set_up(quiet=True)
+    set_up()
     assert all(path.exists() for path in lost)
     find_environment()
 
@@ -114,4 +114,4 @@ def test_refusals_touch_nothing(tmp_path, capsys, arguments, line):
 def test_a_full_disk_is_refused_at_once(tmp_path, monkeypatch):
     monkeypatch.setattr(vbench_environment, "_DISK_GB", 10**6)
     with pytest.raises(OsegVideoError, match="GB free; VBench's packages need 1000000"):
-        set_up(quiet=True)
+        set_up()

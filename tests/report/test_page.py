@@ -126,7 +126,7 @@ def test_the_difference_view_shows_how_far_apart_two_clips_are(view, page_file):
     canvas.wait_for()
     page.wait_for_function(READY)
     page.evaluate("scrollTo(0, 0)")
-    # The pixels of a canvas with a file's video cannot be read by the page: take a picture of it.
+    # The pixels of a canvas with a file's video cannot be read by the page: take a image of it.
     level = middle_level(page, canvas)
     assert abs(level - 40) <= 4
     assert page.locator("[data-method=cfg] canvas").count() == 0
@@ -145,8 +145,8 @@ def middle_level(page, locator):
 
     from PIL import Image
 
-    picture = Image.open(io.BytesIO(locator.screenshot())).convert("L")
-    return picture.getpixel((picture.width // 2, picture.height // 2))
+    image = Image.open(io.BytesIO(locator.screenshot())).convert("L")
+    return image.getpixel((image.width // 2, image.height // 2))
 
 
 def test_metric_values_carry_intervals_and_verdicts(view, page_file):

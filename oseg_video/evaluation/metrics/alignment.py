@@ -7,14 +7,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from oseg_video.embedded.classifier import load_classifier
+from oseg_video.embedded.classifier import ClipClassifier, load_classifier
 from oseg_video.embedded.dataset import VOCABULARIES, parse_caption
 from oseg_video.evaluation.clips import ClipFile
-from oseg_video.evaluation.metrics.base import EvaluationError, Figure, MetricOptions, register_metrics
-from oseg_video.evaluation.metrics.embedded import CLASSIFIER_PROTOCOL, classifier_frames, require_embedded
-from oseg_video.evaluation.metrics.observe import MeanMetric, OpenClip
+from oseg_video.evaluation.features.classifier import CLASSIFIER_PROTOCOL, classifier_places, no_embedded
+from oseg_video.evaluation.metrics.base import MetricOptions, MetricValue, register_metrics
+from oseg_video.evaluation.observe import ChosenFrames, Look, MeanMetric
 
 NAME = "alignment:embedded"
+PROTOCOL = {"metric": NAME, **CLASSIFIER_PROTOCOL}
 ATTRIBUTES = ("colour", "shape", "motion")
 """What is judged, in the order of the columns; a last column says whether all three are right."""
 
@@ -22,33 +23,40 @@ ATTRIBUTES = ("colour", "shape", "motion")
 class EmbeddedAlignment(MeanMetric):
     """Shares of clips that are right in colour, shape, motion, and in all three."""
 
+    row_protocol = PROTOCOL
+    values = tuple(
+        MetricValue(name=f"{NAME}:{part}", better="higher", protocol=PROTOCOL, share=True)
+        for part in (*ATTRIBUTES, "all")
+    )
+
     def __init__(self, names: Sequence[str], options: MetricOptions) -> None:
-        self.row_protocol = {"metric": NAME, **CLASSIFIER_PROTOCOL}
-        self.figures = [
-            Figure(name=f"{NAME}:{part}", better="higher", protocol=self.row_protocol, share=True)
-            for part in (*ATTRIBUTES, "all")
-        ]
         self.classifier = load_classifier()
 
-    def check(self, clips: Sequence[ClipFile]) -> Sequence[str]:
+    def refuses(self, clip: ClipFile) -> str | None:
         """Sizes, lengths, and prompts of the data set's grammar."""
-        require_embedded(NAME, clips)
-        for clip in clips:
-            if clip.prompt is None:
-                raise EvaluationError(
-                    f"{NAME} needs each clip's prompt; {clip.name} has no manifest beside it"
-                )
-            try:
-                parse_caption(clip.prompt)
-            except ValueError as error:
-                raise EvaluationError(f"{NAME} cannot judge {clip.name}: {error}") from None
-        return ()
+        if reason := no_embedded(NAME, clip):
+            return reason
+        if clip.prompt is None:
+            return f"{NAME} needs each clip's prompt; {clip.name} has no manifest beside it"
+        try:
+            parse_caption(clip.prompt)
+        except ValueError as error:
+            return f"{NAME} cannot judge {clip.name}: {error}"
+        return None
 
-    @torch.no_grad()
-    def see(self, clip: OpenClip) -> Tensor:
-        logits = self.classifier.read(self.classifier.frame_features(classifier_frames(clip)[None] / 255))
+    def look(self, clip: ClipFile) -> Look:
+        return _Judgement(clip, self.classifier)
+
+
+class _Judgement(ChosenFrames):
+    def __init__(self, clip: ClipFile, classifier: ClipClassifier) -> None:
+        super().__init__(clip, classifier_places(clip))
+        self._classifier = classifier
+
+    def seen(self) -> Tensor:
+        logits = self._classifier.read(self._classifier.frame_features(super().seen()[None] / 255))
         judged = [int(logits[name].argmax()) for name in VOCABULARIES]
-        return right_attributes(judged, parse_caption(clip.file.prompt or "").indices())
+        return right_attributes(judged, parse_caption(self.clip.prompt or "").indices())
 
 
 def right_attributes(judged: Sequence[int], truth: Sequence[int]) -> Tensor:
@@ -61,4 +69,5 @@ def right_attributes(judged: Sequence[int], truth: Sequence[int]) -> Tensor:
 register_metrics(
     {NAME: "shares of clips right in colour, shape, motion, all three (shipped model's data set)"},
     EmbeddedAlignment,
+    compared="embedded",
 )

@@ -10,55 +10,32 @@ from __future__ import annotations
 
 import difflib
 import math
+import pkgutil
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
-from oseg_video.types import OsegVideoError
+from oseg_video.evaluation.clips import ClipFile
+from oseg_video.evaluation.errors import EvaluationError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from oseg_video.evaluation.clips import ClipFile
-
-
-class EvaluationError(OsegVideoError):
-    """Clips, weights or a metric's name that cannot be used; the message names them."""
-
 
 @dataclass(frozen=True, kw_only=True)
-class MetricResult:
-    """A figure about a set of clips, with all that is needed to read it."""
-
-    name: str
-    """The figure's exact name, e.g. "fvd:fvd2048_16f" or "alignment:embedded:colour"."""
-    protocol: Mapping[str, Any]
-    """All that the number depends on besides the clips and `versions`, as plain JSON types."""
-    value: float
-    interval: tuple[float, float] | None
-    """95 % interval (low, high), or None where there are too few clips for one."""
-    clips: int
-    """Number of clips that the value is about."""
-    per_clip: Mapping[str, float] = field(default_factory=dict)
-    """Value by clip name, for figures that a single clip has."""
-    details: Mapping[str, Any] = field(default_factory=dict)
-    """What else the metric found, as plain JSON types."""
-    versions: Mapping[str, str] = field(default_factory=dict)
-    """Versions of the packages that computed it."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Figure:
-    """One of the numbers that a metric gives."""
+class MetricValue:
+    """One of the values that a metric gives, before there is a number."""
 
     name: str
     """Its exact name; never that of a metric that it is not."""
     better: Literal["higher", "lower"] | None
     """Which way is better; None where neither is (how much a clip moves)."""
     protocol: Mapping[str, Any]
-    """As in `MetricResult.protocol`."""
+    """All that the number depends on besides the clips and `versions`, as plain JSON types."""
     versions: Mapping[str, str] = field(default_factory=dict)
     """As in `MetricResult.versions`, for packages outside this interpreter; those inside are added."""
     share: bool = False
@@ -70,7 +47,28 @@ class Figure:
     clips: int | None = None
     """Number of clips that it is defined for, where it is defined for one only."""
     resamples: int = 1000
-    """Bootstrap resamples of its interval; fewer for figures that take long."""
+    """Bootstrap resamples of its interval; fewer for values that take long."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetricResult:
+    """A metric value over a set of clips, with all that is needed to read it."""
+
+    name: str
+    """As of `MetricValue`, e.g. "fvd:fvd2048_16f" or "alignment:embedded:colour"."""
+    protocol: Mapping[str, Any]
+    """As of `MetricValue`."""
+    value: float
+    interval: tuple[float, float] | None
+    """95 % interval (low, high), or None where there are too few clips for one."""
+    clips: int
+    """Number of clips that the value is about."""
+    per_clip: Mapping[str, float] = field(default_factory=dict)
+    """Value by clip name, for metrics that a single clip has a value of."""
+    details: Mapping[str, Any] = field(default_factory=dict)
+    """What else the metric found, as plain JSON types."""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    """Versions of the packages that computed it."""
 
 
 @dataclass(frozen=True)
@@ -83,47 +81,50 @@ class Observations:
     """Float [N, D]; the meaning of the columns is the metric's own."""
     skipped: Mapping[str, str] = field(default_factory=dict)
     """Clips that it could not look at: clip name -> why, one line. They make the command fail at its end."""
-    read_by: Mapping[str, str] = field(default_factory=dict)
-    """Clip name -> what decoded it, where the metric knows."""
     unfit: Mapping[str, str] = field(default_factory=dict)
     """Methods that have no value because of skipped clips: method -> why, one line."""
     warnings: Sequence[str] = ()
     """What could not be known before, one line each."""
 
 
-class Metric(Protocol):
-    """One or several figures that come from the same look at the clips."""
+class Metric(ABC):
+    """One or several values that come from the same look at the clips."""
 
-    @property
-    def figures(self) -> Sequence[Figure]:
-        """The figures, in the order in which tables show them."""
-        ...
+    values: Sequence[MetricValue]
+    """The values, in the order in which tables show them."""
+
+    def refuses(self, clip: ClipFile) -> str | None:
+        """Why a clip cannot be looked at (too short, too small), one line; None if it can.
+
+        Such clips are left out and named, and the others are looked at.
+        """
+        return None
 
     def check(self, clips: Sequence[ClipFile]) -> Sequence[str]:
         """Called before any work. Returns warnings, one line each; raises EvaluationError for what cannot be.
 
-        clips: those of one method; called once for each method.
+        clips: those of one method that are not refused, at least one; called once for each method.
         """
-        ...
+        return ()
 
-    def observe(self, clips: Sequence[ClipFile], *, quiet: bool) -> Observations:
-        """Look at the clips of all methods; shows progress on standard error unless `quiet`."""
-        ...
+    @abstractmethod
+    def observe(self, clips: Sequence[ClipFile]) -> Observations:
+        """Look at the clips of all methods."""
 
-    def value(self, figure: str, rows: Tensor, index: Tensor) -> float:
-        """The figure over the clips `index`, int64 [n]: rows of `rows` [N, D], repetitions allowed.
+    @abstractmethod
+    def compute(self, name: str, rows: Tensor, index: Tensor) -> float:
+        """The value `name` over the clips `index`, int64 [n]: rows of `rows` [N, D], repetitions allowed.
 
         Raises EvaluationError where the clips are too few for it.
         """
-        ...
 
-    def per_clip(self, figure: str, rows: Tensor) -> Tensor | None:
-        """The figure of every single clip, float [N], or None for a figure of whole sets only."""
-        ...
+    def per_clip(self, name: str, rows: Tensor) -> Tensor | None:
+        """The value of every single clip, float [N], or None for a value of whole sets only."""
+        return None
 
-    def details(self, figure: str, rows: Tensor, index: Tensor) -> Mapping[str, Any]:
-        """For `MetricResult.details`; arguments as of `value`."""
-        ...
+    def details(self, name: str, rows: Tensor, index: Tensor) -> Mapping[str, Any]:
+        """For `MetricResult.details`; arguments as of `compute`."""
+        return {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,52 +147,132 @@ class MetricOptions:
     """A folder that keeps what an interrupted run has found, for metrics that keep it themselves."""
     overwrite: bool = False
     """Replace statistics that `save_reference` has already."""
-    quiet: bool = True
-    """No progress on standard error while metrics are built."""
 
 
 Builder = Callable[[Sequence[str], MetricOptions], Metric]
-"""Makes one metric that gives the figures of all the names asked for, of those registered with this builder.
+"""Makes one metric that gives the values of all the names asked for, of those registered with this builder.
 
 Raises EvaluationError for what is missing (weights, a reference, an interpreter) before any work.
 """
 
-# Each registers its metrics when imported; heavy libraries are imported by the builders, not by the modules.
-_MODULES: tuple[str, ...] = (
-    "metrics.fvd",
-    "metrics.inception",
-    "metrics.alignment",
-    "metrics.flicker",
-    "metrics.motion",
-    "vbench.metric",
-)
-_REGISTRY: dict[str, tuple[str, Builder]] = {}
+
+@dataclass(frozen=True, kw_only=True)
+class Declaration:
+    """What a metric says about itself when it is registered; all that other modules know of it."""
+
+    summary: str
+    """What it is, one line."""
+    build: Builder
+    reads: frozenset[str]
+    """The options (fields of `MetricOptions`) that it reads besides `work` and `overwrite`."""
+    needs_reference: bool
+    """Whether there is no value without real clips to compare with."""
+    compared: Literal["always", "embedded"] | None
+    """Part of a comparison that names no metrics: of any model, or of the shipped model alone."""
 
 
-def register_metrics(summaries: Mapping[str, str], build: Builder) -> None:
-    """Register metrics that share a look at the clips: exact name -> one line of what it is."""
+_REGISTRY: dict[str, Declaration] = {}
+
+
+def register_metrics(
+    summaries: Mapping[str, str],
+    build: Builder,
+    *,
+    reads: Sequence[str] = (),
+    needs_reference: bool = False,
+    compared: Literal["always", "embedded"] | None = None,
+) -> None:
+    """Register metrics that share a look at the clips, by exact name -> one line of what each is.
+
+    The other arguments are those of `Declaration`. Called once, when the module of the metric is imported.
+    """
     for name, summary in summaries.items():
         if name in _REGISTRY:
             raise RuntimeError(f"two metrics are called {name!r}")
-        _REGISTRY[name] = (summary, build)
+        _REGISTRY[name] = Declaration(
+            summary=summary,
+            build=build,
+            reads=frozenset(reads),
+            needs_reference=needs_reference,
+            compared=compared,
+        )
 
 
-def known_metrics() -> dict[str, str]:
-    """Every metric's exact name, and one line of what it is."""
-    for module in _MODULES:
-        import_module(f"oseg_video.evaluation.{module}")
-    return {name: summary for name, (summary, _) in _REGISTRY.items()}
+def known_metrics() -> dict[str, Declaration]:
+    """Every metric by its exact name: those of `metrics/`, and those that other modules have registered.
+
+    The command line imports such modules of other packages, see `oseg_video.plugins`.
+    """
+    _import_all()
+    return dict(_REGISTRY)
 
 
 def build_metrics(names: Sequence[str], options: MetricOptions) -> list[Metric]:
-    """The metrics asked for by exact name. Raises EvaluationError naming those that do not exist."""
+    """The metrics asked for by exact name.
+
+    Raises EvaluationError naming those that do not exist, or that need real clips and are given none.
+    """
+    groups: dict[Builder, list[str]] = {}
+    for name, declared in _declared(names).items():
+        if declared.needs_reference and options.reference is None:
+            raise EvaluationError(
+                f"{name} compares with real clips: give --reference FOLDER or FILE.safetensors"
+            )
+        groups.setdefault(declared.build, []).append(name)
+    return [build(group, options) for build, group in groups.items()]
+
+
+def check_options(names: Sequence[str], options: MetricOptions) -> None:
+    """Refuse to have no metric, and options that none of the metrics reads. Raises EvaluationError."""
+    if not names:
+        raise EvaluationError("no metric was asked for")
+    declared = _declared(names)
+    for name in options.weights:
+        if name not in declared:
+            raise EvaluationError(f"--weights are for a metric that is asked for; {name!r} is none of them")
+        if "weights" not in declared[name].reads:
+            raise EvaluationError(f"{name} reads no --weights")
+    for option in ("reference", "save_reference"):
+        if getattr(options, option) and not any(option in one.reads for one in declared.values()):
+            flag, readers = f"--{option.replace('_', '-')}", metrics_that_read(option)
+            raise EvaluationError(
+                f"{flag} is about real clips, which none of the metrics compares with; "
+                f"these do: {', '.join(readers)}"
+            )
+
+
+def reads_real(names: Sequence[str]) -> bool:
+    """Whether one of the metrics compares with real clips. Raises EvaluationError for unknown names."""
+    return any("reference" in one.reads for one in _declared(names).values())
+
+
+def metrics_that_read(option: str) -> list[str]:
+    """The names of the metrics that read an option."""
+    return [name for name, declared in known_metrics().items() if option in declared.reads]
+
+
+def check_fit(metric: Metric, clips: Sequence[ClipFile]) -> Sequence[str]:
+    """`Metric.check`, and no clip may be refused: for clips that are not made yet. Raises EvaluationError."""
+    for clip in clips:
+        if reason := metric.refuses(clip):
+            raise EvaluationError(reason)
+    return metric.check(clips)
+
+
+def _declared(names: Sequence[str]) -> dict[str, Declaration]:
     known = known_metrics()
     for name in names:
         if name not in known:
             nearest = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {nearest[0]!r}?" if nearest else "--list-metrics shows all"
             raise EvaluationError(f"no metric is called {name!r}; {hint}")
-    groups: dict[Builder, list[str]] = {}
-    for name in dict.fromkeys(names):
-        groups.setdefault(_REGISTRY[name][1], []).append(name)
-    return [build(group, options) for build, group in groups.items()]
+    return {name: known[name] for name in names}
+
+
+@cache
+def _import_all() -> None:
+    """Each module registers its metrics; heavy libraries are imported by the builders."""
+    from oseg_video.evaluation import metrics
+
+    for module in pkgutil.iter_modules(metrics.__path__, f"{metrics.__name__}."):
+        import_module(module.name)

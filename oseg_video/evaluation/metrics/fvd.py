@@ -17,21 +17,19 @@ import torch
 from torch import Tensor
 
 from oseg_video.evaluation.clips import ClipFile
-from oseg_video.evaluation.metrics.base import EvaluationError, Figure, MetricOptions, register_metrics
-from oseg_video.evaluation.metrics.embedded import require_embedded
-from oseg_video.evaluation.metrics.features import EmbeddedClassifier
-from oseg_video.evaluation.metrics.flicker import require_frames
-from oseg_video.evaluation.metrics.frechet import frechet_distance, moments_of_rows
-from oseg_video.evaluation.metrics.fvd_protocols import PROTOCOLS
-from oseg_video.evaluation.metrics.observe import ClipMetric, OpenClip
-from oseg_video.evaluation.metrics.real_clips import RealClips, find_real, look_at, look_at_drawn
-from oseg_video.evaluation.metrics.reference import (
+from oseg_video.evaluation.errors import EvaluationError
+from oseg_video.evaluation.features.frechet import frechet_distance, moments_of_rows
+from oseg_video.evaluation.features.protocols import PROTOCOLS
+from oseg_video.evaluation.features.real_clips import RealClips, find_real, look_at, look_at_drawn
+from oseg_video.evaluation.features.reference import (
     SUFFIX,
     Reference,
     load_reference,
     save_reference,
     saved_names,
 )
+from oseg_video.evaluation.metrics.base import MetricOptions, MetricValue, register_metrics
+from oseg_video.evaluation.observe import ClipMetric, Look
 from oseg_video.evaluation.rows import RowStore
 
 SHIPPED = Path(__file__).with_name(f"embedded_reference{SUFFIX}")
@@ -66,7 +64,7 @@ class FrechetVideoDistance(ClipMetric):
             with contextlib.suppress(EvaluationError):  # of another classifier: the clips are drawn again
                 self._reference = load_reference(SHIPPED, self.name, self.real_protocol)
         else:
-            self._real = find_real(self.name, self.plan, given, quiet=options.quiet)
+            self._real = find_real(self.name, self.plan, given)
 
     @property
     def real_protocol(self) -> dict[str, Any]:
@@ -74,7 +72,7 @@ class FrechetVideoDistance(ClipMetric):
         return {**self._seen, "clips": self.plan.clips or "any", "start": self.plan.real_start}
 
     @property
-    def figures(self) -> Sequence[Figure]:  # type: ignore[override]
+    def values(self) -> Sequence[MetricValue]:  # type: ignore[override]
         about = dict(self._reference.about) if self._reference else {}
         protocol = {
             **self._seen,
@@ -85,7 +83,7 @@ class FrechetVideoDistance(ClipMetric):
             "interval": "over clips, the reference fixed",
         }
         return [
-            Figure(
+            MetricValue(
                 name=self.name,
                 better="lower",
                 protocol=protocol,
@@ -95,13 +93,12 @@ class FrechetVideoDistance(ClipMetric):
             )
         ]
 
+    def refuses(self, clip: ClipFile) -> str | None:
+        return self.plan.refuses(self.name, clip)
+
     def check(self, clips: Sequence[ClipFile]) -> Sequence[str]:
-        """Number of clips, lengths; for few clips the effect."""
+        """Number of clips; for few clips the effect."""
         method, count, wanted = clips[0].method, len(clips), self.plan.clips
-        if self.plan.frames is None:
-            require_embedded(self.name, clips)
-        else:
-            require_frames(self.name, clips, self.plan.span)
         if wanted is not None and count != wanted:
             raise EvaluationError(
                 f"{self.name} is defined for {wanted} clips; {method} has {count} "
@@ -117,18 +114,18 @@ class FrechetVideoDistance(ClipMetric):
             )
         return warnings
 
-    def begin(self, *, quiet: bool) -> Mapping[str, str]:
+    def begin(self) -> Mapping[str, str]:
         """Look at the reference, unless its statistics were given; save them if asked to."""
         skipped: Mapping[str, str] = {}
         if self._reference is None:
             if self._real is None:
-                moments, about = look_at_drawn(self.rows, quiet=quiet)
+                moments, about = look_at_drawn(self.rows)
             else:
                 # Where a clip begins may follow from its name, and names from the folder.
                 about = {"reference": self.name, "folder": str(self._real.folder.resolve())}
                 store = RowStore(self.options.work, {**about, **self.real_protocol})
                 moments, about, skipped = look_at(
-                    self._real, self.name, self.plan, self.rows, store=store, batch=self.batch, quiet=quiet
+                    self._real, self.name, self.plan, self.rows, store=store, batch=self.batch
                 )
             self._reference = Reference(moments, self.real_protocol, about)
         self._save()
@@ -154,19 +151,19 @@ class FrechetVideoDistance(ClipMetric):
         """Whether an earlier part of this run, which was stopped, has saved or begun to save statistics."""
         return self.options.work is not None and self._note().exists()
 
-    def see(self, clip: OpenClip) -> Tensor:
-        return self.plan.choose(clip, real=False)
+    def look(self, clip: ClipFile) -> Look:
+        return self.plan.look(clip, real=False)
 
     def rows(self, seen: Tensor) -> Tensor:
         return _without_tf32(self.extractor.features, seen)
 
-    def value(self, figure: str, rows: Tensor, index: Tensor) -> float:
+    def compute(self, name: str, rows: Tensor, index: Tensor) -> float:
         assert self._reference is not None, "begin comes first"
         if rows.shape[1] != len(self._reference.moments.mean_D):
-            raise EvaluationError(f"{figure}: features of clips and reference have different dimensions")
+            raise EvaluationError(f"{name}: features of clips and reference have different dimensions")
         return self._distance(rows, index)
 
-    def details(self, figure: str, rows: Tensor, index: Tensor) -> Mapping[str, Any]:
+    def details(self, name: str, rows: Tensor, index: Tensor) -> Mapping[str, Any]:
         """The distance over every other clip shows how much it depends on their number."""
         half = index[::2]
         return {"half": {"clips": len(half), "value": self._distance(rows, half)}} if len(half) > 1 else {}
@@ -187,10 +184,6 @@ class FrechetVideoDistance(ClipMetric):
     def _check_options(self) -> None:
         """What can be refused before anything is loaded."""
         given, save = self.options.reference, self.options.save_reference
-        if given is None and self.plan.extractor is not EmbeddedClassifier:
-            raise EvaluationError(
-                f"{self.name} compares with real clips: give --reference FOLDER or FILE{SUFFIX}"
-            )
         if given is not None and not given.exists():
             raise EvaluationError(f"no such reference: {given}")
         if save is not None and save.suffix != SUFFIX:
@@ -209,5 +202,9 @@ def _without_tf32(features: Callable[[Tensor], Tensor], clips: Tensor) -> Tensor
 
 
 for _name, _protocol in PROTOCOLS.items():
-    # A builder each: two protocols do not share what they look at.
-    register_metrics({_name: _protocol.summary}, partial(FrechetVideoDistance))
+    register_metrics(
+        {_name: _protocol.summary},
+        partial(FrechetVideoDistance),  # a builder each: two protocols do not share what they look at
+        reads=("reference", "save_reference", "weights", "trust_weights", "device", "batch"),
+        needs_reference=_protocol.needs_reference,
+    )

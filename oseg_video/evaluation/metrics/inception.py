@@ -6,7 +6,6 @@ N clips, K classes, T frames that a network sees, C colour channels (RGB), H row
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +15,12 @@ from torch import Tensor
 from oseg_video.embedded.classifier import load_classifier
 from oseg_video.embedded.dataset import VOCABULARIES
 from oseg_video.evaluation.clips import ClipFile
-from oseg_video.evaluation.metrics.base import EvaluationError, Figure, MetricOptions, register_metrics
-from oseg_video.evaluation.metrics.embedded import CLASSIFIER_PROTOCOL, classifier_frames, require_embedded
-from oseg_video.evaluation.metrics.features import call_script
-from oseg_video.evaluation.metrics.flicker import require_frames
-from oseg_video.evaluation.metrics.observe import ClipMetric, OpenClip
-from oseg_video.evaluation.metrics.weights import load_torchscript
+from oseg_video.evaluation.errors import EvaluationError
+from oseg_video.evaluation.features.classifier import CLASSIFIER_PROTOCOL, classifier_places, no_embedded
+from oseg_video.evaluation.features.networks import call_script
+from oseg_video.evaluation.features.weights import load_torchscript
+from oseg_video.evaluation.metrics.base import MetricOptions, MetricValue, register_metrics
+from oseg_video.evaluation.observe import ChosenFrames, ClipMetric, Look, too_short
 
 SPLITS = 10
 SHUFFLE_SEED = 0
@@ -46,14 +45,15 @@ class InceptionScore(ClipMetric):
     """What the scores of all classifiers share: rows are probabilities, splits are drawn once."""
 
     name: str
+    values: Sequence[MetricValue] = ()
 
     def describe(self, protocol: Mapping[str, Any]) -> None:
         """Set what follows from the classifier's protocol."""
         self.row_protocol = {"metric": self.name, **protocol}
         shown = {**self.row_protocol, "splits": SPLITS, "shuffle_seed": SHUFFLE_SEED}
-        self.figures = [
-            Figure(name=self.name, better="higher", protocol=shown, least=1.0, resamples=RESAMPLES)
-        ]
+        self.values = (
+            MetricValue(name=self.name, better="higher", protocol=shown, least=1.0, resamples=RESAMPLES),
+        )
 
     def check(self, clips: Sequence[ClipFile]) -> Sequence[str]:
         count = len(clips)
@@ -70,10 +70,10 @@ class InceptionScore(ClipMetric):
         """Class probabilities [n, K] from rows [n, D]."""
         return rows
 
-    def value(self, figure: str, rows: Tensor, index: Tensor) -> float:
+    def compute(self, name: str, rows: Tensor, index: Tensor) -> float:
         return self._score(rows, index)[0]
 
-    def details(self, figure: str, rows: Tensor, index: Tensor) -> Mapping[str, Any]:
+    def details(self, name: str, rows: Tensor, index: Tensor) -> Mapping[str, Any]:
         return {"std over splits": self._score(rows, index)[1]}
 
     def _score(self, rows: Tensor, index: Tensor) -> tuple[float, float]:
@@ -107,14 +107,11 @@ class C3DInceptionScore(InceptionScore):
             {"network": "C3D, UCF-101 (torchscript)", "sha256": digest, "frames": C3D_FRAMES, "stride": 1}
         )
 
-    def check(self, clips: Sequence[ClipFile]) -> Sequence[str]:
-        require_frames(self.name, clips, C3D_FRAMES)
-        return super().check(clips)
+    def refuses(self, clip: ClipFile) -> str | None:
+        return too_short(self.name, clip, C3D_FRAMES)
 
-    def see(self, clip: OpenClip) -> Tensor:
-        if len(clip.frames_FCHW) < C3D_FRAMES:
-            raise EvaluationError(f"{clip.file.name} has fewer frames than its header says")
-        return clip.frames_FCHW[:C3D_FRAMES]
+    def look(self, clip: ClipFile) -> Look:
+        return ChosenFrames(clip, range(C3D_FRAMES))
 
     def rows(self, seen: Tensor) -> Tensor:
         probabilities = call_script(self.network, seen.transpose(1, 2).contiguous().to(self.device))
@@ -134,12 +131,11 @@ class EmbeddedInceptionScore(InceptionScore):
         self.device, self.batch = options.device, options.batch
         self.describe({**CLASSIFIER_PROTOCOL, "classes": "product of the four heads"})
 
-    def check(self, clips: Sequence[ClipFile]) -> Sequence[str]:
-        require_embedded(self.name, clips)
-        return super().check(clips)
+    def refuses(self, clip: ClipFile) -> str | None:
+        return no_embedded(self.name, clip)
 
-    def see(self, clip: OpenClip) -> Tensor:
-        return classifier_frames(clip)
+    def look(self, clip: ClipFile) -> Look:
+        return ChosenFrames(clip, classifier_places(clip))
 
     def rows(self, seen: Tensor) -> Tensor:
         logits = self.classifier.read(self.classifier.frame_features(seen.to(self.device) / 255))
@@ -154,9 +150,16 @@ class EmbeddedInceptionScore(InceptionScore):
 
 
 register_metrics(
-    {"is:c3d": "inception score with C3D (UCF-101), 10 splits; needs weights"}, partial(C3DInceptionScore)
+    {C3DInceptionScore.name: "inception score with C3D (UCF-101), 10 splits; needs weights"},
+    C3DInceptionScore,
+    reads=("weights", "trust_weights", "device", "batch"),
 )
 register_metrics(
-    {"is:embedded": "inception score with the shipped classifier, 10 splits (shipped model's data set)"},
-    partial(EmbeddedInceptionScore),
+    {
+        EmbeddedInceptionScore.name: "inception score with the shipped classifier, 10 splits "
+        "(shipped model's data set)"
+    },
+    EmbeddedInceptionScore,
+    reads=("device", "batch"),
+    compared="embedded",
 )

@@ -9,48 +9,54 @@ import math
 from collections.abc import Mapping, Sequence
 
 from oseg_video.evaluation.clips import ClipFile
-from oseg_video.evaluation.vbench.environment import VBenchError
+from oseg_video.evaluation.errors import VBenchError
 from oseg_video.evaluation.vbench.scores import DIMENSIONS
 
 LONG_SECONDS = 5.0
 """Clips as long as this, or longer, belong to VBench-Long."""
 
-_UNDOCUMENTED = ("temporal_flickering", "human_action", "temporal_style", "overall_consistency")
-"""Custom input does them, but the README's list of dimensions for custom input does not have them."""
 
-
-def check_files(clips: Sequence[ClipFile], dimensions: Sequence[str]) -> list[str]:
-    """Formats and lengths. Returns warnings; raises VBenchError for clips that VBench cannot do."""
-    if wrong := [clip.name for clip in clips if clip.path.suffix.lower() != ".mp4" or clip.path.is_dir()]:
+def file_fault(clip: ClipFile, dimensions: Sequence[str]) -> str | None:
+    """Why VBench cannot do a clip, of its format or length; None if it can."""
+    if clip.path.suffix.lower() != ".mp4" or clip.path.is_dir():
         # motion_smoothness and dynamic_degree read nothing else, and other readers differ between dimensions.
-        raise VBenchError(f"VBench is given mp4 files only, not {listed(wrong)}")
+        return f"VBench is given mp4 files only, not {clip.name}"
     for dimension in dimensions:
-        needed = 3 if dimension == "motion_smoothness" else 2
-        if short := [clip for clip in clips if clip.frames < needed]:
-            raise VBenchError(
-                f"VBench's {dimension} needs {needed} frames; {len(short)} of {len(clips)} clips have fewer, "
-                f"first {short[0].name} with {short[0].frames}"
-            )
-    if "dynamic_degree" in dimensions:
-        _check_sampled(clips)
-    return _long(clips)
+        least = DIMENSIONS[dimension].frames
+        if clip.frames < least:
+            return f"VBench's {dimension} needs {least} frames; {clip.name} has {clip.frames}"
+    # dynamic_degree looks at about 8 frames a second, and asks for round(frames / 4) large motions. For two
+    # frames that is round(0.5) = 0, and every clip counts as dynamic.
+    seen = math.ceil(clip.frames / max(1, round((clip.fps or 0) / 8)))
+    if "dynamic_degree" in dimensions and seen < 3:
+        return (
+            f"VBench's dynamic_degree needs 3 frames at 8 frames a second; {clip.name} has {clip.frames} "
+            f"at {clip.fps or 0:g}, of which it sees {seen}"
+        )
+    return None
 
 
-def _check_sampled(clips: Sequence[ClipFile]) -> None:
-    """dynamic_degree looks at about 8 frames a second, and asks for round(frames / 4) large motions.
+def prompt_fault(clip: ClipFile, dimensions: Sequence[str], actions: Sequence[str]) -> str | None:
+    """Why custom input cannot do a clip, of its prompt; None if it can.
 
-    For two frames that is round(0.5) = 0, and every clip counts as dynamic.
+    actions: the names of actions that human_action can recognise (Kinetics-400), in lower case.
     """
-    for clip in clips:
-        seen = math.ceil(clip.frames / max(1, round((clip.fps or 0) / 8)))
-        if seen < 3:
-            raise VBenchError(
-                f"VBench's dynamic_degree needs 3 frames at 8 frames a second; {clip.name} has {clip.frames} "
-                f"at {clip.fps:g}, of which it sees {seen}"
+    for dimension in dimensions:
+        if DIMENSIONS[dimension].needs_prompt and clip.prompt is None:
+            return (
+                f"VBench's {dimension} compares with the prompt, which manifests hold; there is none for "
+                f"{clip.name}"
             )
+    if "human_action" in dimensions and action_of(clip.prompt or "") not in actions:
+        return (
+            f"VBench's human_action needs prompts `A person is ACTION`, an action of Kinetics-400; "
+            f"{clip.name} has {clip.prompt!r}"
+        )
+    return None
 
 
-def _long(clips: Sequence[ClipFile]) -> list[str]:
+def long_clips(clips: Sequence[ClipFile]) -> list[str]:
+    """A warning about clips that VBench is not meant for."""
     long = [clip for clip in clips if clip.fps and clip.frames / clip.fps >= LONG_SECONDS]
     if not long:
         return []
@@ -61,27 +67,10 @@ def _long(clips: Sequence[ClipFile]) -> list[str]:
     ]
 
 
-def check_custom(clips: Sequence[ClipFile], dimensions: Sequence[str], actions: Sequence[str]) -> list[str]:
-    """What custom input asks for. Returns warnings; raises VBenchError.
-
-    actions: the names of actions that human_action can recognise (Kinetics-400), in lower case.
-    """
-    for dimension in dimensions:
-        without = [clip.name for clip in clips if clip.prompt is None]
-        if DIMENSIONS[dimension].needs_prompt and without:
-            raise VBenchError(
-                f"VBench's {dimension} compares with the prompt, which manifests hold; there is none for "
-                f"{listed(without)}"
-            )
-    if "human_action" in dimensions:
-        for clip in clips:
-            if action_of(clip.prompt or "") not in actions:
-                raise VBenchError(
-                    f"VBench's human_action needs prompts `A person is ACTION`, an action of Kinetics-400; "
-                    f"{clip.name} has {clip.prompt!r}"
-                )
+def custom_warnings(dimensions: Sequence[str]) -> list[str]:
+    """What custom input does, but is not meant for."""
     warnings = []
-    if undocumented := [dimension for dimension in dimensions if dimension in _UNDOCUMENTED]:
+    if undocumented := [name for name in dimensions if not DIMENSIONS[name].documented]:
         warnings.append(
             f"VBench computes {listed(undocumented, 4)} for own prompts, but does not list them for that"
         )

@@ -1,24 +1,25 @@
 """The interpreter that VBench runs in: building it, and finding it again.
 
 VBench 0.1.5 pins numpy < 2 and transformers 4.33.2, which no current diffusers works with. So it gets a
-virtual environment with versions of its own (`requirements.txt`); `worker` runs inside.
+virtual environment with versions of its own (`requirements.txt`, a lock file); `worker` runs inside.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from oseg_video.console import logger
 from oseg_video.evaluation.alone import LOCK, alone_in
-from oseg_video.evaluation.metrics.base import EvaluationError
+from oseg_video.evaluation.errors import VBenchError
 
 REQUIREMENTS = Path(__file__).with_name("requirements.txt")
 WORKER = Path(__file__).with_name("worker.py")
@@ -31,10 +32,6 @@ _PYTHON = "3.11"
 _BUILD_TOOLS = ("setuptools==69.5.1", "wheel==0.48.0")
 _DISK_GB = 8
 _RECORD = "oseg-video.json"
-
-
-class VBenchError(EvaluationError):
-    """VBench's interpreter is missing, or VBench cannot do what was asked; the message says what to do."""
 
 
 @dataclass(frozen=True)
@@ -52,67 +49,49 @@ class Environment:
 def find_environment() -> Environment:
     """The environment that the last `set_up` built. Raises VBenchError if there is none or half of one."""
     folder = _noted_folder() or default_folder()
-    environment, record = Environment(folder), _read_json(folder / _RECORD)
-    if not record or not environment.python.exists():
+    record = _read_json(folder / _RECORD)
+    if not record or not Environment(folder).python.exists():
         raise VBenchError(
             "VBench is not set up; `oseg-video vbench setup` builds an interpreter of its own for it (6.4 GB)"
         )
-    if not record.get("complete"):
-        raise VBenchError(
-            f"VBench's interpreter in {folder} is half built; `oseg-video vbench setup` goes on"
-        )
-    if record.get("requirements") != _requirements_sha256():
-        raise VBenchError(
-            f"VBench's interpreter in {folder} has other packages than this version wants; "
-            "`oseg-video vbench setup` brings it up to date"
-        )
-    return environment
+    if record != _whole():
+        fault = "has other packages than this version wants" if record.get("complete") else "is half built"
+        raise VBenchError(f"VBench's interpreter in {folder} {fault}; `oseg-video vbench setup` goes on")
+    return Environment(folder)
 
 
-def set_up(
-    *,
-    where: Path | None = None,
-    python: Path | None = None,
-    detectron2: bool = False,
-    quiet: bool = False,
-    say: Callable[[str], None] = lambda text: None,
-) -> Environment:
-    """Build the environment, or go on building it where an earlier call stopped.
+def set_up(*, where: Path | None = None, python: Path | None = None, detectron2: bool = False) -> Environment:
+    """Build the environment; after a stop anew, from what pip has downloaded.
 
     where: its folder; default: that of the earlier call, else `default_folder()`.
     python: the Python 3.11 that it is made from; default: the running one, else `python3.11`.
     detectron2: add detectron2, which four dimensions need; compiled from its repository on GitHub.
-    quiet: hide what pip prints, except errors.
-    say: called with one line for each stage.
 
-    Raises VBenchError: wrong Python, folder in use for something else, disk full, packages not to be had.
+    Stages are logged, and what pip prints is shown where those are. Raises VBenchError: wrong Python,
+    folder in use for something else, disk full, packages not to be had.
     """
     folder = (where.expanduser() if where else _noted_folder() or default_folder()).absolute()
     environment = Environment(folder)
-    wanted = {"complete": True, "requirements": _requirements_sha256()}
     base = _interpreter(python)
     _check_folder(folder)
     with alone_in(folder, "`oseg-video vbench setup`") as lock:
         os.set_inheritable(lock.fileno(), True)  # a pip may outlive this process
-        if _read_json(folder / _RECORD) != wanted or not environment.python.exists():
-            _write_json(folder / _RECORD, {**wanted, "complete": False})
+        if _read_json(folder / _RECORD) != _whole() or not environment.python.exists():
+            _write_json(folder / _RECORD, {**_whole(), "complete": False})
             _write_json(_note(), {"folder": str(folder)})
-            say(f"1/3 virtual environment in {folder}")
-            _run(
-                [str(base), "-m", "venv", str(folder)],
-                f"{base} cannot make a virtual environment",
-                quiet=quiet,
-            )
-            say("2/3 packages (about 3 GB to download, 6.4 GB on disk)")
-            _pip(environment, *_BUILD_TOOLS, quiet=quiet)
-            _pip(environment, "--no-build-isolation", "-r", str(REQUIREMENTS), quiet=quiet)
-            say("3/3 checking that every package is whole")
-            _mend(environment, quiet=quiet)
-            _write_json(folder / _RECORD, wanted)
+            logger.info("1/2 virtual environment in %s", folder)
+            # Anew, since a pip that was killed leaves packages without some of their files.
+            for part in ("bin", "lib", "include"):
+                shutil.rmtree(folder / part, ignore_errors=True)
+            _run([base, "-m", "venv", str(folder)], f"{base} cannot make a virtual environment")
+            logger.info("2/2 packages (about 3 GB to download, 6.4 GB on disk)")
+            _pip(environment, *_BUILD_TOOLS)
+            _pip(environment, "--no-build-isolation", "-r", str(REQUIREMENTS))
+            _write_json(folder / _RECORD, _whole())
         _write_json(_note(), {"folder": str(folder)})
         if detectron2:
-            say(f"detectron2 from {DETECTRON2} (compiled, minutes)")
-            _pip(environment, "--no-build-isolation", DETECTRON2, quiet=quiet)
+            logger.info("detectron2 from %s (compiled, minutes)", DETECTRON2)
+            _pip(environment, "--no-build-isolation", DETECTRON2)
     return environment
 
 
@@ -135,21 +114,21 @@ def _noted_folder() -> Path | None:
     return Path(folder) if folder else None
 
 
-def _requirements_sha256() -> str:
-    return hashlib.sha256(REQUIREMENTS.read_bytes()).hexdigest()
+def _whole() -> dict[str, Any]:
+    """The record of an environment that is built to its end, with these packages."""
+    return {"complete": True, "requirements": hashlib.sha256(REQUIREMENTS.read_bytes()).hexdigest()}
 
 
-def _interpreter(python: Path | None) -> Path:
+def _interpreter(python: Path | None) -> str:
     """A Python of the right version that can make virtual environments."""
     given = [str(python)] if python else [sys.executable, "python3.11"]
-    found = [path for name in given if (path := shutil.which(name))]
-    versions = {path: _version_of(path) for path in found}
-    for path, version in versions.items():
+    seen = {path: _version_of(path) for name in given if (path := shutil.which(name))}
+    for path, version in seen.items():
         if version == _PYTHON:
-            return Path(path)
-    seen = ", ".join(f"{path} is {version}" for path, version in versions.items())
+            return path
+    about = ", ".join(f"{path} is {version}" for path, version in seen.items())
     raise VBenchError(
-        f"VBench's packages need Python {_PYTHON} with venv; {seen or f'{given[0]} is no program'}"
+        f"VBench's packages need Python {_PYTHON} with venv; {about or f'{given[0]} is no program'}"
         + ("" if python else f", and there is no python{_PYTHON}; give one with --python PATH")
     )
 
@@ -181,39 +160,19 @@ def _check_folder(folder: Path) -> None:
         raise VBenchError(f"{nearest} has {free:.1f} GB free; VBench's packages need {_DISK_GB}")
 
 
-def _mend(environment: Environment, *, quiet: bool) -> None:
-    """Install again what an interrupted call left without some of its files."""
-    for attempt in (1, 2):
-        command = [str(environment.python), "-I", str(WORKER), "--broken-packages"]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise VBenchError(f"the interpreter in {environment.folder} does not run: {done.stderr[-200:]}")
-        broken = json.loads(done.stdout)
-        if not broken:
-            return
-        if attempt == 1:
-            # Not --force-reinstall: pip cannot uninstall a package whose list of files is missing.
-            _pip(environment, "--no-build-isolation", "--no-deps", "--ignore-installed", *broken, quiet=quiet)
-    raise VBenchError(
-        f"packages in {environment.folder} stay incomplete: {', '.join(broken)}; delete the folder"
+def _pip(environment: Environment, *arguments: str) -> None:
+    _run(
+        [str(environment.python), "-m", "pip", "install", "--disable-pip-version-check", *arguments],
+        "pip could not install VBench's packages (its messages are above); the same command tries again",
     )
 
 
-def _pip(environment: Environment, *arguments: str, quiet: bool) -> None:
-    command = [str(environment.python), "-m", "pip", "install", "--disable-pip-version-check", *arguments]
-    what = (
-        "pip could not install VBench's packages (its messages are above); the same command goes on from here"
-    )
-    _run(command, what, quiet=quiet)
-
-
-def _run(command: list[str], failure: str, *, quiet: bool) -> None:
+def _run(command: list[str], failure: str) -> None:
     """Run with output on standard error: standard output belongs to our own results."""
     # Packages of the running environment must not count as installed in the other one.
     clean = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME", "PIP_TARGET")}
-    output = subprocess.DEVNULL if quiet else sys.stderr.fileno()
-    done = subprocess.run(command, env=clean, stdout=output, close_fds=False, check=False)
-    if done.returncode:
+    output = sys.stderr.fileno() if logger.isEnabledFor(logging.INFO) else subprocess.DEVNULL
+    if subprocess.run(command, env=clean, stdout=output, close_fds=False, check=False).returncode:
         raise VBenchError(failure)
 
 

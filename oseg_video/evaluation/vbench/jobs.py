@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from oseg_video.evaluation.clips import ClipFile
+from oseg_video.evaluation.errors import VBenchError
 from oseg_video.evaluation.vbench.checks import action_of
-from oseg_video.evaluation.vbench.environment import VBenchError
 from oseg_video.evaluation.vbench.suite import SAMPLES, Suite
 
 PIECE = 100

@@ -14,7 +14,8 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
-from oseg_video.evaluation.vbench.environment import WORKER, Environment, VBenchError
+from oseg_video.evaluation.errors import VBenchError
+from oseg_video.evaluation.vbench.environment import WORKER, Environment
 
 Request = Mapping[str, Any]
 Event = Mapping[str, Any]

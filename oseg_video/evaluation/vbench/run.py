@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 import tempfile
 import threading
 from collections.abc import Mapping, Sequence
@@ -11,9 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from oseg_video import console
 from oseg_video.evaluation.clips import ClipFile
+from oseg_video.evaluation.errors import VBenchError
 from oseg_video.evaluation.rows import file_state
-from oseg_video.evaluation.vbench.environment import Environment, VBenchError
+from oseg_video.evaluation.vbench.environment import Environment
 from oseg_video.evaluation.vbench.jobs import Group, Job
 from oseg_video.evaluation.vbench.kept import KeptAnswers
 from oseg_video.evaluation.vbench.process import Event, run_workers
@@ -42,9 +43,7 @@ class Machine:
         return [{"device": self.device, "gpu": gpu} for gpu in self.gpus[:count]]
 
 
-def run_jobs(
-    machine: Machine, jobs: Sequence[Job], kept: KeptAnswers, *, quiet: bool, title: str = "VBench"
-) -> Tallies:
+def run_jobs(machine: Machine, jobs: Sequence[Job], kept: KeptAnswers, *, title: str = "VBench") -> Tallies:
     """Run the jobs one after the other, each spread over all processes. Raises VBenchError.
 
     What `kept` has is not run again, and what is run is added to it. A clip that VBench gave no value for is
@@ -56,7 +55,7 @@ def run_jobs(
         if groups:
             left.append(Job(job.name, job.dimension, groups))
     if left:
-        _run_in_processes(machine, left, kept, quiet, title)
+        _run_in_processes(machine, left, kept, title)
     return {
         job.name: {
             clip: tally for group in job.groups for clip, tally in kept.find(_question(job, group)).items()
@@ -65,9 +64,7 @@ def run_jobs(
     }
 
 
-def _run_in_processes(
-    machine: Machine, jobs: Sequence[Job], kept: KeptAnswers, quiet: bool, title: str
-) -> None:
+def _run_in_processes(machine: Machine, jobs: Sequence[Job], kept: KeptAnswers, title: str) -> None:
     requests = machine.requests(max(len(job.groups) for job in jobs))
     with tempfile.TemporaryDirectory(prefix="oseg-video-vbench-") as work:
         shares = []
@@ -79,7 +76,7 @@ def _run_in_processes(
             request["jobs"] = [
                 part.lay_out(folder / str(place)) for place, part in enumerate(shares[-1].values())
             ]
-        with _Bar(title, sum(len(job.clips) for job in jobs), quiet) as bar:
+        with _Bar(title, sum(len(job.clips) for job in jobs)) as bar:
 
             def on_event(number: int, event: Event) -> None:
                 if bar.shows(number, event):
@@ -112,8 +109,6 @@ def run_static_filter(
     candidates: Mapping[str, Sequence[ClipFile]],
     keep: int,
     kept: KeptAnswers,
-    *,
-    quiet: bool,
 ) -> dict[str, list[ClipFile]]:
     """The first `keep` static clips of every prompt, by VBench's own filter. Raises VBenchError.
 
@@ -128,7 +123,7 @@ def run_static_filter(
         requests = machine.requests(len(left))
         with (
             tempfile.TemporaryDirectory(prefix="oseg-video-vbench-") as work,
-            _Bar("VBench static filter", sum(len(candidates[prompt]) for prompt in left), quiet) as bar,
+            _Bar("VBench static filter", sum(len(candidates[prompt]) for prompt in left)) as bar,
         ):
             for number, request in enumerate(requests):
                 mine = left[number :: len(requests)]
@@ -184,10 +179,8 @@ def _read(part: Job, event: Event) -> dict[str, Tally]:
 class _Bar:
     """One bar over the clips of all jobs and processes."""
 
-    def __init__(self, title: str, total: int, quiet: bool) -> None:
-        from tqdm import tqdm
-
-        self._bar: Any = tqdm(total=total, desc=title, unit="clip", disable=quiet, file=sys.stderr)
+    def __init__(self, title: str, total: int) -> None:
+        self._bar = console.bar(None, title, total=total)
         self._lock = threading.Lock()
         self._finished: dict[int, float] = {}
         self._current: dict[int, tuple[int, float]] = {}
@@ -202,8 +195,8 @@ class _Bar:
         """Whether the event was only to be shown, which is done."""
         if event["event"] == "progress":
             self.move(process, event["done"] / event["total"])
-        elif event["event"] == "fetching" and not self._bar.disable:
-            self._bar.write(f"VBench fetches {event['url']}", file=sys.stderr)
+        elif event["event"] == "fetching":
+            console.logger.info("VBench fetches %s", event["url"])
         return event["event"] in ("progress", "fetching")
 
     def start(self, process: int, title: str, clips: int) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from oseg_video.evaluation.metrics.base import EvaluationError
+from oseg_video.evaluation.errors import EvaluationError
 
 Group = Literal["quality", "semantic"]
 
@@ -30,30 +30,42 @@ class Dimension:
     """In the mean over its group."""
     custom: bool = True
     """Whether VBench computes it for prompts of one's own ("custom_input")."""
+    documented: bool = True
+    """Whether VBench's README lists it for custom input."""
     needs_prompt: bool = False
     """Whether custom input needs the prompt of each clip."""
+    share: bool = False
+    """A yes or no of every clip."""
+    frames: int = 2
+    """Least number of frames of a clip."""
 
 
 DIMENSIONS: dict[str, Dimension] = {
     "subject_consistency": Dimension("quality", "DINO features stay alike over time", 0.1462),
     "background_consistency": Dimension("quality", "CLIP features stay alike over time", 0.2615),
-    "temporal_flickering": Dimension("quality", "pixels of static clips stay alike", 0.6293),
-    "motion_smoothness": Dimension("quality", "AMT-S can interpolate every other frame", 0.706, 0.9975),
-    "dynamic_degree": Dimension("quality", "share of clips with large RAFT flow", weight=0.5),
+    "temporal_flickering": Dimension(
+        "quality", "pixels of static clips stay alike", 0.6293, documented=False
+    ),
+    "motion_smoothness": Dimension(
+        "quality", "AMT-S can interpolate every other frame", 0.706, 0.9975, frames=3
+    ),
+    "dynamic_degree": Dimension("quality", "share of clips with large RAFT flow", weight=0.5, share=True),
     "aesthetic_quality": Dimension("quality", "LAION's aesthetic predictor"),
     "imaging_quality": Dimension("quality", "MUSIQ-SPAQ"),
     "object_class": Dimension("semantic", "GRiT finds the object", custom=False),
     "multiple_objects": Dimension("semantic", "GRiT finds both objects", custom=False),
-    "human_action": Dimension("semantic", "UMT recognises the action", needs_prompt=True),
+    "human_action": Dimension(
+        "semantic", "UMT recognises the action", documented=False, needs_prompt=True, share=True
+    ),
     "color": Dimension("semantic", "GRiT's caption has the colour", custom=False),
     "spatial_relationship": Dimension("semantic", "GRiT's boxes lie as asked", custom=False),
     "scene": Dimension("semantic", "Tag2Text's caption has the scene", highest=0.8222, custom=False),
     "appearance_style": Dimension("semantic", "CLIP similarity to the style", 0.0009, 0.2855, custom=False),
     "temporal_style": Dimension(
-        "semantic", "ViCLIP similarity to the prompt", highest=0.364, needs_prompt=True
+        "semantic", "ViCLIP similarity to the prompt", highest=0.364, documented=False, needs_prompt=True
     ),
     "overall_consistency": Dimension(
-        "semantic", "ViCLIP similarity to the prompt", highest=0.364, needs_prompt=True
+        "semantic", "ViCLIP similarity to the prompt", highest=0.364, documented=False, needs_prompt=True
     ),
 }
 """In the order of VBench's tables."""

@@ -10,12 +10,13 @@ import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from oseg_video.evaluation.clips import ClipFile
+from oseg_video.evaluation.errors import VBenchError
 from oseg_video.evaluation.vbench.checks import listed
-from oseg_video.evaluation.vbench.environment import VBenchError
 
 SAMPLES = 5
 """Clips per prompt that count."""
@@ -45,19 +46,25 @@ class Suite:
             dict.fromkeys(entry["prompt_en"] for entry in self.entries if wanted & set(entry["dimension"]))
         )
 
+    @cached_property
+    def _by_composed(self) -> dict[str, str]:
+        return {_composed(entry["prompt_en"]): entry["prompt_en"] for entry in self.entries}
+
+    def prompt_of(self, clip: ClipFile) -> str | None:
+        """The prompt of a clip: of its manifest or, without one, of a file name `PROMPT-NUMBER.mp4`."""
+        return self._by_composed.get(_composed(_named(clip)[0] if clip.prompt is None else clip.prompt))
+
 
 def match(suite: Suite, clips: Sequence[ClipFile]) -> tuple[dict[str, list[ClipFile]], list[ClipFile]]:
     """The clips of every prompt of the suite, and the clips that belong to none.
 
-    A clip's prompt is the one of its manifest or, without one, that of a file name `PROMPT-NUMBER.mp4`. The
-    clips of a prompt are in the order of seeds or numbers.
+    The clips of a prompt are in the order of seeds or numbers.
     """
-    prompts = {_composed(prompt): prompt for prompt in suite.prompts(_dimensions(suite))}
-    found: dict[str, list[tuple[int, str, ClipFile]]] = {prompt: [] for prompt in prompts.values()}
+    found: dict[str, list[tuple[int, str, ClipFile]]] = {entry["prompt_en"]: [] for entry in suite.entries}
     strangers = []
     for clip in clips:
-        text, number = _named(clip) if clip.prompt is None else (clip.prompt, clip.seed or 0)
-        prompt = prompts.get(_composed(text))
+        number = _named(clip)[1] if clip.prompt is None else clip.seed or 0
+        prompt = suite.prompt_of(clip)
         if prompt is None:
             strangers.append(clip)
         else:
@@ -133,10 +140,6 @@ def static_candidates(
     """The clips that the static filter has to choose from; those of prompts with just five are chosen."""
     prompts = suite.prompts([d for d in dimensions if d == "temporal_flickering"])
     return {prompt: found[prompt] for prompt in prompts if len(found[prompt]) > SAMPLES}
-
-
-def _dimensions(suite: Suite) -> list[str]:
-    return [dimension for entry in suite.entries for dimension in entry["dimension"]]
 
 
 def _composed(text: str) -> str:

@@ -37,9 +37,6 @@ class FetchError(Exception):
 
 
 def main() -> None:
-    if sys.argv[1:] == ["--broken-packages"]:
-        print(json.dumps(broken_packages()))
-        return
     # The two pipes to the parent go out of reach of everything that VBench starts or prints.
     requests, events = os.fdopen(os.dup(0)), os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
@@ -62,16 +59,6 @@ def main() -> None:
     _report_progress(emit)
     {"describe": describe, "evaluate": evaluate, "filter": filter_static}[request["task"]](request, emit)
     emit("end")
-
-
-def broken_packages() -> list[str]:
-    """`name==version` of the packages that miss their list of files or one of the files on it."""
-    broken = []
-    for package in importlib.metadata.distributions():
-        files = [file for file in package.files or () if file.suffix != ".pyc"]
-        if not files or not all(os.path.exists(file.locate()) for file in files):
-            broken.append(f"{package.metadata['Name']}=={package.version}")
-    return broken
 
 
 def describe(request: Request, emit: Emit) -> None:
@@ -220,7 +207,7 @@ def _report_progress(emit: Emit) -> None:
     """Turn VBench's bars over lists of clips into events, and leave other bars (downloads) as they are."""
     import tqdm
 
-    class Reporting(tqdm.tqdm):
+    class Reporting(tqdm.tqdm):  # type: ignore[type-arg]
         def __iter__(self) -> Any:
             if not isinstance(self.iterable, list):
                 yield from super().__iter__()

@@ -143,7 +143,6 @@ def load_pipeline(
     shard_weights: those that share the tokens of a clip share the denoiser's weights as well. The memory that
     the weights need is estimated and compared with what is free before they are read.
     """
-    import diffusers
 
     device = resolve_device(job.device)
     dtype = resolve_dtype(job.dtype, device)
@@ -164,7 +163,7 @@ def load_pipeline(
     owners = dict.fromkeys(source.adapter.denoiser_attributes, mesh.sequence.size if shard_weights else 1)
     check_memory(present, dtype, device, job.offload, owners)
     dtypes = {name: weights.dtype for name, weights in components.items()}
-    pipeline_class = getattr(diffusers, source.pipeline_for(image=job.image is not None))
+    pipeline_class = source.adapter.pipeline_class(source.pipeline_for(image=job.image is not None))
     try:
         with loading_bars():
             pipe = pipeline_class.from_pretrained(
@@ -211,7 +210,8 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
     """The number type of the weights; `auto` is bfloat16 on a GPU and float32 on the CPU."""
     if name == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
-    return getattr(torch, name)
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
 
 
 def fingerprint(directory: Path) -> str:

@@ -50,7 +50,9 @@ class RayActors:
             line = next(iter(str(error).splitlines()), "")
             raise SweepError(f"cannot use the Ray cluster {address or 'of this machine'}: {line}") from error
         try:
-            places = plan_places([node["Resources"] for node in ray.nodes() if node["Alive"]], workers, gpus)
+            places = plan_places(
+                [node["Resources"] for node in self._ray.nodes() if node["Alive"]], workers, gpus
+            )
         except SweepError:
             ray.shutdown()
             raise
@@ -87,7 +89,7 @@ class RayActors:
     def _receive(self, reference: Any) -> Outcome:
         actor, task = self._running.pop(reference)
         try:
-            outcome = self._ray.get(reference)
+            outcome: Outcome = self._ray.get(reference)
         except self._ray.exceptions.RayError as error:
             self._ray.kill(actor)  # in case it is only out of reach
             line = next(iter(str(error).splitlines()), "") or type(error).__name__
@@ -116,7 +118,7 @@ class _Actor:
     """A worker on some machine of the cluster."""
 
     def __init__(self, location: str, folder: str, gpus: list[int | None], threads: int) -> None:
-        """folder: the driver's working directory, from which models and pictures may be named."""
+        """folder: the driver's working directory, from which models and images may be named."""
         if os.path.isdir(folder):
             os.chdir(folder)
         # Ray has made the GPUs of this actor the only ones, numbered from 0.

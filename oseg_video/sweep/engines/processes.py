@@ -35,7 +35,7 @@ class WorkerProcesses:
         self._gpus = gpus
         self._threads = threads
         self._processes: list[Any] = []
-        self._folder: tempfile.TemporaryDirectory | None = None
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._replies: dict[int, Outcome] = {}
         self.connections: list[Connection] = []
         """One of each rank, to wait on for replies."""

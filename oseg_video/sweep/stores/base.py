@@ -24,7 +24,7 @@ class Stat:
     """What a clip or manifest looks like from outside."""
 
     size: int
-    """Bytes, of a folder of pictures all together."""
+    """Bytes, of a folder of images all together."""
     modified: int | None
     """Nanoseconds, where the storage has a time that stays; else None."""
 

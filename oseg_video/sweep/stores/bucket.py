@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
 
-from oseg_video.jobs.outputs import manifest_path
+from oseg_video.config.manifest import manifest_path
 from oseg_video.sweep.records import INDEX, Record, from_lines, to_lines
 from oseg_video.sweep.stores.base import WORK, Stat, Store, StoreError
 from oseg_video.sweep.stores.leases import LeaseClaims
@@ -32,7 +32,7 @@ class Bucket(Store):
         except (ImportError, ValueError, OSError) as error:
             raise StoreError(f"cannot use {location}: {error}") from None
         self._root = root.rstrip("/")
-        now = datetime.datetime.now(datetime.timezone.utc)
+        now = datetime.datetime.now(datetime.UTC)
         self._index = f"{INDEX.removesuffix('.jsonl')}-{now:%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:8]}.jsonl"
         self._mine = ""
         self._sizes: dict[str, int] = {}
@@ -43,7 +43,7 @@ class Bucket(Store):
         with self._naming("read"):
             for below in ("",) if names is None else names:
                 for path, size in self._find(below):
-                    name = path.split("/")[0]  # files of a folder of pictures count together
+                    name = path.split("/")[0]  # files of a folder of images count together
                     sizes[name] = sizes.get(name, 0) + size
         return {name: Stat(size, None) for name, size in sizes.items()}
 

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
 
+from oseg_video.config.manifest import manifest_path
 from oseg_video.files import put
-from oseg_video.jobs.outputs import manifest_path
 from oseg_video.sweep.records import INDEX, Record, from_lines, to_lines
 from oseg_video.sweep.stores.base import WORK, Stat, Store, StoreError
 from oseg_video.sweep.stores.claims import FileClaims

@@ -17,6 +17,8 @@ from oseg_video.sweep.recipe import Subject, SweepRecipe, read_sweep
 from tests.sweeps import SMALL
 from tests.unit.sweep.conftest import painter  # noqa: F401
 
+pytestmark = pytest.mark.slow
+
 VALUES = {"oseg": {"frame_difference": 12.5, "alignment:embedded:colour": 1}}
 
 
@@ -178,11 +180,13 @@ def test_real_clips_that_only_start_clips_are_no_reference_of_a_metric(tmp_path,
         tmp_path, prompts={"first_frames": "list.txt"}, metrics=["frame_difference"], methods=["cfg"]
     )
     command = ["compare", str(path), "--out", str(tmp_path / "out"), "--quiet", "--reference", str(real)]
-    assert main(command) == 2  # the shipped model takes no picture, which is found out after the reference
+    assert main(command) == 2  # the shipped model takes no image, which is found out after the reference
     assert "--reference" not in capsys.readouterr().err
     path = write(tmp_path, metrics=["frame_difference"], methods=["cfg"])
     assert main(command) == 2
-    assert "--reference is about real clips for fvd" in capsys.readouterr().err
+    assert (
+        "--reference is about real clips, which none of the metrics compares with" in capsys.readouterr().err
+    )
 
 
 def test_real_clips_that_are_missing_or_broken_are_named(tmp_path, real):

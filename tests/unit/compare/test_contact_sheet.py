@@ -1,4 +1,4 @@
-"""`oseg-video contact-sheet`: what is where on the picture."""
+"""`oseg-video contact-sheet`: what is where on the image."""
 
 import re
 
@@ -35,26 +35,26 @@ def sheet(folder, out, *flags):
     return out
 
 
-def runs(picture, top):
+def runs(image, top):
     """Colours of frames from left to right in a line of pixels: those wider than a letter's stem."""
     found = []
-    for x in range(picture.width - 50):
-        line = {picture.getpixel((x + offset, top)) for offset in range(50)}
+    for x in range(image.width - 50):
+        line = {image.getpixel((x + offset, top)) for offset in range(50)}
         if len(line) == 1 and (not found or found[-1] != next(iter(line))):
             found += line
     return [colour for colour in found if colour != (255, 255, 255)]
 
 
 def test_rows_are_prompts_columns_methods_and_frames_are_spread(clips, tmp_path):
-    picture = Image.open(sheet(clips, tmp_path / "s.png"))
-    top = picture.height - 50
+    image = Image.open(sheet(clips, tmp_path / "s.png"))
+    top = image.height - 50
     halves = {m: [tuple(c * level // 4 for c in COLOURS[m]) for level in (0, 2, 4)] for m in COLOURS}
-    assert runs(picture, top - 100) == [*halves["cfg"], *halves["oseg"]]
-    assert runs(picture, top) == halves["oseg"]  # cfg has no clip of that prompt
+    assert runs(image, top - 100) == [*halves["cfg"], *halves["oseg"]]
+    assert runs(image, top) == halves["oseg"]  # cfg has no clip of that prompt
     turned = Image.open(sheet(clips, tmp_path / "t.png", "--methods", "oseg,cfg", "--frames", "1"))
     assert runs(turned, top - 100) == [halves["oseg"][1], halves["cfg"][1]]
     one = Image.open(sheet(clips, tmp_path / "u.png", "--rows", "1"))
-    assert picture.height - one.height == 100 + 4 and one.width == picture.width
+    assert image.height - one.height == 100 + 4 and one.width == image.width
 
 
 def test_the_last_frame_of_a_strip_is_whole(clips):
@@ -68,18 +68,18 @@ def test_the_last_frame_of_a_strip_is_whole(clips):
 
 
 def test_labels_are_written(clips, tmp_path):
-    picture = Image.open(sheet(clips, tmp_path / "s.png")).convert("L")
-    labels = picture.crop((0, picture.height - 104, 200, picture.height))
-    header = picture.crop((200, 0, picture.width, 18))
+    image = Image.open(sheet(clips, tmp_path / "s.png")).convert("L")
+    labels = image.crop((0, image.height - 104, 200, image.height))
+    header = image.crop((200, 0, image.width, 18))
     assert min(labels.get_flattened_data()) < 100 and min(header.get_flattened_data()) < 100
 
 
 def test_a_sheet_as_pdf(clips, tmp_path):
     data = sheet(clips, tmp_path / "s.pdf").read_bytes()
-    picture = Image.open(sheet(clips, tmp_path / "s.png"))
+    image = Image.open(sheet(clips, tmp_path / "s.png"))
     (box,) = re.findall(rb"/MediaBox \[ *0 0 ([\d.]+) ([\d.]+)", data)
     # Points of 1/72 inch, at 300 pixels an inch.
-    assert [float(side) for side in box] == pytest.approx([side * 72 / 300 for side in picture.size], abs=1)
+    assert [float(side) for side in box] == pytest.approx([side * 72 / 300 for side in image.size], abs=1)
 
 
 def test_mistakes_are_one_line(clips, tmp_path, capsys):

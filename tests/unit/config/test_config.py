@@ -279,7 +279,11 @@ def test_a_wrong_section_is_refused(tmp_path, text, message):
 
 def test_shipped_recipes_have_names():
     assert recipe("mochi", "oseg") == OSEG(guidance_scale=4.5, blocks=(34,))
-    assert recipe("mochi", "stg", stg_scale=0.5, text="apg").text == APG()
+    assert recipe("mochi", "stg", scale=0.5, text=APG()) == STG(
+        guidance_scale=4.5, scale=0.5, text=APG(), blocks=(34,)
+    )
+    with pytest.raises(SettingError, match="stg has no setting 'sclae'; did you mean 'scale'"):
+        recipe("mochi", "stg", sclae=0.5)
     assert shipped_recipe("mochi-stg")["blocks"] == [34] and shipped_recipe("nothing") is None
     with pytest.raises(SettingError, match="no recipe for a family 'mochy'; did you mean 'mochi'"):
         recipe("mochy")

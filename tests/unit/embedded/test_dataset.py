@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from oseg_video.embedded import dataset
-from oseg_video.embedded.dataset import ClipAttributes, ClipGeometry
+from oseg_video.embedded.dataset import ClipAttributes
+from oseg_video.embedded.drawing import MOTION_DIRECTION, ClipGeometry
 
 attributes_strategy = st.sampled_from(dataset.all_attributes())
 index_strategy = st.integers(0, 2**31)
@@ -69,6 +70,7 @@ def test_indices_follow_the_vocabularies():
     assert attributes.indices() == (2, 3, 2, 1)
 
 
+@pytest.mark.slow
 @given(attributes=attributes_strategy, index=index_strategy)
 @settings(max_examples=60, derandomize=True, deadline=None)
 def test_colours_are_exact_inside_and_outside(attributes, index):
@@ -87,7 +89,7 @@ def test_colours_are_exact_inside_and_outside(attributes, index):
 def test_the_shape_moves_as_the_caption_says(attributes, index):
     clip_FCHW, geometry = draw(attributes, index)
     centre_F2 = centroids(shape_mask(clip_FCHW, attributes))
-    direction = np.array(dataset.MOTION_DIRECTION[attributes.motion])
+    direction = np.array(MOTION_DIRECTION[attributes.motion])
     # The mask counts a faint edge pixel as much as a full one, so centroids are good to a pixel or so.
     np.testing.assert_allclose(centre_F2[-1] - centre_F2[0], direction * geometry.travel, atol=1.0)
     steps = np.diff(centre_F2, axis=0)

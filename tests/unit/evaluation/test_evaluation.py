@@ -11,17 +11,17 @@ from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from oseg_video.evaluation.bootstrap import bootstrap, interval_of, resampled, share, share_difference
-from oseg_video.evaluation.metrics.frechet import Moments, frechet_distance, moments_of_rows
+from oseg_video.evaluation.features.frechet import Moments, frechet_distance, moments_of_rows
 from oseg_video.types import OsegVideoError
 
 
 class Colours(nn.Module):
-    """A feature extractor that both sides can use: means over quarters of the picture, per channel."""
+    """A feature extractor that both sides can use: means over quarters of the image, per channel."""
 
     num_features = 12
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        return nn.functional.avg_pool2d(pictures.double(), pictures.shape[-1] // 2).flatten(1)
+    def forward(self, images: Tensor) -> Tensor:
+        return nn.functional.avg_pool2d(images.double(), images.shape[-1] // 2).flatten(1)
 
 
 def moments(mean: list[float], covariance: list[list[float]]) -> Moments:
@@ -94,7 +94,7 @@ def test_frechet_distance_is_that_of_torchmetrics() -> None:
     oracle.set_dtype(torch.float64)
     oracle.update(real, real=True)
     oracle.update(fake, real=False)
-    sets = [Moments.of(Colours()(pictures)) for pictures in (fake, real)]
+    sets = [Moments.of(Colours()(images)) for images in (fake, real)]
     assert frechet_distance(*sets) == pytest.approx(float(oracle.compute()), rel=1e-6)
 
 
@@ -114,6 +114,7 @@ def test_bootstrap_interval_of_a_mean_is_that_of_the_normal_approximation() -> N
     assert interval.value - interval.low == pytest.approx(half, rel=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [2, 3, 5, 10])
 def test_an_interval_over_few_holds_the_truth_as_often_as_it_says(count: int) -> None:
     generator = torch.Generator().manual_seed(count)

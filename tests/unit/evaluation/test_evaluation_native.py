@@ -9,19 +9,18 @@ import pytest
 import torch
 from torch.nn import functional
 
-from oseg_video import media
 from oseg_video.evaluation.clips import find_clips
-from oseg_video.evaluation.metrics.base import EvaluationError, MetricOptions, build_metrics
-from oseg_video.evaluation.metrics.motion import block_motion, frame_difference
-from oseg_video.media import write_clip
+from oseg_video.evaluation.metrics.base import EvaluationError, MetricOptions, build_metrics, check_fit
+from oseg_video.media import Frame, write_clip
+from oseg_video.media.writing import run_ffmpeg
 from oseg_video.types import OsegVideoError
 
 
 def value_of(name, path):
     (metric,) = build_metrics([name], MetricOptions())
     clips = find_clips([path]).clips
-    metric.check(clips)
-    return metric.value(name, metric.observe(clips, quiet=True).rows, torch.tensor([0]))
+    check_fit(metric, clips)
+    return metric.compute(name, metric.observe(clips).rows, torch.tensor([0]))
 
 
 def colourful(frames=8, height=48, width=64):
@@ -57,7 +56,7 @@ ENCODINGS = {
 def test_flickering_is_vbenchs_on_the_same_file(tmp_path, encoding):
     source, path = tmp_path / "source.mp4", tmp_path / "a.mp4"
     write_clip(source, colourful(), 8, format="mp4")
-    done = media._ffmpeg("-v", "error", "-i", str(source), *ENCODINGS[encoding], str(path))
+    done = run_ffmpeg("-v", "error", "-i", str(source), *ENCODINGS[encoding], str(path))
     assert done.returncode == 0, done.stderr
     assert value_of("temporal_flickering", path) == pytest.approx(vbench_flickering(path), abs=1e-6)
 
@@ -68,6 +67,19 @@ def test_flickering_of_a_gif_is_vbenchs(tmp_path):
     assert value_of("temporal_flickering", tmp_path / "a.gif") == pytest.approx(expected, abs=1e-6)
 
 
+def shown(name, clip):
+    """The value of a metric over frames in memory, uint8 [F, 3, H, W]."""
+    (metric,) = build_metrics([name], MetricOptions())
+    look = metric.look(None)
+    for index, frame in enumerate(clip.permute(0, 2, 3, 1).contiguous().numpy()):
+        look.add(Frame(index, lambda frame=frame: frame, lambda frame=frame: frame[..., ::-1]))
+    return float(look.seen())
+
+
+def block_motion(clip):
+    return shown("block_motion", clip)
+
+
 def levels(*values, size=16):
     return torch.tensor(values, dtype=torch.uint8)[:, None, None, None].expand(-1, 3, size, size).contiguous()
 
@@ -76,7 +88,7 @@ def test_flickering_and_frame_difference_of_plain_frames(tmp_path):
     write_clip(tmp_path / "a", levels(10, 40, 40, 0), 8, format="png")
     assert value_of("temporal_flickering", tmp_path / "a") == pytest.approx((255 - (30 + 0 + 40) / 3) / 255)
     assert value_of("frame_difference", tmp_path / "a") == pytest.approx(70 / 3)
-    assert frame_difference(levels(255, 0)) == 255  # 8-bit numbers do not wrap around
+    assert shown("frame_difference", levels(255, 0)) == 255  # 8-bit numbers do not wrap around
 
 
 @pytest.mark.parametrize("name", ["temporal_flickering", "frame_difference", "block_motion"])
@@ -91,9 +103,9 @@ def textured(size):
     return (255 * functional.interpolate(smooth, size=(size, size), mode="bilinear")[0]).to(torch.uint8)
 
 
-def moved(picture, *offsets, crop):
-    """Views of a picture through a window whose corner is at each offset (y, x)."""
-    return torch.stack([picture[:, y : y + crop, x : x + crop] for y, x in offsets])
+def moved(image, *offsets, crop):
+    """Views of an image through a window whose corner is at each offset (y, x)."""
+    return torch.stack([image[:, y : y + crop, x : x + crop] for y, x in offsets])
 
 
 def test_block_motion_finds_a_known_translation():
@@ -117,16 +129,18 @@ def test_block_motion_needs_room_for_a_block_that_moves(tmp_path):
     write_clip(tmp_path / "a.gif", colourful(height=28, width=64), 8, format="gif")
     (metric,) = build_metrics(["block_motion"], MetricOptions())
     with pytest.raises(EvaluationError, match=r"needs 30 pixels along each side; a.gif has 28 x 64"):
-        metric.check(find_clips([tmp_path]).clips)
+        check_fit(metric, find_clips([tmp_path]).clips)
 
 
 def test_every_statistic_is_what_its_name_says(tmp_path):
     clip = moved(textured(128), (20, 20), (23, 18), crop=64)
     write_clip(tmp_path / "a", clip, 8, format="png")
-    (metric,) = build_metrics(["block_motion", "frame_difference"], MetricOptions())
-    rows = metric.observe(find_clips([tmp_path / "a"]).clips, quiet=True).rows
-    values = {f.name: metric.value(f.name, rows, torch.tensor([0])) for f in metric.figures}
-    expected = (clip[1].double() - clip[0].double()).abs().mean()
-    assert values == {"block_motion": pytest.approx(13**0.5), "frame_difference": pytest.approx(expected)}
-    assert {figure.better for figure in metric.figures} == {None}
-    assert metric.per_clip("block_motion", rows).tolist() == [pytest.approx(13**0.5)]
+    expected = {
+        "block_motion": pytest.approx(13**0.5),
+        "frame_difference": pytest.approx((clip[1].double() - clip[0].double()).abs().mean()),
+    }
+    for metric in build_metrics(["block_motion", "frame_difference"], MetricOptions()):
+        rows = metric.observe(find_clips([tmp_path / "a"]).clips).rows
+        (value,) = metric.values
+        assert metric.compute(value.name, rows, torch.tensor([0])) == expected[value.name]
+        assert value.better is None and metric.per_clip(value.name, rows).tolist() == [expected[value.name]]

@@ -18,18 +18,20 @@ from oseg_video.embedded.classifier import load_classifier
 from oseg_video.embedded.dataset import VOCABULARIES, sample_clips
 from oseg_video.evaluation.clips import find_clips
 from oseg_video.evaluation.evaluate import evaluate
-from oseg_video.evaluation.metrics import embedded, features, fvd_protocols, real_clips
-from oseg_video.evaluation.metrics.base import MetricOptions, build_metrics
-from oseg_video.evaluation.metrics.features import EmbeddedClassifier, VideoMAE
+from oseg_video.evaluation.features import classifier, networks, protocols, real_clips
+from oseg_video.evaluation.features.networks import EmbeddedClassifier, VideoMAE
+from oseg_video.evaluation.features.real_clips import look_at_drawn
+from oseg_video.evaluation.features.reference import load_reference
+from oseg_video.evaluation.features.weights import load_torchscript
+from oseg_video.evaluation.metrics.base import MetricOptions, build_metrics, check_fit
 from oseg_video.evaluation.metrics.fvd import SHIPPED
 from oseg_video.evaluation.metrics.inception import inception_score
-from oseg_video.evaluation.metrics.observe import OpenClip
-from oseg_video.evaluation.metrics.real_clips import look_at_drawn
-from oseg_video.evaluation.metrics.reference import load_reference
-from oseg_video.evaluation.metrics.weights import load_torchscript
+from oseg_video.evaluation.observe import watch
 from oseg_video.media import write_clip
 from oseg_video.types import OsegVideoError
 from tests.drawn import write_drawn, write_frames
+
+pytestmark = pytest.mark.slow
 
 
 class SmallI3D(nn.Module):
@@ -108,9 +110,9 @@ def measure(name, folder, **options):
     """Value over all clips of a folder, with the metric and its rows."""
     (metric,) = build_metrics([name], MetricOptions(**options))
     clips = find_clips([folder]).clips
-    warnings = metric.check(clips)
-    seen = metric.observe(clips, quiet=True)
-    return metric.value(name, seen.rows, torch.arange(len(seen.clips))), metric, seen, warnings
+    warnings = check_fit(metric, clips)
+    seen = metric.observe(clips)
+    return metric.compute(name, seen.rows, torch.arange(len(seen.clips))), metric, seen, warnings
 
 
 # Torchscript files
@@ -146,7 +148,7 @@ def test_i3d_needs_no_trust_if_its_checksum_is_the_published_one(tmp_path, i3d, 
     options = {"weights": {"fvd:i3d_16f": str(path)}, "reference": tmp_path / "real"}
     with pytest.raises(OsegVideoError, match="trust"):
         build_metrics(["fvd:i3d_16f"], MetricOptions(**options))
-    monkeypatch.setattr(features, "I3D_SHA256", hashlib.sha256(path.read_bytes()).hexdigest())
+    monkeypatch.setattr(networks, "I3D_SHA256", hashlib.sha256(path.read_bytes()).hexdigest())
     assert build_metrics(["fvd:i3d_16f"], MetricOptions(**options))
 
 
@@ -188,7 +190,7 @@ def test_fvd_is_the_closed_form_of_the_networks_features(sets, i3d):
     expected = closed_form(eager(i3d[1], fake.values()), eager(i3d[1], real.values()), ddof=1)
     assert value == pytest.approx(expected, rel=1e-4)
     assert "9 clips of fake for 400 dimensions raise the distance" in warnings[0]
-    protocol = metric.figures[0].protocol
+    protocol = metric.values[0].protocol
     assert protocol["frames"] == 16 and protocol["ddof"] == 1 and protocol["reference"]["clips"] == 12
     assert protocol["extractor"]["sha256"] == hashlib.sha256(i3d[0].read_bytes()).hexdigest()
 
@@ -206,8 +208,8 @@ def test_fvd_of_a_set_to_itself_is_zero_and_no_batch_or_name_matters(sets, i3d):
 
 
 def small_protocol(monkeypatch, name="fvd:fvd2048_16f", **changes):
-    changed = dataclasses.replace(fvd_protocols.PROTOCOLS[name], **changes)
-    monkeypatch.setitem(fvd_protocols.PROTOCOLS, name, changed)
+    changed = dataclasses.replace(protocols.PROTOCOLS[name], **changes)
+    monkeypatch.setitem(protocols.PROTOCOLS, name, changed)
 
 
 def test_stylegan_vs_protocol_takes_exactly_its_number_of_clips_and_divides_by_it(sets, i3d, monkeypatch):
@@ -225,26 +227,31 @@ def test_stylegan_vs_protocol_takes_exactly_its_number_of_clips_and_divides_by_i
         metric.check(find_clips([folder / "fake"]).clips[:8])
 
 
+def chosen(plan, clip, *, real):
+    """The frames of a clip that a protocol takes."""
+    (frames,) = watch(clip, [plan.look(clip, real=real)])
+    return frames
+
+
 def test_real_clips_begin_anywhere_generated_ones_at_the_first_frame(sets, i3d, monkeypatch):
     folder, _, real, options = sets
     name = "fvd:fvd2048_16f"
     small_protocol(monkeypatch, clips=9)
     values = {measure(name, folder / "fake", **options_for(name, i3d, options))[0] for _ in range(2)}
     assert len(values) == 1
-    plan = fvd_protocols.PROTOCOLS[name]
+    plan = protocols.PROTOCOLS[name]
     clip = find_clips([folder / "real"]).clips[0]
-    opened = OpenClip(clip)
     start = int.from_bytes(hashlib.sha256(b"00").digest()[:8], "big") % 5
-    assert torch.equal(plan.choose(opened, real=True), real["00"][start : start + 16])
-    assert torch.equal(plan.choose(opened, real=False), real["00"][:16])
+    assert torch.equal(chosen(plan, clip, real=True), real["00"][start : start + 16])
+    assert torch.equal(chosen(plan, clip, real=False), real["00"][:16])
 
 
 def test_the_stride_decides_which_frames_and_how_many_are_needed(tmp_path):
-    plan = fvd_protocols.PROTOCOLS["fvd:fvd2048_128f_subsample8f"]
+    plan = protocols.PROTOCOLS["fvd:fvd2048_128f_subsample8f"]
     assert plan.span == 121
     clips = write_noise(tmp_path, 1, seed=0, frames=121, sizes=((8, 8),))
     (clip,) = find_clips([tmp_path]).clips
-    assert torch.equal(plan.choose(OpenClip(clip), real=False), clips["00"][::8])
+    assert torch.equal(chosen(plan, clip, real=False), clips["00"][::8])
 
 
 def test_generated_clips_that_are_too_short_are_refused_real_ones_left_out(sets, i3d):
@@ -252,7 +259,7 @@ def test_generated_clips_that_are_too_short_are_refused_real_ones_left_out(sets,
     options = options_for("fvd:i3d_16f", i3d, options)
     write_noise(folder / "real" / "short", 2, seed=5, frames=15)
     _, metric, *_ = measure("fvd:i3d_16f", folder / "fake", **options)
-    assert metric.figures[0].protocol["reference"] | {"folder": ""} == {
+    assert metric.values[0].protocol["reference"] | {"folder": ""} == {
         **{"folder": "", "clips": 12, "too_short": 2, "skipped": 0, "kinds": ["png"]}
     }
     write_noise(folder / "fake" / "short", 1, seed=5, frames=15)
@@ -266,7 +273,7 @@ def test_real_clips_that_cannot_be_read_are_named(sets, i3d):
     (folder / "real" / "03" / "00007.png").write_bytes(b"junk")
     _, metric, seen, _ = measure("fvd:i3d_16f", folder / "fake", **options_for("fvd:i3d_16f", i3d, options))
     assert set(seen.skipped) == {"real/bad.gif", "real/03"}
-    assert metric.figures[0].protocol["reference"]["clips"] == 11
+    assert metric.values[0].protocol["reference"]["clips"] == 11
 
 
 def test_compression_of_one_side_only_is_told(sets, i3d):
@@ -308,21 +315,22 @@ def test_a_reference_that_was_interrupted_goes_on_where_it_stopped(sets, i3d, mo
     options = MetricOptions(**options_for("fvd:i3d_16f", i3d, options), batch=2)
     looked = []
 
-    class Stopped(OpenClip):
-        def __init__(self, file):
-            if len(looked) == 7:
-                raise KeyboardInterrupt
-            looked.append(file.name)
-            super().__init__(file)
+    def stopped(clip, looks):
+        if len(looked) == 7:
+            raise KeyboardInterrupt
+        looked.append(clip.name)
+        return watch(clip, looks)
 
     def value(work):
         found = evaluate([folder / "fake"], ["fvd:i3d_16f"], options=options, work=work)
         return found.results["fake"][0].value
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(real_clips, "OpenClip", Stopped)
+        patch.setattr(real_clips, "watch", stopped)
         value(tmp_path / "work")
-    monkeypatch.setattr(real_clips, "OpenClip", lambda file: looked.append(file.name) or OpenClip(file))
+    monkeypatch.setattr(
+        real_clips, "watch", lambda clip, looks: looked.append(clip.name) or watch(clip, looks)
+    )
     expected = value(None)
     assert len(looked) == 7 + len(real), "without a folder nothing is kept"
     del looked[7:]
@@ -357,7 +365,7 @@ def test_saved_statistics_give_the_same_distance_without_the_clips(sets, i3d):
     file = folder / "real.safetensors"
     first, *_ = measure("fvd:i3d_16f", folder / "fake", **options, save_reference=file)
     again, metric, *_ = measure("fvd:i3d_16f", folder / "fake", **{**options, "reference": file})
-    assert again == first and metric.figures[0].protocol["reference"]["clips"] == 12
+    assert again == first and metric.values[0].protocol["reference"]["clips"] == 12
     with pytest.raises(OsegVideoError, match="has statistics of fvd:i3d_16f already"):
         measure("fvd:i3d_16f", folder / "fake", **options, save_reference=file)
     measure("fvd:i3d_16f", folder / "fake", **options, save_reference=file, overwrite=True)
@@ -452,7 +460,7 @@ def test_fvd_with_videomae_runs_end_to_end_on_clips_of_any_size(tmp_path, videom
     write_noise(tmp_path / "real", 5, seed=2)
     value, metric, *_ = measure("fvd:videomae_16f", tmp_path / "fake", **options)
     assert value > 0 and math.isfinite(value)
-    assert metric.figures[0].protocol["extractor"]["network"].startswith("VideoMAE, 2 layers of 24")
+    assert metric.values[0].protocol["extractor"]["network"].startswith("VideoMAE, 2 layers of 24")
     same, *_ = measure("fvd:videomae_16f", tmp_path / "real", **options)
     assert same == pytest.approx(0, abs=1e-6 * value)
 
@@ -476,9 +484,9 @@ def test_weights_that_the_hub_cannot_give_are_asked_for_by_path(monkeypatch):
         raise ConnectionError("no network\nsecond line")
 
     monkeypatch.setattr(HfApi, "model_info", unreachable)
-    for extractor, name in ((features.I3D, "fvd:i3d_16f"), (VideoMAE, "fvd:videomae_16f")):
+    for extractor, name in ((networks.I3D, "fvd:i3d_16f"), (VideoMAE, "fvd:videomae_16f")):
         with pytest.raises(OsegVideoError, match=rf"cannot fetch .* give --weights {name}=PATH") as refused:
-            extractor(name, MetricOptions(weights={} if extractor is features.I3D else {name: "none/such"}))
+            extractor(name, MetricOptions(weights={} if extractor is networks.I3D else {name: "none/such"}))
         assert "\n" not in str(refused.value)
 
 
@@ -546,7 +554,7 @@ def test_the_shipped_statistics_are_those_of_drawn_clips(monkeypatch):
     shipped = load_reference(SHIPPED, "fvd:embedded", metric.real_protocol).moments
     assert shipped.count == real_clips.DRAWN_CLIPS == 2048
     monkeypatch.setattr(real_clips, "DRAWN_CLIPS", 192)
-    some, about = look_at_drawn(EmbeddedClassifier("m", MetricOptions()).features, quiet=True)
+    some, about = look_at_drawn(EmbeddedClassifier("m", MetricOptions()).features)
     assert some.count == about["clips"] == 192
     deviation = shipped.covariance().diagonal().sqrt()
     errors = (some.mean_D - shipped.mean_D) / (deviation / math.sqrt(192))
@@ -556,21 +564,21 @@ def test_the_shipped_statistics_are_those_of_drawn_clips(monkeypatch):
 
 
 def test_statistics_of_another_classifier_are_drawn_again(monkeypatch, tmp_path):
-    monkeypatch.setitem(embedded.CLASSIFIER_PROTOCOL, "sha256", "0" * 64)
+    monkeypatch.setitem(classifier.CLASSIFIER_PROTOCOL, "sha256", "0" * 64)
     monkeypatch.setattr(real_clips, "DRAWN_CLIPS", 64)
     write_drawn(tmp_path, 4)
     _, metric, *_ = measure("fvd:embedded", tmp_path)
-    assert metric.figures[0].protocol["reference"]["clips"] == 64
+    assert metric.values[0].protocol["reference"]["clips"] == 64
 
 
 def test_embedded_distance_and_score_are_those_of_the_classifiers_outputs(tmp_path):
     write_drawn(tmp_path / "fake", 20, seed=1)
     write_drawn(tmp_path / "real", 24, seed=2)
-    classifier = load_classifier()
+    network = load_classifier()
     fake, real = (sample_clips(seed, range(n))[0].float() / 255 for seed, n in ((1, 20), (2, 24)))
     with torch.no_grad():
-        rows = [classifier.features(clips).double() for clips in (fake, real)]
-        heads = [classifier(fake)[name].double().softmax(dim=1) for name in VOCABULARIES]
+        rows = [network.features(clips).double() for clips in (fake, real)]
+        heads = [network(fake)[name].double().softmax(dim=1) for name in VOCABULARIES]
     value, *_ = measure("fvd:embedded", tmp_path / "fake", reference=tmp_path / "real")
     assert value == pytest.approx(closed_form(*rows, ddof=1), rel=1e-3)
     joint = torch.stack(
@@ -586,8 +594,8 @@ def test_alignment_counts_what_the_prompt_says(tmp_path):
     write_drawn(tmp_path, 24, seed=1, requests=0)
     (metric,) = build_metrics(["alignment:embedded"], MetricOptions())
     clips = find_clips([tmp_path]).clips
-    metric.check(clips)
-    rows = metric.observe(clips, quiet=True).rows
+    assert check_fit(metric, clips) == ()
+    rows = metric.observe(clips).rows
     shown, asked = (sample_clips(seed, range(24))[1] for seed in (1, 0))
     right = {
         name: [getattr(a, name) == getattr(b, name) for a, b in zip(shown, asked, strict=True)]
@@ -596,9 +604,9 @@ def test_alignment_counts_what_the_prompt_says(tmp_path):
     right["all"] = [all(parts) for parts in zip(*right.values(), strict=True)]
     by_seed = sorted(range(24), key=lambda place: clips[place].seed)
     for name, expected in right.items():
-        figure = f"alignment:embedded:{name}"
-        assert metric.value(figure, rows, torch.arange(24)) == pytest.approx(sum(expected) / 24)
-        assert metric.per_clip(figure, rows)[by_seed].tolist() == expected
+        name_of = f"alignment:embedded:{name}"
+        assert metric.compute(name_of, rows, torch.arange(24)) == pytest.approx(sum(expected) / 24)
+        assert metric.per_clip(name_of, rows)[by_seed].tolist() == expected
     assert 0 < sum(right["shape"]) < 24
 
 

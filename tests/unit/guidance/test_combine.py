@@ -187,6 +187,17 @@ def test_rescale_factor_one_has_the_contrast_of_cond_and_zero_is_exact():
     assert torch.equal(rescale(constant, c, 0.5), constant)
 
 
+def test_only_zeros_and_constants_are_taken_for_such():
+    """Where noise is low, predictions of a tenth and less are no exception."""
+    pred, c = random_predictions(2)
+    small, small_c = pred / 1000, c / 1000
+    assert_close(projection_scale(small_c, small), projection_scale(c, pred))
+    assert_close(rescale(small, small_c, 0.5), rescale(pred, c, 0.5) / 1000)
+    both = {"eta": 0.5, "momentum": 0.0}
+    expected = apg_update(c, pred, None, **both, norm_threshold=3.0)[0] / 1000
+    assert_close(apg_update(small_c, small, None, **both, norm_threshold=0.003)[0], expected)
+
+
 @pytest.mark.parametrize("factor", [-0.1, 1.01, math.nan, "0.7"])
 def test_rescale_factor_outside_the_unit_interval_is_refused(factor):
     pred, c = random_predictions(2)

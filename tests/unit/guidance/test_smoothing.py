@@ -238,6 +238,7 @@ def test_matrices_are_built_once_per_setting():
     assert info.maxsize is not None
 
 
+@pytest.mark.slow
 def test_compiles_into_one_graph():
     grid = TokenGrid(2, 3, 4)
     query = random_queries(grid, dtype=torch.float32)

@@ -4,9 +4,9 @@ import json
 import re
 
 import pytest
-from oseg_video.jobs.manifest import read_manifest
 
 from oseg_video.cli import main
+from oseg_video.config.manifest import read_manifest
 from oseg_video.jobs.loading import hub
 from oseg_video.sweep.engines.local import InProcess
 from oseg_video.sweep.estimate import describe, estimate
@@ -15,6 +15,8 @@ from oseg_video.sweep.run import run_sweep, survey
 from oseg_video.sweep.stores import open_store
 from oseg_video.sweep.table import build_table, plan_variations
 from tests.sweeps import table, write_recipe
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
@@ -54,7 +56,7 @@ def test_the_engine_runs_the_passes_that_are_counted(tmp_path, variations):
     store = open_store(str(tmp_path / "out"))
     run_sweep(items[::4], store, InProcess(store))
     for item, share in zip(items[::4], estimate(variations, ()).shares, strict=True):
-        ran = read_manifest(tmp_path / "out" / item.file)["passes"]["block_passes"]
+        ran = read_manifest(tmp_path / "out" / item.file).passes["block_passes"]
         assert share.method == item.method and share.passes == (ran, ran)
 
 

@@ -74,7 +74,7 @@ def test_a_list_that_is_not_vbenchs(tmp_path, content, dimensions, message):
         read_vbench_prompts(tmp_path / "list.json", dimensions)
 
 
-def test_pictures_are_subjects(tmp_path):
+def test_images_are_subjects(tmp_path):
     for name in ("b.png", "a.jpg"):
         Image.new("RGB", (8, 8)).save(tmp_path / name)
     recipe = read_sweep(write_recipe(tmp_path, prompts={"images": "."}))
@@ -149,7 +149,10 @@ def test_flags_win_over_a_recipe(tmp_path):
         limit=1,
     )
     jobs = [variation.job for variation in plan_variations(changed)]
-    assert [(job.guidance, job.oseg_scale, job.steps) for job in jobs] == [("oseg", 2.0, 4), ("stg", None, 4)]
+    assert [(job.guidance.name, job.guidance.scale, job.steps) for job in jobs] == [
+        ("oseg", 2.0, 4),
+        ("stg", 0.5, 4),
+    ]
     assert all((job.prompts, job.seeds) == (("a red circle",), (7,)) for job in jobs)
     assert list(changed.models) == ["embedded"]
 
@@ -186,7 +189,7 @@ def test_the_key_depends_on_what_determines_the_clip_and_on_nothing_else(tmp_pat
     assert mixed[:4] == before[:4] and not set(mixed[4:]) & set(before)
 
 
-def test_the_number_type_auto_is_that_of_the_device(tmp_path):
+def test_the_dtype_auto_is_that_of_the_device(tmp_path):
     settings = {name: value for name, value in GIF.items() if name != "device"}
     variations = plan_variations(read_sweep(write_recipe(tmp_path, settings=settings)))
     on_cpu, on_gpu = (build_table(variations, kind) for kind in ("cpu", "cuda"))

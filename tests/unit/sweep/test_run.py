@@ -109,10 +109,10 @@ def test_the_index_names_every_item_from_the_start(tmp_path, location, painter):
 def test_a_failed_item_is_recorded_and_the_rest_goes_on(tmp_path, location, painter, monkeypatch):
     paint = painter.make_clip
 
-    def fail(self, job, plan, picture, progress):
+    def fail(self, job, plan, image):
         if plan.seed == 1 and job.guidance.name == "cfg":
             raise ValueError("two\nlines") if "red" in plan.prompt else OsegVideoError("refused")
-        return paint(self, job, plan, picture, progress)
+        return paint(self, job, plan, image)
 
     monkeypatch.setattr(painter, "make_clip", fail)
     items = table(tmp_path)
@@ -194,10 +194,10 @@ def test_lack_of_memory_on_the_cpu_is_a_failure(tmp_path, location, painter, mon
 def test_a_sweep_in_this_process_ends_with_its_worker(capsys, tmp_path, painter, monkeypatch):
     paint = painter.make_clip
 
-    def break_down(self, job, plan, picture, progress):
+    def break_down(self, job, plan, image):
         if len(painter.painted) == 3:
             raise ParallelError("all-gather failed")
-        return paint(self, job, plan, picture, progress)
+        return paint(self, job, plan, image)
 
     monkeypatch.setattr(painter, "make_clip", break_down)
     path = str(write_recipe(tmp_path))

@@ -1,0 +1,1 @@
+"""What metrics that compare features share: networks and their weights, Fréchet distances, real clips."""

@@ -1,0 +1,101 @@
+"""The named protocols of Fréchet video distances, and which frames of a clip they take.
+
+T frames that a network sees, C colour channels (RGB), H rows, W columns.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from oseg_video.embedded.drawing import FRAMES
+from oseg_video.evaluation.clips import ClipFile
+from oseg_video.evaluation.features.classifier import classifier_places, no_embedded
+from oseg_video.evaluation.features.networks import I3D, EmbeddedClassifier, Extractor, VideoMAE
+from oseg_video.evaluation.metrics.base import MetricOptions
+from oseg_video.evaluation.observe import ChosenFrames, Look, too_short
+
+
+@dataclass(frozen=True, kw_only=True)
+class FvdProtocol:
+    """What has to be the same for two distances to be comparable."""
+
+    summary: str
+    clips: int | None
+    """Exact number of clips on both sides, or None for any number."""
+    frames: int | None
+    """Frames that the network sees; None for the network's own choice over the whole clip."""
+    stride: int = 1
+    """Every how many frames one is taken."""
+    real_start: str = "first"
+    """Where real clips begin: "first" or "random" (drawn from the clip's name); others begin at the first."""
+    needs_reference: bool = True
+    """Whether real clips have to be given; the embedded data set can be drawn."""
+    ddof: int
+    """Covariances are divided by clips - ddof."""
+    extractor: Callable[[str, MetricOptions], Extractor]
+
+    @property
+    def span(self) -> int:
+        """Least number of frames of a clip."""
+        return FRAMES if self.frames is None else (self.frames - 1) * self.stride + 1
+
+    def refuses(self, metric: str, clip: ClipFile) -> str | None:
+        """As of `Metric`."""
+        return no_embedded(metric, clip) if self.frames is None else too_short(metric, clip, self.span)
+
+    def look(self, clip: ClipFile, *, real: bool) -> Look:
+        """Takes the frames of a clip that the network sees: [T, C, H, W]."""
+        if self.frames is None:
+            return ChosenFrames(clip, classifier_places(clip))
+        random = real and self.real_start == "random"
+        start = _drawn(clip.name, clip.frames - self.span + 1) if random else 0
+        return ChosenFrames(clip, range(start, start + self.span, self.stride))
+
+
+def _drawn(name: str, count: int) -> int:
+    """A number below `count` that depends on the name alone, so that no order of clips matters."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") % count
+
+
+def _stylegan_v(summary: str, frames: int, stride: int = 1) -> FvdProtocol:
+    """A metric of StyleGAN-V (arXiv 2112.14683), `src/metrics/metric_main.py`."""
+    return FvdProtocol(
+        summary=f"FVD of StyleGAN-V: I3D, 2048 clips, {summary}",
+        clips=2048,
+        frames=frames,
+        stride=stride,
+        real_start="random",
+        ddof=0,
+        extractor=I3D,
+    )
+
+
+PROTOCOLS: dict[str, FvdProtocol] = {
+    "fvd:fvd2048_16f": _stylegan_v("the first 16 frames", 16),
+    "fvd:fvd2048_128f": _stylegan_v("the first 128 frames", 128),
+    "fvd:fvd2048_128f_subsample8f": _stylegan_v("every 8th of the first 128 frames", 16, 8),
+    "fvd:i3d_16f": FvdProtocol(
+        summary="FVD with I3D over any number of clips, first 16 frames",
+        clips=None,
+        frames=16,
+        ddof=1,
+        extractor=I3D,
+    ),
+    "fvd:videomae_16f": FvdProtocol(
+        summary="FVD with VideoMAE over any number of clips, first 16 frames",
+        clips=None,
+        frames=16,
+        ddof=1,
+        extractor=VideoMAE,
+    ),
+    "fvd:embedded": FvdProtocol(
+        summary="Fréchet distance in the shipped classifier's features (shipped model's data set)",
+        clips=None,
+        frames=None,
+        needs_reference=False,
+        ddof=1,
+        extractor=EmbeddedClassifier,
+    ),
+}

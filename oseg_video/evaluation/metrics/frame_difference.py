@@ -1,0 +1,34 @@
+"""How much neighbouring frames differ. A description, not quality: neither more nor less is better."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from oseg_video.evaluation.metrics.base import MetricValue, register_metrics
+from oseg_video.evaluation.observe import PairMetric
+from oseg_video.media import Pixels
+
+NAME = "frame_difference"
+SUMMARY = "mean absolute difference of neighbouring frames, in 8-bit levels"
+PROTOCOL = {"definition": SUMMARY}
+
+
+def mean_difference(before_HWC: Pixels, after_HWC: Pixels) -> float:
+    """Mean absolute difference of two frames, uint8, in 8-bit levels, 0 to 255; exact."""
+    difference_HWC = np.maximum(before_HWC, after_HWC) - np.minimum(before_HWC, after_HWC)
+    return float(difference_HWC.sum(dtype=np.uint64)) / difference_HWC.size
+
+
+class FrameDifference(PairMetric):
+    """Mean absolute difference of neighbouring frames of every clip."""
+
+    row_protocol = PROTOCOL
+    values = (MetricValue(name=NAME, better=None, protocol=PROTOCOL, least=0.0),)
+
+    def between(self, before: Any, after: Any) -> float:
+        return mean_difference(before, after)
+
+
+register_metrics({NAME: SUMMARY}, FrameDifference, compared="always")

@@ -1,0 +1,152 @@
+"""Clips into files: H.264 in MP4, GIF, folders of PNG images; and the comment that an MP4 carries."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from oseg_video.files import MARK, atomic_path
+from oseg_video.media.clip import MediaError, one_line, require_clip
+
+# Visually lossless for x264 (0 is lossless, 51 the worst); small clips stay small.
+_CRF = "12"
+# Untagged files are shown with different colours by different players: convert to BT.709 and say so.
+_COLOURS = (
+    "scale=in_range=pc:out_range=tv:out_color_matrix=bt709:flags=accurate_rnd+full_chroma_int,"
+    "setparams=range=tv:colorspace=bt709:color_primaries=bt709:color_trc=bt709"
+)
+
+
+def write_clip(path: Path, frames: torch.Tensor, fps: float, *, format: str, comment: str = "") -> None:
+    """Write a clip as H.264 "mp4", as "gif", or as "png", a folder of images 00000.png, 00001.png, ...
+
+    `frames` is uint8 [F, 3, H, W]. mp4 is yuv420p with the index in front, so that it plays in a browser,
+    and holds `comment` as metadata; the other formats ignore it. GIF stores durations in hundredths of a
+    second, and shows equal neighbouring frames as one longer one. Raises MediaError, and FileError for what
+    cannot be written or must not be replaced.
+    """
+    require_clip(frames)
+    path = Path(path)
+    write = {"mp4": _write_mp4, "gif": _write_gif, "png": _write_folder}[format]
+    with atomic_path(path) as temporary:
+        # Absolute, so that ffmpeg takes no beginning of a path for an option or a protocol.
+        write(temporary.absolute(), frames, fps, comment)
+
+
+def read_comment(path: Path) -> str:
+    """The `comment` that `write_clip` stored in an mp4; "" if there is none. Raises MediaError."""
+    if not Path(path).is_file():
+        raise MediaError(f"no such file: {path}")
+    done = run_ffmpeg("-v", "error", "-i", f"file:{path}", "-f", "ffmetadata", "-")
+    if done.returncode:
+        raise MediaError(f"cannot read {path}: {one_line(done.stderr.decode(errors='replace'))}")
+    return _parse_metadata(done.stdout.decode("utf-8", errors="replace")).get("comment", "")
+
+
+def run_ffmpeg(*arguments: str) -> subprocess.CompletedProcess[bytes]:
+    """Run the ffmpeg of imageio-ffmpeg and keep what it prints."""
+    return subprocess.run(_command(arguments), capture_output=True, check=False)
+
+
+def _command(arguments: Sequence[str]) -> list[str]:
+    import imageio_ffmpeg
+
+    return [imageio_ffmpeg.get_ffmpeg_exe(), "-nostdin", *arguments]
+
+
+def _images(frames: torch.Tensor) -> NDArray[np.uint8]:
+    """[F, 3, H, W] -> [F, H, W, 3], contiguous."""
+    return np.ascontiguousarray(frames.permute(0, 2, 3, 1).cpu().numpy())
+
+
+def _write_mp4(path: Path, frames: torch.Tensor, fps: float, comment: str) -> None:
+    height, width = frames.shape[2:]
+    if height % 2 or width % 2:
+        raise MediaError(
+            f"mp4 (yuv420p) needs an even height and width, got {height} x {width}; use .gif or .png"
+        )
+    # Metadata from a file, since an argument holds at most 128 KiB on Linux.
+    notes = path.with_name("notes.txt")
+    notes.write_text(f";FFMETADATA1\ncomment={_escape(comment)}\n", encoding="utf-8")
+    command = _command(
+        [
+            *("-v", "error", "-f", "rawvideo", "-pix_fmt", "rgb24"),
+            *("-s", f"{width}x{height}", "-r", f"{fps:.02f}", "-i", "-"),
+            *("-f", "ffmetadata", "-i", str(notes), "-map", "0", "-map_metadata", "1"),
+            *("-c:v", "libx264", "-pix_fmt", "yuv420p", "-vf", _COLOURS, "-crf", _CRF, "-preset", "medium"),
+            *("-movflags", "+faststart", "-y", str(path)),
+        ]
+    )
+    with tempfile.TemporaryFile() as messages:
+        # With its signals ignored as Python ignores them, ffmpeg names a file-size limit instead of dying.
+        with subprocess.Popen(
+            command, stdin=subprocess.PIPE, stderr=messages, restore_signals=False
+        ) as process:
+            assert process.stdin is not None
+            with contextlib.suppress(BrokenPipeError):  # an ffmpeg that ended early: its message says why
+                for image in _images(frames):
+                    process.stdin.write(image.data)
+                process.stdin.close()
+        if process.returncode or not path.is_file():
+            messages.seek(0)
+            raise OSError(None, _reason(messages.read().decode(errors="replace")))
+
+
+def _reason(output: str) -> str:
+    """Why ffmpeg failed: the system's reason where it has one, else the first message without its address."""
+    for code in (errno.EFBIG, errno.ENOSPC, errno.EDQUOT, errno.EIO):
+        if os.strerror(code) in output:
+            return os.strerror(code)
+    return re.sub(r"^(\[[^]]*\] )+", "", one_line(output)) if output.strip() else "ffmpeg wrote nothing"
+
+
+def _escape(text: str) -> str:
+    """Escape for ffmpeg's metadata file format."""
+    return "".join(f"\\{letter}" if letter in "=;#\\\n" else letter for letter in text)
+
+
+def _parse_metadata(text: str) -> dict[str, str]:
+    """Entries of an ffmpeg metadata file: `key=value`, with backslash escapes, also of the line end."""
+    entries: dict[str, str] = {}
+    key, word, letters = "", "", iter(text)
+    for letter in letters:
+        if letter == "\\":
+            word += next(letters, "")
+        elif letter == "=" and not key:
+            key, word = word, ""
+        elif letter == "\n":
+            if key:
+                entries[key] = word
+            key, word = "", ""
+        else:
+            word += letter
+    return entries
+
+
+def _write_gif(path: Path, frames: torch.Tensor, fps: float, comment: str) -> None:
+    from PIL import Image
+
+    images = [Image.fromarray(image) for image in _images(frames)]
+    duration = max(20, round(100 / fps) * 10)  # browsers slow down anything below 20 ms
+    images[0].save(path, save_all=True, append_images=images[1:], duration=duration, loop=0, comment=MARK)
+
+
+def _write_folder(path: Path, frames: torch.Tensor, fps: float, comment: str) -> None:
+    from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
+
+    path.mkdir()
+    info = PngInfo()
+    info.add_text("Software", MARK)
+    for index, image in enumerate(_images(frames)):
+        Image.fromarray(image).save(path / f"{index:05d}.png", pnginfo=info)

@@ -1,0 +1,28 @@
+"""Packages of others are imported through their entry points, and one that fails is named."""
+
+from __future__ import annotations
+
+import sys
+from importlib.metadata import EntryPoint
+from pathlib import Path
+
+import pytest
+
+from oseg_video import plugins
+from oseg_video.cli import main
+
+
+def test_modules_of_other_packages_are_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own_methods.py").write_text("loaded = True")
+    monkeypatch.syspath_prepend(tmp_path)
+    point = EntryPoint("own", "own_methods", plugins.GROUP)
+    monkeypatch.setattr(plugins, "entry_points", lambda group: [point] if group == plugins.GROUP else [])
+    plugins.load_plugins()
+    assert sys.modules.pop("own_methods").loaded
+
+
+def test_one_that_fails_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    point = EntryPoint("own", "not_there", plugins.GROUP)
+    monkeypatch.setattr(plugins, "entry_points", lambda group: [point])
+    assert main(["models"]) == 2
+    assert "cannot import not_there" in capsys.readouterr().err
