@@ -213,6 +213,6 @@ def _last(out: Path) -> tuple[dict[str, Any], str] | None:
     try:
         results = json.loads((out / RESULTS).read_text(encoding="utf-8"))
         table = read_text(out / TABLE)
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return (results, table) if isinstance(results, dict) else None

@@ -82,6 +82,6 @@ def from_lines(text: str) -> list[Record]:
         try:
             values = {name: value for name, value in json.loads(line).items() if name in names}
             records.append(Record(**{**values, "notes": tuple(values["notes"])}))
-        except (ValueError, TypeError, KeyError, AttributeError):
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             continue
     return records

@@ -345,7 +345,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise LoadError(f"cannot read {path}: {error.strerror}") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise LoadError(f"{path} is not valid JSON") from None
     if not isinstance(content, dict):
         raise LoadError(f"{path} is not a JSON object")
