@@ -33,6 +33,7 @@ from oseg_video.cli.completion import PrintCompletion
 from oseg_video.cli.output import PROGRAM, say
 from oseg_video.cli.parsing import Parser, UsageError
 from oseg_video.console import show
+from oseg_video.guidance.flat import RENAMED
 from oseg_video.interrupts import heeded, received
 from oseg_video.jobs.quiet import quiet_libraries
 from oseg_video.plugins import load_plugins
@@ -139,6 +140,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
             flag for action in commands.choices[options.command]._actions for flag in action.option_strings
         ]
         name = unknown[0].split("=")[0]
+        setting = name.removeprefix("--").replace("-", "_")
+        if setting in RENAMED:
+            raise UsageError(f"{name} is no argument any more: {RENAMED[setting]}")
         hint = f"; {known_or_nearest(name, flags)}" if name.startswith("--") else ""
         if "known:" in hint:
             hint = f"; see {PROGRAM} {options.command} --help"

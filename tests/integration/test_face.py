@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import oseg_video
 
@@ -42,3 +43,29 @@ def test_a_type_checker_knows_the_settings(tmp_path: Path) -> None:
     }
     assert wrong == {3, 4, 5}, said
     assert 'Unexpected keyword argument "blur_sgima"' in said
+
+
+def test_a_methods_name_is_the_recipe_of_the_family() -> None:
+    from diffusers import MochiPipeline
+
+    from oseg_video.embedded import MODEL_PATH
+    from tests.tiny import tiny_mochi
+
+    pipe = MochiPipeline.from_pretrained(MODEL_PATH)
+    pipe.set_progress_bar_config(disable=True)
+    size = {"height": 64, "width": 64, "num_frames": 7, "num_inference_steps": 2, "output_type": "latent"}
+    made = []
+    for guidance in ("oseg", oseg_video.recipe("embedded", "oseg")):
+        with oseg_video.guided(pipe, guidance) as report:
+            seed = torch.Generator().manual_seed(0)
+            made.append(pipe("a red circle", **size, generator=seed, max_sequence_length=32).frames)
+        assert report.steps[0].passes[-1].fired == ("transformer_blocks.3.attn1",)
+    assert torch.equal(*made)
+    with pytest.raises(oseg_video.OsegVideoError, match=r"guidance must be one of .*, got 'osge'"):
+        oseg_video.guided(pipe, "osge")
+    # Mochi's own recipe names a block that a tiny one does not have.
+    with (
+        pytest.raises(oseg_video.OsegVideoError, match="no block 34"),
+        oseg_video.guided(tiny_mochi(), "stg"),
+    ):
+        pass

@@ -131,6 +131,8 @@ def test_prompts_from_a_file(tmp_path):
             "unknown argument '--xyzzy=3' of generate; see oseg-video generate",
         ),
         (["generate", *PROMPT, "stray"], "unknown argument 'stray' of generate"),
+        (["generate", *PROMPT, "--rule", "published"], "that of the released code is guidance oseg-released"),
+        (["generate", *PROMPT, "--published-skip"], "it is skip_conditional of guidance oseg-released now"),
         (["generate", *PROMPT, "--steps"], "expected one argument"),
         (["generate", *PROMPT, "--steps", "ten"], "--steps must be an integer, got 'ten'"),
         (["generate", *PROMPT, "--steps", "0"], "steps must be from 1 to 1000, got 0"),
