@@ -111,7 +111,7 @@ def test_prefix_reuse_changes_nothing(case: Case, pipe: Any) -> None:
             whole = case.run(pipe)
         with guided(pipe, guidance) as report:
             assert_close(case.run(pipe), whole, **ACROSS_BATCHES)
-        first = adapter.resolve_blocks(adapter.denoiser(pipe), guidance.blocks)[0].unit
+        first = adapter.resolve_blocks(adapter.denoisers(pipe)[0], guidance.blocks)[0].unit
         assert all(max(one.start_block for one in step.passes) == first for step in report.steps)
         assert not torch.equal(whole, stock)
 
