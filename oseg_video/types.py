@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, Protocol
+
+
+class Pipeline(Protocol):
+    """A diffusers pipeline object: called with the settings of a clip; its components are attributes."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
+
+    def __getattr__(self, name: str, /) -> Any: ...
 
 
 class OsegVideoError(ValueError):
-    """Base of every error that a user can cause and mend; its message is one complete line."""
+    """Base of every error that a user can cause and fix; its message is one complete line."""
 
 
 class SettingError(OsegVideoError):

@@ -1,8 +1,16 @@
-"""Addresses of a denoiser's blocks, and the selectors that users name them by."""
+"""A denoiser's blocks: where they are, what they are called, and the selectors that users name them by."""
 
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
 
 from oseg_video.types import SettingError
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 class UnknownBlockError(SettingError):
@@ -32,7 +40,7 @@ class BlockAddress:
         return f"{self.stage}:{self.kind}" if self.kind else self.stage
 
     def matches(self, selector: int | str) -> bool:
-        """Whether a selector (see `ModelAdapter.resolve_blocks`) names this block."""
+        """Whether a selector (see `resolve_blocks`) names this block."""
         if isinstance(selector, int):
             return selector == self.index
         return all(self._has(part) for part in selector.split(":"))
@@ -41,3 +49,68 @@ class BlockAddress:
         if part.isdecimal():
             return int(part) == self.position
         return part in (self.kind, self.stage) or self.stage.startswith(f"{part}.")
+
+
+class BlockLayout(Protocol):
+    """Where the blocks of a denoiser are. Called with a denoiser: every block, in order of execution."""
+
+    @property
+    def chained(self) -> bool:
+        """Whether the replay units are a chain, each one's output being all that the next one takes."""
+
+    def __call__(self, denoiser: nn.Module) -> list[BlockAddress]: ...
+
+    def units(self, denoiser: nn.Module) -> list[str]:
+        """Names of the modules that a perturbed pass can replay instead of running, in order of execution."""
+
+
+class Stacks:
+    """Blocks in `nn.ModuleList`s that run one after the other: `Stacks(dual="transformer_blocks", ...)`.
+
+    Stage name -> attribute of the denoiser, in order of execution; named, never guessed. Each block is a
+    replay unit.
+    """
+
+    chained = True
+
+    def __init__(self, **stacks: str) -> None:
+        self._stacks: Mapping[str, str] = stacks
+
+    def __call__(self, denoiser: nn.Module) -> list[BlockAddress]:
+        places = [
+            (stage, stack, position)
+            for stage, stack in self._stacks.items()
+            for position in range(len(getattr(denoiser, stack)))
+        ]
+        return [
+            BlockAddress(index, f"{stack}.{position}", stage, position, unit=index)
+            for index, (stage, stack, position) in enumerate(places)
+        ]
+
+    def units(self, denoiser: nn.Module) -> list[str]:
+        return [block.path for block in self(denoiser)]
+
+
+def resolve_blocks(
+    family: str, blocks: Sequence[BlockAddress], selectors: Sequence[int | str]
+) -> list[BlockAddress]:
+    """Those of the blocks that selectors name, in order of execution. Raises `UnknownBlockError`.
+
+    A selector is a running index, or parts joined by ":", all of which must hold: a stage ("dual",
+    "up.1"; "up" stands for every "up.N"), a kind ("spatial"), a position in its stage and kind ("2").
+    """
+    chosen: dict[int, BlockAddress] = {}
+    for selector in selectors:
+        matching = [block for block in blocks if block.matches(selector)]
+        if not matching:
+            raise UnknownBlockError(_unknown_block(family, selector, blocks))
+        chosen |= {block.index: block for block in matching}
+    return [chosen[index] for index in sorted(chosen)]
+
+
+def _unknown_block(family: str, selector: int | str, blocks: Sequence[BlockAddress]) -> str:
+    known = f"this {family} model has {len(blocks)} blocks, 0 to {len(blocks) - 1}"
+    counts = Counter(block.group for block in blocks)
+    if len(counts) > 1 or isinstance(selector, str):
+        known += " (" + ", ".join(f"{key}:0 to {count - 1}" for key, count in counts.items()) + ")"
+    return f"no block {selector}: {known}"

@@ -6,14 +6,27 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from oseg_video.adapters.base import Condition, VideoTokens, random_like, register_adapter
+from oseg_video.adapters.base import register_adapter
 from oseg_video.adapters.blocks import BlockAddress
+from oseg_video.adapters.denoiser import Attention, DenoiserCall, TokenInputs, VideoTokens, random_like
 from oseg_video.adapters.joint import JointAttentionAdapter, patch_grid
+from oseg_video.adapters.sampling import Calls, Sampling
 from oseg_video.adapters.settings import ClipSize, ReadJson
-from oseg_video.types import TokenGrid
+from oseg_video.types import Pipeline, TokenGrid
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
+
+
+class _DynamicScale(Sampling):
+    def calls(self, pipe: Pipeline, call: Mapping[str, Any]) -> Calls:
+        # Not from `pipe.guidance_scale`, which a dynamic scale has overwritten at the step before.
+        return (("uncond", "cond"),) if call["guidance_scale"] > 1 else (("cond",),)
+
+    def scale(self, pipe: Pipeline, call: Mapping[str, Any], denoiser: str) -> float | Tensor:
+        if call["use_dynamic_cfg"]:
+            return _dynamic_scale(pipe, call["guidance_scale"])
+        return super().scale(pipe, call, denoiser)
 
 
 @register_adapter
@@ -34,11 +47,13 @@ class CogVideoXAdapter(JointAttentionAdapter):
         "num_layers": 42,
         "use_rotary_positional_embeddings": True,
     }
-    norm_layout = "BNSD"
-    token_arguments: ClassVar[Mapping[str, int]] = {"image_rotary_emb": 0}
-    channel_dim = 2
+    sampling = _DynamicScale()
     # `ofs` has one entry whatever the batch.
-    batched_arguments = ("hidden_states", "encoder_hidden_states", "timestep", "timestep_cond")
+    denoiser_call = DenoiserCall(
+        rows=("hidden_states", "encoder_hidden_states", "timestep", "timestep_cond"), channel_dim=2
+    )
+    site = Attention("attn1", norm_layout="BNSD")
+    token_inputs = TokenInputs({"image_rotary_emb": 0})
 
     def objection(self, settings: Mapping[str, Any], read: ReadJson) -> str | None:
         config = read("transformer/config.json")
@@ -55,14 +70,6 @@ class CogVideoXAdapter(JointAttentionAdapter):
         if (learned or not config.get("use_rotary_positional_embeddings")) and text not in (None, trained):
             return f"max_sequence_length {text}: this model takes {trained} only"
         return None
-
-    def calls(self, pipe: Any, call: Mapping[str, Any]) -> tuple[tuple[Condition, ...], ...]:
-        # Not from `pipe.guidance_scale`, which a dynamic scale has overwritten at the step before.
-        return (("uncond", "cond"),) if call["guidance_scale"] > 1 else (("cond",),)
-
-    def pipeline_scale(self, pipe: Any, call: Mapping[str, Any], denoiser: nn.Module) -> float | Tensor:
-        scale = call["guidance_scale"]
-        return _dynamic_scale(pipe, scale) if call["use_dynamic_cfg"] else scale
 
     def video_tokens(self, denoiser: Any, arguments: Mapping[str, Any], address: BlockAddress) -> VideoTokens:
         text = arguments["encoder_hidden_states"].shape[1]
@@ -93,17 +100,17 @@ def _token_grid(denoiser: Any, arguments: Mapping[str, Any]) -> TokenGrid:
     return patch_grid(denoiser.config, frames, height, width)
 
 
-def _dynamic_scale(pipe: Any, scale: float) -> float:
+def _dynamic_scale(pipe: Pipeline, scale: float) -> float:
     """The scale of the step in progress under `use_dynamic_cfg`, in the words of the pipelines.
 
     They compute it after the denoiser's call, too late to be read. It subtracts a timestep (0 to 999) from a
-    number of steps, so it jumps between 1 and 1 + `scale` from step to step; that is theirs to mend.
+    number of steps, so it jumps between 1 and 1 + `scale` from step to step; that is theirs to fix.
     """
     steps, timestep = _step_count(pipe), pipe.current_timestep.item()
     return 1 + scale * ((1 - math.cos(math.pi * ((steps - timestep) / steps) ** 5.0)) / 2)
 
 
-def _step_count(pipe: Any) -> int:
+def _step_count(pipe: Pipeline) -> int:
     """`num_inference_steps` inside the pipeline's call: of the steps asked for, those that run."""
     scheduler = pipe.scheduler
-    return scheduler.num_inference_steps - (len(scheduler.timesteps) - pipe.num_timesteps)
+    return int(scheduler.num_inference_steps - (len(scheduler.timesteps) - pipe.num_timesteps))

@@ -5,18 +5,37 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from oseg_video.adapters.base import Condition, random_like, register_adapter
+from oseg_video.adapters.base import register_adapter
+from oseg_video.adapters.blocks import Stacks
+from oseg_video.adapters.denoiser import Attention, DenoiserCall, PaddedText, TokenInputs, random_like
 from oseg_video.adapters.joint import JointAttentionAdapter
+from oseg_video.adapters.sampling import Calls, Sampling
 from oseg_video.adapters.settings import ARGUMENTS, ClipSize, ReadJson
 from oseg_video.parallel.shards import Shard
 from oseg_video.settings import Setting
 from oseg_video.settings.kinds import FINITE
+from oseg_video.types import Pipeline
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
 
 _TEXT_TOKENS = 256  # default max_sequence_length of the pipelines
+
+
+class _TrueCFG(Sampling):
+    def calls(self, pipe: Pipeline, call: Mapping[str, Any]) -> Calls:
+        embeds = (call["negative_prompt_embeds"], call["negative_pooled_prompt_embeds"])
+        negative = call["negative_prompt"] is not None or all(one is not None for one in embeds)
+        return (("cond",), ("uncond",)) if call["true_cfg_scale"] > 1 and negative else (("cond",),)
+
+    def scale(self, pipe: Pipeline, call: Mapping[str, Any], denoiser: str) -> float:
+        return float(call["true_cfg_scale"])
+
+
+def _first_frame(inputs: Mapping[str, Any], shard: Shard) -> dict[str, Any]:
+    """The number of tokens of the frame whose place a picture has taken."""
+    tokens = inputs.get("num_tokens")
+    return {} if tokens is None else {"num_tokens": shard.local(tokens)}
 
 
 @register_adapter
@@ -53,31 +72,26 @@ class HunyuanVideoAdapter(JointAttentionAdapter):
         )
     }
     denoiser_class = "HunyuanVideoTransformer3DModel"
-    stacks: ClassVar[Mapping[str, str]] = {
-        "dual": "transformer_blocks",
-        "single": "single_transformer_blocks",
-    }
-    attention_attribute = "attn"
-    norm_layout = "BSND"
-    # Two names for the same rotation, one in each kind of block.
-    token_arguments: ClassVar[Mapping[str, int]] = {"freqs_cis": 0, "image_rotary_emb": 0}
-    batched_arguments = (
-        "hidden_states",
-        "timestep",
-        "encoder_hidden_states",
-        "encoder_attention_mask",
-        "pooled_projections",
-        "guidance",
-    )
-    padded_texts = (("encoder_hidden_states", "encoder_attention_mask"),)
-    mask_position = 3  # after hidden_states, encoder_hidden_states, temb
-    unconditional_hint = (
+    sampling = _TrueCFG(
         "give it a true_cfg_scale above 1 and a negative_prompt "
         "(its guidance_scale is an input of the network)"
     )
+    denoiser_call = DenoiserCall(
+        rows=(
+            *("hidden_states", "timestep", "encoder_hidden_states", "encoder_attention_mask"),
+            *("pooled_projections", "guidance"),
+        )
+    )
+    blocks = Stacks(dual="transformer_blocks", single="single_transformer_blocks")
+    site = Attention("attn", norm_layout="BSND")
+    # Two names for the same rotation, one in each kind of block.
+    token_inputs = TokenInputs({"freqs_cis": 0, "image_rotary_emb": 0}, _first_frame)
+    # The mask comes after hidden_states, encoder_hidden_states, temb.
+    padded_text = PaddedText((("encoder_hidden_states", "encoder_attention_mask"),), mask_position=3)
 
     def call_scale(self, call: Mapping[str, Any], read: ReadJson) -> float:
-        return call["true_cfg_scale"]
+        scale: float = call["true_cfg_scale"]
+        return scale
 
     def pipeline_arguments(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         arguments = super().pipeline_arguments(settings)
@@ -96,21 +110,6 @@ class HunyuanVideoAdapter(JointAttentionAdapter):
         import torch
 
         return torch.float16 if dtype == torch.bfloat16 and component != "transformer" else dtype
-
-    def calls(self, pipe: Any, call: Mapping[str, Any]) -> tuple[tuple[Condition, ...], ...]:
-        embeds = (call["negative_prompt_embeds"], call["negative_pooled_prompt_embeds"])
-        negative = call["negative_prompt"] is not None or all(one is not None for one in embeds)
-        return (("cond",), ("uncond",)) if call["true_cfg_scale"] > 1 and negative else (("cond",),)
-
-    def pipeline_scale(self, pipe: Any, call: Mapping[str, Any], denoiser: nn.Module) -> float:
-        return call["true_cfg_scale"]
-
-    def shard_inputs(self, inputs: dict[str, Any], shard: Shard) -> dict[str, Any]:
-        sharded = super().shard_inputs(inputs, shard)
-        first_frame = inputs.get("num_tokens")  # of the frame whose place a picture has taken
-        if first_frame is not None:
-            sharded["num_tokens"] = shard.local(first_frame)
-        return sharded
 
     def example_arguments(self, denoiser: Any, clip: ClipSize, rows: int) -> dict[str, Any]:
         import torch

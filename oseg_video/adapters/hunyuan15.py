@@ -3,22 +3,44 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache, wraps
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from oseg_video.adapters.base import Condition, random_like, register_adapter
+from oseg_video.adapters.base import register_adapter
+from oseg_video.adapters.denoiser import Attention, DenoiserCall, PaddedText, TokenInputs, random_like
 from oseg_video.adapters.joint import JointAttentionAdapter
+from oseg_video.adapters.sampling import Calls, Sampling
 from oseg_video.adapters.settings import ARGUMENTS, ClipSize, ReadJson
+from oseg_video.types import Pipeline
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
 # What the pipelines pad to: the language model's text, the letters to be drawn, the image.
 _TEXT_TOKENS, _GLYPH_TOKENS, _IMAGE_TOKENS = 1000, 256, 729
 # The guider in the repository's weights.
 _GUIDER = {"guidance_scale": 6.0, "use_original_formulation": False, "enabled": True}
+
+
+class _Guider(Sampling):
+    def refusal(self, pipe: Pipeline) -> str | None:
+        name = type(pipe.guider).__name__
+        if name == "ClassifierFreeGuidance":
+            return None
+        return (
+            f"{type(pipe).__name__} with a {name} guider: it would combine the guided predictions once more; "
+            f"set pipe.guider = ClassifierFreeGuidance(guidance_scale=...)"
+        )
+
+    def calls(self, pipe: Pipeline, call: Mapping[str, Any]) -> Calls:
+        return (("cond",), ("uncond",)) if pipe.guider.num_conditions > 1 else (("cond",),)
+
+    def scale(self, pipe: Pipeline, call: Mapping[str, Any], denoiser: str) -> float:
+        return _text_scale(pipe.guider.guidance_scale, pipe.guider.use_original_formulation)
+
+    def rescale(self, pipe: Pipeline, call: Mapping[str, Any]) -> float:
+        return float(pipe.guider.guidance_rescale)
 
 
 @register_adapter
@@ -44,29 +66,30 @@ class HunyuanVideo15Adapter(JointAttentionAdapter):
         if name not in ("guidance_scale", "max_sequence_length")
     }
     denoiser_class = "HunyuanVideo15Transformer3DModel"
-    attention_attribute = "attn"
-    norm_layout = "BSND"
-    token_arguments: ClassVar[Mapping[str, int]] = {"freqs_cis": 0}
-    batched_arguments = (
-        "hidden_states",
-        "timestep",
-        "timestep_r",
-        "encoder_hidden_states",
-        "encoder_attention_mask",
-        "encoder_hidden_states_2",
-        "encoder_attention_mask_2",
-        "image_embeds",
+    sampling = _Guider(
+        "give its guider a guidance_scale above 1, enabled at every step: pipe.guider = pipe.guider.new(...)",
+        # The latents take on the dtype of the prediction, and go back into the network as they are.
+        latents_take_prediction_dtype=True,
     )
-    padded_texts = (
-        ("encoder_hidden_states", "encoder_attention_mask"),
-        ("encoder_hidden_states_2", "encoder_attention_mask_2"),
+    denoiser_call = DenoiserCall(
+        rows=(
+            *("hidden_states", "timestep", "timestep_r", "image_embeds"),
+            *("encoder_hidden_states", "encoder_attention_mask"),
+            *("encoder_hidden_states_2", "encoder_attention_mask_2"),
+        )
     )
-    mask_position = 3  # after hidden_states, encoder_hidden_states, temb
-    unconditional_hint = (
-        "give its guider a guidance_scale above 1, enabled at every step: pipe.guider = pipe.guider.new(...)"
+    site = Attention("attn", norm_layout="BSND")
+    token_inputs = TokenInputs({"freqs_cis": 0})
+    padded_text = PaddedText(
+        (
+            ("encoder_hidden_states", "encoder_attention_mask"),
+            ("encoder_hidden_states_2", "encoder_attention_mask_2"),
+        ),
+        mask_position=3,  # after hidden_states, encoder_hidden_states, temb
+        # Text tokens have no positions, and the network sorts the valid ones to the front, row by row.
+        holes_kept=False,
+        absent_if_zero="image_embeds",  # so the network knows that there is no image
     )
-    # The latents take on the dtype of the prediction, and go back into the network as they are.
-    latents_take_prediction_dtype = True
 
     def call_scale(self, call: Mapping[str, Any], read: ReadJson) -> float:
         guider = {**_GUIDER, **read("guider/guider_config.json")}
@@ -103,48 +126,12 @@ class HunyuanVideo15Adapter(JointAttentionAdapter):
         )
 
     def text_limit(self, pipe: Any) -> int | None:
-        return pipe.tokenizer_max_length
+        return int(pipe.tokenizer_max_length)
 
-    def refusal(self, pipe: Any) -> str | None:
-        name = type(pipe.guider).__name__
-        if name == "ClassifierFreeGuidance":
-            return None
-        return (
-            f"{type(pipe).__name__} with a {name} guider: it would combine the guided predictions once more; "
-            f"set pipe.guider = ClassifierFreeGuidance(guidance_scale=...)"
-        )
-
-    def calls(self, pipe: Any, call: Mapping[str, Any]) -> tuple[tuple[Condition, ...], ...]:
-        return (("cond",), ("uncond",)) if pipe.guider.num_conditions > 1 else (("cond",),)
-
-    def pipeline_scale(self, pipe: Any, call: Mapping[str, Any], denoiser: nn.Module) -> float:
-        return _text_scale(pipe.guider.guidance_scale, pipe.guider.use_original_formulation)
-
-    def pipeline_rescale(self, pipe: Any, call: Mapping[str, Any]) -> float:
-        return pipe.guider.guidance_rescale
-
-    def trim_text(self, arguments: dict[str, Any]) -> tuple[dict[str, Any], bool]:
-        trimmed, no_padding = super().trim_text(arguments)
-        image_BTC = arguments["image_embeds"]
-        if not image_BTC.is_meta and not image_BTC.any():  # so the network knows that there is no image
-            trimmed["image_embeds"] = image_BTC[:, :0]
-        return trimmed, no_padding
-
-    def kept_tokens(self, valid_BT: Tensor) -> Tensor:
-        # Text tokens have no positions, and the network sorts the valid ones to the front, row by row.
-        return valid_BT.any(dim=0)
-
-    @contextmanager
-    def prepared(self, denoiser: Any) -> Iterator[None]:
+    def changed_classes(self, denoiser: Any) -> Iterable[tuple[object, type]]:
         processors = [block.attn.processor for block in denoiser.transformer_blocks]
-        originals: list[Any] = [type(processor) for processor in processors]
-        try:
-            for processor, original in zip(processors, originals, strict=True):
-                processor.__class__ = _with_optional_mask(original)
-            yield
-        finally:
-            for processor, original in zip(processors, originals, strict=True):
-                processor.__class__ = original
+        classes: list[Any] = [type(processor) for processor in processors]
+        return [(one, _with_optional_mask(own)) for one, own in zip(processors, classes, strict=True)]
 
     def example_arguments(self, denoiser: Any, clip: ClipSize, rows: int) -> dict[str, Any]:
         import torch
@@ -181,7 +168,7 @@ def _text_scale(guidance_scale: float, original_formulation: bool) -> float:
 
 
 @cache  # compiled blocks are compiled anew for every new class
-def _with_optional_mask(original: type) -> type:
+def _with_optional_mask(original: Any) -> Any:
     """A subclass of an attention processor's class that also takes no mask: then no text is padding.
 
     The model's own processor always builds a mask of S x S, text and video: 13 GB for 121 frames of 720p.

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from oseg_video.adapters.base import ModelAdapter, VideoTokens, random_like, register_adapter
+from oseg_video.adapters.base import ModelAdapter, register_adapter
 from oseg_video.adapters.blocks import BlockAddress
+from oseg_video.adapters.denoiser import Attention, DenoiserCall, TokenInputs, VideoTokens, random_like
 from oseg_video.adapters.settings import ARGUMENTS, ClipSize
 from oseg_video.parallel.shards import Shard
 from oseg_video.types import TokenGrid
@@ -15,6 +16,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _TEXT_TOKENS = 128  # default max_sequence_length of the pipeline
+
+
+def _times(inputs: Mapping[str, Any], shard: Shard) -> dict[str, Any]:
+    """A timestep per token, where some tokens are given; else one for all."""
+    return {"temb": shard.take(inputs["temb"], 1)} if inputs["temb"].shape[1] > 1 else {}
 
 
 @register_adapter
@@ -32,16 +38,12 @@ class LTXAdapter(ModelAdapter):
     spatial_compression = 32
     denoiser_class = "LTXVideoTransformer3DModel"
     frame_multiple = 8
-    norm_layout = "BSC"
-    token_arguments: ClassVar[Mapping[str, int]] = {"image_rotary_emb": 1}
-    channel_dim = 2
-    batched_arguments = (
-        "hidden_states",
-        "encoder_hidden_states",
-        "timestep",
-        "encoder_attention_mask",
-        "video_coords",
+    denoiser_call = DenoiserCall(
+        rows=("hidden_states", "encoder_hidden_states", "timestep", "encoder_attention_mask", "video_coords"),
+        channel_dim=2,
     )
+    site = Attention("attn1", norm_layout="BSC")
+    token_inputs = TokenInputs({"image_rotary_emb": 1}, _times)
 
     def video_tokens(self, denoiser: Any, arguments: Mapping[str, Any], address: BlockAddress) -> VideoTokens:
         coordinates = arguments.get("video_coords")
@@ -49,12 +51,6 @@ class LTXAdapter(ModelAdapter):
             grid = TokenGrid(arguments["num_frames"], arguments["height"], arguments["width"])
             return VideoTokens(grid)
         return _tokens_from_coordinates(coordinates)
-
-    def shard_inputs(self, inputs: dict[str, Any], shard: Shard) -> dict[str, Any]:
-        sharded = super().shard_inputs(inputs, shard)
-        if inputs["temb"].shape[1] > 1:  # a timestep per token, where some tokens are given
-            sharded["temb"] = shard.take(inputs["temb"], 1)
-        return sharded
 
     def example_arguments(self, denoiser: Any, clip: ClipSize, rows: int) -> dict[str, Any]:
         import torch

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any
 
-from oseg_video.adapters.base import random_like, register_adapter
+from oseg_video.adapters.base import register_adapter
+from oseg_video.adapters.denoiser import Attention, DenoiserCall, PaddedText, TokenInputs, random_like
 from oseg_video.adapters.joint import JointAttentionAdapter
 from oseg_video.adapters.settings import ClipSize
-
-if TYPE_CHECKING:
-    pass
 
 _TEXT_TOKENS = 256  # default max_sequence_length of the pipeline
 
@@ -27,11 +24,13 @@ class MochiAdapter(JointAttentionAdapter):
     # The pipeline's linear-quadratic schedule divides by half the number of steps.
     minimum_steps = 2
     denoiser_class = "MochiTransformer3DModel"
-    norm_layout = "BSND"
-    token_arguments: ClassVar[Mapping[str, int]] = {"image_rotary_emb": 0}
-    batched_arguments = ("hidden_states", "encoder_hidden_states", "timestep", "encoder_attention_mask")
+    denoiser_call = DenoiserCall(
+        rows=("hidden_states", "encoder_hidden_states", "timestep", "encoder_attention_mask")
+    )
+    site = Attention("attn1", norm_layout="BSND")
+    token_inputs = TokenInputs({"image_rotary_emb": 0})
     # The attention of a row takes its valid tokens only, so the mask can stay whatever the other rows have.
-    padded_texts = (("encoder_hidden_states", "encoder_attention_mask"),)
+    padded_text = PaddedText((("encoder_hidden_states", "encoder_attention_mask"),))
 
     def example_arguments(self, denoiser: Any, clip: ClipSize, rows: int) -> dict[str, Any]:
         import torch

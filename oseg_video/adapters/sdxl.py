@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from oseg_video.adapters.base import VideoTokens, random_like, register_adapter
+from oseg_video.adapters.base import register_adapter
 from oseg_video.adapters.blocks import BlockAddress
+from oseg_video.adapters.denoiser import DenoiserCall, VideoTokens, random_like
 from oseg_video.adapters.settings import ARGUMENTS, ClipSize
-from oseg_video.adapters.unet import UNetAdapter, level_size
+from oseg_video.adapters.unet import Stages, UNetAdapter, level_size
 from oseg_video.types import TokenGrid
 
 if TYPE_CHECKING:
@@ -51,14 +52,19 @@ class SDXLAdapter(UNetAdapter):
         "addition_time_embed_dim": 256,
         "projection_class_embeddings_input_dim": 2816,
     }
-    batched_arguments = ("sample", "encoder_hidden_states", "timestep_cond", "added_cond_kwargs")
-    block_lists = (("", "transformer_blocks"),)
+    denoiser_call = DenoiserCall(
+        rows=("sample", "encoder_hidden_states", "timestep_cond", "added_cond_kwargs"),
+        sample="sample",
+        output="diffusers.models.unets.unet_2d_condition.UNet2DConditionOutput",
+    )
+    blocks = Stages(("", "transformer_blocks"))
 
     def text_limit(self, pipe: Any) -> int | None:
-        return pipe.tokenizer.model_max_length
+        return int(pipe.tokenizer.model_max_length)
 
     def clip(self, output: Any) -> Tensor:
-        return output.images
+        images: Tensor = output.images
+        return images
 
     def video_tokens(self, denoiser: Any, arguments: Mapping[str, Any], address: BlockAddress) -> VideoTokens:
         return VideoTokens(TokenGrid(1, *level_size(denoiser, arguments["sample"], address.stage)))
@@ -78,8 +84,3 @@ class SDXLAdapter(UNetAdapter):
                 "time_ids": random_like(denoiser, rows, _SIZE_IDS),
             },
         }
-
-    def wrap_output(self, prediction: Tensor) -> Any:
-        from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
-
-        return UNet2DConditionOutput(sample=prediction)

@@ -129,7 +129,8 @@ class FamilySettings:
 
         `read` gives nothing where the model's files are not at hand; then it is that of `hub_repository`.
         """
-        return call["guidance_scale"]
+        scale: float = call["guidance_scale"]
+        return scale
 
     def text_limit(self, pipe: Any) -> int | None:
         """Tokens of a prompt that count, where that is no argument of the call."""
@@ -142,4 +143,5 @@ class FamilySettings:
 
     def clip(self, output: Any) -> Tensor:
         """The clip [F, C, H, W] in a pipeline's output, made with `output_type="pt"`."""
-        return output.frames[0]
+        clip: Tensor = output.frames[0]
+        return clip

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
-from oseg_video.adapters.base import VideoTokens, random_like, register_adapter
+from oseg_video.adapters.base import register_adapter
 from oseg_video.adapters.blocks import BlockAddress
+from oseg_video.adapters.denoiser import DenoiserCall, VideoTokens, random_like
+from oseg_video.adapters.sampling import Sampling
 from oseg_video.adapters.settings import ClipSize, ReadJson
-from oseg_video.adapters.unet import UNetAdapter, level_size
+from oseg_video.adapters.unet import Stages, UNetAdapter, level_size
 from oseg_video.settings import Setting
 from oseg_video.settings.kinds import FINITE, INTEGER
 from oseg_video.types import TokenGrid
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 # Scale at the first and at the last frame, with the defaults of the pipeline.
 _RAMP = {"min_guidance_scale": 1.0, "max_guidance_scale": 3.0}
@@ -72,10 +71,14 @@ class SVDAdapter(UNetAdapter):
         ),
     }
     own_scales = ("min_guidance_scale", "max_guidance_scale")
-    channel_dim = 2
-    unconditional_hint = "give it a max_guidance_scale above 1"
-    batched_arguments = ("sample", "encoder_hidden_states", "added_time_ids")
-    block_lists = (("spatial", "transformer_blocks"), ("temporal", "temporal_transformer_blocks"))
+    sampling = Sampling("give it a max_guidance_scale above 1", latents_take_prediction_dtype=True)
+    denoiser_call = DenoiserCall(
+        rows=("sample", "encoder_hidden_states", "added_time_ids"),
+        sample="sample",
+        channel_dim=2,
+        output="diffusers.models.unets.unet_spatio_temporal_condition.UNetSpatioTemporalConditionOutput",
+    )
+    blocks = Stages(("spatial", "transformer_blocks"), ("temporal", "temporal_transformer_blocks"))
 
     def pipeline_arguments(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         arguments = super().pipeline_arguments(settings)
@@ -96,7 +99,8 @@ class SVDAdapter(UNetAdapter):
         return None
 
     def call_scale(self, call: Mapping[str, Any], read: ReadJson) -> float:
-        return call["max_guidance_scale"]
+        scale: float = call["max_guidance_scale"]
+        return scale
 
     def video_tokens(self, denoiser: Any, arguments: Mapping[str, Any], address: BlockAddress) -> VideoTokens:
         sample_BFCHW = arguments["sample"]
@@ -116,8 +120,3 @@ class SVDAdapter(UNetAdapter):
             # frames per second, motion bucket and noise augmentation
             "added_time_ids": random_like(denoiser, rows, 3),
         }
-
-    def wrap_output(self, prediction: Tensor) -> Any:
-        from diffusers.models.unets.unet_spatio_temporal_condition import UNetSpatioTemporalConditionOutput
-
-        return UNetSpatioTemporalConditionOutput(sample=prediction)

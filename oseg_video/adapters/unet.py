@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from oseg_video.adapters.base import ModelAdapter
 from oseg_video.adapters.blocks import BlockAddress
+from oseg_video.adapters.denoiser import Attention
+from oseg_video.adapters.sampling import Sampling
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -22,19 +24,24 @@ class UNetAdapter(ModelAdapter):
     """
 
     denoiser_attributes = ("unet",)
-    sample_argument = "sample"
-    norm_layout = "BNSD"
-    latents_take_prediction_dtype = True
-    sequence_parallel = False
+    sampling = Sampling(latents_take_prediction_dtype=True)
+    site = Attention("attn1", norm_layout="BNSD")
+    token_inputs = None
+
+
+class Stages:
+    """Blocks in the attention modules of a UNet's stages; each stage is a unit.
+
+    (kind, attribute of an attention module that holds its blocks of this kind); the module runs the first
+    block of each kind in this order, then the second of each, and so on.
+    """
+
     chained = False
-    block_lists: ClassVar[tuple[tuple[str, str], ...]]
-    """(kind, attribute of an attention module that holds its blocks of this kind); the module runs the first
-    block of each kind in this order, then the second of each, and so on."""
 
-    def units(self, denoiser: nn.Module) -> list[str]:
-        return [path for path, _ in _stages(denoiser)]
+    def __init__(self, *block_lists: tuple[str, str]) -> None:
+        self._block_lists = block_lists
 
-    def blocks(self, denoiser: nn.Module) -> list[BlockAddress]:
+    def __call__(self, denoiser: nn.Module) -> list[BlockAddress]:
         found: list[BlockAddress] = []
         for unit, (path, stage) in enumerate(_stages(denoiser)):
             counts: Counter[str] = Counter()
@@ -43,12 +50,15 @@ class UNetAdapter(ModelAdapter):
                 counts[kind] += 1
         return found
 
+    def units(self, denoiser: nn.Module) -> list[str]:
+        return [path for path, _ in _stages(denoiser)]
+
     def _blocks_of(self, stage: Any) -> Iterator[tuple[str, str]]:
         """(kind, name inside the stage) of a stage's blocks, in order of execution."""
         for i, attention in enumerate(getattr(stage, "attentions", ())):
             # An attention module has equally many blocks of every kind.
-            for j in range(len(getattr(attention, self.block_lists[0][1]))):
-                yield from ((kind, f"attentions.{i}.{blocks}.{j}") for kind, blocks in self.block_lists)
+            for j in range(len(getattr(attention, self._block_lists[0][1]))):
+                yield from ((kind, f"attentions.{i}.{blocks}.{j}") for kind, blocks in self._block_lists)
 
 
 def level_size(denoiser: Any, sample: Tensor, stage: str) -> tuple[int, int]:

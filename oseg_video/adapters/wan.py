@@ -5,21 +5,38 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from oseg_video.adapters.base import Condition, ModelAdapter, VideoTokens, random_like, register_adapter
-from oseg_video.adapters.blocks import BlockAddress
+from oseg_video.adapters.base import ModelAdapter, register_adapter
+from oseg_video.adapters.blocks import BlockAddress, Stacks
+from oseg_video.adapters.denoiser import Attention, DenoiserCall, TokenInputs, VideoTokens, random_like
+from oseg_video.adapters.sampling import Calls, Sampling
 from oseg_video.adapters.settings import ClipSize, ReadJson
 from oseg_video.parallel.shards import Shard
 from oseg_video.settings import Setting
 from oseg_video.settings.kinds import FINITE
-from oseg_video.types import TokenGrid
+from oseg_video.types import Pipeline, TokenGrid
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
 # Defaults of the pipelines.
 _TEXT_TOKENS = 512
 _GUIDANCE_SCALE = 5.0
 _IMAGE_TOKENS = 257  # of the CLIP encoder that 2.1 image-to-video comes with
+
+
+class _OneCallPerCondition(Sampling):
+    def calls(self, pipe: Pipeline, call: Mapping[str, Any]) -> Calls:
+        return (("cond",), ("uncond",)) if pipe.do_classifier_free_guidance else (("cond",),)
+
+    def scale(self, pipe: Pipeline, call: Mapping[str, Any], denoiser: str) -> float | Tensor:
+        second = call.get("guidance_scale_2") if denoiser == "transformer_2" else None
+        scale: float | Tensor = call["guidance_scale"] if second is None else second
+        return scale
+
+
+def _times(inputs: Mapping[str, Any], shard: Shard) -> dict[str, Any]:
+    """A timestep per token (Wan 2.2 5B), [B, S, 6, C]; else one for all, [B, 6, C]."""
+    return {"temb": shard.take(inputs["temb"], 1)} if inputs["temb"].ndim == 4 else {}
 
 
 @register_adapter
@@ -53,10 +70,14 @@ class WanAdapter(ModelAdapter):
     # As the model cards load them.
     dtypes: ClassVar[Mapping[str, str]] = {"vae": "float32", "image_encoder": "float32"}
     denoiser_attributes = ("transformer", "transformer_2")
-    stacks: ClassVar[Mapping[str, str]] = {"blocks": "blocks"}
-    norm_layout = "BSC"
-    token_arguments: ClassVar[Mapping[str, int]] = {"rotary_emb": 1}
-    batched_arguments = ("hidden_states", "timestep", "encoder_hidden_states")
+    sampling = _OneCallPerCondition()
+    # Between a first and a last image, a clip has two rows of `encoder_hidden_states_image`.
+    denoiser_call = DenoiserCall(
+        rows=("hidden_states", "timestep", "encoder_hidden_states", "encoder_hidden_states_image")
+    )
+    blocks = Stacks(blocks="blocks")
+    site = Attention("attn1", norm_layout="BSC")
+    token_inputs = TokenInputs({"rotary_emb": 1}, _times)
 
     def objection(self, settings: Mapping[str, Any], read: ReadJson) -> str | None:
         index = read("model_index.json")
@@ -82,33 +103,9 @@ class WanAdapter(ModelAdapter):
     def serves_both(self, index: Mapping[str, Any]) -> bool:
         return bool(index.get("expand_timesteps"))  # Wan 2.2 5B
 
-    def calls(self, pipe: Any, call: Mapping[str, Any]) -> tuple[tuple[Condition, ...], ...]:
-        return (("cond",), ("uncond",)) if pipe.do_classifier_free_guidance else (("cond",),)
-
-    def pipeline_scale(self, pipe: Any, call: Mapping[str, Any], denoiser: nn.Module) -> float | Tensor:
-        second = call.get("guidance_scale_2")
-        if second is not None and denoiser is pipe.transformer_2:
-            return second
-        return call["guidance_scale"]
-
     def video_tokens(self, denoiser: Any, arguments: Mapping[str, Any], address: BlockAddress) -> VideoTokens:
         sizes = zip(arguments["hidden_states"].shape[2:], denoiser.config.patch_size, strict=True)
         return VideoTokens(TokenGrid(*(size // patch for size, patch in sizes)))
-
-    def take_rows(self, arguments: Mapping[str, Any], rows: slice) -> dict[str, Any]:
-        taken = super().take_rows(arguments, rows)
-        images = arguments.get("encoder_hidden_states_image")
-        if images is not None:
-            # Between a first and a last image, a clip has two rows of them.
-            share = len(images) // len(arguments["hidden_states"])
-            taken["encoder_hidden_states_image"] = images[rows.start * share : rows.stop * share]
-        return taken
-
-    def shard_inputs(self, inputs: dict[str, Any], shard: Shard) -> dict[str, Any]:
-        sharded = super().shard_inputs(inputs, shard)
-        if inputs["temb"].ndim == 4:  # a timestep per token (Wan 2.2 5B)
-            sharded["temb"] = shard.take(inputs["temb"], 1)
-        return sharded
 
     def example_arguments(self, denoiser: Any, clip: ClipSize, rows: int) -> dict[str, Any]:
         import torch

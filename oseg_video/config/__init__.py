@@ -11,7 +11,6 @@ from oseg_video.config.keys import (
     read_setting,
 )
 from oseg_video.config.recipes import (
-    ConfigError,
     dump_yaml,
     find_recipe,
     read_notes,
@@ -22,6 +21,7 @@ from oseg_video.config.recipes import (
     resolve_job,
     shipped_recipe,
 )
+from oseg_video.config.strict_yaml import ConfigError
 
 __all__ = [
     "ConfigError",

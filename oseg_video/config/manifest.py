@@ -11,9 +11,11 @@ import dataclasses
 import datetime
 import importlib.metadata
 import json
+import math
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from oseg_video.types import OsegVideoError, SettingError
 SCHEMA = 2
 """Version of the layout; a reader refuses a newer one."""
 MADE_BY = "oseg-video"
+_DEEPEST = 50
 
 # Where a clip is written does not determine what it shows.
 _NOT_RECORDED = ("out", "format")
@@ -77,12 +80,14 @@ class Manifest:
     @property
     def prompt(self) -> str | None:
         """None where the model takes no text."""
-        return _first(self.job.get("prompts"), str)
+        prompt: str | None = _first(self.job.get("prompts"), str)
+        return prompt
 
     @property
     def seed(self) -> int | None:
         """The clip's seed."""
-        return _first(self.job.get("seeds"), int)
+        seed: int | None = _first(self.job.get("seeds"), int)
+        return seed
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -154,10 +159,7 @@ def parse_manifest(text: str, source: str) -> Manifest:
 
     Raises ManifestError.
     """
-    try:
-        plain = json.loads(text)
-    except (ValueError, RecursionError):
-        plain = None
+    plain = _plain_json(text)
     if not isinstance(plain, dict) or plain.get("made_by") != MADE_BY:
         raise ManifestError(f"{source} holds no manifest of oseg-video")
     schema = plain.get("schema")
@@ -165,9 +167,10 @@ def parse_manifest(text: str, source: str) -> Manifest:
         raise ManifestError(
             f"{source} has a manifest of schema {schema!r}; this version reads 1 and {SCHEMA}"
         )
-    mappings = ("clip", "versions", "machine", "model", "passes", "seconds")
+    kinds = dict.fromkeys(("clip", "versions", "machine", "model", "passes", "seconds"), dict)
+    kinds |= {"image": dict | None, "created": str}
     if not isinstance(plain.get("job"), dict) or not all(
-        isinstance(plain.get(k, {}), dict) for k in mappings
+        isinstance(plain[key], kind) for key, kind in kinds.items() if key in plain
     ):
         raise ManifestError(f"{source} has an incomplete manifest")
     if schema == 1:
@@ -175,6 +178,32 @@ def parse_manifest(text: str, source: str) -> Manifest:
             plain["job"] = _upgraded(plain["job"])
     known = {spec.name for spec in dataclasses.fields(Manifest)}
     return Manifest(**{name: value for name, value in plain.items() if name in known})
+
+
+def _plain_json(text: str) -> Any:
+    """What a JSON text says; None for one that this program cannot have written.
+
+    It writes finite numbers of 64 bits, text that is Unicode, and no deep nesting.
+    """
+
+    def number(kind: type, digits: str) -> Any:
+        value = kind(digits) if len(digits) < 400 else math.inf
+        if not abs(value) < 2**64:
+            raise ValueError(digits)
+        return value
+
+    def depth(value: Any) -> int:
+        below = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+        return 1 + max(map(depth, below), default=0)
+
+    try:
+        plain = json.loads(
+            text, parse_int=partial(number, int), parse_float=partial(number, float), parse_constant=float
+        )
+        json.dumps(plain, ensure_ascii=False, allow_nan=False).encode()
+        return plain if depth(plain) <= _DEEPEST else None
+    except (ValueError, RecursionError):
+        return None
 
 
 def manifest_path(clip: Path) -> Path:

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from oseg_video.embedded.dataset import FRAMES, SIZE, VOCABULARIES, ClipAttributes
+from oseg_video.embedded.dataset import VOCABULARIES, ClipAttributes
+from oseg_video.embedded.drawing import FRAMES, SIZE
 
 WEIGHTS = Path(__file__).parent / "classifier.safetensors"
 SEEN_FRAMES = 7

@@ -1,32 +1,29 @@
 """Run the branches of one step: which passes they share, what is perturbed in them, what is not run twice."""
 
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from oseg_video.adapters.base import Condition, ModelAdapter, VideoTokens
 from oseg_video.adapters.blocks import BlockAddress
-from oseg_video.engine.hooks import BlockPlan, changed_queries, gated, replaced_attention
+from oseg_video.engine.errors import GuidanceError, SilentGuidanceError
+from oseg_video.engine.patching import swapped_class
+from oseg_video.engine.patching.attention import spread_attention
+from oseg_video.engine.patching.gates import BlockPlan, gated
+from oseg_video.engine.patching.sites import ChangedQueries, ReplacedAttention
 from oseg_video.engine.report import PassRecord
-from oseg_video.engine.sharding import BlockStack, spread_attention
+from oseg_video.engine.reuse import Prefix, Written
+from oseg_video.engine.sharding import BlockStack
 from oseg_video.guidance.perturbations import QueryTransform, ReplaceAttention, SkipBlock
 from oseg_video.guidance.plan import Branch, Perturbation
 from oseg_video.parallel.mesh import ONE_RANK
 from oseg_video.parallel.sequence import SequenceGroup, SpreadSequence
-from oseg_video.types import OsegVideoError, TokenGrid
-
-
-class GuidanceError(OsegVideoError):
-    """The guidance cannot be honoured on this pipeline as it was called."""
-
-
-class SilentGuidanceError(GuidanceError):
-    """A perturbation left no trace: a site did not fire, or the perturbed prediction is the plain one."""
+from oseg_video.types import TokenGrid
 
 
 class Pass(NamedTuple):
@@ -65,12 +62,14 @@ class BranchRunner:
         self._denoiser = denoiser
         self._reuse_prefix = reuse_prefix
         self._selectors = tuple(selectors)
-        self._units = adapter.units(denoiser)
+        self._units = adapter.blocks.units(denoiser)
         # Resolved before the gates take the blocks' places; schedules change the blocks from step to step.
         self._addresses: dict[tuple[int | str, ...], list[BlockAddress]] = {}
         for selector in self._selectors:
             self._addresses[selector,] = adapter.resolve_blocks(denoiser, (selector,))
-        self._plan: BlockPlan | None = None
+        self._written = Written()
+        # Of the thread that runs a guided pass: another one may run the denoiser for another pipeline.
+        self._here = threading.local()
         self._stack = BlockStack(adapter, denoiser)
         self._first_block = adapter.blocks(denoiser)[0]
 
@@ -84,8 +83,9 @@ class BranchRunner:
         """Gates in front of the denoiser's blocks, if any branch is perturbed or ranks share its tokens."""
         with ExitStack() as stack:
             if self.intervenes:
-                stack.enter_context(self._adapter.prepared(self._denoiser))
-                stack.enter_context(gated(self._adapter, self._denoiser, lambda: self._plan))
+                stack.enter_context(gated(self._adapter, self._denoiser, self._current_plan))
+                for part, other in self._adapter.changed_classes(self._denoiser):
+                    stack.enter_context(swapped_class(part, other))
             if self._sequence.size > 1:
                 stack.enter_context(spread_attention(self._adapter, self._denoiser, self._current_spread))
             yield
@@ -95,8 +95,12 @@ class BranchRunner:
         """Whether anything inside the denoiser's blocks changes."""
         return bool(self._selectors) or self._sequence.size > 1
 
+    def _current_plan(self) -> BlockPlan | None:
+        return getattr(self._here, "plan", None)
+
     def _current_spread(self) -> SpreadSequence | None:
-        return self._plan.spread if self._plan else None
+        plan = self._current_plan()
+        return plan.spread if plan else None
 
     def run_plain(self, call: Callable[[], Any], arguments: Mapping[str, Any]) -> Any:
         """The denoiser's call as the pipeline made it, with `arguments`; ranks share its tokens."""
@@ -116,34 +120,33 @@ class BranchRunner:
         conditions: of the rows in `arguments`, in equal shares; every branch's condition is among them.
         Raises `SilentGuidanceError` when a perturbed site did not fire.
         """
-        batch = len(arguments[self._adapter.sample_argument]) // len(conditions)
+        denoiser_call = self._adapter.denoiser_call
+        batch = len(arguments[denoiser_call.sample]) // len(conditions)
         passes = self.passes(branches, conditions)
-        prefix_units = self._units[: max((one.start_unit for one in passes), default=0)]
+        units = self._units[: max((one.start_unit for one in passes), default=0)]
+        prefix = Prefix(units, self._adapter.blocks.chained, self._written)
+        prefix_conditions: tuple[Condition, ...] = ()
         predictions: dict[str, Tensor] = {}
         records = []
-        prefix: dict[str, Any] = {}
-        prefix_conditions: tuple[Condition, ...] = ()
         for current in passes:
-            inputs = self._adapter.take_rows(arguments, _rows(current.conditions, conditions, batch))
+            inputs = denoiser_call.take_rows(arguments, _rows(current.conditions, conditions, batch))
             no_padding = False
             if self.intervenes:
-                inputs, no_padding = self._adapter.trim_text(inputs)
+                inputs, no_padding = self._adapter.padded_text.trim(inputs)
             plan = self._stack.plan(self._spread(inputs), no_padding=no_padding)
             plan.actions = self._actions(current.perturbation, inputs, plan.spread)
             if current.start_unit > 0:
                 rows = _rows(current.conditions, prefix_conditions, batch)
-                plan.replay = self._replay(prefix, prefix_units, rows, batch * len(prefix_conditions))
-            elif current.perturbation is None and prefix_units:
-                plan.capture = frozenset(prefix_units[-1:] if self._adapter.chained else prefix_units)
+                plan.replay = prefix.replay(rows, batch * len(prefix_conditions))
+            elif current.perturbation is None and units:
+                plan.capture, prefix_conditions = prefix.capture(), current.conditions
             with self._following(plan):
-                prediction = call(**inputs, return_dict=False)[0]
-            if current.perturbation is None:
-                prefix, prefix_conditions = plan.captured, current.conditions
-            else:
+                prediction: Tensor = call(**inputs, return_dict=False)[0]
+            if current.perturbation is not None:
                 self._require_fired(current.perturbation, plan)
-            predictions |= zip(current.names, prediction.split(batch), strict=True)
-            fired = tuple(plan.fired)
-            records.append(PassRecord(current.names, len(prediction), current.start_unit, fired))
+            predictions |= zip(current.names, prediction.tensor_split(len(current.names)), strict=True)
+            start = current.start_unit if plan.replay else 0
+            records.append(PassRecord(current.names, len(prediction), start, tuple(plan.fired)))
         return predictions, records
 
     def passes(self, branches: Mapping[str, Branch], conditions: tuple[Condition, ...]) -> list[Pass]:
@@ -176,18 +179,14 @@ class BranchRunner:
             self._addresses[selectors] = [chosen[index] for index in sorted(chosen)]
         return self._addresses[selectors]
 
-    def _replay(self, prefix: Mapping[str, Any], units: list[str], rows: slice, count: int) -> dict[str, Any]:
-        taken = {name: self._adapter.take_output_rows(out, rows, count) for name, out in prefix.items()}
-        return {name: taken[units[-1] if self._adapter.chained else name] for name in units}
-
     @contextmanager
     def _following(self, plan: BlockPlan) -> Iterator[None]:
         """The gates follow this plan."""
-        self._plan = plan
+        self._here.plan = plan
         try:
             yield
         finally:
-            self._plan = None
+            self._here.plan = None
 
     def _spread(self, arguments: Mapping[str, Any]) -> SpreadSequence | None:
         """How the ranks share the tokens of a denoiser call."""
@@ -224,8 +223,11 @@ class BranchRunner:
         }
 
     def _skip_block(self, address: BlockAddress, _: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        """The block's inputs for its outputs."""
         self._fired(address.path)
-        return self._adapter.skip_block(*args, **kwargs)
+        names = self._adapter.block_outputs
+        given = dict(zip(names, args, strict=False)) | kwargs
+        return given[names[0]] if len(names) == 1 else tuple(given[name] for name in names)
 
     def _change_attention(
         self,
@@ -238,16 +240,17 @@ class BranchRunner:
     ) -> Any:
         site = self._adapter.site(block, address)
         if isinstance(change, ReplaceAttention):
-            intervention = replaced_attention(site, change.source, tokens, self._fired)
+            hooks = ReplacedAttention(site, change.source, tokens, self._fired).installed()
         else:
             apply = partial(_apply, change, tokens.grid)
-            intervention = changed_queries(site, change.site, tokens, apply, self._fired)
-        with intervention:
+            hooks = ChangedQueries(site, tokens, apply, self._fired).installed(change.site)
+        with hooks:
             return block(*args, **kwargs)
 
     def _fired(self, name: str) -> None:
-        assert self._plan is not None
-        self._plan.fired.append(name)
+        plan = self._current_plan()
+        assert plan is not None
+        plan.fired.append(name)
 
     def _require_fired(self, perturbation: Perturbation, plan: BlockPlan) -> None:
         for address in self._resolve(perturbation):
@@ -267,16 +270,3 @@ def _rows(wanted: tuple[Condition, ...], conditions: tuple[Condition, ...], batc
     first = conditions.index(wanted[0])
     assert conditions[first : first + len(wanted)] == wanted
     return slice(first * batch, (first + len(wanted)) * batch)
-
-
-def require_effect(branches: Mapping[str, Branch], predictions: Mapping[str, Tensor]) -> None:
-    """Raises `SilentGuidanceError` if a perturbed prediction equals the plain one of its condition."""
-    plain = {b.condition: predictions[name] for name, b in branches.items() if b.perturbation is None}
-    for name, branch in branches.items():
-        if branch.perturbation is None or branch.condition not in plain or predictions[name].is_meta:
-            continue
-        if torch.equal(predictions[name], plain[branch.condition]):
-            raise SilentGuidanceError(
-                f"perturbing blocks {list(branch.perturbation.blocks)} did not change the {branch.condition} "
-                f"prediction at all; the guidance would do nothing"
-            )

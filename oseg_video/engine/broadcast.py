@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_map_only
 
 from oseg_video.engine.patching import replaced
 from oseg_video.parallel.group import Group
+from oseg_video.types import Pipeline
 
 _ENCODERS = (
     *("encode_prompt", "encode_image", "_encode_image"),
@@ -22,7 +23,7 @@ _LATENTS = ("prepare_latents",)
 
 
 @contextmanager
-def inputs_of_first_rank(pipe: Any, clip: Group) -> Iterator[None]:
+def inputs_of_first_rank(pipe: Pipeline, clip: Group) -> Iterator[None]:
     """Run the encoders on the first rank only, and start every rank from its latents, while this is open.
 
     So the other ranks need no encoders at all, and a pipeline that is called without a generator starts from
@@ -39,7 +40,7 @@ def inputs_of_first_rank(pipe: Any, clip: Group) -> Iterator[None]:
 
 
 def _of_first_rank(
-    pipe: Any, method: Callable[..., Any], clip: Group, everywhere: bool, *args: Any, **kwargs: Any
+    pipe: Pipeline, method: Callable[..., Any], clip: Group, everywhere: bool, *args: Any, **kwargs: Any
 ) -> Any:
     """The method's value on the first rank: tensors, and small values around them."""
     value = method(*args, **kwargs) if everywhere or clip.rank == 0 else None

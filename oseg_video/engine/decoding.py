@@ -21,10 +21,11 @@ from torch.utils._pytree import tree_map_only
 
 from oseg_video.engine.patching import replaced
 from oseg_video.parallel.group import Group
+from oseg_video.types import Pipeline
 
 
 @contextmanager
-def spread_decoding(pipe: Any, clip: Group) -> Iterator[None]:
+def spread_decoding(pipe: Pipeline, clip: Group) -> Iterator[None]:
     """Share the VAE decoding of the pipeline's calls among the ranks of `clip`, while this is open.
 
     Every rank calls the pipeline alike, and each gets the whole clip. Latents are decoded as the first rank

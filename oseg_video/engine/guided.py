@@ -1,9 +1,9 @@
 """Guide a stock diffusers pipeline: run a method's branches in place of each denoiser call."""
 
-import inspect
-import logging
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -12,33 +12,42 @@ from torch import Tensor, nn
 from torch._dynamo.eval_frame import OptimizedModule
 
 from oseg_video.adapters.base import Condition, ModelAdapter, UnsupportedPipelineError, adapter_for
+from oseg_video.console import logger
 from oseg_video.engine.assignment import assign_branches
-from oseg_video.engine.branches import BranchRunner, GuidanceError, SilentGuidanceError
+from oseg_video.engine.branches import BranchRunner
 from oseg_video.engine.broadcast import inputs_of_first_rank
 from oseg_video.engine.decoding import spread_decoding
-from oseg_video.engine.interception import intercepted_calls
-from oseg_video.engine.position import sampling_position
+from oseg_video.engine.effect import plans_without_effect
+from oseg_video.engine.errors import GuidanceError, SilentGuidanceError
+from oseg_video.engine.patching.calls import (
+    MadeCall,
+    denoiser_signature,
+    intercepted_calls,
+    intercepted_denoiser,
+)
+from oseg_video.engine.position import Sampler
 from oseg_video.engine.report import GuidanceReport, PassRecord, StepRecord
 from oseg_video.engine.step import OpenStep
 from oseg_video.guidance.methods import Guidance
-from oseg_video.guidance.plan import Step, StepPlan
+from oseg_video.guidance.plan import Branch, Step, StepPlan
+from oseg_video.guidance.scales import guides
 from oseg_video.parallel.mesh import ONE_RANK, Mesh
+from oseg_video.types import Pipeline, SettingError
 
 __all__ = ["GuidanceError", "SilentGuidanceError", "guided"]
-
-logger = logging.getLogger(__name__)
 
 
 @contextmanager
 def guided(
-    pipe: Any, guidance: Guidance, *, reuse_prefix: bool = True, mesh: Mesh = ONE_RANK
+    pipe: Pipeline, guidance: Guidance, *, reuse_prefix: bool = True, mesh: Mesh = ONE_RANK
 ) -> Iterator[GuidanceReport]:
     """Guide every call of a stock diffusers pipeline inside the `with`; leave the pipeline as it was after.
 
     The pipeline's own guidance scale only decides whether there is an unconditional branch (above 1);
     the guidance's scale is the one that counts, and is the pipeline's where the guidance leaves it None.
 
-    pipe: a pipeline object of a supported class (`oseg_video.adapters`).
+    pipe: a pipeline object of a supported class (`oseg_video.adapters`), or of a subclass. Other pipelines
+        that share its denoiser stay as they are.
     guidance: the method, for example `OSEG(guidance_scale=4.5, blocks=(34,))`.
     reuse_prefix: start a perturbed pass at its first perturbed block, with what the unperturbed pass of
         the same condition had there. Exact; False runs every pass whole.
@@ -46,135 +55,164 @@ def guided(
         each gets the whole result. Encoders run on the first one only, its latents are used by all, and
         the VAE's tiles or chunks are shared.
 
-    Yields the report, which fills while the pipeline runs. Raises `UnsupportedPipelineError` for another
-    pipeline class, `UnknownBlockError` for an unknown block, `GuidanceError` for nesting, before any model
-    work; inside, on the first step, `GuidanceError` when the pipeline's call does not provide what the
-    guidance needs, and `SilentGuidanceError` when a perturbation had no effect.
+    Yields the report, which fills while the pipeline runs. Raises, before any model work, `SettingError` for
+    a guidance that is none, `UnsupportedPipelineError` for another pipeline class, `UnknownBlockError` for an
+    unknown block, `GuidanceError` for nesting; inside, on the first step, `GuidanceError` when the pipeline's
+    call does not provide what the guidance needs, and `SilentGuidanceError` when a perturbation had no
+    effect. A call in which the method never acted is said in a warning.
     """
+    _check_arguments(guidance, mesh)
     adapter = adapter_for(pipe)
-    if reason := adapter.refusal(pipe):
+    if reason := adapter.sampling.refusal(pipe):
         raise UnsupportedPipelineError(reason)
-    denoisers = adapter.denoisers(pipe)
-    runners = []
-    for denoiser in denoisers:
-        runners.append(
-            BranchRunner(
+    wrapped = {
+        name: getattr(pipe, name)
+        for name in adapter.denoiser_attributes
+        if getattr(pipe, name, None) is not None
+    }
+    denoisers = {name: _unwrapped(denoiser, adapter.denoiser_class) for name, denoiser in wrapped.items()}
+    runners: dict[nn.Module, BranchRunner] = {}
+    for name, denoiser in denoisers.items():
+        if denoiser not in runners:  # Wan's two experts may be one
+            runners[denoiser] = BranchRunner(
                 adapter, denoiser, guidance.blocks_used, reuse_prefix=reuse_prefix, sequence=mesh.sequence
             )
-        )
-        _check_denoiser(denoiser, intervenes=runners[-1].intervenes or mesh.branch.size > 1)
-    report = GuidanceReport(guidance.name, runners[0].unit_count)
+        _check_denoiser(wrapped[name], intervenes=runners[denoiser].intervenes or mesh.branch.size > 1)
+    report = GuidanceReport(guidance.name, next(iter(runners.values())).unit_count)
     session = _Session(pipe, adapter, guidance, report, mesh)
     with ExitStack() as stack:
-        stack.enter_context(intercepted_calls(pipe, "__call__", session.sample))
+        stack.enter_context(intercepted_calls(pipe, session.sample))
         stack.enter_context(inputs_of_first_rank(pipe, mesh.clip))
         stack.enter_context(spread_decoding(pipe, mesh.clip))
-        for denoiser, runner in zip(denoisers, runners, strict=True):
-            predict = partial(session.predict, denoiser, runner)
-            refused = ("enable_cache",) if runner.intervenes else ()
-            stack.enter_context(intercepted_calls(denoiser, "forward", predict, refused))
+        for name, denoiser in denoisers.items():
+            target = _Target(name, denoiser, runners[denoiser])
+            signature = denoiser_signature(wrapped[name], denoiser, adapter.denoiser_call.sample)
+            refused = ("enable_cache",) if target.runner.intervenes else ()
+            predict = partial(session.predict, target)
+            stack.enter_context(intercepted_denoiser(pipe, name, signature, predict, refused))
+        for runner in runners.values():
             stack.enter_context(runner.active())
         yield report
     if not report.steps:
         logger.warning("no step of the pipeline ran inside guided(); was another pipeline called?")
 
 
+@dataclass(frozen=True)
+class _Target:
+    """One denoiser of the pipeline."""
+
+    name: str
+    """Attribute of the pipeline."""
+    denoiser: nn.Module
+    """Without what wraps it."""
+    runner: BranchRunner
+
+
+@dataclass(frozen=True)
+class _DenoiserCall:
+    """What `OpenStep.answer` may do about one call of the denoiser."""
+
+    adapter: ModelAdapter
+    target: _Target
+    made: MadeCall
+    arguments: Mapping[str, Any]
+
+    @property
+    def sample(self) -> Tensor:
+        sample: Tensor = self.arguments[self.adapter.denoiser_call.sample]
+        return sample
+
+    def as_made(self, conditions: tuple[Condition, ...]) -> tuple[Any, list[PassRecord]]:
+        output = self.target.runner.run_plain(self.made.repeat, self.arguments)
+        return output, [PassRecord(conditions, len(self.sample), 0, ())]
+
+    def run(
+        self, branches: Mapping[str, Branch], conditions: tuple[Condition, ...]
+    ) -> tuple[dict[str, Tensor], list[PassRecord]]:
+        inputs = {name: value for name, value in self.arguments.items() if name != "return_dict"}
+        return self.target.runner.run(self.made.again, inputs, branches, conditions)
+
+    def blank(self, conditions: tuple[Condition, ...]) -> Tensor:
+        sample = self.sample
+        rows = sample[: len(sample) // len(conditions)]
+        shape = self.adapter.denoiser_call.prediction_shape(self.target.denoiser, rows)
+        return torch.zeros(shape, dtype=sample.dtype, device=sample.device)
+
+    def result(self, prediction: Tensor) -> Any:
+        if self.arguments.get("return_dict", True):
+            return self.adapter.denoiser_call.wrap_output(prediction)
+        return (prediction,)
+
+
 class _Session:
     """Guides the calls of one pipeline, and knows where they stand."""
 
     def __init__(
-        self, pipe: Any, adapter: ModelAdapter, guidance: Guidance, report: GuidanceReport, mesh: Mesh
+        self, pipe: Pipeline, adapter: ModelAdapter, guidance: Guidance, report: GuidanceReport, mesh: Mesh
     ) -> None:
         self._pipe = pipe
         self._adapter = adapter
         self._guidance = guidance
         self._report = report
         self._mesh = mesh
-        self._call: Mapping[str, Any] | None = None
-        self._memory: dict[str, Tensor] = {}
-        self._open: OpenStep | None = None
+        self._call: _PipelineCall | None = None
 
-    def sample(self, _: Callable[..., Any], as_made: Callable[[], Any], bound: inspect.BoundArguments) -> Any:
+    def sample(self, as_made: Callable[[], Any], arguments: Mapping[str, Any]) -> Any:
         """One call of the pipeline."""
-        bound.apply_defaults()
-        self._call, self._memory, self._open = bound.arguments, {}, None
+        if self._call is not None:
+            raise GuidanceError("the pipeline was called again while a call of it is running")
+        call = self._call = _PipelineCall(arguments, Sampler(self._pipe))
         try:
-            return as_made()
+            output = as_made()
         finally:
-            self._call, self._memory, self._open = None, {}, None
-
-    def predict(
-        self,
-        denoiser: nn.Module,
-        runner: BranchRunner,
-        call: Callable[..., Any],
-        as_made: Callable[[], Any],
-        bound: inspect.BoundArguments,
-    ) -> Any:
-        """The guided prediction for one denoiser call of the pipeline.
-
-        `call` is the denoiser's own; `as_made` repeats the pipeline's call.
-        """
-        _check_denoiser(denoiser, intervenes=runner.intervenes or self._mesh.branch.size > 1)
-        arguments = dict(bound.arguments)
-        sample = arguments[self._adapter.sample_argument]
-        current = self._current_step(denoiser, runner, arguments)
-        conditions = current.conditions
-        if current.as_made:
-            output = runner.run_plain(as_made, arguments)
-            current.answered([PassRecord(conditions, len(sample), 0, ())])
-        else:
-            return_dict = arguments.pop("return_dict", True)
-            branches = current.own_branches
-            left_out = set(conditions) - {branch.condition for branch in current.plan.branches.values()}
-            if left_out and _has_step_cache(denoiser):
-                raise GuidanceError(
-                    f"a step cache is enabled on the denoiser and would miss step {current.step.index}, "
-                    f"where {type(self._guidance).__name__} runs no {left_out.pop()} branch; call its "
-                    f"disable_cache() first"
-                )
-            predictions, records = runner.run(call, arguments, branches, conditions) if branches else ({}, [])
-            shape = self._adapter.prediction_shape(denoiser, sample[: len(sample) // len(conditions)])
-            blank = partial(torch.zeros, shape, dtype=sample.dtype, device=sample.device)
-            answer = current.answer(predictions, blank)
-            current.answered(records)
-            output = self._adapter.wrap_output(answer) if return_dict else (answer,)
-        if current.complete:
-            self._open = None
-            self._report.steps.append(
-                StepRecord(current.step.index, current.step.noise_level, tuple(current.records))
-            )
+            self._call = None
+        if self._mesh.clip.rank == 0 and (reason := self._without_effect(call)):
+            logger.warning("%s changed nothing: %s", type(self._guidance).__name__, reason)
         return output
 
-    def _current_step(
-        self, denoiser: nn.Module, runner: BranchRunner, arguments: Mapping[str, Any]
-    ) -> OpenStep:
-        """The step that a denoiser call belongs to, begun with its first call."""
-        call = self._call
-        if call is None:
+    def predict(self, target: _Target, made: MadeCall) -> Any:
+        """The guided prediction for one denoiser call of the pipeline."""
+        if self._call is None:
             raise GuidanceError("the denoiser was called outside of the guided pipeline's own call")
-        position = sampling_position(self._pipe, arguments.get("timestep"))
-        if self._open is not None:
-            if position.index != self._open.step.index:
-                raise GuidanceError(
-                    f"the pipeline went from step {self._open.step.index} to step {position.index} without "
-                    f"asking for the {self._open.conditions} prediction; this version of diffusers is not "
-                    f"supported"
-                )
-            return self._open
-        self._require_same_sample(position.index, arguments[self._adapter.sample_argument])
-        calls = self._adapter.calls(self._pipe, call)
-        conditions = {condition for one in calls for condition in one}
-        scale = self._adapter.pipeline_scale(self._pipe, call, denoiser) if "uncond" in conditions else 1.0
-        step = Step(position.index, position.count, position.noise_level, scale, self._memory)
-        plan = self._guidance.plan(step)
-        self._check_plan(plan, conditions, call)
-        keep_dtype = self._adapter.latents_take_prediction_dtype
-        branch = self._mesh.branch
+        if self._call.thread != threading.get_ident():
+            return made.repeat()  # of another pipeline, which was built from the parts of this one
+        _check_denoiser(made.function, intervenes=target.runner.intervenes or self._mesh.branch.size > 1)
+        call = _DenoiserCall(self._adapter, target, made, made.arguments)
+        step = self._call.open_step or self._begin_step(self._call, call)
+        if not self._call.sampler.in_same_step(call.arguments.get("timestep")):
+            raise GuidanceError(
+                f"the pipeline left step {step.step.index} without asking for the {step.conditions} "
+                f"prediction; this version of diffusers is not supported"
+            )
+        if step.left_out and not step.as_made and _has_step_cache(target.denoiser):
+            raise GuidanceError(
+                f"a step cache is enabled on the denoiser and would miss step {step.step.index}, "
+                f"where {type(self._guidance).__name__} runs no {step.left_out.pop()} branch; call its "
+                f"disable_cache() first"
+            )
+        output = step.answer(call)
+        self._call.open_step = None if step.complete else step
+        if step.complete:
+            self._report.steps.append(StepRecord(step.step.index, step.step.noise_level, tuple(step.records)))
+        return output
+
+    def _begin_step(self, current: "_PipelineCall", call: _DenoiserCall) -> OpenStep:
+        """The step that begins with this denoiser call."""
+        position = current.sampler.next_step(call.arguments.get("timestep"))
+        self._require_same_sample(position.index, call.sample)
+        sampling, arguments = self._adapter.sampling, current.arguments
+        calls = sampling.calls(self._pipe, arguments)
         every = tuple(condition for one in calls for condition in one)
-        ranks = assign_branches(runner, plan.branches, every, branch.size)
-        self._open = OpenStep(step, plan, calls, ranks, branch, keep_dtype=keep_dtype)
-        return self._open
+        scale = sampling.scale(self._pipe, arguments, call.target.name) if "uncond" in every else 1.0
+        step = Step(position.index, position.count, position.noise_level, scale, current.memory)
+        plan = self._guidance.plan(step)
+        self._check_plan(plan, step, set(every), current)
+        current.plans.append(plan)
+        current.had_text = current.had_text or "uncond" in every
+        branch = self._mesh.branch
+        ranks = assign_branches(call.target.runner, plan.branches, every, branch.size)
+        keep_dtype = sampling.latents_take_prediction_dtype
+        return OpenStep(step, plan, calls, ranks, branch, keep_dtype=keep_dtype)
 
     def _require_same_sample(self, index: int, sample: Tensor) -> None:
         """Ranks that sample apart from each other would mix parts of different clips."""
@@ -191,22 +229,79 @@ class _Session:
                     f"same arguments on every rank, and a generator if its scheduler draws noise"
                 )
 
-    def _check_plan(self, plan: StepPlan, conditions: set[Condition], call: Mapping[str, Any]) -> None:
+    def _check_plan(
+        self, plan: StepPlan, step: Step, conditions: set[Condition], current: "_PipelineCall"
+    ) -> None:
         name = type(self._guidance).__name__
         if not {branch.condition for branch in plan.branches.values()} <= conditions:
+            scale = self._guidance.largest_guidance_scale
+            needs = f"{name} with guidance_scale={scale} needs the unconditional branch, "
+            if current.had_text:
+                raise GuidanceError(
+                    f"{needs}but the pipeline stopped running it at step {step.index + 1} of {step.count}; "
+                    f"leave the guidance_scale of {name} out, so that it follows the pipeline's, or end its "
+                    f"interval there"
+                )
             raise GuidanceError(
-                f"{name} with guidance_scale={self._guidance.largest_guidance_scale} needs the unconditional "
-                f"branch, but the pipeline was called without it; {self._adapter.unconditional_hint}"
+                f"{needs}but the pipeline was called without it; {self._adapter.sampling.unconditional_hint}"
             )
-        rescale = self._adapter.pipeline_rescale(self._pipe, call)
+        rescale = self._adapter.sampling.rescale(self._pipe, current.arguments)
         if plan.rule is not None and rescale:
             raise GuidanceError(
                 f"the pipeline was called with guidance_rescale={rescale}, which it would apply to the "
                 f"guided prediction; give {name} a rescale instead"
             )
 
+    def _without_effect(self, call: "_PipelineCall") -> str | None:
+        if not call.plans:
+            return None
+        scale = self._guidance.largest_guidance_scale
+        return plans_without_effect(
+            call.plans,
+            perturbs=hasattr(self._guidance, "blocks"),
+            guides_text=call.had_text and (scale is None or guides(scale)),
+        )
 
-def _check_denoiser(denoiser: nn.Module, *, intervenes: bool) -> None:
+
+class _PipelineCall:
+    """A call of the pipeline that is running."""
+
+    def __init__(self, arguments: Mapping[str, Any], sampler: Sampler) -> None:
+        self.arguments = arguments
+        self.sampler = sampler
+        self.thread = threading.get_ident()
+        self.memory: dict[str, Tensor] = {}
+        self.open_step: OpenStep | None = None
+        self.plans: list[StepPlan] = []
+        self.had_text = False
+        """Whether an unconditional branch has run."""
+
+
+def _check_arguments(guidance: Guidance, mesh: Mesh) -> None:
+    if isinstance(guidance, type):
+        raise SettingError(
+            f"guidance must be a method with its settings, such as {guidance.__name__}(...), got the class "
+            f"{guidance.__name__}"
+        )
+    if not isinstance(guidance, Guidance):
+        raise SettingError(
+            f"guidance must be a guidance method, such as CFG(guidance_scale=4.5), got {guidance!r}"
+        )
+    if not isinstance(mesh, Mesh):
+        raise SettingError(
+            f"mesh must be the ranks of this run, such as Mesh.of(Degrees(ulysses=2)), got {mesh!r}"
+        )
+
+
+def _unwrapped(denoiser: nn.Module, name: str) -> nn.Module:
+    """The denoiser of this class inside whatever wraps it (`torch.compile`, PEFT, ...), or itself."""
+    for module in denoiser.modules():
+        if any(one.__name__ == name for one in type(module).__mro__):
+            return module
+    return denoiser
+
+
+def _check_denoiser(denoiser: Any, *, intervenes: bool) -> None:
     if not intervenes:
         return
     if isinstance(denoiser, OptimizedModule) or denoiser._compiled_call_impl is not None:

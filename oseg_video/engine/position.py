@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
+from oseg_video.types import Pipeline
+
 
 @dataclass(frozen=True)
 class Position:
@@ -19,29 +21,49 @@ class Position:
     """1 is pure noise, 0 is clean."""
 
 
-def sampling_position(pipe: Any, timestep: Any) -> Position:
-    """The step that a denoiser call belongs to; `timestep` is the one that the call was given."""
-    scheduler, count = pipe.scheduler, pipe.num_timesteps
-    place = _schedule_index(pipe, timestep)
-    # A pipeline that starts from a given video runs the scheduler's last steps only; one that leaves the end
-    # to a refiner (SDXL's denoising_end) runs the first ones, and then says where it begins.
-    begin = getattr(scheduler, "begin_index", None)
-    first = len(scheduler.timesteps) - count if begin is None else int(begin)
-    return Position(place - first, count, min(max(noise_level(scheduler, place), 0.0), 1.0))
+class Sampler:
+    """The scheduler of one pipeline call, and where it stands."""
 
+    def __init__(self, pipe: Pipeline) -> None:
+        self._pipe = pipe
+        self._first = -1
+        self._last = -1
 
-def _schedule_index(pipe: Any, timestep: Any) -> int:
-    """Index into the scheduler's timesteps."""
-    scheduler = pipe.scheduler
-    for name in ("step_index", "begin_index"):
-        if getattr(scheduler, name, None) is not None:
-            return int(getattr(scheduler, name))
-    current = getattr(pipe, "current_timestep", None)
-    if current is None:
-        current = timestep.flatten()[0] if isinstance(timestep, Tensor) else timestep
-    if hasattr(scheduler, "index_for_timestep"):
-        return int(scheduler.index_for_timestep(current))
-    return scheduler.timesteps.tolist().index(float(current))
+    def next_step(self, timestep: Any) -> Position:
+        """The step that a denoiser call begins; `timestep` is the one that the call was given.
+
+        The first step is where the pipeline begins: one that starts from a given video runs the scheduler's
+        last steps only, one that leaves the end to a refiner (SDXL's denoising_end) the first ones.
+        """
+        if self._last < 0:
+            self._first = self._last = self._place(timestep, 0)
+        else:
+            self._last = self._place(timestep, self._last + 1)
+        level = noise_level(self._pipe.scheduler, self._last)
+        return Position(self._last - self._first, self._pipe.num_timesteps, min(max(level, 0.0), 1.0))
+
+    def in_same_step(self, timestep: Any) -> bool:
+        """Whether a denoiser call belongs to the step that was begun last."""
+        return self._place(timestep, self._last) == self._last
+
+    def _place(self, timestep: Any, earliest: int) -> int:
+        """Index into the scheduler's timesteps, from `earliest` up where the scheduler does not count."""
+        scheduler, pipe = self._pipe.scheduler, self._pipe
+        for name in ("step_index", "begin_index"):
+            if getattr(scheduler, name, None) is not None:
+                return int(getattr(scheduler, name))
+        current = getattr(pipe, "current_timestep", None)
+        if current is None:
+            current = timestep.flatten()[0] if isinstance(timestep, Tensor) else timestep
+        if hasattr(scheduler, "step_index"):  # which it will find by itself at its first step
+            return int(scheduler.index_for_timestep(current))
+        distances = [abs(one - float(current)) for one in scheduler.timesteps.tolist()]
+        # The same timestep may come again (PNDM's second one does).
+        places = [place for place, distance in enumerate(distances) if distance == min(distances)]
+        if self._last < 0:
+            start = len(distances) - pipe.num_timesteps
+            return start if start in places else places[0]
+        return next((place for place in places if place >= earliest), places[-1])
 
 
 def noise_level(scheduler: Any, index: int) -> float:
@@ -56,7 +78,7 @@ def noise_level(scheduler: Any, index: int) -> float:
         kept = float(scheduler.alphas_cumprod[int(scheduler.timesteps[index])])
         noise, data = math.sqrt(1 - kept), math.sqrt(kept)
         return noise / (noise + data)
-    sigma = float(scheduler.sigmas[index])
+    sigma = _sigma(scheduler, index)
     if config.get("invert_sigmas"):  # Mochi's scheduler counts from noise to data.
         return 1 - sigma
     flow = (
@@ -65,3 +87,13 @@ def noise_level(scheduler: Any, index: int) -> float:
         or config.get("prediction_type") == "flow_prediction"
     )
     return sigma if flow else sigma / (1 + sigma)
+
+
+def _sigma(scheduler: Any, index: int) -> float:
+    """The sigma that the network is asked at; some second-order schedulers ask between two of theirs."""
+    if getattr(scheduler, "state_in_first_order", True) or not hasattr(scheduler, "alphas_cumprod"):
+        return float(scheduler.sigmas[index])
+    timestep = float(scheduler.timesteps[index])
+    kept = scheduler.alphas_cumprod[[math.floor(timestep), math.ceil(timestep)]].double()
+    low, high = (((1 - kept) / kept).log() / 2).tolist()
+    return math.exp(low + (timestep % 1) * (high - low))

@@ -1,32 +1,74 @@
 """One step of the sampler under guidance, over the denoiser calls that the pipeline makes for it."""
 
-import weakref
 from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from oseg_video.adapters.base import Condition
+from oseg_video.adapters.sampling import Calls, Condition
 from oseg_video.engine.assignment import exchange_predictions
-from oseg_video.engine.branches import GuidanceError, require_effect
+from oseg_video.engine.effect import require_effect
+from oseg_video.engine.patching.answers import LateAnswer
 from oseg_video.engine.report import PassRecord
 from oseg_video.guidance.numerics import upcast
 from oseg_video.guidance.plan import Branch, Step, StepPlan
 from oseg_video.parallel.group import Group
 
 
-class OpenStep:
-    """A step until all its denoiser calls are answered.
+class PipelineCall(Protocol):
+    """One call of the denoiser by the pipeline, which waits for its result."""
 
-    Of its branches each rank of the branch axis runs some. A rank that runs none of those of a call answers
-    it at once, so that ranks work on different calls at the same time.
+    def as_made(self, conditions: tuple[Condition, ...]) -> tuple[Any, list[PassRecord]]:
+        """The result of the call just as the pipeline made it, and its passes."""
+
+    def run(
+        self, branches: Mapping[str, Branch], conditions: tuple[Condition, ...]
+    ) -> tuple[dict[str, Tensor], list[PassRecord]]:
+        """The predictions of branches instead, whose conditions are among those of the call's rows."""
+
+    def blank(self, conditions: tuple[Condition, ...]) -> Tensor:
+        """A tensor like the prediction of one branch."""
+
+    def result(self, prediction: Tensor) -> Any:
+        """A prediction for all rows of the call, as the denoiser returns it."""
+
+
+class OpenStep:
+    """A step from its first denoiser call until all of them are answered.
+
+    It is in one of two states. **Gathering**: predictions of branches are still missing. **Decided**: all are
+    there and combined into the guided prediction g. `answer` answers the pipeline's next call in either. A
+    pipeline goes on to its own `u + w (c - u)`, which is g whatever w is if both u and c are answered with g.
+    There are two shapes of pipelines (rows of a call in brackets, u unconditional, c conditional):
+
+        one call with both rows (Mochi, LTX, CogVideoX, SVD, SDXL)
+
+            pipeline            answer                                          state
+            [u c]  ---------->  run u, c and what is perturbed; combine         gathering -> decided
+                   <----------  [g g]
+            u + w (c - u) = g
+
+        one call for each condition (Wan, HunyuanVideo)
+
+            pipeline            answer                                          state
+            [c]    ---------->  run c and what is perturbed under c             gathering
+                   <----------  [c], and remember it: the pipeline holds it
+            [u]    ---------->  run u and what is perturbed under u; combine    gathering -> decided
+                   <----------  [g], and write g into the c that it holds
+            u + w (c - u) = g
+
+    Where one condition is all that the branches need, the first call decides and later ones run nothing. Of
+    the branches each rank of the branch axis runs some. A rank that runs none of those of a call answers it
+    at once, so that ranks work on different calls at the same time.
     """
 
     def __init__(
         self,
         step: Step,
         plan: StepPlan,
-        calls: tuple[tuple[Condition, ...], ...],
+        calls: Calls,
         ranks: Mapping[str, int],
         group: Group,
         *,
@@ -36,20 +78,25 @@ class OpenStep:
         float32."""
         self.step = step
         self.plan = plan
-        self._keep_dtype = keep_dtype
         self.records: list[PassRecord] = []
         self._calls = calls
         self._ranks = ranks
         self._group = group
+        self._keep_dtype = keep_dtype
         self._answered = 0
-        self._predictions: dict[str, Tensor] = {}
-        self._results: dict[Condition, Tensor] = {}
-        self._waiting: list[tuple[Condition, weakref.ref[Tensor]]] = []
+        self._gathered: dict[str, Tensor] = {}
+        self._late: list[tuple[Condition, LateAnswer]] = []
+        self._decided: dict[Condition, Tensor] | None = None
 
     @property
     def conditions(self) -> tuple[Condition, ...]:
         """The conditions in the rows of the call to be answered."""
         return self._calls[self._answered]
+
+    @property
+    def left_out(self) -> set[Condition]:
+        """Conditions of that call that no branch has."""
+        return set(self.conditions) - {branch.condition for branch in self.plan.branches.values()}
 
     @property
     def complete(self) -> bool:
@@ -61,50 +108,58 @@ class OpenStep:
         """Whether the pipeline's own calls, as it makes them, are all that the step needs."""
         return self.plan.rule is None and self._group.size == 1
 
-    @property
-    def own_branches(self) -> dict[str, Branch]:
-        """What this rank runs for the call to be answered."""
+    def answer(self, call: PipelineCall) -> Any:
+        """The result of the pipeline's next call."""
+        conditions = self.conditions
+        if self.as_made:
+            output, passes = call.as_made(conditions)
+        else:
+            own = self._own_branches(conditions)
+            predictions, passes = call.run(own, conditions) if own else ({}, [])
+            output = call.result(self._answer(call, conditions, predictions))
+        self._answered += 1
+        self.records += passes
+        return output
+
+    def _answer(
+        self, call: PipelineCall, conditions: tuple[Condition, ...], predictions: dict[str, Tensor]
+    ) -> Tensor:
+        blank = partial(call.blank, conditions)
+        # Exchanged predictions are in float32, but the scheduler may go on in the network's own type.
+        dtype = blank().dtype if self._group.size > 1 else next(iter(predictions.values()), blank()).dtype
+        self._gathered |= predictions
+        if self._decided is None and self._all_seen:
+            self._decided = self._combined(blank, dtype)
+            for condition, late in self._late:
+                late.write(self._decided[condition])
+        if self._decided is not None:
+            return torch.cat([self._decided[condition] for condition in conditions])
+        (condition,) = conditions
+        plain = [x for name, x in predictions.items() if self.plan.branches[name].perturbation is None]
+        waiting = self._in_answer_dtype(plain[0] if plain else blank(), dtype).clone()
+        self._late.append((condition, LateAnswer(waiting)))
+        return waiting
+
+    def _own_branches(self, conditions: tuple[Condition, ...]) -> dict[str, Branch]:
+        """What this rank runs for a call."""
         return {
             name: branch
             for name, branch in self.plan.branches.items()
-            if branch.condition in self.conditions and self._ranks[name] == self._group.rank
+            if branch.condition in conditions and self._ranks[name] == self._group.rank
         }
 
-    def answered(self, passes: list[PassRecord]) -> None:
-        """Count one call, which took these passes."""
-        self._answered += 1
-        self.records += passes
-
-    def answer(self, predictions: dict[str, Tensor], blank: Callable[[], Tensor]) -> Tensor:
-        """The result of a call, from the predictions of this rank's branches.
-
-        The same prediction for every condition makes the pipeline's own `u + w (c - u)` the identity. A
-        pipeline that calls once per condition holds the first result while it asks for the second, so the
-        guided prediction is written into that result once it is known. `blank`: a tensor like a prediction.
-        """
-        # Exchanged predictions are in float32, but the scheduler may go on in the network's own type.
-        dtype = blank().dtype if self._group.size > 1 else next(iter(predictions.values()), blank()).dtype
-        self._predictions |= predictions
+    @property
+    def _all_seen(self) -> bool:
+        """Whether the calls up to the present one have all conditions that the branches need."""
         seen = {condition for call in self._calls[: self._answered + 1] for condition in call}
-        if not self._results and {branch.condition for branch in self.plan.branches.values()} <= seen:
-            everyones = exchange_predictions(self._group, self._ranks, self._predictions, blank)
-            self._results = self._combined(everyones, dtype)
-            self._hand_on()
-        if self._results:
-            return torch.cat([self._results[condition] for condition in self.conditions])
-        (condition,) = self.conditions
-        plain = [
-            value for name, value in predictions.items() if self.plan.branches[name].perturbation is None
-        ]
-        waiting = self._in_answer_dtype(plain[0] if plain else blank(), dtype).clone()
-        self._waiting.append((condition, weakref.ref(waiting)))
-        return waiting
+        return {branch.condition for branch in self.plan.branches.values()} <= seen
 
-    def _combined(self, predictions: dict[str, Tensor], dtype: torch.dtype) -> dict[Condition, Tensor]:
+    def _combined(self, blank: Callable[[], Tensor], dtype: torch.dtype) -> dict[Condition, Tensor]:
         """What the pipeline gets for each condition: the guided prediction, or without a rule its own.
 
         dtype: that of the network's predictions.
         """
+        predictions = exchange_predictions(self._group, self._ranks, self._gathered, blank)
         require_effect(self.plan.branches, predictions)
         if self.plan.rule is None:
             return {
@@ -116,13 +171,3 @@ class OpenStep:
 
     def _in_answer_dtype(self, prediction: Tensor, dtype: torch.dtype) -> Tensor:
         return prediction.to(dtype) if self._keep_dtype else upcast(prediction)
-
-    def _hand_on(self) -> None:
-        for condition, reference in self._waiting:
-            earlier = reference()
-            if earlier is None:
-                raise GuidanceError(
-                    "the pipeline copies one prediction before it asks for the next, so that guidance over "
-                    "both cannot reach it; this version of diffusers is not supported"
-                )
-            earlier.copy_(self._results[condition])

@@ -106,7 +106,7 @@ def share_difference(ours: Sequence[float], theirs: Sequence[float]) -> Interval
     correlation = _corrected_correlation(ours, theirs)
 
     def distance(one: float, other: float) -> float:
-        return max(0.0, one**2 - 2 * correlation * one * other + other**2) ** 0.5
+        return float(max(0.0, one**2 - 2 * correlation * one * other + other**2) ** 0.5)
 
     difference = own - base
     low = difference - distance(own - own_low, base_high - base)

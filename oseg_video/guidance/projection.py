@@ -63,7 +63,7 @@ def split_by_reference(
 def _reference_key(key_BNSD: Tensor, grid: TokenGrid, kind: str) -> Tensor:
     """The direction of each token, [B, N, S or 1, D]."""
     if kind == "frame":
-        mean_BNFD = key_BNSD.unflatten(2, (grid.frames, -1)).mean(dim=3)
+        mean_BNFD: Tensor = key_BNSD.unflatten(2, (grid.frames, -1)).mean(dim=3)
         return mean_BNFD.repeat_interleave(grid.height * grid.width, dim=2)
     if kind == "clip":
         return key_BNSD.mean(dim=2, keepdim=True)
@@ -97,7 +97,8 @@ def _principal_directions(key_BNSD: Tensor, rank: int) -> Tensor:
     noise_BN1 = dim * eps * scatter_BND[..., -1:]
     noise_BN1 = noise_BN1 + dim * eps**2 * key_BNSD.square().sum(dim=(-2, -1)).unsqueeze(-1)
     kept_BN1R = (scatter_BND[..., -rank:] > noise_BN1).unsqueeze(-2)
-    return basis_BNDD[..., -rank:].where(kept_BN1R, 0.0)
+    directions_BNDR: Tensor = basis_BNDD[..., -rank:].where(kept_BN1R, 0.0)
+    return directions_BNDR
 
 
 def _cast(split: tuple[Tensor, Tensor], dtype: torch.dtype) -> tuple[Tensor, Tensor]:

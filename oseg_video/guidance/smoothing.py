@@ -55,7 +55,7 @@ def smooth_queries(
     smoothed_axes = [(dim, length, width) for dim, (length, width) in axes if length > 1 and width > 0]
     if not smoothed_axes:
         return query_BNSD
-    x = upcast(query_BNSD).unflatten(2, grid.shape)
+    x: Tensor = upcast(query_BNSD).unflatten(2, grid.shape)
     with without_autocast(x):
         for dim, length, width in smoothed_axes:
             matrix_LL = _axis_matrix(length, width, boundary, x)

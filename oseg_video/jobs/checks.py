@@ -32,15 +32,26 @@ def clip_settings(job: GenerateJob) -> dict[str, Any]:
 def check_fits(job: GenerateJob, source: ModelSource) -> None:
     """Refuse, with a SettingError, a job that this model cannot do or whose settings it would ignore."""
     adapter = source.adapter
-    _check_owned(job, adapter)
-    _check_text(job, adapter)
-    _check_kind(job, adapter)
-    _check_scales(job, adapter)
+    check_family(job, adapter)
     check_size(job, adapter, *adapter.multiples(source.read_json))
     settings = clip_settings(job)
     _check_negative_prompt(job, source, settings)
     if objection := adapter.objection(settings, source.read_json):
         raise SettingError(f"{adapter.family}: {objection}")
+
+
+def check_family(job: GenerateJob, adapter: ModelAdapter) -> None:
+    """Refuse, with a SettingError, what no model of the family can do, whatever its files say."""
+    _check_owned(job, adapter)
+    _check_text(job, adapter)
+    _check_kind(job, adapter)
+    _check_scales(job, adapter)
+    if job.image is not None and adapter.image_to_video is None:
+        makers = _families(lambda other: other.image_to_video is not None)
+        made = "images" if adapter.makes_pictures else "clips"
+        raise SettingError(f"{adapter.family} makes {made} from text only; --image works with {makers}")
+    if job.image is None and adapter.text_to_video is None:
+        raise SettingError(f"{adapter.family} makes clips from an image; give it one with --image")
 
 
 def check_size(job: GenerateJob, adapter: ModelAdapter, pixels: int, frames: int) -> None:

@@ -14,11 +14,12 @@ from oseg_video.engine.branches import BranchRunner
 from oseg_video.guidance.methods import BlockGuidance, Guidance
 from oseg_video.guidance.plan import StepPlan
 from oseg_video.guidance.scales import guides
+from oseg_video.jobs.checks import check_family, check_size
 from oseg_video.jobs.generate import check_job
 from oseg_video.jobs.loading import pipeline as loading
 from oseg_video.jobs.loading.hub import HubError
 from oseg_video.jobs.loading.meta import empty_denoiser, full_size_denoiser
-from oseg_video.jobs.step_kinds import pipeline_scale, read_nothing, step_kinds
+from oseg_video.jobs.step_kinds import check_branches, pipeline_scale, read_nothing, step_kinds
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,7 @@ def count_job(job: GenerateJob) -> CountedJob:
     adapter, denoiser, read = _find(job)
     guidance = job.guidance
     adapter.resolve_blocks(denoiser, guidance.blocks_used)
+    check_branches(adapter, job, read)
     scale = pipeline_scale(adapter, job, read)
     conditions: tuple[Condition, ...] = ("uncond", "cond") if guides(scale) else ("cond",)
     kinds = []
@@ -120,4 +122,6 @@ def _find(job: GenerateJob) -> tuple[ModelAdapter, Any, ReadJson]:
         adapter = loading.family(job.model)
         if adapter is None:
             raise
+        check_family(job, adapter)
+        check_size(job, adapter, adapter.size_multiple, adapter.frame_multiple)
         return adapter, full_size_denoiser(adapter), read_nothing

@@ -15,6 +15,7 @@ from oseg_video.jobs.loading.meta import empty_denoiser
 from oseg_video.jobs.model import ClipResult, LoadedModel
 from oseg_video.jobs.outputs import check_outputs, plan_clips
 from oseg_video.jobs.ranks import AUTO, COLLECTIVE_TIMEOUT, Ranks, degrees_for, make_mesh
+from oseg_video.jobs.step_kinds import check_branches
 
 
 def generate(
@@ -34,7 +35,7 @@ def generate(
     clips that it took part in. shard_weights: the ranks of ulysses and ring hold a part of the denoiser's
     weights each. timeout: seconds after which a collective that hangs is an error.
 
-    Raises OsegVideoError for all that a user can mend; before the model is loaded where that is possible.
+    Raises OsegVideoError for all that a user can fix; before the model is loaded where that is possible.
     """
     ranks = Ranks.started()
     with ranks.joined(job.device, timeout), nullcontext() if ranks.rank == 0 else quietly():
@@ -67,6 +68,7 @@ def check_job(job: GenerateJob) -> loading.ModelSource:
     source = loading.find_model(job.model, job.revision, image=job.image is not None)
     source.pipeline_for(image=job.image is not None)
     check_fits(job, source)
+    check_branches(source.adapter, job, source.read_json)
     if job.guidance.blocks_used:
         source.adapter.resolve_blocks(empty_denoiser(source), job.guidance.blocks_used)
     return source

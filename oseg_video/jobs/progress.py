@@ -15,7 +15,7 @@ def loading_bars() -> Iterator[None]:
     """Show the hub's bars over downloads and diffusers' bar over components, not the bars inside it."""
     import diffusers.utils.logging as diffusers_logging
     import transformers.utils.logging as transformers_logging
-    from huggingface_hub.utils import enable_progress_bars
+    from huggingface_hub.utils import enable_progress_bars  # type: ignore[attr-defined]
 
     transformers_logging.disable_progress_bar()  # and the hub's with it
     if bars_shown():

@@ -74,7 +74,7 @@ class Ranks:
         seconds = datetime.timedelta(seconds=timeout)
         store = _meeting_place(seconds)
         store.set_timeout(seconds)
-        beside = dist.PrefixStore("watch", store.clone())
+        beside = dist.PrefixStore("watch", store.clone())  # type: ignore[attr-defined]
         watch = Watch(beside, self.rank, self.size, self._say_loss, start_patience=timeout)
         watch.start()
         try:
@@ -116,8 +116,8 @@ def _meeting_place(timeout: datetime.timedelta) -> Any:
     is for this user alone.
     """
     if folder := os.environ.get(ONE_MACHINE):
-        return dist.FileStore(os.path.join(folder, "store"))
-    store, _, _ = next(dist.rendezvous("env://", timeout=timeout))
+        return dist.FileStore(os.path.join(folder, "store"))  # type: ignore[attr-defined]
+    store, _, _ = next(dist.rendezvous("env://", timeout=timeout))  # type: ignore[attr-defined]
     return store
 
 

@@ -81,11 +81,15 @@ def describe_differences(then: Manifest, now: Manifest) -> Iterator[str]:
             yield f"the files of the {part}"
 
 
+_MOST_THREADS = 1024
+"""A manifest that names more was not made on any machine."""
+
+
 @contextlib.contextmanager
 def _threads(count: Any) -> Iterator[None]:
     """Run with as many threads as the original: sums on a CPU depend on how they are split."""
     before = torch.get_num_threads()
-    if isinstance(count, int) and count > 0:
+    if isinstance(count, int) and 0 < count <= _MOST_THREADS:
         torch.set_num_threads(count)
     try:
         yield

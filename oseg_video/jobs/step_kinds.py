@@ -12,7 +12,9 @@ from oseg_video.adapters.settings import ReadJson
 from oseg_video.config import GenerateJob
 from oseg_video.guidance.methods import Guidance
 from oseg_video.guidance.plan import Step, StepPlan
+from oseg_video.guidance.scales import guides
 from oseg_video.jobs.checks import clip_settings
+from oseg_video.types import SettingError
 
 
 def read_nothing(name: str) -> Mapping[str, Any]:
@@ -30,6 +32,17 @@ def pipeline_scale(adapter: ModelAdapter, job: GenerateJob, read: ReadJson = rea
     call |= adapter.pipeline_arguments(settings)
     largest = job.guidance.largest_guidance_scale
     return adapter.call_scale(call, read) if largest is None else largest
+
+
+def check_branches(adapter: ModelAdapter, job: GenerateJob, read: ReadJson = read_nothing) -> None:
+    """Refuse, with a SettingError, guidance by a branch that the pipeline will not run."""
+    scale = pipeline_scale(adapter, job, read)
+    plans = () if guides(scale) else (plan for _, _, plan in step_kinds(job.guidance, job.steps, scale))
+    if any(branch.condition == "uncond" for plan in plans for branch in plan.branches.values()):
+        raise SettingError(
+            f"guidance_scale {scale:g}: {job.guidance.name} needs the unconditional branch, which "
+            f"{adapter.family} runs for scales above 1 only; give it one, or 1 for no text guidance"
+        )
 
 
 def step_kinds(guidance: Guidance, steps: int, scale: Any) -> Iterator[tuple[str, int | None, StepPlan]]:

@@ -130,7 +130,7 @@ def _open(path: Path) -> Iterator[tuple[Any, Any]]:
 
     with av.open(f"file:{path}", options={"protocol_whitelist": "file"}) as container:
         stream = container.streams.best("video")
-        if stream is None:
+        if not isinstance(stream, av.VideoStream):
             raise MediaError(f"cannot read {path}: it has no video")
         stream.thread_type = "AUTO"
         yield container, stream

@@ -44,14 +44,14 @@ def sequence_attention(
 
     def cut(x_BNSD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(text before, this chunk's video tokens, text after), of this rank's heads."""
-        before, video, after = x_BNSD.split((text_first, len(shard), text_last), dim=2)
+        before, video, after = torch.split(x_BNSD, [text_first, len(shard), text_last], dim=2)
         video = tokens_to_heads(ulysses, video, token_sizes)
         return own_heads.take(before, 1), video, own_heads.take(after, 1)
 
     query_parts, key_parts, value_parts = (cut(x) for x in (query_BNSD, key_BNSD, value_BNSD))
     text_mask = None if mask is None else _text_columns(mask, text_first, text_last)
     mixed = _ring_attention(query_parts, key_parts, value_parts, text_mask, spread, scale)
-    before, video, after = mixed.split((text_first, sum(token_sizes), text_last), dim=2)
+    before, video, after = torch.split(mixed, [text_first, sum(token_sizes), text_last], dim=2)
     video = heads_to_tokens(ulysses, video, token_sizes, heads)
     texts = [gather_parts(ulysses, x, heads, dim=1) for x in (before, after) if x.shape[2]]
     return torch.cat([*texts[: bool(text_first)], video, *texts[bool(text_first) :]], dim=2)

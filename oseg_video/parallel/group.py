@@ -53,7 +53,7 @@ class Group:
             dist.all_to_all_single(
                 received, sent, sizes, [part.numel() for part in parts], group=self.process_group
             )
-        return [part.view(shape) for part, shape in zip(received.split(sizes), shapes, strict=True)]
+        return [part.view(shape) for part, shape in zip(torch.split(received, sizes), shapes, strict=True)]
 
     def gather(self, x: Tensor, shapes: Sequence[Shape]) -> list[Tensor]:
         """All gather: every rank's tensor on every rank; the tensor of rank i has shape i."""

@@ -8,6 +8,7 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.distributed_c10d import _set_pg_timeout
 
 from oseg_video.parallel.degrees import Degrees
@@ -44,7 +45,7 @@ class Mesh:
             return cls.on_paper(degrees)
         # Each group costs threads (gloo) or buffers on the GPU (NCCL): none for axes of one rank.
         active = {axis: degree for axis, degree in degrees.items() if degree > 1}
-        mesh = dist.init_device_mesh(device, tuple(active.values()), mesh_dim_names=tuple(active))
+        mesh = init_device_mesh(device, tuple(active.values()), mesh_dim_names=tuple(active))
         traffic: Counter[str] = Counter()
 
         def group(axis: str, *axes: str) -> Group:

@@ -85,7 +85,7 @@ def tokens_to_heads(group: Group, x_BNSD: Tensor, token_sizes: list[int]) -> Ten
     head_sizes = part_sizes(heads, group.size)
     mine = head_sizes[group.rank]
     parts = group.exchange(
-        x_BNSD.split(head_sizes, dim=1), [(batch, mine, tokens, dim) for tokens in token_sizes]
+        torch.split(x_BNSD, head_sizes, dim=1), [(batch, mine, tokens, dim) for tokens in token_sizes]
     )
     return torch.cat(parts, dim=2)
 
@@ -97,7 +97,7 @@ def heads_to_tokens(group: Group, x_BMSD: Tensor, token_sizes: list[int], heads:
     batch, _, _, dim = x_BMSD.shape
     mine = token_sizes[group.rank]
     parts = group.exchange(
-        x_BMSD.split(token_sizes, dim=2),
+        torch.split(x_BMSD, token_sizes, dim=2),
         [(batch, size, mine, dim) for size in part_sizes(heads, group.size)],
     )
     return torch.cat(parts, dim=1)

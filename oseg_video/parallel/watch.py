@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 
-import torch.distributed as dist
+from torch.distributed.distributed_c10d import Store
 
 _FAILED = "oseg_video/failed"
 
@@ -20,7 +20,7 @@ class Watch:
 
     def __init__(
         self,
-        store: dist.Store,
+        store: Store,
         rank: int,
         size: int,
         on_loss: Callable[[str, bool], None],
@@ -79,7 +79,7 @@ class Watch:
                 os._exit(1)
 
     def _first_to_say(self, message: str) -> bool:
-        return self._store.compare_set(_FAILED, "", message) == message.encode()
+        return bool(self._store.compare_set(_FAILED, "", message) == message.encode())
 
     def _silence(self, heard: dict[int, tuple[bytes, float]]) -> str | None:
         for other, (before, when) in heard.items():

@@ -169,7 +169,7 @@ def _block(value: Any) -> int | str:
     indexed = isinstance(value, int) and not isinstance(value, bool) and value >= 0
     if not (named or indexed):
         raise SettingError(f"block indices (integers >= 0) or names (a-z, 0-9 and _ . : -), got {value!r}")
-    return value
+    return value  # type: ignore[no-any-return]
 
 
 def _blocks(value: Any) -> Blocks:

@@ -92,8 +92,8 @@ def run_step(
     ranks = assign_branches(runner, branches, _CONDITIONS, group.size)
     own = {name: branch for name, branch in branches.items() if ranks[name] == group.rank}
     predictions = runner.run(denoiser, arguments, own, _CONDITIONS)[0] if own else {}
-    sample = arguments[adapter.sample_argument]
-    shape = adapter.prediction_shape(denoiser, sample[: len(sample) // len(_CONDITIONS)])
+    sample = arguments[adapter.denoiser_call.sample]
+    shape = adapter.denoiser_call.prediction_shape(denoiser, sample[: len(sample) // len(_CONDITIONS)])
     blank = partial(torch.empty, shape, dtype=sample.dtype, device=sample.device)
     return exchange_predictions(group, ranks, predictions, blank)
 

@@ -37,7 +37,7 @@ def _make(case_name: str, method_name: str, degrees: Degrees) -> tuple[torch.Ten
     case = BY_NAME[case_name]
     pipe = case.build()
     adapter = adapter_for(pipe)
-    denoiser = adapter.denoiser(pipe)
+    denoiser = adapter.denoisers(pipe)[0]
     whole = held(denoiser)
     share_weights(pipe, adapter, mesh(degrees).sequence, CPU)
     pipe.to(CPU)  # as it is placed after loading

@@ -62,7 +62,7 @@ def build(name: str) -> Any:
 
 
 def denoiser_of(pipe: Any) -> nn.Module:
-    return adapter_for(pipe).denoiser(pipe)
+    return adapter_for(pipe).denoisers(pipe)[0]
 
 
 def sites_of(pipe: Any) -> list[AttentionSite]:

@@ -53,3 +53,30 @@ def test_ranks_and_why_they_work_so(capsys: pytest.CaptureFixture[str]) -> None:
     assert "ranks  " not in explained(capsys)
     assert main(["generate", "--prompt", "x", "--explain", "--gpus", "2", "--parallel", "branch=3"]) == 2
     assert "parallel branch=3 needs 3 ranks, this run has 2" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--model svd --prompt x", "svd takes no text"),
+        ("--model svd", "svd makes clips from an image; give it one with --image"),
+        ("--model ltx --prompt x --frames 100", "frames 100: ltx makes 8 k + 1 frames; nearest: 97 or 105"),
+        ("--model ltx --prompt x --height 100", "height 100: ltx needs a multiple of 32 pixels"),
+        ("--model ltx --prompt x --image missing.png", "cannot read missing.png: No such file"),
+        ("--model mochi", "no prompt given"),
+        (
+            "--model ltx --prompt x --guidance-scale 0",
+            "guidance_scale 0: oseg needs the unconditional branch",
+        ),
+        ("--prompt x --guidance-scale 0", "guidance_scale 0: oseg needs the unconditional branch"),
+    ],
+)
+def test_what_needs_no_hub_is_checked_without_it(capsys, monkeypatch, arguments, message):
+    def unreachable(*_, **__):
+        raise HubError("no network")
+
+    monkeypatch.setattr(hub, "find_commit", unreachable)
+    assert main(["generate", *arguments.split(), "--explain"]) == 2
+    output = capsys.readouterr()
+    assert output.out == "" and re.fullmatch(r"oseg-video: error: [^\n]+\n", output.err)
+    assert message in output.err

@@ -189,8 +189,8 @@ def test_image_to_video(capsys, tmp_path, ltx, models, model):
     assert plain["sha256"] != moving["sha256"]
     manifest = read_manifest(tmp_path / "image.mp4")
     names = {"ltx": "LTXImageToVideoPipeline", "ltx-condition": "LTXConditionPipeline"}
-    assert manifest["model"]["pipeline"] == names[model]
-    assert manifest["image"]["fitted"] == "100 x 40 resized to 80 x 32, centre-cropped to 64 x 32"
+    assert manifest.model["pipeline"] == names[model]
+    assert manifest.image["fitted"] == "100 x 40 resized to 80 x 32, centre-cropped to 64 x 32"
     assert main(["reproduce", moving["path"], "--quiet"]) == 0
 
 
@@ -393,8 +393,8 @@ def test_a_hub_repository_takes_the_same_path_as_a_folder(capsys, tmp_path, mode
     (line,) = generate(capsys, *mochi, "--model", "mochi", "--prompt", "x", "--out", tmp_path / "a.mp4")
     assert asked == [("genmo/mochi-1-preview", "c0ffee", "bf16")]
     manifest = read_manifest(Path(line["path"]))
-    assert manifest["model"]["repository"] == "genmo/mochi-1-preview"
-    assert manifest["job"]["revision"] == "c0ffee"
+    assert manifest.model["repository"] == "genmo/mochi-1-preview"
+    assert manifest.job["revision"] == "c0ffee"
 
 
 def test_a_variant_is_used_where_the_folder_has_it(tmp_path):

@@ -92,7 +92,7 @@ def test_blocks_stand_in_order_of_execution(case: Case, pipe: Any) -> None:
     assert [f"{block.path}.attn1" for block in blocks] == fired == names_of(pipe)
     assert [block.index for block in blocks] == list(range(case.blocks))
     assert [block.stage for block in blocks] == [stage for _, stage, _, _ in self_attentions(pipe.unet)]
-    units = adapter.units(pipe.unet)
+    units = adapter.blocks.units(pipe.unet)
     assert all(block.path.startswith(units[block.unit] + ".") for block in blocks)
 
 

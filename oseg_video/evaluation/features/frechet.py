@@ -64,7 +64,8 @@ class Moments:
     def root_scatter_DD(self) -> Tensor:
         """Symmetric square root of the scatter; kept, for a reference that many sets are compared with."""
         eigenvalues_D, vectors_DD = torch.linalg.eigh(self.scatter_DD)
-        return (vectors_DD * eigenvalues_D.clamp(min=0).sqrt()) @ vectors_DD.T
+        root_DD: Tensor = (vectors_DD * eigenvalues_D.clamp(min=0).sqrt()) @ vectors_DD.T
+        return root_DD
 
 
 def moments_of_rows(rows_ND: Tensor, index: Tensor, *, chunk: int = 1024) -> Moments:

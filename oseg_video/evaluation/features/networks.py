@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from oseg_video.embedded import two_shapes_judge
 from oseg_video.embedded.classifier import FEATURE_DIM, load_classifier
 from oseg_video.evaluation.errors import EvaluationError
-from oseg_video.evaluation.features.classifier import CLASSIFIER_PROTOCOL
+from oseg_video.evaluation.features.classifier import CLASSIFIER_PROTOCOL, JUDGE_PROTOCOL
 from oseg_video.evaluation.features.weights import fetch, file_sha256, load_torchscript
 from oseg_video.evaluation.metrics.base import MetricOptions
 
@@ -119,7 +120,8 @@ class VideoMAE:
         deviation_C11 = torch.tensor([0.229, 0.224, 0.225], device=self.device)[:, None, None]
         scaled_BTCHW = ((scaled_NCHW - mean_C11) / deviation_C11).unflatten(0, video_BTCHW.shape[:2])
         tokens_BLD = self.model.videomae(scaled_BTCHW).last_hidden_state
-        return self.model.fc_norm(tokens_BLD.mean(dim=1))
+        features_BD: Tensor = self.model.fc_norm(tokens_BLD.mean(dim=1))
+        return features_BD
 
 
 class EmbeddedClassifier:
@@ -134,6 +136,20 @@ class EmbeddedClassifier:
 
     def features(self, clips_BTCHW: Tensor) -> Tensor:
         return self.classifier.frame_features(clips_BTCHW.to(self.device).float() / 255)
+
+
+class TwoShapesJudge:
+    """The features of the shipped judge, for clips of two shapes."""
+
+    width = two_shapes_judge.FEATURE_DIM
+
+    def __init__(self, metric: str, options: MetricOptions) -> None:
+        self.judge = two_shapes_judge.load_two_shape_judge().to(options.device)
+        self.device = options.device
+        self.protocol = JUDGE_PROTOCOL
+
+    def features(self, clips_BTCHW: Tensor) -> Tensor:
+        return self.judge.frame_features(clips_BTCHW.to(self.device).float() / 255)
 
 
 def call_script(network: Any, video: Tensor, **arguments: Any) -> Tensor:

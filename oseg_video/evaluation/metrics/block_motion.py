@@ -1,14 +1,15 @@
 """How far blocks move, without a network. A description, not quality: neither more nor less is better.
 
-H rows, W columns, S shifts, Y and X rows and columns of blocks.
+H rows, W columns, S shifts, Y and X rows and columns of blocks, N blocks, P side of a block, K candidates.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 from torch.nn import functional
 
@@ -30,12 +31,16 @@ PROTOCOL = {
     "definition": SUMMARY,
     "search": f"full, {REACH} pixels along each axis, luma, short side at most {LARGEST_SIDE}",
 }
-_STEPS = range(-REACH, REACH + 1)
+_CELL = 4
+_AT_ONCE = 4096
+"""Candidates whose exact cost is worked out at once: 4 MB."""
+_GRID_S2 = np.stack(np.meshgrid(*[np.arange(-REACH, REACH + 1)] * 2, indexing="ij"), axis=-1).reshape(-1, 2)
 # From short to long, so that the first of equal costs is the shortest.
-_SHIFTS = sorted(((y, x) for y in _STEPS for x in _STEPS), key=lambda shift: shift[0] ** 2 + shift[1] ** 2)
-_LENGTHS_S = np.array([(y * y + x * x) ** 0.5 for y, x in _SHIFTS])
+_GRID_ORDER_S = np.argsort((_GRID_S2**2).sum(axis=1), kind="stable")
+_SHIFTS_S2 = _GRID_S2[_GRID_ORDER_S]
+_LENGTHS_S = np.sqrt((_SHIFTS_S2**2).sum(axis=1))
 
-Luma = NDArray[np.float32]
+Luma: TypeAlias = NDArray[np.float32]
 """[H, W], 0 to 255."""
 
 
@@ -47,9 +52,8 @@ def luma_of(frame_HWC: Pixels) -> tuple[Luma, float]:
     scale = min(1.0, LARGEST_SIDE / min(luma_HW.shape))
     if scale < 1:
         size = [round(scale * side) for side in luma_HW.shape]
-        luma_HW = functional.interpolate(torch.from_numpy(luma_HW)[None, None], size, mode="area")[
-            0, 0
-        ].numpy()
+        luma_11HW = torch.from_numpy(luma_HW)[None, None]
+        luma_HW = functional.interpolate(luma_11HW, size, mode="area")[0, 0].numpy()
     return luma_HW, scale
 
 
@@ -61,19 +65,47 @@ def block_lengths(before_HW: Luma, after_HW: Luma) -> NDArray[np.float64]:
     rest. Faster motion than 7 pixels is not seen.
     """
     rows, columns = ((side - 2 * REACH) // BLOCK for side in before_HW.shape)
-    height, width = rows * BLOCK, columns * BLOCK
-    inner_HW = np.ascontiguousarray(before_HW[REACH : REACH + height, REACH : REACH + width])
-    of_column_WX = np.repeat(np.eye(columns, dtype=np.float32), BLOCK, axis=0)
-    difference_HW = np.empty_like(inner_HW)
-    costs_SHX = np.empty((len(_SHIFTS), height, columns), np.float32)
-    for shift, (y, x) in enumerate(_SHIFTS):
-        moved_HW = after_HW[REACH + y : REACH + y + height, REACH + x : REACH + x + width]
-        np.subtract(moved_HW, inner_HW, out=difference_HW)
-        np.abs(difference_HW, out=difference_HW)
-        np.matmul(difference_HW, of_column_WX, out=costs_SHX[shift])
-    costs_SYX = costs_SHX.reshape(len(_SHIFTS), rows, BLOCK, columns).sum(axis=2)
-    lengths: NDArray[np.float64] = _LENGTHS_S[costs_SYX.argmin(axis=0)]  # the first of equals
-    return lengths
+    inner_HW = before_HW[REACH : REACH + rows * BLOCK, REACH : REACH + columns * BLOCK]
+    blocks_NPP = inner_HW.reshape(rows, BLOCK, columns, BLOCK).swapaxes(1, 2).reshape(-1, BLOCK, BLOCK)
+    bounds_SN = _bounds(inner_HW, after_HW)
+    patches_HWPP = sliding_window_view(after_HW, (BLOCK, BLOCK))
+    tops_N, lefts_N = np.divmod(np.arange(rows * columns), columns)
+
+    def costs(shifts_K: NDArray[np.intp], places_K: NDArray[np.intp]) -> NDArray[np.float32]:
+        y_K = tops_N[places_K] * BLOCK + REACH + _SHIFTS_S2[shifts_K, 0]
+        x_K = lefts_N[places_K] * BLOCK + REACH + _SHIFTS_S2[shifts_K, 1]
+        found_K: NDArray[np.float32] = np.abs(patches_HWPP[y_K, x_K] - blocks_NPP[places_K]).sum(axis=(1, 2))
+        return found_K
+
+    every_N = np.arange(rows * columns)
+    least_N = costs(bounds_SN.argmin(axis=0), every_N)
+    # Sums of absolute differences are at least those of sums (Li and Salari 1995), but for rounding.
+    shifts_K, places_K = np.nonzero(bounds_SN * (1 - 1e-4) <= least_N + 1e-2)
+    best_N = np.full(len(every_N), np.inf, np.float32)
+    length_N = np.zeros(len(every_N))
+    for first in range(0, len(shifts_K), _AT_ONCE):
+        part = slice(first, first + _AT_ONCE)
+        for shift, place, cost in zip(
+            shifts_K[part], places_K[part], costs(shifts_K[part], places_K[part]), strict=True
+        ):
+            if cost < best_N[place]:  # shifts come from short to long, so the shorter of equals stays
+                best_N[place], length_N[place] = cost, _LENGTHS_S[shift]
+    return length_N.reshape(rows, columns)
+
+
+def _bounds(inner_HW: Luma, after_HW: Luma) -> NDArray[np.float32]:
+    """For every shift and block a number that its cost is not below: [S, N], from sums over 4 x 4 pixels."""
+    cells_HW = inner_HW.reshape(inner_HW.shape[0] // _CELL, _CELL, -1, _CELL).sum(axis=(1, 3))
+    sums_HW: Any = sum(after_HW[y : after_HW.shape[0] - _CELL + 1 + y] for y in range(_CELL))
+    sums_HW = sum(sums_HW[:, x : sums_HW.shape[1] - _CELL + 1 + x] for x in range(_CELL))
+    height, width = cells_HW.shape
+    windows = sliding_window_view(sums_HW, ((height - 1) * _CELL + 1, (width - 1) * _CELL + 1))
+    of_shift = windows[: 2 * REACH + 1, : 2 * REACH + 1, ::_CELL, ::_CELL]
+    differences = np.abs(of_shift - cells_HW).reshape(-1, width)
+    of_column = np.repeat(np.eye(width * _CELL // BLOCK, dtype=np.float32), BLOCK // _CELL, axis=0)
+    of_block = (differences @ of_column).reshape(len(_SHIFTS_S2), -1, BLOCK // _CELL, of_column.shape[1])
+    bounds_SN: NDArray[np.float32] = of_block.sum(axis=2).reshape(len(_SHIFTS_S2), -1)[_GRID_ORDER_S]
+    return bounds_SN
 
 
 class BlockMotion(PairMetric):
@@ -95,7 +127,7 @@ class BlockMotion(PairMetric):
 
     def between(self, before: Any, after: Any) -> float:
         (before_HW, scale), (after_HW, _) = before, after
-        return float(block_lengths(before_HW, after_HW).mean()) / scale
+        return float(block_lengths(before_HW, after_HW).mean() / scale)
 
 
 register_metrics({NAME: SUMMARY}, BlockMotion, compared="always")

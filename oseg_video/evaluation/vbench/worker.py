@@ -207,7 +207,7 @@ def _report_progress(emit: Emit) -> None:
     """Turn VBench's bars over lists of clips into events, and leave other bars (downloads) as they are."""
     import tqdm
 
-    class Reporting(tqdm.tqdm):
+    class Reporting(tqdm.tqdm):  # type: ignore[type-arg]
         def __iter__(self) -> Any:
             if not isinstance(self.iterable, list):
                 yield from super().__iter__()

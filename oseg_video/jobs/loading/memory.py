@@ -30,7 +30,7 @@ class Weights:
     files: Sequence[Path]
     """safetensors files."""
     dtype: torch.dtype
-    """Number type that they are loaded in."""
+    """Dtype that they are loaded in."""
     float32_modules: Collection[str] = ()
     """Names of submodules that stay in float32 whatever `dtype` is."""
 
@@ -51,7 +51,7 @@ def available_memory(device: torch.device) -> int:
         return torch.cuda.mem_get_info(device)[0]
     import psutil
 
-    free = psutil.virtual_memory().available
+    free: int = psutil.virtual_memory().available
     try:
         limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
         used = int(Path("/sys/fs/cgroup/memory.current").read_text())
@@ -69,7 +69,7 @@ def check_memory(
 ) -> None:
     """Compare the weights' size with the free memory. Raises an error that suggests --offload.
 
-    dtype: the number type that was asked for, for the message. owners: among how many devices the weights of
+    dtype: the dtype that was asked for, for the message. owners: among how many devices the weights of
     a component are shared, 1 where it is not named.
     """
     try:

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from oseg_video.cli import main
-from oseg_video.compare import compare as module
-from oseg_video.compare.compare import CompareError, compare
+from oseg_video.comparison import compare as module
+from oseg_video.comparison.compare import CompareError, compare
 from oseg_video.evaluation.clips import FoundClips
 from oseg_video.evaluation.metrics.base import EvaluationError, MetricOptions
-from oseg_video.sweep import worker
-from oseg_video.sweep.recipe import Subject, SweepRecipe
+from oseg_video.sweeps import worker
+from oseg_video.sweeps.recipe import Subject, SweepRecipe
 from oseg_video.types import OsegVideoError
 from tests.sweeps import SMALL, Painter
 from tests.unit.sweep.conftest import painter  # noqa: F401
@@ -48,7 +48,7 @@ def test_clips_metric_values_and_page(tmp_path, painted):
     assert done.complete and done.summary.made == 8 == len(painted.painted)
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["baselines"] == {"cfg": "oseg"} and list(results["results"]) == ["oseg", "cfg"]
-    assert list(results["better"]) == ["temporal_flickering", "frame_difference", "block_motion"]
+    assert list(results["better"]) == ["block_motion", "frame_difference", "temporal_flickering"]
     assert all(one["interval"] for one in results["results"]["cfg"])
     # Both methods paint the same noise.
     assert [(d["method"], d["value"], d["pairs"]) for d in results["differences"]] == [("cfg", 0, 4)] * 3

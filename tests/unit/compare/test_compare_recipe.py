@@ -8,12 +8,12 @@ import yaml
 from PIL import Image
 
 from oseg_video.cli import main
-from oseg_video.compare.compare import compare
-from oseg_video.compare.recipe import read_comparison
+from oseg_video.comparison.compare import compare
+from oseg_video.comparison.recipe import read_comparison
 from oseg_video.config import ConfigError
 from oseg_video.evaluation.results import Reported
 from oseg_video.media import MediaError, write_clip
-from oseg_video.sweep.recipe import Subject, SweepRecipe, read_sweep
+from oseg_video.sweeps.recipe import Subject, SweepRecipe, read_sweep
 from tests.sweeps import SMALL
 from tests.unit.sweep.conftest import painter  # noqa: F401
 
@@ -184,7 +184,9 @@ def test_real_clips_that_only_start_clips_are_no_reference_of_a_metric(tmp_path,
     assert "--reference" not in capsys.readouterr().err
     path = write(tmp_path, metrics=["frame_difference"], methods=["cfg"])
     assert main(command) == 2
-    assert "--reference is about real clips for fvd" in capsys.readouterr().err
+    assert (
+        "--reference is about real clips, which none of the metrics compares with" in capsys.readouterr().err
+    )
 
 
 def test_real_clips_that_are_missing_or_broken_are_named(tmp_path, real):

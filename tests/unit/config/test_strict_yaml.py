@@ -34,7 +34,7 @@ def load(folder: Path, text: str) -> object:
         ("a: " + "9" * 5000, "line 1: cannot read '999"),
         ("a: 0x" + "f" * 5000, "line 1: the number is larger than any setting can be"),
         ("a: x\0y", "special characters are not allowed"),
-        ("[" * 100_000, "nested more than 20 deep"),
+        ("[" * 100_000, "values are nested more than 20 deep"),
         ("a: " + "[" * 30 + "]" * 30, "line 1: values are nested more than 20 deep"),
         (LAUGHS, "holds more than 100000 values"),
         (MERGES, "holds more than 100000 values"),

@@ -97,7 +97,7 @@ def test_it_is_on_the_command_line(redness, clips, capsys):
 
 
 def test_it_is_part_of_comparisons(redness, clips):
-    from oseg_video.compare.planned import default_metrics
+    from oseg_video.comparison.planned import default_metrics
     from oseg_video.evaluation.clips import find_clips
 
     planned = {("m", method): group for method, group in find_clips([clips]).methods.items()}
@@ -123,7 +123,7 @@ def test_another_package_brings_it_to_the_command_line(tmp_path, clips):
     )
     command = [sys.executable, "-c", code, "evaluate", "--list-metrics"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0 and f"\n{NAME} " in done.stdout, done.stderr
+    assert done.returncode == 0 and f"\n{NAME} " in f"\n{done.stdout}", done.stderr
 
 
 class Distance(MeanMetric):

@@ -1,0 +1,229 @@
+"""What a family's denoiser is made of: attention sites, video tokens, rows, padded text, inputs per token."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
+
+from oseg_video.adapters.blocks import BlockAddress
+from oseg_video.parallel.shards import Shard, with_size
+from oseg_video.types import TokenGrid
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from oseg_video.parallel.sequence import SpreadSequence
+
+Layout = Literal["BSC", "BSND", "BNSD"]
+BlockInputs = tuple[tuple[Any, ...], dict[str, Any]]
+"""Positional and keyword inputs of one block."""
+
+
+@dataclass(frozen=True)
+class VideoTokens:
+    """Where the video tokens stand in the sequence that one self-attention sees."""
+
+    grid: TokenGrid
+    """Token grid of the clip, frame-major."""
+    start: int = 0
+    """Index of the clip's first token; tokens outside [start, start + grid.tokens) are never changed."""
+    text_first: int = 0
+    """How many of the tokens before `start` are text; the others are video that is no part of the clip."""
+    spread: SpreadSequence | None = None
+    """How the video tokens are spread over ranks, if they are."""
+
+    @property
+    def video(self) -> int:
+        """Number of video tokens: the clip's, and those before it."""
+        return self.start - self.text_first + self.grid.tokens
+
+    @property
+    def span(self) -> slice:
+        """The clip's tokens along the sequence dimension, of those that this rank has."""
+        first, stop = self.start - self.text_first, self.video
+        if self.spread is not None:
+            first, stop = self.spread.shard.local(first), self.spread.shard.local(stop)
+        return slice(self.text_first + first, self.text_first + stop)
+
+
+@dataclass(frozen=True)
+class AttentionSite:
+    """One self-attention whose video tokens can be perturbed."""
+
+    name: str
+    """Full name of the attention module inside the denoiser."""
+    attention: Any
+    """The module: `to_q`, `to_k`, `to_v` take and return [B, S, C], C = heads * head dim; `norm_q` and
+    `norm_k` may be None; without `to_out` its result is the mixed values themselves, video first."""
+    norm_layout: Layout
+    """Layout of what `norm_q` and `norm_k` take and return."""
+
+    @property
+    def norm_q(self) -> nn.Module | None:
+        """Query normalisation: the last module that a query passes before it is rotated, if there is one."""
+        return getattr(self.attention, "norm_q", None)
+
+    @property
+    def norm_k(self) -> nn.Module | None:
+        """Key normalisation."""
+        return getattr(self.attention, "norm_k", None)
+
+    @property
+    def to_out(self) -> nn.Module | None:
+        """Output projection of the video tokens, if it is in the attention module."""
+        to_out = getattr(self.attention, "to_out", None)
+        return None if to_out is None else to_out[0]
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Where a block has its spatio-temporal self-attention. Called with a block and its address: the site."""
+
+    attribute: str
+    """Attribute of the block that holds it."""
+    norm_layout: Layout
+    """Layout of what the query and key norms take and return."""
+
+    def __call__(self, block: nn.Module, address: BlockAddress) -> AttentionSite:
+        name = f"{address.path}.{self.attribute}"
+        return AttentionSite(name, getattr(block, self.attribute), self.norm_layout)
+
+
+@dataclass(frozen=True)
+class DenoiserCall:
+    """What the denoiser takes and returns."""
+
+    rows: tuple[str, ...]
+    """Arguments whose first dimension is the batch: tensors, or dicts and lists of such. One may have several
+    entries for each row of the sample, row by row."""
+    sample: str = "hidden_states"
+    """The argument that holds the noisy latents, batch first."""
+    channel_dim: int = 1
+    """Dimension of the channels in sample and prediction."""
+    output: str = "diffusers.models.modeling_outputs.Transformer2DModelOutput"
+    """Full name of the class that holds the prediction (`return_dict=True`)."""
+
+    def take_rows(self, arguments: Mapping[str, Any], rows: slice) -> dict[str, Any]:
+        """The arguments of a denoiser call for some rows of its batch."""
+        count = len(arguments[self.sample])
+        return {
+            name: take_rows(value, rows, count) if name in self.rows else value
+            for name, value in arguments.items()
+        }
+
+    def prediction_shape(self, denoiser: Any, sample: Tensor) -> tuple[int, ...]:
+        """Shape of the denoiser's prediction."""
+        config = denoiser.config
+        return with_size(sample.shape, self.channel_dim, config.out_channels or config.in_channels)
+
+    def wrap_output(self, prediction: Tensor) -> Any:
+        """The denoiser's output object (`return_dict=True`) around a prediction."""
+        module, _, name = self.output.rpartition(".")
+        return getattr(importlib.import_module(module), name)(sample=prediction)
+
+
+@dataclass(frozen=True)
+class PaddedText:
+    """Text that comes padded with its mask, and what blocks do without the padding.
+
+    Cutting it is exact: padding is masked out wherever tokens mix.
+    """
+
+    texts: tuple[tuple[str, str], ...] = ()
+    """Arguments of the denoiser's forward: a padded text [B, T, C], and its mask [B, T], nonzero where a
+    token is valid."""
+    mask_position: int | None = None
+    """Place of the attention mask among a block's inputs, in families whose attention also goes without."""
+    holes_kept: bool = True
+    """Whether padding between valid tokens stays, so that only what follows the last valid one is cut.
+
+    Mochi's attention gives its results to the first text tokens, as many as are valid, and HunyuanVideo's
+    takes its keys from as many, so dropping one before them would move the others."""
+    absent_if_zero: str | None = None
+    """Argument [B, T, C] of which nothing is left where all of it is zero."""
+
+    def trim(self, arguments: dict[str, Any]) -> tuple[dict[str, Any], bool]:
+        """The arguments without tokens that are padding in every row, and whether no padding is left."""
+        trimmed: dict[str, Tensor] = {}
+        no_padding = bool(self.texts)
+        for text, mask in self.texts:
+            text_BTC, mask_BT = arguments[text], arguments[mask]
+            if mask_BT.is_meta:  # without values: every token counts
+                continue
+            kept = self._kept(mask_BT.ne(0).any(dim=0))
+            trimmed |= {text: text_BTC[:, kept], mask: mask_BT[:, kept]}
+            no_padding = no_padding and bool(trimmed[mask].all())
+        if self.absent_if_zero is not None:
+            rest_BTC = arguments[self.absent_if_zero]
+            if not rest_BTC.is_meta and not rest_BTC.any():
+                trimmed[self.absent_if_zero] = rest_BTC[:, :0]
+        return arguments | trimmed, no_padding
+
+    def without_mask(self, inputs: BlockInputs) -> BlockInputs:
+        """A block's inputs with no attention mask; asked only when `trim` says that none is needed."""
+        args, kwargs = inputs
+        if self.mask_position is None:
+            return inputs
+        return (*args[: self.mask_position], None, *args[self.mask_position + 1 :]), kwargs
+
+    def _kept(self, valid_T: Tensor) -> slice | Tensor:
+        """Index of the text tokens to keep; with holes at least one."""
+        if not self.holes_kept:
+            return valid_T
+        valid = valid_T.nonzero()
+        return slice(int(valid[-1]) + 1 if len(valid) else 1)
+
+
+@dataclass(frozen=True)
+class TokenInputs:
+    """Inputs of a block with an entry per video token, beside its hidden states."""
+
+    dims: Mapping[str, int]
+    """Name -> dimension of the tokens, in a tensor or in each of several."""
+    further: Callable[[Mapping[str, Any], Shard], dict[str, Any]] | None = None
+    """Inputs that ask for more than their dimension: from all inputs by name, new values of some."""
+
+    def take(self, inputs: dict[str, Any], shard: Shard) -> dict[str, Any]:
+        """A block's inputs by name, beside its hidden states, for some of the video tokens."""
+        taken = {
+            name: _map_tensors(partial(shard.take, dim=dim), inputs[name])
+            for name, dim in self.dims.items()
+            if name in inputs
+        }
+        return inputs | taken | (self.further(inputs, shard) if self.further else {})
+
+
+def take_rows(value: Any, rows: slice, count: int) -> Any:
+    """Some of `count` rows of a tensor, or of all tensors in tuples, lists and dicts.
+
+    A tensor may hold several entries per row (frames folded into the batch), row by row.
+    """
+
+    def take(x: Tensor) -> Tensor:
+        share = x.shape[0] // count
+        return x[rows.start * share : rows.stop * share]
+
+    return _map_tensors(take, value)
+
+
+def random_like(denoiser: nn.Module, *shape: int) -> Tensor:
+    """Standard normal values with the dtype and device of a denoiser's weights."""
+    import torch
+
+    weight = next(denoiser.parameters())
+    return torch.randn(*shape, dtype=weight.dtype, device=weight.device)
+
+
+def _map_tensors(change: Callable[[Tensor], Tensor], value: Any) -> Any:
+    from torch import Tensor
+
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, dict):
+        return {name: _map_tensors(change, item) for name, item in value.items()}
+    if isinstance(value, tuple | list):
+        return type(value)(_map_tensors(change, item) for item in value)
+    return value

@@ -1,0 +1,38 @@
+"""Nothing silent: perturbations that change nothing in a step, and calls that leave their method out."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from oseg_video.engine.errors import SilentGuidanceError
+from oseg_video.guidance.plan import Branch, StepPlan
+
+
+def require_effect(branches: Mapping[str, Branch], predictions: Mapping[str, Tensor]) -> None:
+    """Raises `SilentGuidanceError` if a perturbed prediction equals the plain one of its condition."""
+    plain = {b.condition: predictions[name] for name, b in branches.items() if b.perturbation is None}
+    for name, branch in branches.items():
+        if branch.perturbation is None or branch.condition not in plain or predictions[name].is_meta:
+            continue
+        if torch.equal(predictions[name], plain[branch.condition]):
+            raise SilentGuidanceError(
+                f"perturbing blocks {list(branch.perturbation.blocks)} did not change the {branch.condition} "
+                f"prediction at all; the guidance would do nothing"
+            )
+
+
+def plans_without_effect(
+    plans: Sequence[StepPlan], *, perturbs: bool, guides_text: bool = False
+) -> str | None:
+    """What a call with these step plans leaves out altogether, if anything: one clause for the reader.
+
+    perturbs: the method is one that perturbs. guides_text: it was asked for text guidance, and the pipeline
+    runs an unconditional branch.
+    """
+    branches = [branch for plan in plans for branch in plan.branches.values()]
+    if perturbs and not any(branch.perturbation for branch in branches):
+        return f"none of the {len(plans)} steps is perturbed (look at its scale, blocks and interval)"
+    if guides_text and not any(branch.condition == "uncond" for branch in branches):
+        return f"none of the {len(plans)} steps has text guidance (look at its interval)"
+    return None

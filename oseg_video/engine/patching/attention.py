@@ -1,0 +1,82 @@
+"""Attention over the tokens of all ranks in place of torch's own, inside the self-attention modules only."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from oseg_video.adapters.base import ModelAdapter
+from oseg_video.parallel.attention import sequence_attention
+from oseg_video.parallel.group import ParallelError
+from oseg_video.parallel.sequence import SpreadSequence
+
+
+@contextmanager
+def spread_attention(
+    adapter: ModelAdapter, denoiser: nn.Module, current: Callable[[], SpreadSequence | None]
+) -> Iterator[None]:
+    """Let every self-attention of the denoiser's blocks see the tokens of all ranks, while this is open.
+
+    Attention processors of every family end in `scaled_dot_product_attention`, so that is what is replaced,
+    inside the self-attention modules only, as long as `current` names a sequence (for this thread).
+    """
+    with ExitStack() as stack:
+        for address in adapter.blocks(denoiser):
+            site = adapter.site(denoiser.get_submodule(address.path), address)
+            _Interception(site.name, current).install(site.attention, stack)
+        yield
+
+
+class _Interception(TorchFunctionMode):
+    """Replaces the attention inside one module, from its call to its return."""
+
+    def __init__(self, name: str, current: Callable[[], SpreadSequence | None]) -> None:
+        super().__init__()
+        self._name = name
+        self._current = current
+        self._count = 0
+
+    def install(self, attention: nn.Module, stack: ExitStack) -> None:
+        stack.callback(attention.register_forward_pre_hook(self._before).remove)
+        stack.callback(attention.register_forward_hook(self._after, always_call=True).remove)
+
+    def _before(self, _: nn.Module, __: Any) -> None:
+        if self._current() is not None:
+            self._count = 0
+            self.__enter__()  # type: ignore[no-untyped-call]
+
+    def _after(self, _: nn.Module, __: Any, output: Any) -> None:
+        if self._current() is None:
+            return
+        self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+        if output is not None and self._count == 0:
+            raise ParallelError(
+                f"{self._name} does not attend through torch's scaled_dot_product_attention, so its tokens "
+                f"cannot be spread over ranks; use diffusers' native attention backend"
+            )
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        spread = self._current()
+        if func is not F.scaled_dot_product_attention or spread is None:
+            return func(*args, **(kwargs or {}))
+        self._count += 1
+        return _attend(spread, *args, **(kwargs or {}))
+
+
+def _attend(
+    spread: SpreadSequence,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """`scaled_dot_product_attention` of a spread-out sequence, with its arguments."""
+    assert not (dropout_p or is_causal or enable_gqa)
+    return sequence_attention(query, key, value, attn_mask, spread=spread, scale=scale)

@@ -1,0 +1,211 @@
+"""Hooks at one attention site, for as long as a perturbed block runs: other queries, or another output."""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from oseg_video.adapters.denoiser import AttentionSite, Layout, VideoTokens
+
+QueryChange = Callable[[Tensor, Tensor], Tensor]
+"""New video queries from the video queries and their keys."""
+
+
+class ChangedQueries:
+    """Changes the video queries of one attention site.
+
+    Every attention processor of diffusers projects query and key, then normalises the query, then rotates
+    it. So the key projection's output is noted, and the query is changed where it passes its norm: before
+    it ("projected", layout [B, S, C]) or after it ("normalised", [B, N, S, D], the key normalised alike).
+    Without a norm the query is changed as it leaves its projection, which costs one more key projection.
+    Keys, values and text queries stay as they are. Each change calls `fired` with the site's name; there is
+    none where fused projections leave `to_k` uncalled.
+    """
+
+    def __init__(
+        self, site: AttentionSite, tokens: VideoTokens, change: QueryChange, fired: Callable[[str], None]
+    ) -> None:
+        self._site = site
+        self._tokens = tokens
+        self._change = change
+        self._fired = fired
+        self._heads: int = site.attention.heads
+        self._key_BSC: Tensor | None = None
+
+    def installed(self, where: Literal["normalised", "projected"]) -> "_Hooks":
+        """A context in which they are changed."""
+        attention, norm = self._site.attention, self._site.norm_q
+        if norm is None:
+            projected = self._projected_BSC if where == "projected" else self._projected_heads
+            return _hooks((attention.to_q, projected))
+        if where == "projected":
+            return _hooks((attention.to_k, self._note_key), before=(norm, self._before_norm))
+        return _hooks((attention.to_k, self._note_key), (norm, self._after_norm))
+
+    def _note_key(self, _: nn.Module, __: Any, key_BSC: Tensor) -> None:
+        self._key_BSC = key_BSC
+
+    def _before_norm(self, _: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor] | None:
+        if self._key_BSC is None:
+            return None
+        layout = self._site.norm_layout
+        query_BSC = _to_heads(args[0], layout, self._heads).transpose(1, 2).flatten(2)
+        query_BSC = self._changed(query_BSC, self._key_BSC)
+        return (_from_heads(_split_heads(query_BSC, self._heads), layout),)
+
+    def _after_norm(self, _: nn.Module, args: Any, query: Tensor) -> Tensor | None:
+        if self._key_BSC is None:
+            return None
+        layout = self._site.norm_layout
+        assert self._site.norm_k is not None
+        key = self._site.norm_k(_from_heads(_split_heads(self._key_BSC, self._heads), layout))
+        query_BNSD, key_BNSD = (_to_heads(x, layout, self._heads) for x in (query, key))
+        return _from_heads(self._changed_heads(query_BNSD, key_BNSD), layout)
+
+    def _projected_BSC(self, _: nn.Module, args: tuple[Tensor, ...], query_BSC: Tensor) -> Tensor:
+        return self._changed(query_BSC, self._site.attention.to_k(args[0]))
+
+    def _projected_heads(self, _: nn.Module, args: tuple[Tensor, ...], query_BSC: Tensor) -> Tensor:
+        key_BSC = self._site.attention.to_k(args[0])
+        query_BNSD, key_BNSD = (_split_heads(x, self._heads) for x in (query_BSC, key_BSC))
+        return _from_heads(self._changed_heads(query_BNSD, key_BNSD), "BSC")
+
+    def _changed(self, query_BSC: Tensor, key_BSC: Tensor) -> Tensor:
+        span = self._tokens.span
+        video = self._change(query_BSC[:, span], key_BSC[:, span])
+        self._fired(self._site.name)
+        return _with_span(query_BSC, video, span, dim=1)
+
+    def _changed_heads(self, query_BNSD: Tensor, key_BNSD: Tensor) -> Tensor:
+        video = _changed_video(self._change, query_BNSD, key_BNSD, self._tokens)
+        self._fired(self._site.name)
+        return _with_span(query_BNSD, video, self._tokens.span, dim=2)
+
+
+class ReplacedAttention:
+    """Replaces what the attention mixes for the video tokens.
+
+    `source` is what stands in for it before the output projection, [B, S, C]: the tokens' own values, or the
+    input of the attention. Text tokens keep their output. Each change calls `fired` with the site's name;
+    there is none where fused projections leave `to_v` uncalled.
+    """
+
+    def __init__(
+        self,
+        site: AttentionSite,
+        source: Literal["values", "input"],
+        tokens: VideoTokens,
+        fired: Callable[[str], None],
+    ) -> None:
+        self._site = site
+        self._source = source
+        self._span = tokens.span
+        self._fired = fired
+        self._noted_BSC: Tensor | None = None
+
+    def installed(self) -> "_Hooks":
+        """A context in which it is replaced."""
+        attention, to_out = self._site.attention, self._site.to_out
+        if to_out is None:
+            return _hooks((attention.to_v, self._note), (attention, self._after_attention))
+        return _hooks((attention.to_v, self._note), before=(to_out, self._before_projection))
+
+    def _note(self, _: nn.Module, args: tuple[Tensor, ...], value_BSC: Tensor) -> None:
+        self._noted_BSC = value_BSC if self._source == "values" else args[0]
+
+    def _before_projection(self, _: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        return None if self._noted_BSC is None else (self._replaced(args[0], self._noted_BSC), *args[1:])
+
+    def _after_attention(self, _: nn.Module, __: Any, output: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        return None if self._noted_BSC is None else (self._replaced(output[0], self._noted_BSC), *output[1:])
+
+    def _replaced(self, mixed_BSC: Tensor, noted_BSC: Tensor) -> Tensor:
+        self._fired(self._site.name)
+        return _with_span(mixed_BSC, noted_BSC[:, self._span].to(mixed_BSC.dtype), self._span, dim=1)
+
+
+class _Hooks(ExitStack):
+    """Hooks that are removed on leaving; inside nothing runs compiled."""
+
+
+def _hooks(
+    *after: tuple[nn.Module, Callable[..., Any]], before: tuple[nn.Module, Callable[..., Any]] | None = None
+) -> _Hooks:
+    """Hooks after, and one before, the forward of modules, in this thread only."""
+    stack = _Hooks()
+    handles: list[RemovableHandle] = [
+        module.register_forward_hook(_in_this_thread(hook)) for module, hook in after
+    ]
+    if before is not None:
+        handles.append(before[0].register_forward_pre_hook(_in_this_thread(before[1])))
+    for handle in handles:
+        stack.callback(handle.remove)
+    # Compiled code does not see hooks that were added after its compilation.
+    stack.enter_context(_eager())
+    return stack
+
+
+def _in_this_thread(hook: Callable[..., Any]) -> Callable[..., Any]:
+    """Another thread may run the same module for a pipeline that is not guided."""
+    thread = threading.get_ident()
+
+    def hook_of_this_thread(*args: Any) -> Any:
+        return hook(*args) if threading.get_ident() == thread else None
+
+    return hook_of_this_thread
+
+
+@contextmanager
+def _eager() -> Iterator[None]:
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
+def _split_heads(x_BSC: Tensor, heads: int) -> Tensor:
+    """[B, S, C] -> [B, N, S, D]."""
+    batch, tokens, _ = x_BSC.shape
+    return x_BSC.reshape(batch, tokens, heads, -1).transpose(1, 2)
+
+
+def _to_heads(x: Tensor, layout: Layout, heads: int) -> Tensor:
+    """`layout` -> [B, N, S, D]."""
+    if layout == "BSC":
+        return _split_heads(x, heads)
+    return x.transpose(1, 2) if layout == "BSND" else x
+
+
+def _from_heads(x_BNSD: Tensor, layout: Layout) -> Tensor:
+    """[B, N, S, D] -> `layout`."""
+    if layout == "BNSD":
+        return x_BNSD
+    x_BSND = x_BNSD.transpose(1, 2)
+    return x_BSND.flatten(2) if layout == "BSC" else x_BSND.contiguous()
+
+
+def _changed_video(change: QueryChange, query_BNSD: Tensor, key_BNSD: Tensor, tokens: VideoTokens) -> Tensor:
+    """The changed queries of the clip's tokens, of those that this rank has: [B, N, S, D].
+
+    Where tokens are spread over ranks, each rank changes those of all ranks for some of the heads.
+    """
+    span, spread = tokens.span, tokens.spread
+    if spread is None:
+        return change(query_BNSD[:, :, span], key_BNSD[:, :, span])
+    first = tokens.start - tokens.text_first
+    clip = slice(first, first + tokens.grid.tokens)
+
+    def change_whole(query_BMLD: Tensor, key_BMLD: Tensor) -> Tensor:
+        return _with_span(query_BMLD, change(query_BMLD[:, :, clip], key_BMLD[:, :, clip]), clip, dim=2)
+
+    mine = slice(tokens.text_first, tokens.text_first + len(spread.shard))
+    video = spread.over_heads(change_whole, query_BNSD[:, :, mine], key_BNSD[:, :, mine])
+    return video[:, :, span.start - tokens.text_first : span.stop - tokens.text_first]
+
+
+def _with_span(x: Tensor, video: Tensor, span: slice, dim: int) -> Tensor:
+    """`x` with its tokens in `span` along `dim` replaced by `video`."""
+    before, _, after = x.tensor_split((span.start, span.stop), dim=dim)
+    return torch.cat([before, video, after], dim=dim) if video.shape != x.shape else video

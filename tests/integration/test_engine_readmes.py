@@ -1,0 +1,53 @@
+"""The Python of the READMEs of engine, adapters and parallel runs as it stands there."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOMS = Path(__file__).parents[2] / "oseg_video"
+
+
+def samples(room: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (ROOMS / room / "README.md").read_text("utf-8"), re.DOTALL)
+
+
+def printed(script: str, folder: Path) -> str:
+    """A process of its own: a sample may register a family."""
+    done = subprocess.run([sys.executable, "-c", script], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_engine_shows_its_passes(tmp_path: Path) -> None:
+    (sample,) = samples("engine")
+    output = printed(sample, tmp_path)
+    shown = (
+        (ROOMS / "engine" / "README.md").read_text("utf-8").split("```\n\n    0 1.0\n")[1].split("    ...")[0]
+    )
+    assert output.splitlines()[:4] == ["0 1.0", *(line[4:] for line in shown.splitlines())]
+    assert len(output.splitlines()) == 8
+
+
+def test_a_family_is_one_class(tmp_path: Path) -> None:
+    printed("\n".join(samples("adapters")), tmp_path)
+
+
+def test_ranks_from_python(tmp_path: Path) -> None:
+    one, counted = samples("parallel")
+    assert printed(one, tmp_path) == "{}\n"
+    shape, traffic = printed(counted, tmp_path).splitlines()
+    assert shape == "torch.Size([1, 6, 400, 128])"
+    assert traffic == f"Counter({{'all-to-all': {24 * 100 * 128 * 4 * 3 // 4}}})"
+
+
+@pytest.mark.parametrize("room", ("engine", "adapters", "parallel"))
+def test_files_that_are_named_exist(room: str) -> None:
+    text = (ROOMS / room / "README.md").read_text("utf-8").split("\n## What it works with")[0]
+    for name in re.findall(r"`((?:[a-z_0-9]+/)*[a-z_0-9]+\.py)`", text):
+        places = (ROOMS / room / name, ROOMS / name, ROOMS / room / "patching" / name, ROOMS.parent / name)
+        assert any(place.is_file() for place in places), name
