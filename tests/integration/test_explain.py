@@ -7,6 +7,8 @@ import re
 import pytest
 
 from oseg_video.cli import main
+from oseg_video.jobs.loading import hub
+from oseg_video.jobs.loading.hub import HubError
 
 
 def explained(capsys: pytest.CaptureFixture[str], *flags: str) -> str:
