@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from oseg_video.compare.compare import compare
+    from oseg_video.comparison.compare import compare
     from oseg_video.config import GenerateJob, recipe
     from oseg_video.engine.errors import GuidanceError, SilentGuidanceError
     from oseg_video.evaluation.evaluate import evaluate
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from oseg_video.parallel.degrees import Degrees
     from oseg_video.parallel.mesh import Mesh
     from oseg_video.settings.schedule import Schedule
-    from oseg_video.sweep.launch import sweep
+    from oseg_video.sweeps.launch import sweep
     from oseg_video.types import OsegVideoError, TokenGrid
 
     __version__: str
@@ -57,13 +57,13 @@ _HOME = {
     "Schedule": "oseg_video.settings.schedule",
     "SilentGuidanceError": "oseg_video.engine.errors",
     "TokenGrid": "oseg_video.types",
-    "compare": "oseg_video.compare.compare",
+    "compare": "oseg_video.comparison.compare",
     "evaluate": "oseg_video.evaluation.evaluate",
     "generate": "oseg_video.jobs.generate",
     "guided": "oseg_video.jobs.guided",
     "recipe": "oseg_video.config",
     "reproduce": "oseg_video.jobs.reproduce",
-    "sweep": "oseg_video.sweep.launch",
+    "sweep": "oseg_video.sweeps.launch",
 }
 
 __all__ = [

@@ -15,7 +15,7 @@ class Pipeline(Protocol):
 
 
 class OsegVideoError(ValueError):
-    """Base of every error that a user can cause and mend; its message is one complete line."""
+    """Base of every error that a user can cause and fix; its message is one complete line."""
 
 
 class SettingError(OsegVideoError):

@@ -31,6 +31,7 @@ from oseg_video.embedded.classifier import ClipClassifier, load_classifier
 from oseg_video.embedded.dataset import VOCABULARIES, caption, sample_attributes
 from oseg_video.engine.guided import guided
 from oseg_video.evaluation.bootstrap import bootstrap, share
+from oseg_video.evaluation.features.classifier import ONE_SHAPE
 from oseg_video.evaluation.features.frechet import Moments, frechet_distance, moments_of_rows
 from oseg_video.evaluation.features.networks import EmbeddedClassifier
 from oseg_video.evaluation.features.real_clips import DRAWN_CLIPS, DRAWN_SEED, look_at_drawn
@@ -76,7 +77,7 @@ def main() -> None:
         return
     results = {label: judge(pipe, classifier, sampled, arguments) for label, sampled in latents.items()}
     extractor = EmbeddedClassifier("measure_tiny", MetricOptions())
-    reference, _ = look_at_drawn(extractor.features)
+    reference, _ = look_at_drawn(extractor.features, ONE_SHAPE)
     table = summarise(results, settings, reference, arguments)
     table["protocol"] = {
         "command": " ".join(["python", *sys.argv]),

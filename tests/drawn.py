@@ -4,7 +4,7 @@ import json
 
 from PIL import Image
 
-from oseg_video.embedded.dataset import caption, sample_clips
+from oseg_video.embedded import dataset
 from oseg_video.media import write_clip
 
 
@@ -23,14 +23,16 @@ def write_manifest(clip, **job):
     clip.with_name(f"{stem}.json").write_text(json.dumps(manifest))
 
 
-def write_drawn(folder, count, *, seed=0, guidance="cfg", requests=0, format="png", **settings):
+def write_drawn(folder, count, *, seed=0, guidance="cfg", requests=0, format="png", data=dataset, **settings):
     """`count` clips of the data set `seed`, with the prompts of the data set `requests`; their paths.
+
+    data: a module that draws clips, of one shape or of two.
 
     Every clip shows its prompt if `seed` is `requests`.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    clips, _ = sample_clips(seed, range(count))
-    _, asked = sample_clips(requests, range(count))
+    clips, _ = data.sample_clips(seed, range(count))
+    _, asked = data.sample_clips(requests, range(count))
     paths = []
     for index in range(count):
         name = f"{guidance}-{index:03d}" + "".join(f"-{value}" for value in settings.values())
@@ -39,6 +41,8 @@ def write_drawn(folder, count, *, seed=0, guidance="cfg", requests=0, format="pn
             write_frames(path, clips[index])
         else:
             write_clip(path, clips[index], 12, format=format)
-        write_manifest(path, prompts=[caption(asked[index])], seeds=[index], guidance=guidance, **settings)
+        write_manifest(
+            path, prompts=[data.caption(asked[index])], seeds=[index], guidance=guidance, **settings
+        )
         paths.append(path)
     return paths

@@ -12,8 +12,8 @@ from oseg_video.config.manifest import new_manifest
 from oseg_video.files import write_text
 from oseg_video.jobs.model import ClipResult, LoadedModel
 from oseg_video.media import frames_sha256, write_clip
-from oseg_video.sweep.recipe import read_sweep
-from oseg_video.sweep.table import SweepItem, build_table, plan_variations
+from oseg_video.sweeps.recipe import read_sweep
+from oseg_video.sweeps.table import SweepItem, build_table, plan_variations
 
 SMALL = {"frames": 7, "height": 32, "width": 32, "steps": 2, "device": "cpu"}
 """Settings of the shipped model's quickest clip."""

@@ -104,7 +104,7 @@ def _dynamic_scale(pipe: Pipeline, scale: float) -> float:
     """The scale of the step in progress under `use_dynamic_cfg`, in the words of the pipelines.
 
     They compute it after the denoiser's call, too late to be read. It subtracts a timestep (0 to 999) from a
-    number of steps, so it jumps between 1 and 1 + `scale` from step to step; that is theirs to mend.
+    number of steps, so it jumps between 1 and 1 + `scale` from step to step; that is theirs to fix.
     """
     steps, timestep = _step_count(pipe), pipe.current_timestep.item()
     return 1 + scale * ((1 - math.cos(math.pi * ((steps - timestep) / steps) ** 5.0)) / 2)

@@ -1,7 +1,7 @@
 """The command `oseg-video`: parse, one library call, exit code.
 
 Exit codes: 0 done, 1 the clip was not reproduced or the program failed, 2 a mistake in the call or something
-that the user can mend (one line on standard error), 130 interrupted.
+that the user can fix (one line on standard error), 130 interrupted.
 
 Every command is one module with a function `register` that adds its parser; a new one joins `_COMMANDS`.
 """

@@ -13,7 +13,7 @@ from oseg_video.guidance.methods import METHODS
 from oseg_video.settings.suggest import known_or_nearest
 
 if TYPE_CHECKING:
-    from oseg_video.sweep.recipe import SweepRecipe
+    from oseg_video.sweeps.recipe import SweepRecipe
 
 # The axes have flags of their own; settings of single methods are those of their recipes, or of the file.
 _LEFT_OUT = ("seeds", "guidance", "out", "format")
@@ -72,7 +72,7 @@ def with_flags(recipe: SweepRecipe, options: argparse.Namespace) -> SweepRecipe:
 
 def from_flags(options: argparse.Namespace) -> SweepRecipe:
     """The table that the flags alone describe. Raises OsegVideoError."""
-    from oseg_video.sweep.recipe import SweepRecipe
+    from oseg_video.sweeps.recipe import SweepRecipe
 
     given = _given(options)
     for axis, flag in (("methods", "--guidance"), ("subjects", "--prompt (or --image)")):
@@ -83,7 +83,7 @@ def from_flags(options: argparse.Namespace) -> SweepRecipe:
 
 def _given(options: argparse.Namespace, known: Iterable[str] = ()) -> dict[str, Any]:
     """The fields of a `SweepRecipe` that flags set; `known`: methods that have settings already."""
-    from oseg_video.sweep.recipe import Subject
+    from oseg_video.sweeps.recipe import Subject
 
     settings = flag_settings(options)
     given: dict[str, Any] = {}

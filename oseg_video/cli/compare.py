@@ -21,7 +21,7 @@ from oseg_video.cli.parsing import Commands, UsageError, add_batch, add_command,
 from oseg_video.config import find_recipe
 
 if TYPE_CHECKING:
-    from oseg_video.compare.recipe import ComparisonRecipe
+    from oseg_video.comparison.recipe import ComparisonRecipe
     from oseg_video.evaluation.metrics.base import MetricOptions
 
 _EXAMPLES = """examples:
@@ -98,7 +98,7 @@ def _run(options: argparse.Namespace) -> int:
         with tempfile.TemporaryDirectory(prefix="oseg-video-") as images:
             return _dry_run(options, _recipe(options, Path(images)))
     announce_loading()
-    from oseg_video.compare.compare import IMAGES, compare
+    from oseg_video.comparison.compare import IMAGES, compare
 
     recipe = _recipe(options, Path(options.out) / IMAGES)
     done = compare(
@@ -132,9 +132,9 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _dry_run(options: argparse.Namespace, recipe: ComparisonRecipe) -> int:
-    from oseg_video.compare.compare import CLIPS, check_comparison
-    from oseg_video.sweep.estimate import describe
-    from oseg_video.sweep.launch import dry_run
+    from oseg_video.comparison.compare import CLIPS, check_comparison
+    from oseg_video.sweeps.estimate import describe
+    from oseg_video.sweeps.launch import dry_run
 
     metrics, baselines = check_comparison(
         recipe.sweep, recipe.metrics, baseline=recipe.baseline, options=_metric_options(options, recipe)
@@ -154,7 +154,7 @@ def _dry_run(options: argparse.Namespace, recipe: ComparisonRecipe) -> int:
 
 def _recipe(options: argparse.Namespace, images: Path) -> ComparisonRecipe:
     """What the recipe says and the flags change."""
-    from oseg_video.compare.recipe import ComparisonRecipe, read_comparison
+    from oseg_video.comparison.recipe import ComparisonRecipe, read_comparison
 
     if options.recipe is None:
         recipe = ComparisonRecipe(sweep=from_flags(options))

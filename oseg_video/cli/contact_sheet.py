@@ -45,7 +45,7 @@ def register(commands: Commands) -> None:
 
 def _run(options: Namespace) -> int:
     console.show(quiet=options.quiet)
-    from oseg_video.compare.contact_sheet import write_contact_sheet
+    from oseg_video.comparison.contact_sheet import write_contact_sheet
     from oseg_video.evaluation.clips import find_clips
 
     out = Path(options.out)

@@ -14,7 +14,7 @@ from oseg_video.cli.parsing import Commands, UsageError, add_command, whole_numb
 from oseg_video.config import find_recipe
 
 if TYPE_CHECKING:
-    from oseg_video.sweep.records import Record
+    from oseg_video.sweeps.records import Record
 
 _EXAMPLES = """examples:
   oseg-video sweep embedded --dry-run
@@ -74,12 +74,12 @@ def _run(options: argparse.Namespace) -> int:
     if options.address is not None and options.engine != "ray":
         raise UsageError("--address has no effect without --engine ray")
     check_dry_run_flags(options)
-    from oseg_video.sweep.recipe import read_sweep
+    from oseg_video.sweeps.recipe import read_sweep
 
     recipe = with_flags(read_sweep(find_recipe(options.recipe, "sweeps", "tables")), options)
     announce_loading()
-    from oseg_video.sweep.estimate import describe
-    from oseg_video.sweep.launch import dry_run, sweep
+    from oseg_video.sweeps.estimate import describe
+    from oseg_video.sweeps.launch import dry_run, sweep
 
     cluster = options.engine == "ray"
     if options.dry_run:

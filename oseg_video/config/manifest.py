@@ -167,8 +167,8 @@ def parse_manifest(text: str, source: str) -> Manifest:
         raise ManifestError(
             f"{source} has a manifest of schema {schema!r}; this version reads 1 and {SCHEMA}"
         )
-    kinds = dict.fromkeys(("clip", "versions", "machine", "model", "passes", "seconds"), dict)
-    kinds |= {"image": dict | None, "created": str}
+    mappings = ("clip", "versions", "machine", "model", "passes", "seconds")
+    kinds: dict[str, Any] = {**dict.fromkeys(mappings, dict), "image": dict | None, "created": str}
     if not isinstance(plain.get("job"), dict) or not all(
         isinstance(plain[key], kind) for key, kind in kinds.items() if key in plain
     ):

@@ -1,5 +1,6 @@
 """What really ran: the passes of every guided step, for tests, manifests and doubters."""
 
+import html
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -31,9 +32,9 @@ class StepRecord:
     passes: tuple[PassRecord, ...]
 
 
-@dataclass
+@dataclass(repr=False)
 class GuidanceReport:
-    """The record of a guided run; grows while the pipeline runs."""
+    """The record of a guided run; grows while the pipeline runs. `report.table()` has the details."""
 
     method: str
     """Name of the guidance method."""
@@ -59,6 +60,35 @@ class GuidanceReport:
             replace(same[0], passes=tuple(one for step in same for one in step.passes))
             for same in zip(*ranks, strict=True)
         ]
+
+    def __repr__(self) -> str:
+        if not self.steps:
+            return f"GuidanceReport({self.method}: no step yet)"
+        each = self.block_passes / len(self.steps)
+        return f"GuidanceReport({self.method}: {len(self.steps)} steps, {each:.2f} passes a step)"
+
+    def _repr_html_(self) -> str:
+        head, *rows = [[html.escape(cell) for cell in row] for row in self._cells()]
+        lines = ["".join(f"<th>{cell}</th>" for cell in head)]
+        lines += ["".join(f"<td>{cell}</td>" for cell in row) for row in rows]
+        body = "".join(f"<tr>{line}</tr>" for line in lines)
+        return f"<p>{html.escape(repr(self))}</p><table>{body}</table>"
+
+    def table(self) -> str:
+        """The distinct kinds of step and their passes, as text."""
+        cells = self._cells()
+        widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
+        lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in cells]
+        return "\n".join([repr(self), *lines])
+
+    def _cells(self) -> list[list[str]]:
+        found = [["steps", "branches", "blocks run", "perturbed at"]]
+        for passes, count in Counter(step.passes for step in self.steps).items():
+            for number, one in enumerate(passes):
+                steps = str(count) if number == 0 else ""
+                run = f"{one.start_block} to {self.block_count - 1} of {self.block_count}"
+                found.append([steps, ", ".join(one.branches), run, ", ".join(one.fired) or "-"])
+        return found
 
     def to_dict(self) -> dict[str, Any]:
         """Totals and the distinct kinds of step, as plain JSON types."""

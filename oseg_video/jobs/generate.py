@@ -35,7 +35,7 @@ def generate(
     clips that it took part in. shard_weights: the ranks of ulysses and ring hold a part of the denoiser's
     weights each. timeout: seconds after which a collective that hangs is an error.
 
-    Raises OsegVideoError for all that a user can mend; before the model is loaded where that is possible.
+    Raises OsegVideoError for all that a user can fix; before the model is loaded where that is possible.
     """
     ranks = Ranks.started()
     with ranks.joined(job.device, timeout), nullcontext() if ranks.rank == 0 else quietly():

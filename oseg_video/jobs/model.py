@@ -32,7 +32,7 @@ from oseg_video.types import OsegVideoError
 
 
 class GenerateError(OsegVideoError):
-    """A job that failed for a reason that the user can mend."""
+    """A job that failed for a reason that the user can fix."""
 
 
 @dataclass(frozen=True)

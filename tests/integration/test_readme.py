@@ -29,11 +29,11 @@ README = ROOT / "README.md"
 COVERED_HERE = {"README.md", "configs/README.md", "oseg_video/guidance/README.md"}
 COVERED_ELSEWHERE = {
     "oseg_video/adapters/README.md",
-    "oseg_video/compare/README.md",
+    "oseg_video/comparison/README.md",
     "oseg_video/engine/README.md",
     "oseg_video/evaluation/README.md",
     "oseg_video/parallel/README.md",
-    "oseg_video/sweep/README.md",
+    "oseg_video/sweeps/README.md",
     # The suite runs these scripts, or, for tables of hours, what they consist of.
     "scripts/README.md",
     "tests/README.md",

@@ -12,12 +12,12 @@ import torch
 import yaml
 
 from oseg_video.cli import main, parse
-from oseg_video.compare.recipe import read_comparison
+from oseg_video.comparison.recipe import read_comparison
 from oseg_video.config import find_recipe
 from oseg_video.embedded.classifier import load_classifier
 from oseg_video.embedded.dataset import parse_caption
 from oseg_video.media import read_clip
-from oseg_video.sweep.recipe import read_sweep
+from oseg_video.sweeps.recipe import read_sweep
 
 PACKAGE = Path(__file__).parents[2] / "oseg_video"
 
@@ -37,7 +37,7 @@ def commands(block: str) -> list[list[str]]:
 def test_the_comparisons_run_as_they_stand_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    text, tables = blocks("compare", "bash")
+    text, tables = blocks("comparison", "bash")
     by_flags, by_recipe, sheet = commands(text)
     monkeypatch.chdir(tmp_path)
     opened: list[str] = []
@@ -59,7 +59,7 @@ def test_the_comparisons_run_as_they_stand_there(
 def test_the_sweeps_make_their_clips_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (block,) = blocks("sweep", "bash")
+    (block,) = blocks("sweeps", "bash")
     dry, real, changed = commands(block)
     monkeypatch.chdir(tmp_path)
     assert main(dry) == 0
@@ -78,7 +78,7 @@ def test_the_sweeps_make_their_clips_once(
 
 
 def test_the_recipes_can_be_read(tmp_path: Path) -> None:
-    (sweep,), (more,) = blocks("sweep", "yaml"), blocks("compare", "yaml")
+    (sweep,), (more,) = blocks("sweeps", "yaml"), blocks("comparison", "yaml")
     path = tmp_path / "mine.yaml"
     path.write_text(sweep)
     recipe = read_sweep(path)

@@ -16,7 +16,7 @@ import torch
 from oseg_video.cli import main
 from oseg_video.config.manifest import read_manifest
 from oseg_video.media import read_clip
-from oseg_video.sweep.records import from_lines
+from oseg_video.sweeps.records import from_lines
 from tests.sockets import listeners
 from tests.sweeps import SMALL, write_recipe
 

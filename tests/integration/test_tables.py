@@ -8,16 +8,16 @@ import pytest
 import torch
 
 from oseg_video.adapters import all_adapters
-from oseg_video.compare.compare import compare
-from oseg_video.compare.planned import check_metrics, planned_clips
-from oseg_video.compare.recipe import label, read_comparison
+from oseg_video.comparison.compare import compare
+from oseg_video.comparison.planned import check_metrics, planned_clips
+from oseg_video.comparison.recipe import label, read_comparison
 from oseg_video.config.prompts import read_prompts
 from oseg_video.embedded.dataset import parse_caption
 from oseg_video.evaluation.features.protocols import PROTOCOLS
 from oseg_video.evaluation.metrics.base import MetricOptions, known_metrics
 from oseg_video.jobs.loading import hub
 from oseg_video.media import write_clip
-from oseg_video.sweep.table import plan_variations
+from oseg_video.sweeps.table import plan_variations
 from tests.fake_vbench import build_environment
 from tests.unit.sweep.conftest import painter  # noqa: F401
 

@@ -589,7 +589,7 @@ exec {python} -m oseg_video "$@"
 _SWEEP = """
 import json, struct, sys
 from pathlib import Path
-from oseg_video.sweep.recipe import read_sweep
+from oseg_video.sweeps.recipe import read_sweep
 
 recipe = read_sweep(Path(sys.argv[1]))
 folder, model = Path(recipe.out), Path(__file__).with_name("model.mp4").read_bytes()

@@ -5,7 +5,7 @@ import shutil
 import pytest
 import torch
 
-from oseg_video.compare.page import Gap, write_page
+from oseg_video.comparison.page import Gap, write_page
 from oseg_video.evaluation.clips import find_clips
 from oseg_video.media import write_clip
 from tests.drawn import write_manifest

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from oseg_video.compare.page import write_page
+from oseg_video.comparison.page import write_page
 from oseg_video.evaluation.clips import find_clips
 from tests.report.conftest import FPS, FRAMES, MARKUP, METHODS, evaluated
 

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from oseg_video.embedded import two_shapes_judge
 from oseg_video.embedded.classifier import FEATURE_DIM, load_classifier
 from oseg_video.evaluation.errors import EvaluationError
-from oseg_video.evaluation.features.classifier import CLASSIFIER_PROTOCOL
+from oseg_video.evaluation.features.classifier import CLASSIFIER_PROTOCOL, JUDGE_PROTOCOL
 from oseg_video.evaluation.features.weights import fetch, file_sha256, load_torchscript
 from oseg_video.evaluation.metrics.base import MetricOptions
 
@@ -135,6 +136,20 @@ class EmbeddedClassifier:
 
     def features(self, clips_BTCHW: Tensor) -> Tensor:
         return self.classifier.frame_features(clips_BTCHW.to(self.device).float() / 255)
+
+
+class TwoShapesJudge:
+    """The features of the shipped judge, for clips of two shapes."""
+
+    width = two_shapes_judge.FEATURE_DIM
+
+    def __init__(self, metric: str, options: MetricOptions) -> None:
+        self.judge = two_shapes_judge.load_two_shape_judge().to(options.device)
+        self.device = options.device
+        self.protocol = JUDGE_PROTOCOL
+
+    def features(self, clips_BTCHW: Tensor) -> Tensor:
+        return self.judge.frame_features(clips_BTCHW.to(self.device).float() / 255)
 
 
 def call_script(network: Any, video: Tensor, **arguments: Any) -> Tensor:

@@ -11,8 +11,14 @@ from dataclasses import dataclass
 
 from oseg_video.embedded.drawing import FRAMES
 from oseg_video.evaluation.clips import ClipFile
-from oseg_video.evaluation.features.classifier import classifier_places, no_embedded
-from oseg_video.evaluation.features.networks import I3D, EmbeddedClassifier, Extractor, VideoMAE
+from oseg_video.evaluation.features.classifier import ONE_SHAPE, TWO_SHAPES, DrawnData, no_embedded
+from oseg_video.evaluation.features.networks import (
+    I3D,
+    EmbeddedClassifier,
+    Extractor,
+    TwoShapesJudge,
+    VideoMAE,
+)
 from oseg_video.evaluation.metrics.base import MetricOptions
 from oseg_video.evaluation.observe import ChosenFrames, Look, too_short
 
@@ -30,8 +36,8 @@ class FvdProtocol:
     """Every how many frames one is taken."""
     real_start: str = "first"
     """Where real clips begin: "first" or "random" (drawn from the clip's name); others begin at the first."""
-    needs_reference: bool = True
-    """Whether real clips have to be given; the embedded data set can be drawn."""
+    data: DrawnData | None = None
+    """What is drawn where no real clips are given, and read by a network that chooses frames itself."""
     ddof: int
     """Covariances are divided by clips - ddof."""
     extractor: Callable[[str, MetricOptions], Extractor]
@@ -43,12 +49,12 @@ class FvdProtocol:
 
     def refuses(self, metric: str, clip: ClipFile) -> str | None:
         """As of `Metric`."""
-        return no_embedded(metric, clip) if self.frames is None else too_short(metric, clip, self.span)
+        return no_embedded(metric, clip) if self.data is not None else too_short(metric, clip, self.span)
 
     def look(self, clip: ClipFile, *, real: bool) -> Look:
         """Takes the frames of a clip that the network sees: [T, C, H, W]."""
-        if self.frames is None:
-            return ChosenFrames(clip, classifier_places(clip))
+        if self.data is not None:
+            return ChosenFrames(clip, self.data.seen_frames(clip.frames))
         random = real and self.real_start == "random"
         start = _drawn(clip.name, clip.frames - self.span + 1) if random else 0
         return ChosenFrames(clip, range(start, start + self.span, self.stride))
@@ -94,8 +100,16 @@ PROTOCOLS: dict[str, FvdProtocol] = {
         summary="Fréchet distance in the shipped classifier's features (shipped model's data set)",
         clips=None,
         frames=None,
-        needs_reference=False,
+        data=ONE_SHAPE,
         ddof=1,
         extractor=EmbeddedClassifier,
+    ),
+    "fvd:two": FvdProtocol(
+        summary="Fréchet distance in the features of the shipped judge of two shapes",
+        clips=None,
+        frames=None,
+        data=TWO_SHAPES,
+        ddof=1,
+        extractor=TwoShapesJudge,
     ),
 }

@@ -12,11 +12,10 @@ import torch
 from torch import Tensor
 
 from oseg_video import console
-from oseg_video.embedded.classifier import seen_frames
-from oseg_video.embedded.dataset import sample_clips
 from oseg_video.embedded.drawing import FRAMES
 from oseg_video.evaluation.clips import ClipFile, find_clips
 from oseg_video.evaluation.errors import EvaluationError
+from oseg_video.evaluation.features.classifier import DrawnData
 from oseg_video.evaluation.features.frechet import Moments
 from oseg_video.evaluation.features.protocols import FvdProtocol
 from oseg_video.evaluation.observe import watch
@@ -24,7 +23,7 @@ from oseg_video.evaluation.rows import RowStore, file_state
 from oseg_video.types import OsegVideoError
 
 DRAWN_CLIPS, DRAWN_SEED = 2048, 77
-"""The reference of `fvd:embedded` where none is given: clips of the embedded data set."""
+"""The reference where none is given and the protocol has data that can be drawn."""
 _DRAWN_BATCH = 64
 
 Features = Callable[[Tensor], Tensor]
@@ -111,17 +110,17 @@ def look_at(
 
 
 @torch.no_grad()
-def look_at_drawn(features: Features) -> tuple[Moments, dict[str, Any]]:
-    """Moments of drawn clips of the embedded data set, and what they were."""
+def look_at_drawn(features: Features, data: DrawnData) -> tuple[Moments, dict[str, Any]]:
+    """Moments of drawn clips of a data set, and what they were."""
     moments = Moments.empty(0)
     with console.bar(None, "reference", total=DRAWN_CLIPS) as bar:
         for first in range(0, DRAWN_CLIPS, _DRAWN_BATCH):
             indices = range(first, min(first + _DRAWN_BATCH, DRAWN_CLIPS))
-            clips_BTCHW, _ = sample_clips(DRAWN_SEED, indices, seen_frames(FRAMES))
+            clips_BTCHW, _ = data.sample_clips(DRAWN_SEED, indices, data.seen_frames(FRAMES))
             moments = moments + Moments.of(features(clips_BTCHW))
             bar.update(len(indices))
     return moments, {
-        "drawn": f"embedded data set, seed {DRAWN_SEED}",
+        "drawn": f"{data.about}, seed {DRAWN_SEED}",
         "clips": moments.count,
         "kinds": ["drawn"],
     }

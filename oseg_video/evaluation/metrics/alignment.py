@@ -10,7 +10,7 @@ from torch import Tensor
 from oseg_video.embedded.classifier import ClipClassifier, load_classifier
 from oseg_video.embedded.dataset import VOCABULARIES, parse_caption
 from oseg_video.evaluation.clips import ClipFile
-from oseg_video.evaluation.features.classifier import CLASSIFIER_PROTOCOL, classifier_places, no_embedded
+from oseg_video.evaluation.features.classifier import CLASSIFIER_PROTOCOL, ONE_SHAPE, no_caption, no_embedded
 from oseg_video.evaluation.metrics.base import MetricOptions, MetricValue, register_metrics
 from oseg_video.evaluation.observe import ChosenFrames, Look, MeanMetric
 
@@ -34,15 +34,7 @@ class EmbeddedAlignment(MeanMetric):
 
     def refuses(self, clip: ClipFile) -> str | None:
         """Sizes, lengths, and prompts of the data set's grammar."""
-        if reason := no_embedded(NAME, clip):
-            return reason
-        if clip.prompt is None:
-            return f"{NAME} needs each clip's prompt; {clip.name} has no manifest beside it"
-        try:
-            parse_caption(clip.prompt)
-        except ValueError as error:
-            return f"{NAME} cannot judge {clip.name}: {error}"
-        return None
+        return no_embedded(NAME, clip) or no_caption(NAME, clip, parse_caption)
 
     def look(self, clip: ClipFile) -> Look:
         return _Judgement(clip, self.classifier)
@@ -50,7 +42,7 @@ class EmbeddedAlignment(MeanMetric):
 
 class _Judgement(ChosenFrames):
     def __init__(self, clip: ClipFile, classifier: ClipClassifier) -> None:
-        super().__init__(clip, classifier_places(clip))
+        super().__init__(clip, ONE_SHAPE.seen_frames(clip.frames))
         self._classifier = classifier
 
     def seen(self) -> Tensor:

@@ -52,9 +52,8 @@ def luma_of(frame_HWC: Pixels) -> tuple[Luma, float]:
     scale = min(1.0, LARGEST_SIDE / min(luma_HW.shape))
     if scale < 1:
         size = [round(scale * side) for side in luma_HW.shape]
-        luma_HW = functional.interpolate(torch.from_numpy(luma_HW)[None, None], size, mode="area")[
-            0, 0
-        ].numpy()
+        luma_11HW = torch.from_numpy(luma_HW)[None, None]
+        luma_HW = functional.interpolate(luma_11HW, size, mode="area")[0, 0].numpy()
     return luma_HW, scale
 
 

@@ -33,8 +33,8 @@ from oseg_video.evaluation.observe import ClipMetric, Look
 from oseg_video.evaluation.rows import RowStore
 
 SHIPPED = Path(__file__).with_name(f"embedded_reference{SUFFIX}")
-"""Statistics of the drawn clips that `fvd:embedded` compares with where no reference is given. Made by
-`oseg-video evaluate FOLDER --metrics fvd:embedded --save-reference FILE` with this file out of the way."""
+"""Statistics of the drawn clips that `fvd:embedded` and `fvd:two` compare with where no reference is given.
+Made by `oseg-video evaluate FOLDER --metrics NAME --save-reference FILE` with this file out of the way."""
 RESAMPLES = 200
 
 
@@ -119,7 +119,8 @@ class FrechetVideoDistance(ClipMetric):
         skipped: Mapping[str, str] = {}
         if self._reference is None:
             if self._real is None:
-                moments, about = look_at_drawn(self.rows)
+                assert self.plan.data is not None, "others are refused without a reference"
+                moments, about = look_at_drawn(self.rows, self.plan.data)
             else:
                 # Where a clip begins may follow from its name, and names from the folder.
                 about = {"reference": self.name, "folder": str(self._real.folder.resolve())}
@@ -206,5 +207,5 @@ for _name, _protocol in PROTOCOLS.items():
         {_name: _protocol.summary},
         partial(FrechetVideoDistance),  # a builder each: two protocols do not share what they look at
         reads=("reference", "save_reference", "weights", "trust_weights", "device", "batch"),
-        needs_reference=_protocol.needs_reference,
+        needs_reference=_protocol.data is None,
     )

@@ -16,7 +16,7 @@ from oseg_video.embedded.classifier import load_classifier
 from oseg_video.embedded.dataset import VOCABULARIES
 from oseg_video.evaluation.clips import ClipFile
 from oseg_video.evaluation.errors import EvaluationError
-from oseg_video.evaluation.features.classifier import CLASSIFIER_PROTOCOL, classifier_places, no_embedded
+from oseg_video.evaluation.features.classifier import CLASSIFIER_PROTOCOL, ONE_SHAPE, no_embedded
 from oseg_video.evaluation.features.networks import call_script
 from oseg_video.evaluation.features.weights import load_torchscript
 from oseg_video.evaluation.metrics.base import MetricOptions, MetricValue, register_metrics
@@ -135,7 +135,7 @@ class EmbeddedInceptionScore(InceptionScore):
         return no_embedded(self.name, clip)
 
     def look(self, clip: ClipFile) -> Look:
-        return ChosenFrames(clip, classifier_places(clip))
+        return ChosenFrames(clip, ONE_SHAPE.seen_frames(clip.frames))
 
     def rows(self, seen: Tensor) -> Tensor:
         logits = self.classifier.read(self.classifier.frame_features(seen.to(self.device) / 255))

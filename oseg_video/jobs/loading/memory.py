@@ -30,7 +30,7 @@ class Weights:
     files: Sequence[Path]
     """safetensors files."""
     dtype: torch.dtype
-    """Number type that they are loaded in."""
+    """Dtype that they are loaded in."""
     float32_modules: Collection[str] = ()
     """Names of submodules that stay in float32 whatever `dtype` is."""
 
@@ -69,7 +69,7 @@ def check_memory(
 ) -> None:
     """Compare the weights' size with the free memory. Raises an error that suggests --offload.
 
-    dtype: the number type that was asked for, for the message. owners: among how many devices the weights of
+    dtype: the dtype that was asked for, for the message. owners: among how many devices the weights of
     a component are shared, 1 where it is not named.
     """
     try:

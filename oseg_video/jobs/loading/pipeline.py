@@ -207,7 +207,7 @@ def resolve_device(name: str) -> torch.device:
 
 
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The number type of the weights; `auto` is bfloat16 on a GPU and float32 on the CPU."""
+    """The dtype of the weights; `auto` is bfloat16 on a GPU and float32 on the CPU."""
     if name == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
     dtype: torch.dtype = getattr(torch, name)
@@ -231,7 +231,7 @@ def fingerprint(directory: Path) -> str:
 def component_weights(
     directory: Path, variant: str | None, dtype: torch.dtype, adapter: ModelAdapter
 ) -> dict[str, Weights]:
-    """The weights of every model component, with the number type that it is loaded in."""
+    """The weights of every model component, with the dtype that it is loaded in."""
     index = _read_json(directory / _INDEX)
     found = {}
     for name, files in weight_files(directory, variant):

@@ -62,7 +62,7 @@ def share_weights(pipe: Any, adapter: ModelAdapter, sequence: SequenceGroup, dev
     assert sequence.whole.process_group is not None
     mesh = DeviceMesh.from_group(sequence.whole.process_group, device_type(device))
     for denoiser in adapter.denoisers(pipe):
-        # Of weights in several number types, as Wan's are, FSDP2 takes those only that are not trained.
+        # Of weights in several dtypes, as Wan's are, FSDP2 takes those only that are not trained.
         denoiser.requires_grad_(False)
         blocks = [denoiser.get_submodule(address.path) for address in adapter.blocks(denoiser)]
         for module in (*blocks, denoiser):

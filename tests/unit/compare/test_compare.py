@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from oseg_video.cli import main
-from oseg_video.compare import compare as module
-from oseg_video.compare.compare import CompareError, compare
+from oseg_video.comparison import compare as module
+from oseg_video.comparison.compare import CompareError, compare
 from oseg_video.evaluation.clips import FoundClips
 from oseg_video.evaluation.metrics.base import EvaluationError, MetricOptions
-from oseg_video.sweep import worker
-from oseg_video.sweep.recipe import Subject, SweepRecipe
+from oseg_video.sweeps import worker
+from oseg_video.sweeps.recipe import Subject, SweepRecipe
 from oseg_video.types import OsegVideoError
 from tests.sweeps import SMALL, Painter
 from tests.unit.sweep.conftest import painter  # noqa: F401

@@ -8,12 +8,12 @@ import yaml
 from PIL import Image
 
 from oseg_video.cli import main
-from oseg_video.compare.compare import compare
-from oseg_video.compare.recipe import read_comparison
+from oseg_video.comparison.compare import compare
+from oseg_video.comparison.recipe import read_comparison
 from oseg_video.config import ConfigError
 from oseg_video.evaluation.results import Reported
 from oseg_video.media import MediaError, write_clip
-from oseg_video.sweep.recipe import Subject, SweepRecipe, read_sweep
+from oseg_video.sweeps.recipe import Subject, SweepRecipe, read_sweep
 from tests.sweeps import SMALL
 from tests.unit.sweep.conftest import painter  # noqa: F401
 

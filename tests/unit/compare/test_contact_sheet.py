@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from oseg_video.cli import main
-from oseg_video.compare.contact_sheet import _strip, _strip_width
+from oseg_video.comparison.contact_sheet import _strip, _strip_width
 from oseg_video.evaluation.clips import find_clips
 from oseg_video.media import read_clip
 from tests.drawn import write_frames, write_manifest

@@ -14,12 +14,15 @@ from torch.nn import functional
 from torchmetrics.image.inception import InceptionScore as TorchmetricsInceptionScore
 from transformers import VideoMAEConfig, VideoMAEForPreTraining, VideoMAEForVideoClassification
 
+from oseg_video.embedded import dataset, two_shapes
 from oseg_video.embedded.classifier import load_classifier
 from oseg_video.embedded.dataset import VOCABULARIES, sample_clips
+from oseg_video.embedded.two_shapes_judge import SeenClip, agreement, load_two_shape_judge
 from oseg_video.evaluation.clips import find_clips
 from oseg_video.evaluation.evaluate import evaluate
 from oseg_video.evaluation.features import classifier, networks, protocols, real_clips
-from oseg_video.evaluation.features.networks import EmbeddedClassifier, VideoMAE
+from oseg_video.evaluation.features.networks import EmbeddedClassifier, TwoShapesJudge, VideoMAE
+from oseg_video.evaluation.features.protocols import PROTOCOLS
 from oseg_video.evaluation.features.real_clips import look_at_drawn
 from oseg_video.evaluation.features.reference import load_reference
 from oseg_video.evaluation.features.weights import load_torchscript
@@ -548,13 +551,16 @@ def test_c3d_must_be_given_and_return_probabilities(tmp_path):
 # The shipped classifier
 
 
-def test_the_shipped_statistics_are_those_of_drawn_clips(monkeypatch):
-    (metric,) = build_metrics(["fvd:embedded"], MetricOptions())
+@pytest.mark.parametrize(
+    ("name", "extractor"), [("fvd:embedded", EmbeddedClassifier), ("fvd:two", TwoShapesJudge)]
+)
+def test_the_shipped_statistics_are_those_of_drawn_clips(monkeypatch, name, extractor):
+    (metric,) = build_metrics([name], MetricOptions())
     # Refused if the classifier is another one.
-    shipped = load_reference(SHIPPED, "fvd:embedded", metric.real_protocol).moments
+    shipped = load_reference(SHIPPED, name, metric.real_protocol).moments
     assert shipped.count == real_clips.DRAWN_CLIPS == 2048
     monkeypatch.setattr(real_clips, "DRAWN_CLIPS", 192)
-    some, about = look_at_drawn(EmbeddedClassifier("m", MetricOptions()).features)
+    some, about = look_at_drawn(extractor("m", MetricOptions()).features, PROTOCOLS[name].data)
     assert some.count == about["clips"] == 192
     deviation = shipped.covariance().diagonal().sqrt()
     errors = (some.mean_D - shipped.mean_D) / (deviation / math.sqrt(192))
@@ -610,23 +616,59 @@ def test_alignment_counts_what_the_prompt_says(tmp_path):
     assert 0 < sum(right["shape"]) < 24
 
 
+def test_distance_of_two_shapes_is_that_of_the_judges_features(tmp_path):
+    write_drawn(tmp_path / "fake", 20, seed=1, data=two_shapes)
+    write_drawn(tmp_path / "real", 24, seed=2, data=two_shapes)
+    judge = load_two_shape_judge()
+    fake, real = (two_shapes.sample_clips(seed, range(n))[0].float() / 255 for seed, n in ((1, 20), (2, 24)))
+    with torch.no_grad():
+        rows = [judge.features(clips).double() for clips in (fake, real)]
+    value, *_ = measure("fvd:two", tmp_path / "fake", reference=tmp_path / "real")
+    assert value == pytest.approx(closed_form(*rows, ddof=1), rel=1e-3)
+
+
+def test_alignment_of_two_shapes_counts_what_the_prompt_says(tmp_path):
+    """The judge reads drawn clips without an error, so the truth is what was drawn."""
+    write_drawn(tmp_path, 24, seed=1, requests=0, data=two_shapes)
+    write_drawn(tmp_path, 8, seed=0, requests=0, guidance="none", data=two_shapes)
+    (metric,) = build_metrics(["alignment:two"], MetricOptions())
+    clips = find_clips([tmp_path]).clips
+    assert check_fit(metric, clips) == ()
+    rows = metric.observe(clips).rows
+    shown, asked = (two_shapes.sample_clips(seed, range(24))[1] for seed in (1, 0))
+
+    def truth(clip) -> dict[str, bool]:
+        drawn = asked[clip.seed] if clip.method == "none" else shown[clip.seed]
+        seen = SeenClip(shapes=frozenset(drawn.shapes), background=drawn.background)
+        return agreement(asked[clip.seed], seen)
+
+    for part in ("count", "colour", "shape", "motion", "binding", "all"):
+        name = f"alignment:two:{part}"
+        expected = [truth(clip)[part] for clip in clips]
+        assert metric.per_clip(name, rows).tolist() == expected
+        mean = metric.compute(name, rows, torch.arange(len(clips)))
+        assert mean == pytest.approx(sum(expected) / len(clips))
+    assert 8 <= sum(truth(clip)["all"] for clip in clips) < len(clips)
+
+
 def test_clips_that_the_classifier_cannot_judge_are_refused(tmp_path):
     clip = torch.zeros(19, 3, 64, 64, dtype=torch.uint8)
     write_frames(tmp_path / "short" / "a", clip[:5])
     write_frames(tmp_path / "small" / "a", clip[:, :, :32])
     cases = {"short": "64 x 64 pixels and at least 19 frames; a has 64 x 64 and 5", "small": "a has 32 x 64"}
-    for metric in ("alignment:embedded", "fvd:embedded", "is:embedded"):
+    for metric in ("alignment:embedded", "fvd:embedded", "is:embedded", "alignment:two", "fvd:two"):
         for name, message in cases.items():
             with pytest.raises(OsegVideoError, match=message):
                 measure(metric, tmp_path / name)
 
 
-def test_alignment_needs_prompts_of_the_data_set(tmp_path):
-    (path,) = write_drawn(tmp_path, 1)
+@pytest.mark.parametrize(("name", "data"), [("alignment:embedded", dataset), ("alignment:two", two_shapes)])
+def test_alignment_needs_prompts_of_the_data_set(tmp_path, name, data):
+    (path,) = write_drawn(tmp_path, 1, data=data)
     manifest = tmp_path / f"{path.name}.json"
     manifest.write_text(manifest.read_text().replace("moving", "flying"))
     with pytest.raises(OsegVideoError, match=f"cannot judge {path.name}: not a caption"):
-        measure("alignment:embedded", tmp_path)
+        measure(name, tmp_path)
     manifest.unlink()
     with pytest.raises(OsegVideoError, match=f"{path.name} has no manifest beside it"):
-        measure("alignment:embedded", tmp_path)
+        measure(name, tmp_path)

@@ -97,7 +97,7 @@ def test_it_is_on_the_command_line(redness, clips, capsys):
 
 
 def test_it_is_part_of_comparisons(redness, clips):
-    from oseg_video.compare.planned import default_metrics
+    from oseg_video.comparison.planned import default_metrics
     from oseg_video.evaluation.clips import find_clips
 
     planned = {("m", method): group for method, group in find_clips([clips]).methods.items()}

@@ -3,7 +3,7 @@
 import pytest
 
 from oseg_video.jobs.loading import pipeline as loading
-from oseg_video.sweep import worker
+from oseg_video.sweeps import worker
 from tests.sweeps import Painter
 
 

@@ -5,10 +5,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from oseg_video.sweep.engines.cluster import RayActors
-from oseg_video.sweep.engines.places import Places, plan_places
-from oseg_video.sweep.table import SweepError
-from oseg_video.sweep.worker import Outcome, Task
+from oseg_video.sweeps.engines.cluster import RayActors
+from oseg_video.sweeps.engines.places import Places, plan_places
+from oseg_video.sweeps.table import SweepError
+from oseg_video.sweeps.worker import Outcome, Task
 from tests.sweeps import table
 
 

@@ -8,12 +8,12 @@ import pytest
 from oseg_video.cli import main
 from oseg_video.config.manifest import read_manifest
 from oseg_video.jobs.loading import hub
-from oseg_video.sweep.engines.local import InProcess
-from oseg_video.sweep.estimate import describe, estimate
-from oseg_video.sweep.recipe import read_sweep
-from oseg_video.sweep.run import run_sweep, survey
-from oseg_video.sweep.stores import open_store
-from oseg_video.sweep.table import build_table, plan_variations
+from oseg_video.sweeps.engines.local import InProcess
+from oseg_video.sweeps.estimate import describe, estimate
+from oseg_video.sweeps.recipe import read_sweep
+from oseg_video.sweeps.run import run_sweep, survey
+from oseg_video.sweeps.stores import open_store
+from oseg_video.sweeps.table import build_table, plan_variations
 from tests.sweeps import table, write_recipe
 
 pytestmark = pytest.mark.slow
@@ -100,7 +100,7 @@ def test_a_family_is_counted_at_full_size_where_the_hub_is_out_of_reach(tmp_path
     recipe = write_recipe(tmp_path, models=["ltx"], methods=["cfg"], settings=settings)
     with pytest.raises(hub.HubError):
         table(tmp_path, models=["ltx"], methods=["cfg"], settings=settings)
-    from oseg_video.sweep.launch import dry_run
+    from oseg_video.sweeps.launch import dry_run
 
     (share,) = dry_run(read_sweep(recipe)).shares
     assert (share.todo, share.passes) == (4, (8, 8))

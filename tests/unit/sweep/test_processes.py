@@ -4,9 +4,9 @@ import multiprocessing
 
 import pytest
 
-from oseg_video.sweep.engines import processes
-from oseg_video.sweep.engines.processes import WorkerProcesses
-from oseg_video.sweep.worker import Outcome, Task
+from oseg_video.sweeps.engines import processes
+from oseg_video.sweeps.engines.processes import WorkerProcesses
+from oseg_video.sweeps.worker import Outcome, Task
 from tests.sweeps import table
 
 

@@ -10,8 +10,8 @@ from PIL import Image
 from oseg_video.config import ConfigError
 from oseg_video.config.prompts import read_vbench_prompts
 from oseg_video.config.recipes import recipe_folder
-from oseg_video.sweep.recipe import Subject, read_sweep
-from oseg_video.sweep.table import build_table, plan_variations
+from oseg_video.sweeps.recipe import Subject, read_sweep
+from oseg_video.sweeps.table import build_table, plan_variations
 from oseg_video.types import OsegVideoError
 from tests.sweeps import GIF, table, write_recipe
 

@@ -9,13 +9,13 @@ import pytest
 from oseg_video.cli import main
 from oseg_video.jobs.loading.memory import NotEnoughMemoryError
 from oseg_video.parallel.group import ParallelError
-from oseg_video.sweep.engines.local import InProcess
-from oseg_video.sweep.records import record
-from oseg_video.sweep.run import run_sweep, survey
-from oseg_video.sweep.stores import open_store
-from oseg_video.sweep.table import SweepError
-from oseg_video.sweep.validity import is_whole
-from oseg_video.sweep.worker import Outcome, Task, Worker
+from oseg_video.sweeps.engines.local import InProcess
+from oseg_video.sweeps.records import record
+from oseg_video.sweeps.run import run_sweep, survey
+from oseg_video.sweeps.stores import open_store
+from oseg_video.sweeps.table import SweepError
+from oseg_video.sweeps.validity import is_whole
+from oseg_video.sweeps.worker import Outcome, Task, Worker
 from oseg_video.types import OsegVideoError
 from tests.sweeps import GIF, table, write_recipe
 
@@ -228,7 +228,7 @@ def test_items_of_another_run_are_left_to_it(tmp_path, location, painter, monkey
         return take(key)
 
     monkeypatch.setattr(store, "claim", claim)
-    monkeypatch.setattr("oseg_video.sweep.run._LOOK_SECONDS", 0.01)
+    monkeypatch.setattr("oseg_video.sweeps.run._LOOK_SECONDS", 0.01)
     summary = run_sweep(items, store, InProcess(store))
     assert (summary.done, summary.made) == (8, 7)
     assert len(painter.painted) == 8

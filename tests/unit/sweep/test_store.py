@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from oseg_video.media import read_clip
-from oseg_video.sweep.records import from_lines, record, to_lines
-from oseg_video.sweep.run import survey
-from oseg_video.sweep.stores import WORK, StoreError, leases, open_store
-from oseg_video.sweep.validity import is_whole, item_stat, names_of
-from oseg_video.sweep.worker import Task, Worker
+from oseg_video.sweeps.records import from_lines, record, to_lines
+from oseg_video.sweeps.run import survey
+from oseg_video.sweeps.stores import WORK, StoreError, leases, open_store
+from oseg_video.sweeps.validity import is_whole, item_stat, names_of
+from oseg_video.sweeps.worker import Task, Worker
 from tests.sweeps import GIF, SMALL, table
 
 KEY = "0123456789abcdef"
@@ -137,7 +137,7 @@ def test_a_lost_index_is_found_again_from_the_clips(tmp_path, location, painter)
 HOLD = """
 import sys, time
 from pathlib import Path
-from oseg_video.sweep.stores.claims import FileClaims
+from oseg_video.sweeps.stores.claims import FileClaims
 print(FileClaims(Path(sys.argv[1])).take(sys.argv[2]), flush=True)
 time.sleep(600)
 """

@@ -14,9 +14,9 @@ from oseg_video.jobs.ranks import Ranks
 from oseg_video.parallel.degrees import Degrees
 from oseg_video.parallel.group import ParallelError
 from oseg_video.parallel.mesh import Mesh
-from oseg_video.sweep import worker as worker_module
-from oseg_video.sweep.stores import open_store
-from oseg_video.sweep.worker import Task, Worker
+from oseg_video.sweeps import worker as worker_module
+from oseg_video.sweeps.stores import open_store
+from oseg_video.sweeps.worker import Task, Worker
 from tests.sweeps import GIF, table
 
 ILLEGAL = "CUDA error: an illegal memory access was encountered"
@@ -83,7 +83,7 @@ def test_lack_of_gpu_memory_is_no_loss(tmp_path, painter, monkeypatch, cuda):
 
 DEAD = """
 import torch
-from oseg_video.sweep.worker import _cuda_is_dead
+from oseg_video.sweeps.worker import _cuda_is_dead
 data = torch.ones(3, device="cuda")
 try:
     torch.empty(1 << 50, device="cuda")

@@ -17,7 +17,7 @@ from oseg_video.evaluation.metrics.base import (
     check_options,
     known_metrics,
 )
-from oseg_video.sweep.table import Variation
+from oseg_video.sweeps.table import Variation
 
 
 def planned_clips(variations: Sequence[Variation]) -> dict[tuple[str, str], list[ClipFile]]:

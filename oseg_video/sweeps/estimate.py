@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from oseg_video.jobs.counted import count_job
-from oseg_video.sweep.records import Record
-from oseg_video.sweep.table import Variation
+from oseg_video.sweeps.records import Record
+from oseg_video.sweeps.table import Variation
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from oseg_video.sweep.table import SweepError
+from oseg_video.sweeps.table import SweepError
 
 
 @dataclass(frozen=True)

@@ -108,7 +108,7 @@ def page_text(data: Mapping[str, Any]) -> str:
 
 @cache
 def _part(name: str) -> str:
-    return (files("oseg_video.compare") / "report" / name).read_text(encoding="utf-8")
+    return (files("oseg_video.comparison") / "report" / name).read_text(encoding="utf-8")
 
 
 def _relative(path: Path, folder: Path) -> str:

@@ -14,8 +14,8 @@ from typing import Any
 from oseg_video.jobs.launch import FOLDER_PREFIX, start_rank
 from oseg_video.jobs.quiet import quiet_libraries
 from oseg_video.jobs.ranks import Ranks
-from oseg_video.sweep.stores import open_store
-from oseg_video.sweep.worker import Outcome, Task, Worker
+from oseg_video.sweeps.stores import open_store
+from oseg_video.sweeps.worker import Outcome, Task, Worker
 
 _GRACE_SECONDS = 5
 

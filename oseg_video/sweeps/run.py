@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from oseg_video import console
-from oseg_video.sweep.engines.base import Engine
-from oseg_video.sweep.records import Record, now, record
-from oseg_video.sweep.stores import Stat, Store
-from oseg_video.sweep.table import SweepError, SweepItem
-from oseg_video.sweep.validity import is_whole, item_stat, names_of
-from oseg_video.sweep.worker import Outcome, Task
+from oseg_video.sweeps.engines.base import Engine
+from oseg_video.sweeps.records import Record, now, record
+from oseg_video.sweeps.stores import Stat, Store
+from oseg_video.sweeps.table import SweepError, SweepItem
+from oseg_video.sweeps.validity import is_whole, item_stat, names_of
+from oseg_video.sweeps.worker import Outcome, Task
 
 _LOOK_SECONDS = 2.0
 """How often to look for what other runs have finished."""

@@ -1,4 +1,4 @@
-"""The YAML file of a comparison: that of a sweep (`oseg_video.sweep.recipe`), and what is to be measured.
+"""The YAML file of a comparison: that of a sweep (`oseg_video.sweeps.recipe`), and what is to be measured.
 
 ```yaml
 metrics: [fvd:embedded, temporal_flickering]
@@ -19,14 +19,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from oseg_video.compare.first_frames import first_frames
+from oseg_video.comparison.first_frames import first_frames
 from oseg_video.config import ConfigError
 from oseg_video.config.prompts import read_prompts
 from oseg_video.config.strict_yaml import load_yaml
 from oseg_video.evaluation.metrics.base import known_metrics
 from oseg_video.evaluation.results import Reported
 from oseg_video.settings.suggest import known_or_nearest
-from oseg_video.sweep.recipe import SweepRecipe, sweep_of
+from oseg_video.sweeps.recipe import SweepRecipe, sweep_of
 
 
 @dataclass(frozen=True, kw_only=True)

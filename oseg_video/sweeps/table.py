@@ -23,7 +23,7 @@ from oseg_video.jobs.loading.pipeline import (
     resolve_dtype,
 )
 from oseg_video.jobs.outputs import prompt_stem
-from oseg_video.sweep.recipe import Subject, SweepRecipe
+from oseg_video.sweeps.recipe import Subject, SweepRecipe
 from oseg_video.types import OsegVideoError
 
 # Where a clip is made and written does not determine what it shows, nor do the names of model and image:

@@ -1,8 +1,8 @@
 """Where a sweep keeps its clips: a folder, or a URL."""
 
-from oseg_video.sweep.stores.base import WORK, Stat, Store, StoreError
-from oseg_video.sweep.stores.bucket import Bucket
-from oseg_video.sweep.stores.folder import Folder
+from oseg_video.sweeps.stores.base import WORK, Stat, Store, StoreError
+from oseg_video.sweeps.stores.bucket import Bucket
+from oseg_video.sweeps.stores.folder import Folder
 
 __all__ = ["WORK", "Stat", "Store", "StoreError", "open_store"]
 

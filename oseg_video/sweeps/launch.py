@@ -10,15 +10,15 @@ import torch
 from oseg_video import console
 from oseg_video.jobs.counted import idle_reason
 from oseg_video.jobs.loading.hub import HubError
-from oseg_video.sweep.engines.base import Engine
-from oseg_video.sweep.engines.cluster import RayActors
-from oseg_video.sweep.engines.local import InProcess, Processes
-from oseg_video.sweep.estimate import Estimate, estimate
-from oseg_video.sweep.recipe import SweepRecipe
-from oseg_video.sweep.records import Record
-from oseg_video.sweep.run import Summary, run_sweep, survey
-from oseg_video.sweep.stores import Store, open_store
-from oseg_video.sweep.table import SweepError, Variation, build_table, plan_variations
+from oseg_video.sweeps.engines.base import Engine
+from oseg_video.sweeps.engines.cluster import RayActors
+from oseg_video.sweeps.engines.local import InProcess, Processes
+from oseg_video.sweeps.estimate import Estimate, estimate
+from oseg_video.sweeps.recipe import SweepRecipe
+from oseg_video.sweeps.records import Record
+from oseg_video.sweeps.run import Summary, run_sweep, survey
+from oseg_video.sweeps.stores import Store, open_store
+from oseg_video.sweeps.table import SweepError, Variation, build_table, plan_variations
 
 
 def sweep(

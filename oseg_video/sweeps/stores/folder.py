@@ -12,9 +12,9 @@ from pathlib import Path
 
 from oseg_video.config.manifest import manifest_path
 from oseg_video.files import put
-from oseg_video.sweep.records import INDEX, Record, from_lines, to_lines
-from oseg_video.sweep.stores.base import WORK, Stat, Store, StoreError
-from oseg_video.sweep.stores.claims import FileClaims
+from oseg_video.sweeps.records import INDEX, Record, from_lines, to_lines
+from oseg_video.sweeps.stores.base import WORK, Stat, Store, StoreError
+from oseg_video.sweeps.stores.claims import FileClaims
 
 
 class Folder(Store):

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from oseg_video.sweep.table import SweepItem
+from oseg_video.sweeps.table import SweepItem
 
 INDEX = "index.jsonl"
 """Name of the index in a sweep's folder. Below a URL every run writes its own, `index-RUN.jsonl`."""

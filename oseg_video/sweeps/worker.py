@@ -23,9 +23,9 @@ from oseg_video.jobs.ranks import AUTO, Ranks, degrees_for, make_mesh
 from oseg_video.parallel.degrees import Degrees
 from oseg_video.parallel.group import ParallelError
 from oseg_video.parallel.mesh import ONE_RANK, Mesh
-from oseg_video.sweep.stores import Store
-from oseg_video.sweep.table import SweepError, SweepItem
-from oseg_video.sweep.validity import item_stat, manifest_key, names_of
+from oseg_video.sweeps.stores import Store
+from oseg_video.sweeps.table import SweepError, SweepItem
+from oseg_video.sweeps.validity import item_stat, manifest_key, names_of
 from oseg_video.types import OsegVideoError
 
 _ALONE = Ranks()

@@ -11,9 +11,9 @@ from functools import cached_property
 from pathlib import Path
 
 from oseg_video.config.manifest import manifest_path
-from oseg_video.sweep.records import INDEX, Record, from_lines, to_lines
-from oseg_video.sweep.stores.base import WORK, Stat, Store, StoreError
-from oseg_video.sweep.stores.leases import LeaseClaims
+from oseg_video.sweeps.records import INDEX, Record, from_lines, to_lines
+from oseg_video.sweeps.stores.base import WORK, Stat, Store, StoreError
+from oseg_video.sweeps.stores.leases import LeaseClaims
 
 
 class Bucket(Store):

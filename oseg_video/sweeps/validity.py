@@ -11,8 +11,8 @@ from PIL import Image
 from oseg_video.config import job_to_plain
 from oseg_video.config.manifest import Manifest, manifest_path, read_manifest
 from oseg_video.media import read_clip
-from oseg_video.sweep.stores import Stat, Store
-from oseg_video.sweep.table import SweepItem, item_key
+from oseg_video.sweeps.stores import Stat, Store
+from oseg_video.sweeps.table import SweepItem, item_key
 
 _GIF_TRAILER = b";"
 

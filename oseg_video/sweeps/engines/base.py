@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from oseg_video.sweep.worker import Outcome, Task
+from oseg_video.sweeps.worker import Outcome, Task
 
 
 class Engine(Protocol):

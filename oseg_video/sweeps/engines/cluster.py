@@ -12,11 +12,11 @@ from typing import Any
 import psutil
 
 from oseg_video.jobs.quiet import quiet_libraries
-from oseg_video.sweep.engines.places import plan_places
-from oseg_video.sweep.engines.processes import WorkerProcesses
-from oseg_video.sweep.stores import open_store
-from oseg_video.sweep.table import SweepError
-from oseg_video.sweep.worker import Outcome, Task, Worker
+from oseg_video.sweeps.engines.places import plan_places
+from oseg_video.sweeps.engines.processes import WorkerProcesses
+from oseg_video.sweeps.stores import open_store
+from oseg_video.sweeps.table import SweepError
+from oseg_video.sweeps.worker import Outcome, Task, Worker
 
 
 class RayActors:

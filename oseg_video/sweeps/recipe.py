@@ -10,7 +10,7 @@ out: outputs/sweep
 ```
 
 Paths in it are relative to the file, `out` to the working directory. Later ones win: the recipes of model and
-method, `settings`, the model's settings, the method's. More keys: `oseg_video.compare.recipe`.
+method, `settings`, the model's settings, the method's. More keys: `oseg_video.comparison.recipe`.
 """
 
 from __future__ import annotations

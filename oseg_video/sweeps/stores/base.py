@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
-from oseg_video.sweep.records import Record
+from oseg_video.sweeps.records import Record
 from oseg_video.types import OsegVideoError
 
 WORK = ".work"

@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from oseg_video import console
-from oseg_video.compare.page import Gap, write_page
-from oseg_video.compare.planned import check_metrics, default_metrics, planned_clips
-from oseg_video.compare.recipe import label
+from oseg_video.comparison.page import Gap, write_page
+from oseg_video.comparison.planned import check_metrics, default_metrics, planned_clips
+from oseg_video.comparison.recipe import label
 from oseg_video.evaluation.clips import FoundClips, find_clips
 from oseg_video.evaluation.evaluate import evaluate
 from oseg_video.evaluation.metrics.base import MetricOptions
@@ -32,11 +32,11 @@ from oseg_video.evaluation.rows import file_state
 from oseg_video.evaluation.tables import as_json, as_markdown
 from oseg_video.files import check_place, read_text, write_text
 from oseg_video.jobs.counted import count_job
-from oseg_video.sweep.launch import sweep
-from oseg_video.sweep.recipe import SweepRecipe
-from oseg_video.sweep.records import Record
-from oseg_video.sweep.run import Summary
-from oseg_video.sweep.table import Variation, plan_variations
+from oseg_video.sweeps.launch import sweep
+from oseg_video.sweeps.recipe import SweepRecipe
+from oseg_video.sweeps.records import Record
+from oseg_video.sweeps.run import Summary
+from oseg_video.sweeps.table import Variation, plan_variations
 from oseg_video.types import OsegVideoError
 
 CLIPS, RESULTS, TABLE, PAGE = "clips", "results.json", "results.md", "index.html"

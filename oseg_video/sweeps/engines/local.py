@@ -6,10 +6,10 @@ import os
 from collections.abc import Sequence
 from multiprocessing.connection import wait
 
-from oseg_video.sweep.engines.processes import WorkerProcesses
-from oseg_video.sweep.stores import Store
-from oseg_video.sweep.table import SweepError
-from oseg_video.sweep.worker import Outcome, Task, Worker
+from oseg_video.sweeps.engines.processes import WorkerProcesses
+from oseg_video.sweeps.stores import Store
+from oseg_video.sweeps.table import SweepError
+from oseg_video.sweeps.worker import Outcome, Task, Worker
 
 
 class InProcess:

@@ -1,0 +1,31 @@
+"""What a report shows of itself."""
+
+from oseg_video.engine.report import GuidanceReport, PassRecord, StepRecord
+
+
+def report() -> GuidanceReport:
+    plain = PassRecord(("uncond", "cond"), 2, 0, ())
+    weak = PassRecord(("perturbed",), 1, 3, ("blocks.3.attn1",))
+    steps = [StepRecord(index, 1 - index / 4, (plain, weak)) for index in range(3)]
+    return GuidanceReport("oseg<", 4, [*steps, StepRecord(3, 0.25, (plain,))])
+
+
+def test_a_report_is_one_short_line() -> None:
+    assert repr(report()) == "GuidanceReport(oseg<: 4 steps, 2.19 passes a step)"
+    assert repr(GuidanceReport("cfg", 4)) == "GuidanceReport(cfg: no step yet)"
+
+
+def test_its_details_are_a_table_on_demand() -> None:
+    lines = report().table().splitlines()
+    assert [line.split() for line in lines[1:3]] == [
+        ["steps", "branches", "blocks", "run", "perturbed", "at"],
+        ["3", "uncond,", "cond", "0", "to", "3", "of", "4", "-"],
+    ]
+    assert lines[3].split() == ["perturbed", "3", "to", "3", "of", "4", "blocks.3.attn1"]
+    assert lines[4].split()[0] == "1" and len(lines) == 5
+
+
+def test_notebooks_get_the_table_with_names_escaped() -> None:
+    shown = report()._repr_html_()
+    assert shown.startswith("<p>GuidanceReport(oseg&lt;: 4 steps") and "<td>blocks.3.attn1</td>" in shown
+    assert shown.count("<tr>") == 4
