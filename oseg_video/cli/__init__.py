@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -56,8 +55,6 @@ _COMMANDS = (
 """The modules of the commands, in the order of `--help`."""
 INTERRUPTED = 130
 """Exit code after Ctrl-C, SIGTERM or SIGHUP."""
-_OF_THE_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
-"""Errors of the system that the user can fix, wherever they come up."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -115,7 +112,7 @@ def _code_of_error(error: Exception) -> int:
     if isinstance(error, OsegVideoError):
         say(f"error: {error}")
         return 2
-    if isinstance(error, OSError) and error.errno in _OF_THE_MACHINE:
+    if isinstance(error, OSError) and error.strerror:  # the system's own, which the user can mend
         place = f"{error.filename}: " if error.filename is not None else ""
         say(f"error: {place}{error.strerror}")
         with contextlib.suppress(OSError):

@@ -19,7 +19,11 @@ def explain(job: GenerateJob, ranks: int = 1, parallel: str = AUTO) -> str:
     """
     counted = count_job(job)
     adapter, denoiser = counted.adapter, counted.denoiser
-    note = "; hub not reached, the family's full size" if counted.full_size else ""
+    note = (
+        "; hub not reached, the family's full size; what only its files say is not checked"
+        if counted.full_size
+        else ""
+    )
     lines = [
         f"model      {job.model} ({adapter.family}, {len(adapter.blocks(denoiser))} blocks{note})",
         f"clip       {job.frames} frames of {job.height} x {job.width} pixels, {job.steps} steps",
