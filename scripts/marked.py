@@ -7,8 +7,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from oseg_video.files import write_text
-
 README = Path(__file__).with_name("README.md")
 
 
@@ -31,4 +29,4 @@ def made_with(result: Mapping[str, Any]) -> str:
 def write_readme(name: str, tables: Iterable[str], readme: Path | None = None) -> None:
     """Put these tables into a README, by default that of the scripts."""
     readme = readme or README
-    write_text(readme, filled(readme.read_text(encoding="utf-8"), name, tables))
+    readme.write_text(filled(readme.read_text(encoding="utf-8"), name, tables), encoding="utf-8")

@@ -196,7 +196,7 @@ def test_ours_gets_the_clips_own_grid(case: Case, monkeypatch: pytest.MonkeyPatc
         seen.append((query.shape[2], grid))
         return seg_queries(query, grid, *args, **kwargs)
 
-    monkeypatch.setattr("oseg_video.guidance.perturbations.seg_queries", record)
+    monkeypatch.setattr("oseg_video.guidance.queries.seg_queries", record)
     assert_fires(case, SEG(guidance_scale=SCALE, blocks=(BLOCK,), blur_sigma=1.0))
     grid = case.grid
     assert grid is not None and grid.height != grid.width != math.isqrt(grid.tokens)

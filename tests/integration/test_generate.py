@@ -13,13 +13,13 @@ import pytest
 import torch
 from PIL import Image
 
-from oseg_video import media
+from oseg_video import console
 from oseg_video.adapters.mochi import MochiAdapter
 from oseg_video.cli import main
 from oseg_video.config.manifest import read_manifest
 from oseg_video.jobs.loading import hub, memory
 from oseg_video.jobs.loading import pipeline as loading
-from oseg_video.media import frames_sha256, read_clip
+from oseg_video.media import frames_sha256, read_clip, to_uint8, writing
 from tests.processes import Command
 from tests.tiny import LTX_SIZE, MOCHI_SIZE, TEXT_LENGTH, LTXConditionPipeline, tiny_ltx, tiny_mochi
 
@@ -176,7 +176,7 @@ def test_every_method_and_none_makes_another_clip(capsys, tmp_path, models, monk
         generator=torch.Generator().manual_seed(0),
         output_type="pt",
     )
-    assert frames_sha256(media.to_uint8(stock.frames[0])) == hashes["none"]
+    assert frames_sha256(to_uint8(stock.frames[0])) == hashes["none"]
 
 
 @pytest.mark.parametrize("model", ["ltx", "ltx-condition"])
@@ -202,10 +202,11 @@ def test_odd_prompts(capsys, tmp_path, mochi, prompt):
     (line,) = generate(capsys, *mochi, f"--prompt={prompt}", "--out", tmp_path / "clips")
     path = Path(line["path"])
     assert path.parent == tmp_path / "clips" and len(list(path.parent.iterdir())) == 2
-    assert read_manifest(path)["job"]["prompts"] == [prompt]
+    assert read_manifest(path).prompt == prompt
 
 
-def test_the_final_line_and_the_bars(capsys, tmp_path, mochi):
+def test_the_final_line_and_the_bars(capsys, tmp_path, mochi, monkeypatch):
+    monkeypatch.setattr(console, "_is_terminal", lambda stream: True)
     assert main(["generate", *mochi, "--prompt", "word " * 20, "--out", str(tmp_path / "a.mp4")]) == 0
     output = capsys.readouterr()
     assert re.fullmatch(r"\S+a\.mp4  [\d.]+ s  [\d.]+ s/step\n", output.out)
@@ -231,8 +232,8 @@ def test_info_prints_the_manifest_and_a_config(capsys, tmp_path, mochi):
 def test_a_config_file_sets_and_flags_win(capsys, tmp_path, mochi):
     (tmp_path / "mine.yaml").write_text("guidance: stg\nstg_scale: 0.5\nsteps: 9\nprompts: from the file\n")
     (line,) = generate(capsys, *mochi, "--config", tmp_path / "mine.yaml", "--out", tmp_path / "a.mp4")
-    job = read_manifest(Path(line["path"]))["job"]
-    assert (job["guidance"], job["stg_scale"], job["steps"]) == ("stg", 0.5, 2)
+    settings = read_manifest(Path(line["path"])).settings
+    assert (settings["guidance"], settings["stg_scale"], settings["steps"]) == ("stg", 0.5, 2)
     assert line["prompt"] == "from the file"
 
 
@@ -245,12 +246,15 @@ def test_what_the_model_cannot_make_is_refused(capsys, tmp_path, mochi, ltx, unl
         (["--blocks=9"], "no block 9: this mochi model has 5 blocks, 0 to 4"),
         (["--mix=2"], "mix must be"),
         (["--interval=0.9,0.1"], "interval"),
-        (["--guidance=cfg"], "blocks has no effect with guidance cfg; it belongs to stg, pag, seg, oseg"),
+        (
+            ["--guidance=cfg"],
+            "blocks has no effect with guidance cfg; it belongs to oseg, oseg-re",
+        ),
         (
             ["--guidance-scale=1", "--negative-prompt=y"],
             "negative_prompt has no effect without text guidance",
         ),
-        (["--image=cat.png"], "mochi makes clips from text only; --image works with cogvideox"),
+        ([f"--image={__file__}"], "mochi makes clips from text only; --image works with cogvideox"),
         (["--model=mochy"], "did you mean 'mochi'?"),
         (["--model", tmp_path], "is not a pipeline directory: it has no model_index.json"),
     ]:
@@ -274,7 +278,7 @@ def test_overwrite(capsys, tmp_path, mochi):
     call = [*mochi, "--out", tmp_path / "a.mp4", "--overwrite", "--prompt"]
     for prompt in ("w", "x"):
         generate(capsys, *call, prompt)
-        assert read_manifest(tmp_path / "a.mp4")["job"]["prompts"] == [prompt]
+        assert read_manifest(tmp_path / "a.mp4").prompt == prompt
     (tmp_path / "a.mp4").write_text("a film of my own")
     error = refused(capsys, "generate", *call, "x")
     assert "a.mp4 is in the way and was not made by oseg-video" in error
@@ -410,7 +414,7 @@ def test_a_stop_while_writing_leaves_nothing(capsys, tmp_path, mochi, monkeypatc
         Path(path).write_bytes(b"half")
         raise error
 
-    monkeypatch.setattr(media, "_write_mp4", fail)
+    monkeypatch.setattr(writing, "_write_mp4", fail)
     code = main(["generate", *mochi, "--prompt", "x", "--out", str(tmp_path / "a.mp4"), "--quiet"])
     message = capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []

@@ -259,7 +259,7 @@ def test_an_error_inside_a_perturbed_block_leaves_no_hook(
 ) -> None:
     family.run(pipe)
     before = state_of(pipe)
-    monkeypatch.setattr("oseg_video.guidance.perturbations.oseg_queries", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("oseg_video.guidance.queries.oseg_queries", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError), guided(pipe, OSEG_METHOD):
         family.run(pipe)
     assert state_of(pipe) == before
@@ -303,7 +303,7 @@ def test_the_pipelines_own_rescale_is_refused() -> None:
 def test_a_perturbation_without_effect_raises(
     family: Case, pipe: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("oseg_video.guidance.perturbations.seg_queries", lambda query, *_, **__: query)
+    monkeypatch.setattr("oseg_video.guidance.queries.seg_queries", lambda query, *_, **__: query)
     # Whole passes over equal batches are bit-equal when nothing is perturbed.
     guidance = SEG(guidance_scale=1.0, blocks=(2,))
     with pytest.raises(SilentGuidanceError, match="did not change"), guided(pipe, guidance):

@@ -721,7 +721,7 @@ def test_an_error_inside_a_stage_leaves_nothing_behind(
     stock = case.run(pipe)
     before, order = state_of(pipe.unet), [type(block) for block in pipe.unet.down_blocks]
     with monkeypatch.context() as patch:
-        patch.setattr("oseg_video.guidance.perturbations.oseg_queries", lambda *_, **__: 1 / 0)
+        patch.setattr("oseg_video.guidance.queries.oseg_queries", lambda *_, **__: 1 / 0)
         with pytest.raises(ZeroDivisionError), guided(pipe, OSEG(blocks=(selector,))):
             case.run(pipe)
     assert state_of(pipe.unet) == before
