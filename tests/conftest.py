@@ -1,4 +1,6 @@
-"""Settings of every test: repeatable properties, and no more threads than the machine that CI has."""
+"""Settings of every test: repeatable properties, no more threads than the machine that CI has, signals."""
+
+import signal
 
 import torch
 from hypothesis import HealthCheck, settings
@@ -12,3 +14,6 @@ settings.register_profile(
 )
 settings.load_profile("ci")
 torch.set_num_threads(2)
+# Whatever runs the suite in the background may ignore them, and the commands under test would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
