@@ -98,7 +98,7 @@ def test_blocks_stand_in_order_of_execution(case: Case, pipe: Any) -> None:
 
 def test_units_are_the_stages(case: Case, pipe: Any) -> None:
     paths = [stage.replace("down", "down_blocks").replace("up", "up_blocks") for stage in UNET_STAGES]
-    assert adapter_for(pipe).units(pipe.unet) == [path.replace("mid", "mid_block") for path in paths]
+    assert adapter_for(pipe).blocks.units(pipe.unet) == [path.replace("mid", "mid_block") for path in paths]
 
 
 SELECTED: dict[str, dict[Any, Callable[[str, str], bool]]] = {
@@ -492,7 +492,7 @@ def test_stages_before_the_first_perturbed_one_are_replayed(
     guidance = OSEG(blocks=(selector,), perturb_unconditional=perturb_unconditional)
     with guided(pipe, guidance, reuse_prefix=False):
         whole = run()
-    calls = dict.fromkeys(adapter_for(pipe).units(pipe.unet), 0)
+    calls = dict.fromkeys(adapter_for(pipe).blocks.units(pipe.unet), 0)
     for stage in calls:
         pipe.unet.get_submodule(stage).register_forward_pre_hook(
             lambda *_, stage=stage: calls.update({stage: calls[stage] + 1})
@@ -586,7 +586,7 @@ def test_seg_with_reflected_edges_is_the_published_one_on_square_images(
 @pytest.mark.parametrize("scale", (1.0, 4.0), ids=("plain", "cfg"))
 def test_pag_is_that_of_diffusers_own_pipeline(sdxl: Any, theirs: str, ours: str, scale: float) -> None:
     pag = quiet(StableDiffusionXLPAGPipeline(**sdxl.components, pag_applied_layers=[theirs]))
-    expected = SDXL.run(pag, guidance_scale=scale, scale=2.0)
+    expected = SDXL.run(pag, guidance_scale=scale, pag_scale=2.0)
     with guided(sdxl, PAG(scale=2.0, blocks=(ours,))):
         assert_close(SDXL.run(sdxl, guidance_scale=scale), expected, **ROUNDING)
 
