@@ -80,6 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _code_of(arguments: Sequence[str], debug: bool) -> int:
+    _check_surroundings()
     load_plugins()
     options = parse(arguments)
     show(quiet=getattr(options, "quiet", False))
@@ -89,6 +90,18 @@ def _code_of(arguments: Sequence[str], debug: bool) -> int:
     if received() and not code:  # a library has caught it
         raise KeyboardInterrupt
     return code
+
+
+def _check_surroundings() -> None:
+    """Raises UsageError for what other libraries would fail on, in words of their own."""
+    try:
+        os.getcwd()
+    except OSError:
+        raise UsageError("the working directory is not there any more; change to another folder") from None
+    if sys.flags.optimize > 1:
+        raise UsageError(
+            "Python runs without docstrings (-OO, PYTHONOPTIMIZE=2), which transformers needs; use -O at most"
+        )
 
 
 def _flush_output() -> None:

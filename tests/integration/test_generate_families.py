@@ -338,9 +338,9 @@ REFUSED = {
             "svd: guidance_scale 2 is one scale for all frames; it cannot go with max_guidance_scale"
         ),
         "--min-guidance-scale=4": "min_guidance_scale 4 must not be above max_guidance_scale 3",
-        "--max-guidance-scale=0.5": "max_guidance_scale must be from 1 to 1000, got 0.5",
+        "--max-guidance-scale=0.5": "--max-guidance-scale must be from 1 to 1000, got 0.5",
         "--max-guidance-scale=2 --guidance=none": "max_guidance_scale has no effect with guidance none",
-        "--motion-bucket-id=256": "motion_bucket_id must be from 0 to 255, got 256",
+        "--motion-bucket-id=256": "--motion-bucket-id must be from 0 to 255, got 256",
     },
     "mochi": {
         "--embedded-guidance-scale=6": "embedded_guidance_scale has no effect with mochi; it belongs to",
@@ -444,7 +444,7 @@ def test_the_scale_of_a_guider_is_read_from_the_model(capsys, tmp_path, folders,
 def test_weights_for_pictures_need_one(capsys, tmp_path, folders, unloadable, name):
     arguments = call(folders, name, *PROMPT[: 2 * (name != "svd")], image="x", out=tmp_path / "a.mp4")
     at = arguments.index("--image")
-    error = refused(capsys, arguments[:at] + arguments[at + 2 :])
+    error = refused(capsys, arguments[:at] + arguments[at + 2 :], "--out", tmp_path / "clips")
     assert "makes clips from a picture; give it one with --image" in error
 
 

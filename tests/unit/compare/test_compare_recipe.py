@@ -83,7 +83,7 @@ def test_the_command_takes_from_the_recipe_what_no_flag_says(tmp_path, capsys):
     command = ["compare", str(path), "--out", str(tmp_path / "out"), "--quiet"]
     assert main(command) == 0
     table = capsys.readouterr().out
-    assert "| oseg, reported | - | 12.5 |" in table and "Reported: a paper | of theirs" in table
+    assert "| oseg, reported | - | 12.5 |" in table and r"Reported: a paper \| of theirs" in table
     assert "| cfg minus oseg | 3 |" in table and "cfg, reported" not in table
     assert json.loads((tmp_path / "out" / "results.json").read_text())["reported"] == theirs
     assert main([*command, "--baseline", "cfg", "--metrics", "block_motion", "--limit", "2"]) == 0

@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from oseg_video.files import FileError
 from oseg_video.jobs.image import PictureError, load_picture, read_picture_comment, write_picture
 
 
@@ -128,6 +129,6 @@ def test_a_picture_keeps_its_pixels_and_its_comment(tmp_path):
     assert read_picture_comment(tmp_path / "a.png") == "how it was made"
     with Image.open(tmp_path / "a.png") as picture:
         assert np.array_equal(np.array(picture), frames[0].permute(1, 2, 0).numpy())
-    with pytest.raises(PictureError, match="cannot write"):
+    with pytest.raises(FileError, match="cannot write"):
         write_picture(tmp_path / "none" / "a.png", frames, "")
     assert read_picture_comment(save(tmp_path / "b.png", np.zeros((8, 8, 3)))) == ""

@@ -279,12 +279,13 @@ def test_a_limit_of_the_size_of_files_is_named(tmp_path, format):
     code = f"""
 import resource, torch
 from pathlib import Path
-from oseg_video.media import MediaError, write_clip
+from oseg_video.files import FileError
+from oseg_video.media import write_clip
 noise = torch.randint(0, 256, (30, 3, 128, 128), dtype=torch.uint8)
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
 try:
     write_clip(Path({str(tmp_path / "a")!r} + "." + {format!r}), noise, 8, format={format!r})
-except MediaError as error:
+except FileError as error:
     print(error)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
