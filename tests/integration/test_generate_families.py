@@ -444,7 +444,7 @@ def test_the_scale_of_a_guider_is_read_from_the_model(capsys, tmp_path, folders,
 def test_weights_for_pictures_need_one(capsys, tmp_path, folders, unloadable, name):
     arguments = call(folders, name, *PROMPT[: 2 * (name != "svd")], image="x", out=tmp_path / "a.mp4")
     at = arguments.index("--image")
-    error = refused(capsys, arguments[:at] + arguments[at + 2 :], "--out", tmp_path / "clips")
+    error = refused(capsys, [*arguments[:at], *arguments[at + 2 :], "--out", str(tmp_path / "clips")])
     assert "makes clips from a picture; give it one with --image" in error
 
 
