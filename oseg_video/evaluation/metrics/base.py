@@ -204,7 +204,7 @@ def known_metrics() -> dict[str, Declaration]:
     The command line imports such modules of other packages, see `oseg_video.plugins`.
     """
     _import_all()
-    return dict(_REGISTRY)
+    return dict(sorted(_REGISTRY.items()))  # whatever was imported first
 
 
 def build_metrics(names: Sequence[str], options: MetricOptions) -> list[Metric]:
