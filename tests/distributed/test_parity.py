@@ -36,7 +36,7 @@ BY_NAME["ltx, 64 channels"] = dataclasses.replace(
     build=partial(tiny_ltx, attention_head_dim=16, num_attention_heads=4, cross_attention_dim=64),
 )
 UNETS = ("svd", "sdxl")
-# Sums over tokens and heads are taken in other orders; that is all that may differ. The noise levels of SVD, up to
+# Sums over tokens and heads are taken in other orders; that is all that may differ. SVD's noise levels, up to
 # 700, enlarge it: 1.7e-5 was seen.
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-4}
 PROMPTS = ["a red circle", "two blue squares that move up and down"]
