@@ -199,12 +199,13 @@ class TokenInputs:
 def take_rows(value: Any, rows: slice, count: int) -> Any:
     """Some of `count` rows of a tensor, or of all tensors in tuples, lists and dicts.
 
-    A tensor may hold several entries per row (frames folded into the batch), row by row.
+    A tensor may hold several entries per row (frames folded into the batch), row by row. One that has fewer
+    entries than rows is the same for all of them, as HunyuanVideo's pooled text of one negative prompt is.
     """
 
     def take(x: Tensor) -> Tensor:
         share = x.shape[0] // count
-        return x[rows.start * share : rows.stop * share]
+        return x[rows.start * share : rows.stop * share] if share else x
 
     return _map_tensors(take, value)
 
