@@ -105,7 +105,7 @@ def reference_methods(
 ) -> dict[str, tuple[Guidance, Change | None]]:
     """Methods of weight `WEIGHT` with one perturbed block, and what the reference does in that block."""
     shared: dict[str, Any] = {"guidance_scale": guidance_scale, "blocks": (block,)}
-    weighted = {"oseg_scale": WEIGHT, "blur_sigma": (0.0, math.inf), "mix": 0.75} | shared
+    weighted = {"scale": WEIGHT, "blur_sigma": (0.0, math.inf), "mix": 0.75} | shared
     per_frame = off_key_mean_per_frame(grid, 0.75)
     return {
         "cfg": (CFG(guidance_scale=guidance_scale), None),

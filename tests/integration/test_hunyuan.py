@@ -341,7 +341,7 @@ def test_the_guided_prediction_is_that_of_a_slow_float64_reference(
 ) -> None:
     assert case.grid is not None
     common = {"guidance_scale": 3.0, "blocks": (1, 3)}
-    oseg = {"oseg_scale": 1.5, "blur_sigma": (0.0, math.inf), "mix": 0.75}
+    oseg = {"scale": 1.5, "blur_sigma": (0.0, math.inf), "mix": 0.75}
     guidance, change = {
         "cfg": (CFG(guidance_scale=3.0), None),
         "stg": (STG(scale=1.5, **common), "skip"),
