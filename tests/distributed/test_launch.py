@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import pty
 import re
 import stat
 import subprocess
 import sys
 import tempfile
+import termios
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -105,25 +107,44 @@ def test_what_cannot_be_is_refused_before_any_rank_starts(
 
 
 @contextlib.contextmanager
-def two_ranks_at_work(out: Path) -> Iterator[subprocess.Popen[str]]:
-    """A run of 900 steps, of which the first is done."""
+def two_ranks_at_work(out: Path) -> Iterator[tuple[subprocess.Popen[bytes], Callable[[], str]]]:
+    """A run of 900 steps, of which the first is done; and what waits for its end and gives what it says.
+
+    Standard error is a terminal: progress is shown on nothing else.
+    """
     arguments = ("--steps", "900", "--out", str(out), "--gpus", "2", "--parallel", "ulysses=2")
-    with subprocess.Popen(
-        [*COMMAND, *arguments], stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
-    ) as process:
-        assert process.stderr is not None
-        for line in iter(lambda: process.stderr.read(200), ""):  # type: ignore[union-attr]
-            if "step/s" in line or "s/step" in line:
-                break
-        yield process
+    terminal, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, 100))  # without a width a bar is empty
+
+    def rest() -> str:
+        said = b""
+        with contextlib.suppress(OSError):  # the terminal's other end is closed
+            while part := os.read(terminal, 4096):
+                said += part
+        process.wait(timeout=60)
+        return said.decode(errors="replace").replace("\r\n", "\n")
+
+    with subprocess.Popen([*COMMAND, *arguments], stderr=theirs, env=ENVIRONMENT) as process:
+        os.close(theirs)
+        said = b""
+        while b"step/s" not in said and b"s/step" not in said:
+            said += os.read(terminal, 200)
+        yield process, rest
+    os.close(terminal)
+
+
+def ranks_of(launcher: int) -> list[psutil.Process]:
+    """Its ranks, of the processes that a launcher has started."""
+    children = psutil.Process(launcher).children()
+    return [child for child in children if "spawn_main" in " ".join(child.cmdline())]
 
 
 def test_a_rank_that_dies_ends_all(tmp_path: Path) -> None:
-    with two_ranks_at_work(tmp_path / "a.mp4") as process:
-        ranks = psutil.Process(process.pid).children()
+    with two_ranks_at_work(tmp_path / "a.mp4") as (process, end):
+        ranks = ranks_of(process.pid)
         ranks[-1].kill()
         killed = time.monotonic()
-        _, rest = process.communicate(timeout=60)
+        rest = end()
         assert process.returncode == 2
     assert time.monotonic() - killed < 60
     assert "was killed (SIGKILL); the other ranks were ended" in rest
@@ -133,13 +154,13 @@ def test_a_rank_that_dies_ends_all(tmp_path: Path) -> None:
 
 
 def test_no_other_machine_can_reach_the_ranks_and_a_signal_ends_them(tmp_path: Path) -> None:
-    with two_ranks_at_work(tmp_path / "a.mp4") as process:
-        ranks = psutil.Process(process.pid).children()
+    with two_ranks_at_work(tmp_path / "a.mp4") as (process, end):
+        ranks = ranks_of(process.pid)
         ours, others = listeners(process.pid)
         folders = list(Path(tempfile.gettempdir()).glob(f"{FOLDER_PREFIX}*"))
         open_to_others = [one for one in folders if stat.S_IMODE(one.stat().st_mode) & 0o77]
         process.terminate()
-        _, rest = process.communicate(timeout=60)
+        rest = end()
         assert process.returncode == 130
     assert ours != [] and others == []
     assert folders != [] and open_to_others == []
