@@ -41,7 +41,7 @@ class _BesideBars(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            text = visible(one_line(self.format(record)))
+            text = one_line(self.format(record))
             if "tqdm" in sys.modules:
                 from tqdm import tqdm
 
@@ -53,8 +53,9 @@ class _BesideBars(logging.Handler):
 
 
 def one_line(text: str) -> str:
-    """A text without line ends, and without the middle of words and of a whole that go on and on."""
-    return _ends(" ".join(_ends(word, _LONGEST_WORD) for word in text.split()), _LONGEST_LINE)
+    """A text for a terminal: one line, nothing that it obeys, and what goes on and on without its middle."""
+    words = " ".join(_ends(word, _LONGEST_WORD) for word in text.split())
+    return visible(_ends(words, _LONGEST_LINE))
 
 
 def _ends(text: str, most: int) -> str:

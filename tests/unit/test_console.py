@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from oseg_video import console
+from oseg_video.cli.output import say
 
 
 @pytest.fixture(autouse=True)
@@ -47,3 +48,9 @@ def test_bars_need_a_terminal_and_a_listener(
     with console.bar(range(3), "counting") as bar:
         assert bar.disable is not shown
         assert list(bar) == [0, 1, 2]
+
+
+def test_an_error_line_holds_nothing_that_a_terminal_obeys(capsys: pytest.CaptureFixture[str]) -> None:
+    say("error: cannot read \x1b]0;mine\x07 \x9b31m\u202e.mp4")
+    error = capsys.readouterr().err
+    assert error == "oseg-video: error: cannot read \\x1b]0;mine\\x07 \\x9b31m\\u202e.mp4\n"
