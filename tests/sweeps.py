@@ -54,7 +54,7 @@ class Painter(LoadedModel):
     def cut_prompts(self, job: Any) -> list[str]:
         return ["cut"] if len(job.prompts[0]) > 40 else []
 
-    def make_clip(self, job: Any, plan: Any, picture: Any) -> ClipResult:
+    def make_clip(self, job: Any, plan: Any, start: Any) -> ClipResult:
         type(self).painted.append((plan.prompt, plan.seed, job.guidance.name))
         noise = torch.Generator().manual_seed(plan.seed)
         frames = torch.randint(0, 255, (job.frames, 3, job.height, job.width), generator=noise).to(

@@ -33,7 +33,7 @@ class _TrueCFG(Sampling):
 
 
 def _first_frame(inputs: Mapping[str, Any], shard: Shard) -> dict[str, Any]:
-    """The number of tokens of the frame whose place a picture has taken."""
+    """The number of tokens of the frame whose place an image has taken."""
     tokens = inputs.get("num_tokens")
     return {} if tokens is None else {"num_tokens": shard.local(tokens)}
 
@@ -102,7 +102,7 @@ class HunyuanVideoAdapter(JointAttentionAdapter):
     def configure(self, pipe: Any, settings: Mapping[str, Any]) -> Mapping[str, Any]:
         if "image" not in settings or pipe.transformer.config.image_condition_type != "latent_concat":
             return settings
-        # The pipeline cuts the picture's own latent frame off the clip.
+        # The pipeline cuts the image's own latent frame off the clip.
         return {**settings, "frames": settings["frames"] + self.frame_multiple}
 
     def component_dtype(self, component: str, dtype: torch.dtype) -> torch.dtype:

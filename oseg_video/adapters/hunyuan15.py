@@ -149,10 +149,10 @@ class HunyuanVideo15Adapter(JointAttentionAdapter):
 
 
 def _with_a_margin(image: Any) -> Any:
-    """A picture with one row or column more along its longer side, which the pipeline crops off again.
+    """An image with one row or column more along its longer side, which the pipeline crops off again.
 
     The pipeline takes the size of its list that comes next in shape towards the square. It compares rounded
-    numbers, so that it passes over a third of the sizes for a picture of exactly that size.
+    numbers, so that it passes over a third of the sizes for an image of exactly that size.
     """
     from PIL import Image
 

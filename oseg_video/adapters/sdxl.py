@@ -30,7 +30,7 @@ class SDXLAdapter(UNetAdapter):
     text_to_video = "StableDiffusionXLPipeline"
     other_pipelines = ("StableDiffusionXLImg2ImgPipeline", "StableDiffusionXLInpaintPipeline")
     text = "optional"
-    makes_pictures = True
+    makes_images = True
     arguments: ClassVar[Mapping[str, str]] = {
         name: argument
         for name, argument in ARGUMENTS.items()

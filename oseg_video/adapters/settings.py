@@ -55,7 +55,7 @@ class FamilySettings:
     other_pipelines: ClassVar[tuple[str, ...]] = ()
     """Further pipeline classes of the family that `guided` accepts."""
     universal_pipelines: ClassVar[tuple[str, ...]] = ()
-    """Those of `other_pipelines` that make clips from text, and from a picture and text."""
+    """Those of `other_pipelines` that make clips from text, and from an image and text."""
     hub_repository: ClassVar[str]
     """Hub repository that the family name stands for."""
     image_repository: ClassVar[str | None] = None
@@ -70,8 +70,8 @@ class FamilySettings:
     takes the pipeline's scale."""
     text: ClassVar[TextUse] = "needed"
     """Whether a clip needs a prompt, may have one, or has none."""
-    makes_pictures: ClassVar[bool] = False
-    """Whether a clip is one picture."""
+    makes_images: ClassVar[bool] = False
+    """Whether a clip is one image."""
     vae_tiles: ClassVar[bool] = True
     """Whether the VAE can decode in tiles."""
     dtypes: ClassVar[Mapping[str, str]] = {}
@@ -115,7 +115,7 @@ class FamilySettings:
         return self.size_multiple, self.frame_multiple
 
     def serves_both(self, index: Mapping[str, Any]) -> bool:
-        """Whether the weights make clips from text and from a picture alike; `index` is model_index.json."""
+        """Whether the weights make clips from text and from an image alike; `index` is model_index.json."""
         return self.image_to_video is not None and self.image_repository is None
 
     def component_dtype(self, component: str, dtype: torch.dtype) -> torch.dtype:

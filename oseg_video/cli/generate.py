@@ -32,7 +32,7 @@ EXAMPLES = """examples:
 
 def register(commands: Commands) -> None:
     parser = add_command(
-        commands, "generate", _run, help="make clips from prompts or a picture", epilog=EXAMPLES
+        commands, "generate", _run, help="make clips from prompts or an image", epilog=EXAMPLES
     )
     add_setting_flags(parser)
     parser.add_argument(

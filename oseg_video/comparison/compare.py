@@ -130,7 +130,7 @@ def check_comparison(
 
 def _require_videos(variations: Sequence[Variation]) -> None:
     for one in {one.model: one for one in variations}.values():
-        if count_job(one.job).adapter.makes_pictures:
+        if count_job(one.job).adapter.makes_images:
             raise CompareError(f"{one.model} makes images; a comparison is about clips")
     for one in variations:
         if one.job.format not in (None, "mp4"):

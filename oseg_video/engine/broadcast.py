@@ -1,4 +1,4 @@
-"""What the first rank does for all that make a clip together: encoded prompts and pictures, first latents."""
+"""What the first rank does for all that make a clip together: encoded prompts and images, first latents."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -18,7 +18,7 @@ _ENCODERS = (
     *("encode_prompt", "encode_image", "_encode_image"),
     *("_encode_vae_image", "prepare_cond_latents_and_mask"),
 )
-"""Methods of pipelines that turn prompts and pictures into embeddings and latents, and draw no noise."""
+"""Methods of pipelines that turn prompts and images into embeddings and latents, and draw no noise."""
 _LATENTS = ("prepare_latents",)
 
 

@@ -72,7 +72,7 @@ class _Parts:
     def decode_own(self, decode: Callable[..., Any], latents: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Decode if the part is this rank's: parts are dealt out in turn.
 
-        latents: [B, C, F, H, W], or [B, C, H, W] of pictures and SVD's frames. The caller gets one value per
+        latents: [B, C, F, H, W], or [B, C, H, W] of images and SVD's frames. The caller gets one value per
         channel: it will put parts together for nothing, and so in no time.
         """
         self._count += _starts_part(**kwargs)

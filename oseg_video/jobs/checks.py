@@ -48,7 +48,7 @@ def check_family(job: GenerateJob, adapter: ModelAdapter) -> None:
     _check_scales(job, adapter)
     if job.image is not None and adapter.image_to_video is None:
         makers = _families(lambda other: other.image_to_video is not None)
-        made = "images" if adapter.makes_pictures else "clips"
+        made = "images" if adapter.makes_images else "clips"
         raise SettingError(f"{adapter.family} makes {made} from text only; --image works with {makers}")
     if job.image is None and adapter.text_to_video is None:
         raise SettingError(f"{adapter.family} makes clips from an image; give it one with --image")
@@ -124,18 +124,18 @@ def _check_text(job: GenerateJob, adapter: ModelAdapter) -> None:
 
 
 def _check_kind(job: GenerateJob, adapter: ModelAdapter) -> None:
-    """Clip or picture."""
+    """Clip or image."""
     family = adapter.family
-    if not adapter.makes_pictures:
+    if not adapter.makes_images:
         if job.fps is None:
             raise SettingError("nothing sets fps")
         return
     if job.frames != 1:
-        raise SettingError(f"frames {job.frames}: {family} makes one picture; frames must be 1")
+        raise SettingError(f"frames {job.frames}: {family} makes one image; frames must be 1")
     if job.fps is not None:
-        raise SettingError(f"fps {job.fps:g} has no effect with {family}, which makes pictures")
+        raise SettingError(f"fps {job.fps:g} has no effect with {family}, which makes images")
     if job.format not in (None, "png"):
-        raise SettingError(f"format {job.format}: {family} makes pictures; format must be png")
+        raise SettingError(f"format {job.format}: {family} makes images; format must be png")
 
 
 def _check_scales(job: GenerateJob, adapter: ModelAdapter) -> None:

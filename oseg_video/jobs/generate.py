@@ -9,7 +9,7 @@ from pathlib import Path
 from oseg_video.config import GenerateJob
 from oseg_video.console import logger, quietly
 from oseg_video.jobs.checks import check_fits
-from oseg_video.jobs.image import load_picture
+from oseg_video.jobs.image import load_image
 from oseg_video.jobs.loading import pipeline as loading
 from oseg_video.jobs.loading.meta import empty_denoiser
 from oseg_video.jobs.model import ClipResult, LoadedModel
@@ -40,12 +40,12 @@ def generate(
     ranks = Ranks.started()
     with ranks.joined(job.device, timeout), nullcontext() if ranks.rank == 0 else quietly():
         source = check_job(job)
-        plans = plan_clips(job, pictures=source.adapter.makes_pictures)
+        plans = plan_clips(job, images=source.adapter.makes_images)
         if ranks.rank == 0:
             check_outputs(plans, overwrite=overwrite)
-        picture = load_picture(Path(job.image), job.height, job.width) if job.image else None
-        if picture:
-            logger.info(f"{job.image}: {picture.fitted}")
+        start = load_image(Path(job.image), job.height, job.width) if job.image else None
+        if start:
+            logger.info(f"{job.image}: {start.fitted}")
         degrees, why = degrees_for(ranks, parallel, job, source, len(plans))
         if why:
             logger.info(f"{ranks.size} ranks, {degrees}: {why}")
@@ -57,7 +57,7 @@ def generate(
             logger.info(line)
         results = []
         for plan in plans[mesh.data.rank :: mesh.data.size]:
-            results.append(model.make_clip(job, plan, picture))
+            results.append(model.make_clip(job, plan, start))
             if on_clip and mesh.clip.rank == 0:
                 on_clip(results[-1])
         return results

@@ -1,4 +1,4 @@
-"""Pictures: the one that an image-to-video clip starts from, and the one that a picture model makes."""
+"""Images: the one that an image-to-video clip starts from, and the one that an image model makes."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _ORIENTATION = 0x0112  # EXIF tag; 1 is upright
 _COMMENT = "comment"
 
 
-class PictureError(OsegVideoError):
-    """A picture that cannot be used; the message names the file."""
+class ImageError(OsegVideoError):
+    """An image that cannot be used; the message names the file."""
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A picture of the clip's size."""
+class StartImage:
+    """An image of the clip's size."""
 
     image: Any
     """PIL image, RGB."""
@@ -33,11 +33,11 @@ class Picture:
     """What was done to make it fit, for the reader."""
 
 
-def load_picture(path: Path, height: int, width: int) -> Picture:
-    """Read a picture upright, on white where it is transparent, resized and centre-cropped to the size.
+def load_image(path: Path, height: int, width: int) -> StartImage:
+    """Read an image upright, on white where it is transparent, resized and centre-cropped to the size.
 
     `height` and `width` in pixels. The content says what a file is, not its suffix. The EXIF orientation is
-    respected. Raises PictureError for a file that is missing, empty, no picture, damaged, animated, or larger
+    respected. Raises ImageError for a file that is missing, empty, no image, damaged, animated, or larger
     than Pillow's limit against decompression bombs.
     """
     from PIL import Image, ImageOps
@@ -46,7 +46,7 @@ def load_picture(path: Path, height: int, width: int) -> Picture:
     upright, turned = _read(path)
     done = ["turned upright"] if turned else []
     if upright.mode == "F":
-        raise PictureError(f"{path} has floating-point pixels; give a picture of 8 or 16 bits")
+        raise ImageError(f"{path} has floating-point pixels; give an image of 8 or 16 bits")
     if upright.has_transparency_data and upright.convert("RGBA").getextrema()[3][0] < 255:
         done.append("put on white")
     rgb = _on_white(upright)
@@ -59,10 +59,10 @@ def load_picture(path: Path, height: int, width: int) -> Picture:
     fitted = ImageOps.fit(rgb, (width, height), method=Image.Resampling.LANCZOS)
     with open(path, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return Picture(fitted, digest, f"{rgb.width} x {rgb.height} {', '.join(done) or 'taken as it is'}")
+    return StartImage(fitted, digest, f"{rgb.width} x {rgb.height} {', '.join(done) or 'taken as it is'}")
 
 
-def write_picture(path: Path, frames: torch.Tensor, comment: str) -> None:
+def write_image(path: Path, frames: torch.Tensor, comment: str) -> None:
     """Write a clip of one frame, uint8 [1, 3, H, W], as a PNG file with `comment`. Raises FileError."""
     from PIL import Image
     from PIL.PngImagePlugin import PngInfo
@@ -74,45 +74,37 @@ def write_picture(path: Path, frames: torch.Tensor, comment: str) -> None:
         Image.fromarray(pixels_HWC).save(temporary, format="PNG", pnginfo=info)
 
 
-def read_picture_comment(path: Path) -> str:
-    """The `comment` that `write_picture` stored in a PNG file; "" if there is none. Raises PictureError."""
-    picture, _ = _read(path)
-    return str(picture.info.get(_COMMENT, ""))
-
-
 def _read(path: Path) -> tuple[Any, bool]:
     """(PIL image upright with its pixels read, whether it had to be turned)."""
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
         if path.exists() and not path.is_file():  # a folder, or a device that never ends
-            raise PictureError(f"{path} is not a file")
+            raise ImageError(f"{path} is not a file")
         if not path.stat().st_size:
-            raise PictureError(f"{path} is empty")
+            raise ImageError(f"{path} is empty")
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path) as opened:
                 count = getattr(opened, "n_frames", 1)
-                # The further pictures of a camera's MPO are previews, or the other eye's.
+                # The further images of a camera's MPO are previews, or the other eye's.
                 if count > 1 and opened.format != "MPO":
-                    raise PictureError(
-                        f"{path} is animated or has pages ({count} pictures); give one picture"
-                    )
+                    raise ImageError(f"{path} is animated or has pages ({count} images); give one image")
                 turned = opened.getexif().get(_ORIENTATION, 1) != 1
                 upright = ImageOps.exif_transpose(opened)  # a copy, also where it is upright
                 return upright, turned
-    except PictureError:
+    except ImageError:
         raise
     except UnidentifiedImageError:
-        raise PictureError(f"{path} is not a picture that can be read") from None
+        raise ImageError(f"{path} is not an image that can be read") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise PictureError(f"{path} is too large: more than {Image.MAX_IMAGE_PIXELS} pixels") from None
+        raise ImageError(f"{path} is too large: more than {Image.MAX_IMAGE_PIXELS} pixels") from None
     except OSError as error:
-        raise PictureError(f"cannot read {path}: {error.strerror or error}") from None
+        raise ImageError(f"cannot read {path}: {error.strerror or error}") from None
     except MemoryError:
-        raise PictureError(f"{path} is too large for the memory of this machine") from None
+        raise ImageError(f"{path} is too large for the memory of this machine") from None
     except Exception as error:  # what Pillow's plugins raise on damaged files is of a dozen types
-        raise PictureError(f"{path} is damaged: {error}") from None
+        raise ImageError(f"{path} is damaged: {error}") from None
 
 
 def _on_white(image: Any) -> Any:

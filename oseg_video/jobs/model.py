@@ -21,7 +21,7 @@ from oseg_video.engine.guided import guided
 from oseg_video.engine.patching import replaced
 from oseg_video.files import write_text
 from oseg_video.jobs.checks import clip_settings
-from oseg_video.jobs.image import Picture, write_picture
+from oseg_video.jobs.image import StartImage, write_image
 from oseg_video.jobs.loading import pipeline as loading
 from oseg_video.jobs.loading.memory import NotEnoughMemoryError
 from oseg_video.jobs.outputs import ClipPlan
@@ -103,7 +103,7 @@ class LoadedModel:
             if tokens > limit
         ]
 
-    def make_clip(self, job: GenerateJob, plan: ClipPlan, picture: Picture | None) -> ClipResult:
+    def make_clip(self, job: GenerateJob, plan: ClipPlan, start: StartImage | None) -> ClipResult:
         """Make one clip of the job and write it with its manifest, clip first. Of the ranks that make it
         together the first one writes.
 
@@ -120,7 +120,7 @@ class LoadedModel:
             StepClock(job.steps, f"{title} (seed {plan.seed})") as clock,
             guided(self._pipe, running, mesh=self._mesh) as report,
         ):
-            frames = self._sample(job, plan, picture, clock)
+            frames = self._sample(job, plan, start, clock)
             clock.decoded()
         report.merge(self._mesh.branch.gather_objects(report.steps))
         made, asked = tuple(frames.shape), (job.frames, 3, job.height, job.width)
@@ -152,9 +152,7 @@ class LoadedModel:
             passes=report.to_dict(),
             seconds=seconds,
             machine={**machine(device), "parallel": str(self._mesh.degrees)},
-            image={"file": job.image, "sha256": picture.sha256, "fitted": picture.fitted}
-            if picture
-            else None,
+            image={"file": job.image, "sha256": start.sha256, "fitted": start.fitted} if start else None,
         )
         if self._mesh.clip.rank == 0:
             _write(plan, frames, job.fps, manifest)
@@ -164,14 +162,14 @@ class LoadedModel:
         self,
         job: GenerateJob,
         plan: ClipPlan,
-        picture: Picture | None,
+        start: StartImage | None,
         clock: StepClock,
     ) -> torch.Tensor:
         """Run the pipeline once -> uint8 [F, C, H, W]."""
         pipe, adapter = self._pipe, self._adapter
         given = clip_settings(job)
         given |= {"prompt": plan.prompt} if plan.prompt is not None else {}
-        given |= {"image": picture.image} if picture else {}
+        given |= {"image": start.image} if start else {}
         settings = adapter.configure(pipe, given)
         with _counting_steps(pipe, clock):
             output = pipe(
@@ -236,8 +234,8 @@ def _write(plan: ClipPlan, frames: torch.Tensor, fps: float | None, manifest: Ma
         plan.path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise GenerateError(f"cannot make the folder {plan.path.parent}: {error.strerror}") from None
-    if plan.format == "picture":
-        write_picture(plan.path, frames, manifest.comment)
+    if plan.format == "image":
+        write_image(plan.path, frames, manifest.comment)
     else:
         assert fps is not None
         write_clip(plan.path, frames, fps, format=plan.format, comment=manifest.comment)

@@ -35,9 +35,9 @@ class ClipPlan:
     """None where the model takes no text."""
     seed: int
     path: Path
-    """The file, or the folder of pictures."""
+    """The file, or the folder of images."""
     format: str
-    """"mp4", "gif", "png" (a folder of pictures) or "picture" (one PNG file)."""
+    """"mp4", "gif", "png" (a folder of images) or "image" (one PNG file)."""
 
     @property
     def manifest(self) -> Path:
@@ -73,27 +73,27 @@ def clip_names(clips: Iterable[tuple[str, int]], method: str) -> list[str]:
     return names
 
 
-def plan_clips(job: GenerateJob, *, pictures: bool = False) -> list[ClipPlan]:
+def plan_clips(job: GenerateJob, *, images: bool = False) -> list[ClipPlan]:
     """The clips of a job, prompt by prompt, and the place of each. Raises OutputError.
 
-    A clip without a prompt is named after its picture. pictures: each clip is one picture, a PNG file.
+    A clip without a prompt is named after its image. images: each clip is one image, a PNG file.
     """
     clips = [(prompt, seed) for prompt in job.prompts or (None,) for seed in job.seeds]
     out = Path(job.out).expanduser()
     suffix = out.suffix.lower()
-    formats = {".png": "picture"} if pictures else _FILE_FORMATS
+    formats = {".png": "image"} if images else _FILE_FORMATS
     names_folder = job.out.endswith(("/", os.sep)) or os.path.isdir(out)
     if not names_folder and suffix in formats:
         if len(clips) > 1:
-            what = "pictures" if pictures else "clips"
+            what = "images" if images else "clips"
             raise OutputError(f"{len(clips)} {what} do not fit into {job.out}; give --out a folder")
-        path = out.with_suffix("") if suffix == ".png" and not pictures else out
+        path = out.with_suffix("") if suffix == ".png" and not images else out
         return [ClipPlan(*clips[0], path, formats[suffix])]
     if not names_folder and suffix in {*_FILE_FORMATS, *_OTHER_FILES}:
-        files = ".png" if pictures else ".mp4, .gif, .png (a folder of pictures)"
-        raise OutputError(f"cannot write {suffix} files{' of pictures' * pictures}; use {files} or a folder")
-    format = "picture" if pictures else job.format or "mp4"
-    ending = {"picture": ".png", "png": ""}.get(format, f".{format}")
+        files = ".png" if images else ".mp4, .gif, .png (a folder of images)"
+        raise OutputError(f"cannot write {suffix} files{' of images' * images}; use {files} or a folder")
+    format = "image" if images else job.format or "mp4"
+    ending = {"image": ".png", "png": ""}.get(format, f".{format}")
     shown = Path(job.image).stem if job.image else ""
     texts = [(shown if prompt is None else prompt, seed) for prompt, seed in clips]
     names = clip_names(texts, job.guidance.name)

@@ -25,7 +25,7 @@ class Reproduction:
     identical: bool
     """Whether every generated frame equals the original's, before lossy encoding."""
     differences: tuple[str, ...]
-    """What else differs between then and now: versions, machine, model files, picture."""
+    """What else differs between then and now: versions, machine, model files, image."""
 
 
 def reproduce(
@@ -43,8 +43,8 @@ def reproduce(
     file = Path(file)
     manifest = read_manifest(file)
     job = manifest.read_job()
-    picture = adapter_for_class(str(manifest.model.get("pipeline"))).makes_pictures
-    out = out or str(reproduced_path(file, picture=picture))
+    image = adapter_for_class(str(manifest.model.get("pipeline"))).makes_images
+    out = out or str(reproduced_path(file, image=image))
     job = dataclasses.replace(job, out=out, device=device or job.device)
     with _threads(manifest.machine.get("threads")):
         (result,) = generate(job, overwrite=overwrite)
@@ -55,12 +55,12 @@ def reproduce(
     )
 
 
-def reproduced_path(file: Path, *, picture: bool = False) -> Path:
-    """`a.mp4` -> `a-reproduced.mp4`; a folder of pictures gives another folder, a manifest an mp4, or a PNG
-    where the clip is one `picture`."""
+def reproduced_path(file: Path, *, image: bool = False) -> Path:
+    """`a.mp4` -> `a-reproduced.mp4`; a folder of images gives another folder, a manifest an mp4, or a PNG
+    where the clip is one `image`."""
     if file.is_dir():
         return file.with_name(f"{file.name}-reproduced.png")
-    made = ".png" if picture else ".mp4"
+    made = ".png" if image else ".mp4"
     suffix = made if file.suffix.lower() == ".json" else file.suffix
     return file.with_name(f"{file.stem}-reproduced{suffix}")
 

@@ -14,7 +14,7 @@ import torch
 
 from oseg_video.config import GenerateJob, job_to_plain, resolve_job
 from oseg_video.jobs.generate import check_job
-from oseg_video.jobs.image import load_picture
+from oseg_video.jobs.image import load_image
 from oseg_video.jobs.loading.pipeline import (
     ModelSource,
     fingerprint,
@@ -31,7 +31,7 @@ from oseg_video.types import OsegVideoError
 _NOT_HASHED = ("out", "format", "device", "offload", "model", "revision", "image")
 _KEY_LETTERS = 16
 _STEM_LETTERS = 40
-_SUFFIXES = {"mp4": ".mp4", "gif": ".gif", "png": "", "picture": ".png"}
+_SUFFIXES = {"mp4": ".mp4", "gif": ".gif", "png": "", "image": ".png"}
 
 
 class SweepError(OsegVideoError):
@@ -70,7 +70,7 @@ class SweepItem:
     job: GenerateJob
     """Resolved, with one prompt (or none) and one seed."""
     format: str
-    """"mp4", "gif", "png" (a folder of images) or "picture" (one PNG file)."""
+    """"mp4", "gif", "png" (a folder of images) or "image" (one PNG file)."""
 
     @property
     def prompt(self) -> str | None:
@@ -155,14 +155,14 @@ class _Contents:
             return None
         place = job.image, job.height, job.width
         if place not in self._images:
-            self._images[place] = load_picture(Path(job.image), job.height, job.width).sha256
+            self._images[place] = load_image(Path(job.image), job.height, job.width).sha256
         return self._images[place]
 
 
 def _items(variation: Variation, contents: _Contents, device: str | None) -> Iterator[SweepItem]:
     job = variation.job
     source = check_job(job)
-    format = "picture" if source.adapter.makes_pictures else job.format or "mp4"
+    format = "image" if source.adapter.makes_images else job.format or "mp4"
     where = resolve_device(job.device) if device is None else torch.device(device)
     dtype = str(resolve_dtype(job.dtype, where)).removeprefix("torch.")
     # The commit of today: workers that load later must not get another one.

@@ -59,7 +59,7 @@ def manifest_key(manifest: Manifest, format: str) -> str:
 def _holds(path: Path, clip: Mapping[str, Any], format: str) -> bool:
     """Whether a file or folder holds the frames of a manifest's clip. Raises what reading it raises."""
     height, width = clip["height"], clip["width"]
-    if format == "picture":
+    if format == "image":
         with Image.open(path) as image:
             image.load()
             return image.size == (width, height)

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from oseg_video.config import GenerateJob
 from oseg_video.console import quietly
 from oseg_video.jobs.generate import check_job
-from oseg_video.jobs.image import load_picture
+from oseg_video.jobs.image import load_image
 from oseg_video.jobs.loading.memory import NotEnoughMemoryError
 from oseg_video.jobs.loading.pipeline import resolve_device
 from oseg_video.jobs.model import LoadedModel
@@ -91,7 +91,7 @@ class Worker:
 
     def _make(self, item: SweepItem, job: GenerateJob) -> dict[str, Any]:
         model = self._loaded(job)
-        start = load_picture(Path(job.image), job.height, job.width) if job.image else None
+        start = load_image(Path(job.image), job.height, job.width) if job.image else None
         with self._store.workspace(item.key) as folder:
             plan = ClipPlan(item.prompt, item.seed, folder / item.file, item.format)
             result = model.make_clip(job, plan, start)

@@ -1,8 +1,8 @@
-"""The latent space of the embedded model, fixed beforehand: a small picture of every sixth frame.
+"""The latent space of the embedded model, fixed beforehand: a small image of every sixth frame.
 
 A learned latent space takes a GPU to make its shapes sharp. This one needs no training, so the transformer
 trains on clips drawn on the fly, and the decoder learns one thing only: to draw the clip that the small
-pictures show. The encoder is trained to compute the same latents.
+images show. The encoder is trained to compute the same latents.
 
 Tensor letters: B clips, F frames, C channels, H rows, W columns, T latent frames.
 """
@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 POOL = 4
-"""Pixels per side that one value of a small picture averages."""
+"""Pixels per side that one value of a small image averages."""
 FOLD = 2
-"""Pixels per side of a small picture that one latent position holds."""
+"""Pixels per side of a small image that one latent position holds."""
 FRAME_STEP = 6
 """Frames between two latent frames; the first latent frame is the first frame alone, as in Mochi's VAE."""
 CHANNELS = 3 * FOLD**2
@@ -42,8 +42,8 @@ def pooled_key_frames(key_frames_BTCHW: Tensor) -> Tensor:
     return small.unflatten(0, frames.shape[:2]).transpose(1, 2)
 
 
-def small_pictures(latents_BCTHW: Tensor) -> Tensor:
+def small_images(latents_BCTHW: Tensor) -> Tensor:
     """RGB [B, T, 3, 2 H, 2 W] in [0, 1] held by the (unscaled) latents, to see them without a decoder."""
     frames = latents_BCTHW.transpose(1, 2)
-    pictures = F.pixel_shuffle(frames.flatten(0, 1), FOLD).unflatten(0, frames.shape[:2])
-    return (pictures / 2 + 0.5).clamp(0, 1)
+    images = F.pixel_shuffle(frames.flatten(0, 1), FOLD).unflatten(0, frames.shape[:2])
+    return (images / 2 + 0.5).clamp(0, 1)

@@ -1,4 +1,4 @@
-"""A decoder that starts as plain upsampling of the small pictures in its latents, instead of as noise."""
+"""A decoder that starts as plain upsampling of the small images in its latents, instead of as noise."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ COLOURS = 3
 
 @torch.no_grad()
 def start_from_upsampling(decoder: MochiDecoder3D) -> None:
-    """Make the decoder repeat every value of the small pictures over the pixels and frames it stands for.
+    """Make the decoder repeat every value of the small images over the pixels and frames it stands for.
 
     The residual blocks start as identities. Channels that the upsampling does not need keep their random
     start, so no capacity is lost. Training goes on from 21 dB; a random start takes 15 minutes to get there.

@@ -34,7 +34,7 @@ def with_strides(vae: Any, **options: Any) -> None:
     tiles(vae, tile_sample_stride_height=24, tile_sample_stride_width=24, **options)
 
 
-def of_pictures(vae: Any) -> None:
+def of_images(vae: Any) -> None:
     vae.enable_tiling()
     vae.tile_sample_min_size, vae.tile_latent_min_size = 32, 4
 
@@ -75,7 +75,7 @@ PARTS: dict[str, tuple[str, Callable[[Any], None], dict[str, Any]]] = {
     "hunyuan": ("hunyuan", with_strides, {}),
     "hunyuan, frames": ("hunyuan", of_frames, {}),
     "hunyuan15": ("hunyuan15", of_latents, {}),
-    "sdxl": ("sdxl", of_pictures, {}),
+    "sdxl": ("sdxl", of_images, {}),
     "sdxl, slices": ("sdxl", slices, {"prompt": ["a red circle", "a square", "no"]}),
     "svd": ("svd", nothing, {"decode_chunk_size": 1}),
     "svd, odd": ("svd", nothing, {"decode_chunk_size": 2}),

@@ -5,15 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import pty
 import re
+import signal
 import stat
-import subprocess
-import sys
 import tempfile
-import termios
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -29,13 +26,16 @@ from tests.processes import Command
 from tests.sockets import listeners
 
 PROMPT = "a red circle moving left on a white background"
-COMMAND = (sys.executable, "-m", "oseg_video", "generate", "--prompt", PROMPT, "--device", "cpu")
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def command(*arguments: str, terminal: bool = False) -> Command:
+    fixed = ("generate", "--prompt", PROMPT, "--device", "cpu")
+    return Command(*fixed, *arguments, environment={"OMP_NUM_THREADS": "1"}, terminal=terminal)
 
 
 def run(*arguments: str) -> tuple[int, str, str]:
     """Exit code, standard output and standard error of the command."""
-    with Command(*COMMAND[3:], *arguments, environment={"OMP_NUM_THREADS": "1"}) as process:
+    with command(*arguments) as process:
         return process.wait(timeout=900), process.out, process.err
 
 
@@ -107,30 +107,12 @@ def test_what_cannot_be_is_refused_before_any_rank_starts(
 
 
 @contextlib.contextmanager
-def two_ranks_at_work(out: Path) -> Iterator[tuple[subprocess.Popen[bytes], Callable[[], str]]]:
-    """A run of 900 steps, of which the first is done; and what waits for its end and gives what it says.
-
-    Standard error is a terminal: progress is shown on nothing else.
-    """
+def two_ranks_at_work(out: Path) -> Iterator[Command]:
+    """A run of 900 steps, of which the first is done."""
     arguments = ("--steps", "900", "--out", str(out), "--gpus", "2", "--parallel", "ulysses=2")
-    terminal, theirs = pty.openpty()
-    termios.tcsetwinsize(theirs, (24, 100))  # without a width a bar is empty
-
-    def rest() -> str:
-        said = b""
-        with contextlib.suppress(OSError):  # the terminal's other end is closed
-            while part := os.read(terminal, 4096):
-                said += part
-        process.wait(timeout=60)
-        return said.decode(errors="replace").replace("\r\n", "\n")
-
-    with subprocess.Popen([*COMMAND, *arguments], stderr=theirs, env=ENVIRONMENT) as process:
-        os.close(theirs)
-        said = b""
-        while b"step/s" not in said and b"s/step" not in said:
-            said += os.read(terminal, 200)
-        yield process, rest
-    os.close(terminal)
+    with command(*arguments, terminal=True) as process:
+        process.wait_for("step/s", "s/step")
+        yield process
 
 
 def ranks_of(launcher: int) -> list[psutil.Process]:
@@ -140,32 +122,32 @@ def ranks_of(launcher: int) -> list[psutil.Process]:
 
 
 def test_a_rank_that_dies_ends_all(tmp_path: Path) -> None:
-    with two_ranks_at_work(tmp_path / "a.mp4") as (process, end):
+    with two_ranks_at_work(tmp_path / "a.mp4") as process:
         ranks = ranks_of(process.pid)
         ranks[-1].kill()
         killed = time.monotonic()
-        rest = end()
-        assert process.returncode == 2
+        assert process.wait(timeout=60) == 2
+        said = process.err
     assert time.monotonic() - killed < 60
-    assert "was killed (SIGKILL); the other ranks were ended" in rest
-    assert "Traceback" not in rest
+    assert "was killed (SIGKILL); the other ranks were ended" in said
+    assert "Traceback" not in said
     assert list(tmp_path.iterdir()) == []
     assert psutil.wait_procs(ranks, timeout=60)[1] == []
 
 
 def test_no_other_machine_can_reach_the_ranks_and_a_signal_ends_them(tmp_path: Path) -> None:
-    with two_ranks_at_work(tmp_path / "a.mp4") as (process, end):
+    with two_ranks_at_work(tmp_path / "a.mp4") as process:
         ranks = ranks_of(process.pid)
         ours, others = listeners(process.pid)
         folders = list(Path(tempfile.gettempdir()).glob(f"{FOLDER_PREFIX}*"))
         open_to_others = [one for one in folders if stat.S_IMODE(one.stat().st_mode) & 0o77]
-        process.terminate()
-        rest = end()
-        assert process.returncode == 130
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=60) == 130
+        said = process.err
     assert ours != [] and others == []
     assert folders != [] and open_to_others == []
-    assert rest.splitlines()[-1] == "oseg-video: interrupted; finished clips are kept"
-    assert "Traceback" not in rest
+    assert said.splitlines()[-1] == "oseg-video: interrupted; finished clips are kept"
+    assert "Traceback" not in said
     assert list(tmp_path.iterdir()) == []
     assert psutil.wait_procs(ranks, timeout=60)[1] == []
 

@@ -199,7 +199,7 @@ def _without_a_generator(case_name: str, degrees: Degrees) -> Any:
         return case.run(pipe, generator=None)
 
 
-# SVD adds noise to the picture before it encodes it.
+# SVD adds noise to the image before it encodes it.
 @pytest.mark.parametrize(("case", "axis"), [("mochi", "ulysses"), ("svd", "branch")])
 def test_ranks_start_from_one_noise_whatever_their_random_state(
     two_ranks: Ranks, case: str, axis: str

@@ -65,7 +65,7 @@ def over(*cases: Case) -> Any:
 
 
 def gradient(size: dict[str, int] = LTX_SIZE) -> Image.Image:
-    """A picture, dark above, of a clip's size."""
+    """An image, dark above, of a clip's size."""
     return Image.linear_gradient("L").convert("RGB").resize((size["width"], size["height"]))
 
 
@@ -74,10 +74,10 @@ def ramp_scale(scale: float) -> dict[str, Any]:
     return {"min_guidance_scale": scale, "max_guidance_scale": scale}
 
 
-def picture_for(prompt: Any) -> dict[str, Any]:
-    """A picture, or a batch of them, in place of a prompt: SVD knows no text."""
-    pictures = [tiny_image(SVD_SIZE, key=one) for one in ([prompt] if isinstance(prompt, str) else prompt)]
-    return {"image": pictures[0] if isinstance(prompt, str) else pictures}
+def image_for(prompt: Any) -> dict[str, Any]:
+    """An image, or a batch of them, in place of a prompt: SVD knows no text."""
+    images = [tiny_image(SVD_SIZE, key=one) for one in ([prompt] if isinstance(prompt, str) else prompt)]
+    return {"image": images[0] if isinstance(prompt, str) else images}
 
 
 def true_cfg_scale(scale: float) -> dict[str, Any]:
@@ -160,7 +160,7 @@ LTX = Case("ltx", tiny_ltx, LTX_SIZE, grid=_LTX_GRID)
 _WAN_GRID = TokenGrid(3, 3, 4)
 WAN = Case("wan", tiny_wan, WAN_SIZE, grid=_WAN_GRID)
 COGVIDEOX = Case("cogvideox", tiny_cogvideox, COGVIDEOX_SIZE, grid=TokenGrid(3, 3, 4), start=TEXT_LENGTH)
-SVD = Case("svd", tiny_svd, SVD_SIZE, scale=ramp_scale, condition=picture_for, blocks=14)
+SVD = Case("svd", tiny_svd, SVD_SIZE, scale=ramp_scale, condition=image_for, blocks=14)
 SDXL = Case("sdxl", tiny_sdxl, SDXL_SIZE, condition=short_prompt, result="images", blocks=11)
 HUNYUAN = Case("hunyuan", tiny_hunyuan, HUNYUAN_SIZE, grid=TokenGrid(3, 4, 3), scale=true_cfg_scale)
 HUNYUAN15 = GuiderCase(

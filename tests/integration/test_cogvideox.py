@@ -72,12 +72,12 @@ def test_the_stock_pipeline_calls_once_with_uncond_before_cond(case: Case, pipe:
 def test_images_are_a_batch(case: Case, pipe: Any) -> None:
     """The offset of 1.5 has one entry for the whole batch."""
     prompts = ["a red circle", "a much longer prompt, x"]
-    pictures = [gradient(COGVIDEOX_SIZE), gradient(COGVIDEOX_SIZE).rotate(90)]
+    images = [gradient(COGVIDEOX_SIZE), gradient(COGVIDEOX_SIZE).rotate(90)]
     with guided(pipe, OSEG_METHOD):
-        together = case.run(pipe, prompts, seed=5, image=pictures)
+        together = case.run(pipe, prompts, seed=5, image=images)
         alone = [
-            case.run(pipe, one, seed=5 + i, image=picture)
-            for i, (one, picture) in enumerate(zip(prompts, pictures, strict=True))
+            case.run(pipe, one, seed=5 + i, image=image)
+            for i, (one, image) in enumerate(zip(prompts, images, strict=True))
         ]
     assert_close(together, torch.cat(alone), **ACROSS_BATCHES)
 

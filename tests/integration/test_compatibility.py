@@ -112,7 +112,7 @@ def assert_as(name: str, pipe: Any, reference: Any) -> None:
 
 @pytest.mark.parametrize(
     ("name", "argument", "still"),
-    # SVD draws the noise on its picture from the first generator alone, whatever the clip.
+    # SVD draws the noise on its image from the first generator alone, whatever the clip.
     [("svd", "num_videos_per_prompt", {"noise_aug_strength": 0.0}), ("sdxl", "num_images_per_prompt", {})],
 )
 def test_several_clips_per_prompt(name: str, argument: str, still: dict[str, float]) -> None:
@@ -125,10 +125,10 @@ def test_several_clips_per_prompt(name: str, argument: str, still: dict[str, flo
 
 
 @over("svd")
-def test_a_batch_of_pictures(name: str) -> None:
-    pipe, pictures = build(name), ["one", "another"]
-    together = run(name, pipe, PERTURBED, prompt=pictures, seed=5)
-    alone = [run(name, pipe, PERTURBED, prompt=one, seed=5 + i) for i, one in enumerate(pictures)]
+def test_a_batch_of_images(name: str) -> None:
+    pipe, images = build(name), ["one", "another"]
+    together = run(name, pipe, PERTURBED, prompt=images, seed=5)
+    alone = [run(name, pipe, PERTURBED, prompt=one, seed=5 + i) for i, one in enumerate(images)]
     assert_close(together, torch.cat(alone), **ROUNDING)
 
 

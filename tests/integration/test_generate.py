@@ -5,7 +5,6 @@ import re
 import shutil
 import signal
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -86,7 +85,7 @@ def test_one_clip_with_its_manifest(capsys, tmp_path, mochi):
     assert sorted(p.name for p in out.parent.iterdir()) == ["a.json", "a.mp4"]
     clip = read_clip(out)
     assert list(clip.frames.shape) == [13, 3, 48, 32] and clip.fps == pytest.approx(8)
-    assert 10 < clip.frames.float().std()  # a picture, not a flat colour
+    assert 10 < clip.frames.float().std()  # an image, not a flat colour
 
     manifest = json.loads((tmp_path / "new" / "a.json").read_text())
     assert manifest == read_manifest(out).plain()  # the same inside the mp4
@@ -427,10 +426,8 @@ def test_a_stop_while_writing_leaves_nothing(capsys, tmp_path, mochi, monkeypatc
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_the_run_with_130_and_no_file(tmp_path, mochi, number):
     flags = ["--steps=1000", "--prompt", "x", "--out", str(tmp_path / "clips")]
-    with Command("generate", *mochi, *flags) as process:
-        deadline = time.monotonic() + 300
-        while "/1000" not in process.err and time.monotonic() < deadline:  # the bar of the steps
-            time.sleep(0.05)
+    with Command("generate", *mochi, *flags, terminal=True) as process:
+        process.wait_for("/1000")  # the bar of the steps
         process.send_signal(number)
         assert process.wait(timeout=120) == 130
         assert process.err.rstrip().splitlines()[-1] == "oseg-video: interrupted; finished clips are kept"

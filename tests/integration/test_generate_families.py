@@ -1,4 +1,4 @@
-"""`oseg-video generate` for every family, from text and from a picture, on tiny pipelines in folders."""
+"""`oseg-video generate` for every family, from text and from an image, on tiny pipelines in folders."""
 
 import json
 import re
@@ -59,7 +59,7 @@ class Model:
     block: str = "1"
 
 
-# On the list of sizes of image to video, and one that the pipeline passes over for a picture of this size.
+# On the list of sizes of image to video, and one that the pipeline passes over for an image of this size.
 HUNYUAN15_LISTED_SIZE = {"height": 80, "width": 48, "num_frames": 9}
 
 MODELS = {
@@ -162,7 +162,7 @@ def unloadable(monkeypatch):
 
 @pytest.fixture
 def cat(tmp_path):
-    """A picture whose size no model makes."""
+    """An image whose size no model makes."""
     noise = np.random.default_rng(0).integers(0, 255, (50, 100, 3)).astype(np.uint8)
     Image.fromarray(noise).save(tmp_path / "cat.png")
     return tmp_path / "cat.png"
@@ -295,15 +295,15 @@ def stock(name, pipe, seed=0, **arguments):
 )
 def test_settings_reach_the_stock_pipeline(capsys, tmp_path, folders, loaded, name, flags, arguments):
     size = MODELS[name].size
-    picture = Image.linear_gradient("L").convert("RGB").resize((size["width"], size["height"]))
-    picture.save(tmp_path / "start.png")
+    image = Image.linear_gradient("L").convert("RGB").resize((size["width"], size["height"]))
+    image.save(tmp_path / "start.png")
     method, *given = flags.split()
     out = tmp_path / ("a.png" if name == "sdxl" else "a.mp4")
     # SVD's recipe decodes in chunks, which its temporal decoder sees.
     chunk = ["--decode-chunk-size=3"] if name == "svd" and "decode_chunk_size" not in arguments else []
     line_flags = ["--guidance", method, *given, *chunk]
     (line,) = run(capsys, call(folders, name, *line_flags, image=tmp_path / "start.png", out=out))
-    conditions = {"image": picture} if MODELS[name].image else {"prompt": "a red circle"}
+    conditions = {"image": image} if MODELS[name].image else {"prompt": "a red circle"}
     if "--negative-prompt=bad" in given:
         conditions["negative_prompt"] = "bad"
     (pipe,) = loaded
@@ -385,11 +385,11 @@ REFUSED = {
         "--max-sequence-length=9": "max_sequence_length 9: this model takes 24 only",
     },
     "sdxl": {
-        "--frames=2": "frames 2: sdxl makes one picture; frames must be 1",
-        "--fps=8": "fps 8 has no effect with sdxl, which makes pictures",
-        "--format=gif": "format gif: sdxl makes pictures; format must be png",
-        "--out=a.mp4": "cannot write .mp4 files of pictures; use .png or a folder",
-        "--image={cat}": "sdxl makes pictures from text only; --image works with cogvideox",
+        "--frames=2": "frames 2: sdxl makes one image; frames must be 1",
+        "--fps=8": "fps 8 has no effect with sdxl, which makes images",
+        "--format=gif": "format gif: sdxl makes images; format must be png",
+        "--out=a.mp4": "cannot write .mp4 files of images; use .png or a folder",
+        "--image={cat}": "sdxl makes images from text only; --image works with cogvideox",
     },
 }
 """By model, flags and what is said of them."""
@@ -441,11 +441,11 @@ def test_the_scale_of_a_guider_is_read_from_the_model(capsys, tmp_path, folders,
 
 
 @pytest.mark.parametrize("name", ["svd", "wan-image", "hunyuan-image", "cogvideox-image"])
-def test_weights_for_pictures_need_one(capsys, tmp_path, folders, unloadable, name):
+def test_weights_for_images_need_one(capsys, tmp_path, folders, unloadable, name):
     arguments = call(folders, name, *PROMPT[: 2 * (name != "svd")], image="x", out=tmp_path / "a.mp4")
     at = arguments.index("--image")
     error = refused(capsys, [*arguments[:at], *arguments[at + 2 :], "--out", str(tmp_path / "clips")])
-    assert "makes clips from a picture; give it one with --image" in error
+    assert "makes clips from an image; give it one with --image" in error
 
 
 def test_a_prompt_is_needed_where_text_is(capsys, tmp_path, folders, unloadable):
@@ -465,14 +465,14 @@ def test_pipelines_that_take_a_video_are_refused(capsys, tmp_path, folders, unlo
     )
 
 
-def test_a_picture_is_a_png_that_knows_how_it_was_made(capsys, tmp_path, folders):
+def test_an_image_is_a_png_that_knows_how_it_was_made(capsys, tmp_path, folders):
     cfg = ["--guidance=cfg", "--guidance-scale=3"]
     (line,) = run(capsys, call(folders, "sdxl", *cfg, "--prompt", "", out=tmp_path / "empty"))[1:]
     assert line["prompt"] == "" and Path(line["path"]).name == "clip-cfg-seed0.png"
     (line,) = run(capsys, call(folders, "sdxl", *cfg, out=tmp_path / "a.png"))
-    with Image.open(tmp_path / "a.png") as picture:
-        assert picture.size == (SDXL_SIZE["width"], SDXL_SIZE["height"])
-        pixels_HWC = torch.from_numpy(np.array(picture))
+    with Image.open(tmp_path / "a.png") as image:
+        assert image.size == (SDXL_SIZE["width"], SDXL_SIZE["height"])
+        pixels_HWC = torch.from_numpy(np.array(image))
     assert frames_sha256(pixels_HWC.permute(2, 0, 1)[None].contiguous()) == line["sha256"]
     (tmp_path / "a.json").rename(tmp_path / "elsewhere.json")
     assert read_manifest(tmp_path / "a.png").clip["sha256"] == line["sha256"]
@@ -482,7 +482,7 @@ def test_a_picture_is_a_png_that_knows_how_it_was_made(capsys, tmp_path, folders
     assert "exists already" in refused(capsys, call(folders, "sdxl", *cfg, out=tmp_path / "a.png"))
 
 
-def test_clips_without_a_prompt_are_named_after_their_picture(capsys, tmp_path, folders, cat):
+def test_clips_without_a_prompt_are_named_after_their_image(capsys, tmp_path, folders, cat):
     flags = ["--guidance=cfg", "--seed", "1", "2"]
     lines = run(capsys, call(folders, "svd", *flags, image=cat, out=tmp_path / "clips"))
     assert [Path(line["path"]).name for line in lines] == ["cat-cfg-seed1.mp4", "cat-cfg-seed2.mp4"]
@@ -490,7 +490,7 @@ def test_clips_without_a_prompt_are_named_after_their_picture(capsys, tmp_path, 
     assert read_manifest(Path(lines[0]["path"])).job["prompts"] == []
 
 
-def test_the_note_says_what_was_done_to_the_picture(capsys, tmp_path, folders, cat):
+def test_the_note_says_what_was_done_to_the_image(capsys, tmp_path, folders, cat):
     arguments = call(folders, "svd", "--guidance=cfg", image=cat, out=tmp_path / "a.mp4")
     assert main(arguments) == 0
     assert "cat.png: 100 x 50 resized to 128 x 64, centre-cropped to 96 x 64" in capsys.readouterr().err

@@ -315,7 +315,7 @@ def off_key_mean(query: Tensor, key: Tensor) -> Tensor:
 
 
 def blurred_in_each_frame(grid: TokenGrid) -> Callable[[Tensor, Tensor], Tensor]:
-    """A Gaussian of one token along rows and columns, the picture going on as its own mirror image."""
+    """A Gaussian of one token along rows and columns, the image going on as its own mirror image."""
 
     def along(x: Tensor, dim: int) -> Tensor:
         mirrored, length = torch.cat([x, x.flip(dim)], dim), x.shape[dim]
@@ -327,8 +327,8 @@ def blurred_in_each_frame(grid: TokenGrid) -> Callable[[Tensor, Tensor], Tensor]
         return torch.stack(blurred, dim) / sum(weights.values())
 
     def change(query: Tensor, key: Tensor) -> Tensor:
-        picture = query.unflatten(1, grid.shape)
-        return along(along(picture, 2), 3).flatten(1, 3)
+        image = query.unflatten(1, grid.shape)
+        return along(along(image, 2), 3).flatten(1, 3)
 
     return change
 

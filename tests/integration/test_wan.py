@@ -297,15 +297,15 @@ class SlowBlock(nn.Module):
     def cross_attention(self, x: Tensor, context: Tensor) -> Tensor:
         attn = self.block.attn2
         query = self.heads(rms_norm(slow.linear(x, attn.to_q), attn.norm_q), attn)
-        pictures = context.shape[1] - 512 if attn.add_k_proj is not None else 0
-        text = context[:, pictures:]
+        images = context.shape[1] - 512 if attn.add_k_proj is not None else 0
+        text = context[:, images:]
         mixed = slow.attention(
             query,
             self.heads(rms_norm(slow.linear(text, attn.to_k), attn.norm_k), attn),
             self.heads(slow.linear(text, attn.to_v), attn),
         )
-        if pictures:
-            seen = context[:, :pictures]
+        if images:
+            seen = context[:, :images]
             mixed = mixed + slow.attention(
                 query,
                 self.heads(rms_norm(slow.linear(seen, attn.add_k_proj), attn.norm_added_k), attn),

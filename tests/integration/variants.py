@@ -40,7 +40,7 @@ def one_scale(case: Case, scale: float) -> dict[str, float]:
     return {"guidance_scale_2": scale} if "guidance_scale_2" in case.extra() else {}
 
 
-def picture_of(case: Case, name: str, build: Callable[..., Any], size: dict[str, int], **extra: Any) -> Case:
+def image_of(case: Case, name: str, build: Callable[..., Any], size: dict[str, int], **extra: Any) -> Case:
     """An image-to-video case of Wan; its pipeline pads the text to 512 unless it is given encoded."""
     return replace(
         case,
@@ -82,11 +82,11 @@ WAN_FIRST_LAST = replace(
 WAN_EXPERTS = replace(
     WAN, name="wan-experts", build=tiny_wan_two_experts, extra=lambda: {"guidance_scale_2": SECOND_SCALE}
 )
-WAN_IMAGE_EXPERTS = picture_of(
+WAN_IMAGE_EXPERTS = image_of(
     WAN, "wan-experts-image", tiny_wan_two_experts, WAN_SIZE, guidance_scale_2=SECOND_SCALE
 )
 WAN_5B = replace(WAN, name="wan-5b", build=tiny_wan_5b, size=WAN_5B_SIZE)
-WAN_5B_IMAGE = picture_of(WAN, "wan-5b-image", tiny_wan_5b, WAN_5B_SIZE)
+WAN_5B_IMAGE = image_of(WAN, "wan-5b-image", tiny_wan_5b, WAN_5B_SIZE)
 WAN_VIDEO = video_of(WAN, WanVideoToVideoPipeline, condition=partial(wan_prompt_embeds, length=TEXT_LENGTH))
 
 COGVIDEOX_IMAGE = _BY_NAME["cogvideox-image"]

@@ -65,7 +65,7 @@ _TIME_CHANNELS = 16  # of each added time id
 
 
 def tiny_image(size: dict[str, int] = SVD_SIZE, key: str = "") -> Image.Image:
-    """A picture that differs along both axes; another one for another key."""
+    """An image that differs along both axes; another one for another key."""
     shape = size["width"], size["height"]
     down = Image.linear_gradient("L").resize(shape)
     right = Image.linear_gradient("L").rotate(90).resize(shape)

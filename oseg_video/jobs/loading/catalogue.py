@@ -44,7 +44,7 @@ def _family(adapter: Any) -> dict[str, Any]:
     return {
         "name": adapter.family,
         "weights": weights,
-        "text to image" if adapter.makes_pictures else "text to video": adapter.text_to_video,
+        "text to image" if adapter.makes_images else "text to video": adapter.text_to_video,
         "image to video": adapter.image_to_video,
         "other pipelines": list(adapter.other_pipelines),
         **_notes(adapter.family),

@@ -66,19 +66,19 @@ class ModelSource:
         return _read_json(hub.fetch_file(str(self.repository), str(self.commit), name))
 
     def pipeline_for(self, *, image: bool) -> str:
-        """The class that makes a clip from text, or from a picture and text. Raises LoadError.
+        """The class that makes a clip from text, or from an image and text. Raises LoadError.
 
         Only weights that serve both are taken for the kind that their index does not name.
         """
         adapter = self.adapter
         if image and adapter.image_to_video is None:
             families = [a.family for a in all_adapters() if a.image_to_video]
-            made = "pictures" if adapter.makes_pictures else "clips"
+            made = "images" if adapter.makes_images else "clips"
             raise LoadError(
                 f"{adapter.family} makes {made} from text only; --image works with {', '.join(families)}"
             )
         if not image and adapter.text_to_video is None:
-            raise LoadError(f"{adapter.family} makes clips from a picture; give it one with --image")
+            raise LoadError(f"{adapter.family} makes clips from an image; give it one with --image")
         wanted = str(adapter.image_to_video if image else adapter.text_to_video)
         if self.pipeline in (wanted, *adapter.universal_pipelines):
             return self.pipeline
@@ -90,7 +90,7 @@ class ModelSource:
         if image:
             weights = f"for --image use weights of a {wanted}, such as {adapter.image_repository}"
             raise LoadError(f"{self.name} makes clips from text only; {weights}")
-        raise LoadError(f"{self.name} makes clips from a picture; give it one with --image")
+        raise LoadError(f"{self.name} makes clips from an image; give it one with --image")
 
 
 def find_model(name: str, revision: str | None = None, *, image: bool = False) -> ModelSource:

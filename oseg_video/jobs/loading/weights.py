@@ -17,7 +17,7 @@ _ENCODER = re.compile(r"(text|image)_encoder(_\d+)?")
 
 
 def encoder_components(index: Iterable[str]) -> list[str]:
-    """Names of the components that encode prompts and pictures, of those in a pipeline's model_index.json.
+    """Names of the components that encode prompts and images, of those in a pipeline's model_index.json.
 
     Under `guided` they run on the first rank of a clip only (`first_rank`), so the others can do without:
     `from_pretrained(..., **dict.fromkeys(encoder_components(index)))`. Tokenizers and image processors are

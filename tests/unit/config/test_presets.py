@@ -47,7 +47,7 @@ def resolve(family: str, config: Path | None = None, **flags: object) -> Generat
     adapter = adapter_of(family)
     given = {"model": family, **flags}
     if adapter.text_to_video is None:
-        given["image"] = "picture.png"
+        given["image"] = "image.png"
     else:
         given["prompts"] = ["a red ball"]
     return resolve_job(given, config, family_of=lambda model, revision: family)

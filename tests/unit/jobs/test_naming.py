@@ -103,26 +103,26 @@ def test_prompts_times_seeds(tmp_path):
         plan_clips(make_job(tmp_path / "a.webm"))
 
 
-def test_a_clip_without_a_prompt_is_named_after_its_picture(tmp_path):
+def test_a_clip_without_a_prompt_is_named_after_its_image(tmp_path):
     (plan,) = plan_clips(make_job(tmp_path, prompts=(), image="/home/me/My Cat.jpeg"))
     assert plan.prompt is None and plan.path.name == "my-cat-oseg-seed0.mp4"
     (plan,) = plan_clips(make_job(tmp_path, prompts=("a dog",), image="cat.png"))
     assert plan.path.name == "a-dog-oseg-seed0.mp4"
 
 
-def test_a_model_of_pictures_writes_png_files(tmp_path):
-    (plan,) = plan_clips(make_job(tmp_path / "a.PNG"), pictures=True)
-    assert (plan.path.name, plan.format) == ("a.PNG", "picture")
+def test_a_model_of_images_writes_png_files(tmp_path):
+    (plan,) = plan_clips(make_job(tmp_path / "a.PNG"), images=True)
+    assert (plan.path.name, plan.format) == ("a.PNG", "image")
     assert plan.manifest == tmp_path / "a.json"
-    (plan,) = plan_clips(make_job(tmp_path), pictures=True)
+    (plan,) = plan_clips(make_job(tmp_path), images=True)
     assert plan.path.name == "a-red-circle-oseg-seed0.png"
     for suffix in (".mp4", ".gif", ".jpg"):
-        with pytest.raises(OutputError, match=rf"cannot write \{suffix} files of pictures; use \.png or a f"):
-            plan_clips(make_job(tmp_path / f"a{suffix}"), pictures=True)
-    with pytest.raises(OutputError, match="2 pictures do not fit"):
-        plan_clips(make_job(tmp_path / "a.png", seeds=(1, 2)), pictures=True)
+        with pytest.raises(OutputError, match=rf"cannot write \{suffix} files of images; use \.png or a f"):
+            plan_clips(make_job(tmp_path / f"a{suffix}"), images=True)
+    with pytest.raises(OutputError, match="2 images do not fit"):
+        plan_clips(make_job(tmp_path / "a.png", seeds=(1, 2)), images=True)
     (tmp_path / "b.png").mkdir()
-    check_outputs(plan_clips(make_job(tmp_path / "b.png"), pictures=True), overwrite=False)  # a folder
+    check_outputs(plan_clips(make_job(tmp_path / "b.png"), images=True), overwrite=False)  # a folder
 
 
 def test_what_exists_is_refused(tmp_path):

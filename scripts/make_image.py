@@ -1,6 +1,6 @@
-"""Make the README's picture: frames of CFG and OSEG for the same prompts and seeds, by the shipped model.
+"""Make the README's image: frames of CFG and OSEG for the same prompts and seeds, by the shipped model.
 
-python scripts/make_picture.py            # writes .github/cfg-and-oseg.png
+python scripts/make_image.py            # writes .github/cfg-and-oseg.png
 """
 
 from __future__ import annotations
@@ -63,9 +63,9 @@ def compose(clips: dict[str, list[torch.Tensor]]) -> Image.Image:
             draw.text((4, y + size // 2 - 8), method.upper(), fill="black", font=font)
             for column, frame in enumerate(SHOWN):
                 pixels = clips[method][row][frame].permute(1, 2, 0).numpy()
-                picture = Image.fromarray(pixels).resize((size, size), Image.Resampling.BICUBIC)
+                image = Image.fromarray(pixels).resize((size, size), Image.Resampling.BICUBIC)
                 x = MARGIN + column * size
-                sheet.paste(picture, (x, y))
+                sheet.paste(image, (x, y))
                 draw.rectangle((x, y, x + size - 1, y + size - 1), outline=(210, 210, 210))
     return sheet
 
