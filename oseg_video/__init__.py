@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from oseg_video.jobs.reproduce import reproduce
     from oseg_video.parallel.degrees import Degrees
     from oseg_video.parallel.mesh import Mesh
+    from oseg_video.probing.probe import probe
     from oseg_video.settings.schedule import Schedule
     from oseg_video.sweeps.launch import sweep
     from oseg_video.types import OsegVideoError, TokenGrid
@@ -61,6 +62,7 @@ _HOME = {
     "evaluate": "oseg_video.evaluation.evaluate",
     "generate": "oseg_video.jobs.generate",
     "guided": "oseg_video.jobs.guided",
+    "probe": "oseg_video.probing.probe",
     "recipe": "oseg_video.config",
     "reproduce": "oseg_video.jobs.reproduce",
     "sweep": "oseg_video.sweeps.launch",
@@ -90,6 +92,7 @@ __all__ = [
     "evaluate",
     "generate",
     "guided",
+    "probe",
     "recipe",
     "reproduce",
     "sweep",

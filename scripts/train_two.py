@@ -25,6 +25,9 @@ def main() -> int:
     parser.add_argument("--seed", type=int, help="seed of the transformer's data and noise, for a second run")
     parser.add_argument("--packed", type=Path, help="file that pack writes and unpack reads")
     parser.add_argument(
+        "--kept", type=Path, help="averaged weights of an earlier step for export, in place of the last"
+    )
+    parser.add_argument(
         "--clips", type=int, default=128, help="clips that export judges (default: %(default)s)"
     )
     parser.add_argument(

@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -15,11 +15,17 @@ from oseg_video.engine.errors import GuidanceError, SilentGuidanceError
 from oseg_video.engine.patching import swapped_class
 from oseg_video.engine.patching.attention import spread_attention
 from oseg_video.engine.patching.gates import BlockPlan, gated
+from oseg_video.engine.patching.observing import ObservedAttention
 from oseg_video.engine.patching.sites import ChangedQueries, ReplacedAttention
 from oseg_video.engine.report import PassRecord
 from oseg_video.engine.reuse import Prefix, Written
 from oseg_video.engine.sharding import BlockStack
-from oseg_video.guidance.perturbations import QueryTransform, ReplaceAttention, SkipBlock
+from oseg_video.guidance.perturbations import (
+    ObserveAttention,
+    QueryTransform,
+    ReplaceAttention,
+    SkipBlock,
+)
 from oseg_video.guidance.plan import Branch, Perturbation
 from oseg_video.parallel.mesh import ONE_RANK
 from oseg_video.parallel.sequence import SequenceGroup, SpreadSequence
@@ -231,7 +237,7 @@ class BranchRunner:
 
     def _change_attention(
         self,
-        change: QueryTransform | ReplaceAttention,
+        change: QueryTransform | ReplaceAttention | ObserveAttention,
         tokens: VideoTokens,
         address: BlockAddress,
         block: nn.Module,
@@ -239,8 +245,12 @@ class BranchRunner:
         **kwargs: Any,
     ) -> Any:
         site = self._adapter.site(block, address)
+        hooks: AbstractContextManager[Any]
         if isinstance(change, ReplaceAttention):
             hooks = ReplacedAttention(site, change.source, tokens, self._fired).installed()
+        elif isinstance(change, ObserveAttention):
+            see = partial(change.see, address.index)
+            hooks = ObservedAttention(site, tokens, change.transforms, see, self._fired).installed()
         else:
             apply = partial(_apply, change, tokens.grid)
             hooks = ChangedQueries(site, tokens, apply, self._fired).installed(change.site)

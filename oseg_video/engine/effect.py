@@ -13,7 +13,9 @@ def require_effect(branches: Mapping[str, Branch], predictions: Mapping[str, Ten
     """Raises `SilentGuidanceError` if a perturbed prediction equals the plain one of its condition."""
     plain = {b.condition: predictions[name] for name, b in branches.items() if b.perturbation is None}
     for name, branch in branches.items():
-        if branch.perturbation is None or branch.condition not in plain or predictions[name].is_meta:
+        if branch.perturbation is None or branch.perturbation.change.identity:
+            continue
+        if branch.condition not in plain or predictions[name].is_meta:
             continue
         if torch.equal(predictions[name], plain[branch.condition]):
             raise SilentGuidanceError(

@@ -6,6 +6,7 @@ those below, in the file of its method.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
@@ -146,5 +147,36 @@ class ReplaceAttention:
         return f"attention replaced by its {self.source}"
 
 
-Change = QueryTransform | SkipBlock | ReplaceAttention
+@dataclass(frozen=True)
+class AttentionView:
+    """What one self-attention computes with, of one or several rows of the batch, after rotary embedding."""
+
+    query_BNSD: Tensor
+    """Queries of the clip's tokens."""
+    key_BNTD: Tensor
+    """All keys that they attend to, text among them."""
+    own: slice
+    """The keys of the clip's tokens."""
+    valid_BT: Tensor | None
+    """Keys that are no padding; None if all are valid."""
+    scale: float
+    """Factor of the logits, 1 / sqrt(D) as a rule."""
+
+
+@dataclass(frozen=True)
+class ObserveAttention:
+    """Nothing is changed: the attention is shown as it is, and as it were with other queries.
+
+    `see(block, None, view)` is called for each block, with its running index, then
+    `see(block, transform, view)` for each of the `transforms`. Where ranks share the tokens each one is shown
+    those of all.
+    """
+
+    see: Callable[[int, QueryTransform | None, AttentionView], None]
+    transforms: tuple[QueryTransform, ...] = ()
+    identity: ClassVar[bool] = True
+    words: ClassVar[str] = "attention observed, nothing changed"
+
+
+Change = QueryTransform | SkipBlock | ReplaceAttention | ObserveAttention
 """What a perturbed branch does inside its blocks: `words` say it, `identity` says that it is nothing."""

@@ -25,9 +25,12 @@ def guided(
     "oseg", for what the recipe of the pipeline's family says. The rest, and what is raised, as of
     `oseg_video.engine.guided.guided`; besides, SettingError for the name of no method.
     """
-    if isinstance(guidance, str):
-        guidance = recipe(_recipe_name(pipe), guidance)
-    return guided_by(pipe, guidance, reuse_prefix=reuse_prefix, mesh=mesh)
+    return guided_by(pipe, named_method(pipe, guidance), reuse_prefix=reuse_prefix, mesh=mesh)
+
+
+def named_method(pipe: Any, guidance: Guidance | str) -> Guidance:
+    """The method, or what the recipe of the pipeline's family says of the one with this name."""
+    return recipe(_recipe_name(pipe), guidance) if isinstance(guidance, str) else guidance
 
 
 def _recipe_name(pipe: Any) -> str:

@@ -73,13 +73,13 @@ class LoadedModel:
         shard_weights: the ranks that share a clip's tokens share the denoiser's weights, too.
         """
         placed = dataclasses.replace(job, device=device or job.device)
-        with _naming_lack_of_memory():
-            self._pipe = loading.load_pipeline(source, placed, mesh=mesh, shard_weights=shard_weights)
-        self._mesh = mesh
+        with naming_lack_of_memory():
+            self.pipe = loading.load_pipeline(source, placed, mesh=mesh, shard_weights=shard_weights)
+        self.mesh = mesh
         self._adapter = source.adapter
         self._placed = _placement(job)
         self._identity = {
-            "pipeline": type(self._pipe).__name__,
+            "pipeline": type(self.pipe).__name__,
             "repository": source.repository,
             "commit": source.commit,
             "sha256": loading.fingerprint(source.directory) if source.directory else None,
@@ -91,12 +91,12 @@ class LoadedModel:
 
     def cut_prompts(self, job: GenerateJob) -> list[str]:
         """One line for each prompt that the pipeline cuts, which it does without a word that a user sees."""
-        parameter = inspect.signature(self._pipe.__call__).parameters.get("max_sequence_length")
-        default = parameter.default if parameter else self._adapter.text_limit(self._pipe)
+        parameter = inspect.signature(self.pipe.__call__).parameters.get("max_sequence_length")
+        default = parameter.default if parameter else self._adapter.text_limit(self.pipe)
         limit = job.max_sequence_length or default
         if limit is None:
             return []
-        counts = {prompt: len(self._pipe.tokenizer(prompt).input_ids) for prompt in job.prompts}
+        counts = {prompt: len(self.pipe.tokenizer(prompt).input_ids) for prompt in job.prompts}
         return [
             f"prompt {prompt[:30]!r} has {tokens} tokens; only the first {limit} count"
             for prompt, tokens in counts.items()
@@ -116,13 +116,13 @@ class LoadedModel:
         own_scale = any(name in job.own for name in self._adapter.own_scales)
         running = job.guidance.without_scale() if own_scale else job.guidance
         with (
-            _naming_lack_of_memory(),
+            naming_lack_of_memory(),
             StepClock(job.steps, f"{title} (seed {plan.seed})") as clock,
-            guided(self._pipe, running, mesh=self._mesh) as report,
+            guided(self.pipe, running, mesh=self.mesh) as report,
         ):
             frames = self._sample(job, plan, start, clock)
             clock.decoded()
-        report.merge(self._mesh.branch.gather_objects(report.steps))
+        report.merge(self.mesh.branch.gather_objects(report.steps))
         made, asked = tuple(frames.shape), (job.frames, 3, job.height, job.width)
         if made != asked:
             raise GenerateError(f"the model made frames, channels, height, width {made} instead of {asked}")
@@ -131,7 +131,7 @@ class LoadedModel:
             "generate": round(time.perf_counter() - began, 3),
             "step": None if step is None else round(step, 4),
         }
-        device = torch.device(self._pipe._execution_device)
+        device = torch.device(self.pipe._execution_device)
         clip_job = dataclasses.replace(
             job,
             prompts=() if plan.prompt is None else (plan.prompt,),
@@ -151,10 +151,10 @@ class LoadedModel:
             },
             passes=report.to_dict(),
             seconds=seconds,
-            machine={**machine(device), "parallel": str(self._mesh.degrees)},
+            machine={**machine(device), "parallel": str(self.mesh.degrees)},
             image={"file": job.image, "sha256": start.sha256, "fitted": start.fitted} if start else None,
         )
-        if self._mesh.clip.rank == 0:
+        if self.mesh.clip.rank == 0:
             _write(plan, frames, job.fps, manifest)
         return ClipResult(plan.path, plan.prompt, plan.seed, time.perf_counter() - began, step, manifest)
 
@@ -166,19 +166,24 @@ class LoadedModel:
         clock: StepClock,
     ) -> torch.Tensor:
         """Run the pipeline once -> uint8 [F, C, H, W]."""
-        pipe, adapter = self._pipe, self._adapter
-        given = clip_settings(job)
-        given |= {"prompt": plan.prompt} if plan.prompt is not None else {}
-        given |= {"image": start.image} if start else {}
-        settings = adapter.configure(pipe, given)
-        with _counting_steps(pipe, clock):
-            output = pipe(
-                **adapter.pipeline_arguments(settings),
+        arguments = self.call_arguments(job, plan.prompt, start)
+        with _counting_steps(self.pipe, clock):
+            output = self.pipe(
+                **arguments,
                 # On the CPU whatever the device: the same seed, the same noise.
                 generator=torch.Generator("cpu").manual_seed(plan.seed),
                 output_type="pt",
             )
-        return to_uint8(adapter.clip(output))
+        return to_uint8(self._adapter.clip(output))
+
+    def call_arguments(
+        self, job: GenerateJob, prompt: str | None, start: StartImage | None
+    ) -> dict[str, Any]:
+        """What the pipeline is called with for one clip of the job; its components are configured for it."""
+        given = clip_settings(job)
+        given |= {"prompt": prompt} if prompt is not None else {}
+        given |= {"image": start.image} if start else {}
+        return dict(self._adapter.pipeline_arguments(self._adapter.configure(self.pipe, given)))
 
 
 def machine(device: torch.device) -> dict[str, Any]:
@@ -200,7 +205,7 @@ def _placement(job: GenerateJob) -> tuple[Any, ...]:
 
 
 @contextlib.contextmanager
-def _naming_lack_of_memory() -> Iterator[None]:
+def naming_lack_of_memory() -> Iterator[None]:
     """Say in one line, with what to do, that memory ran out."""
     try:
         yield

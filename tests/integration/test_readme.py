@@ -33,6 +33,7 @@ COVERED_ELSEWHERE = {
     "oseg_video/engine/README.md",
     "oseg_video/evaluation/README.md",
     "oseg_video/parallel/README.md",
+    "oseg_video/probing/README.md",
     "oseg_video/sweeps/README.md",
     # The suite runs these scripts, or, for tables of hours, what they consist of.
     "scripts/README.md",

@@ -77,6 +77,20 @@ def test_the_sweeps_make_their_clips_once(
     assert capsys.readouterr().out.startswith("12 clips: 0 done")
 
 
+def test_the_probes_run_as_they_stand_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (shell,) = blocks("probing", "bash")
+    monkeypatch.chdir(tmp_path)
+    for arguments in commands(shell):
+        assert main([*arguments, "--queries", "1"]) == 0
+        assert capsys.readouterr().out.endswith("outputs/probe/probe.html\n")
+    (sample,) = blocks("probing", "python")
+    exec(sample, {})
+    *table, block = capsys.readouterr().out.splitlines()
+    assert len([line for line in table if line.strip()[:1].isdigit()]) == 6 and 0 <= int(block) < 6
+
+
 def test_the_recipes_can_be_read(tmp_path: Path) -> None:
     (sweep,), (more,) = blocks("sweeps", "yaml"), blocks("comparison", "yaml")
     path = tmp_path / "mine.yaml"

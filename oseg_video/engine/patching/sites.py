@@ -13,6 +13,8 @@ from oseg_video.adapters.denoiser import AttentionSite, Layout, VideoTokens
 
 QueryChange = Callable[[Tensor, Tensor], Tensor]
 """New video queries from the video queries and their keys."""
+Fired = Callable[[str], None]
+"""Takes the name of a site at which something took place."""
 
 
 class ChangedQueries:
@@ -26,9 +28,7 @@ class ChangedQueries:
     none where fused projections leave `to_k` uncalled.
     """
 
-    def __init__(
-        self, site: AttentionSite, tokens: VideoTokens, change: QueryChange, fired: Callable[[str], None]
-    ) -> None:
+    def __init__(self, site: AttentionSite, tokens: VideoTokens, change: QueryChange, fired: Fired) -> None:
         self._site = site
         self._tokens = tokens
         self._change = change
@@ -99,7 +99,7 @@ class ReplacedAttention:
         site: AttentionSite,
         source: Literal["values", "input"],
         tokens: VideoTokens,
-        fired: Callable[[str], None],
+        fired: Fired,
     ) -> None:
         self._site = site
         self._source = source
@@ -138,19 +138,22 @@ def _hooks(
     """Hooks after, and one before, the forward of modules, in this thread only."""
     stack = _Hooks()
     handles: list[RemovableHandle] = [
-        module.register_forward_hook(_in_this_thread(hook)) for module, hook in after
+        module.register_forward_hook(in_this_thread(hook)) for module, hook in after
     ]
     if before is not None:
-        handles.append(before[0].register_forward_pre_hook(_in_this_thread(before[1])))
+        handles.append(before[0].register_forward_pre_hook(in_this_thread(before[1])))
     for handle in handles:
         stack.callback(handle.remove)
     # Compiled code does not see hooks that were added after its compilation.
-    stack.enter_context(_eager())
+    stack.enter_context(eager())
     return stack
 
 
-def _in_this_thread(hook: Callable[..., Any]) -> Callable[..., Any]:
-    """Another thread may run the same module for a pipeline that is not guided."""
+def in_this_thread(hook: Callable[..., Any]) -> Callable[..., Any]:
+    """The hook, but in no other thread than this one.
+
+    Another thread may run the same module for a pipeline that is not guided.
+    """
     thread = threading.get_ident()
 
     def hook_of_this_thread(*args: Any) -> Any:
@@ -160,7 +163,8 @@ def _in_this_thread(hook: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @contextmanager
-def _eager() -> Iterator[None]:
+def eager() -> Iterator[None]:
+    """Nothing runs compiled."""
     with torch.compiler.set_stance("force_eager"):
         yield
 

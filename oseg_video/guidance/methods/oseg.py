@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from oseg_video.guidance.methods.base import PerturbedGuidance, TextGuidance, guidance_method
 from oseg_video.guidance.methods.seg import blur_sigma_setting, boundary_setting
-from oseg_video.guidance.perturbations import BlurOrthogonalQueries, Change
+from oseg_video.guidance.perturbations import BlurOrthogonalQueries
 from oseg_video.guidance.plan import Branch, Perturbation, Step, StepPlan
 from oseg_video.guidance.scales import is_off
 from oseg_video.guidance.validation import BlurSigma, parse_reference
@@ -76,7 +76,7 @@ class OSEG(PerturbedGuidance):
     )
 
     @property
-    def change(self) -> Change:
+    def change(self) -> BlurOrthogonalQueries:
         return BlurOrthogonalQueries(
             self.blur_sigma, self.mix, self.keep_parallel, self.reference, self.boundary
         )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from oseg_video.guidance.methods.base import PerturbedGuidance, guidance_method
-from oseg_video.guidance.perturbations import BlurQueries, Change
+from oseg_video.guidance.perturbations import BlurQueries
 from oseg_video.guidance.validation import BOUNDARIES, BlurSigma
 from oseg_video.settings import setting
 from oseg_video.settings.kinds import SIGMA, TEXT
@@ -45,5 +45,5 @@ class SEG(PerturbedGuidance):
     boundary: str = boundary_setting()
 
     @property
-    def change(self) -> Change:
+    def change(self) -> BlurQueries:
         return BlurQueries(self.blur_sigma, self.boundary)

@@ -1,0 +1,143 @@
+"""Line and point charts as SVG text, for pages and READMEs."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+# Okabe and Ito's colours, which colour-blind readers can tell apart.
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#555555", "#b8a800")
+_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 10, 26, 36
+_LINE_HEIGHT = 15
+
+
+@dataclass(frozen=True)
+class Series:
+    """Points of one colour."""
+
+    name: str
+    points: Sequence[tuple[float, float]]
+    intervals: Sequence[tuple[float, float]] = ()
+    """Low and high of each point's y, drawn as error bars."""
+    labels: Sequence[str] = ()
+    """Text beside each point."""
+    line: bool = True
+    """Whether the points are joined."""
+    dashed: bool = False
+
+
+def chart(
+    series: Sequence[Series],
+    *,
+    title: str,
+    x: str,
+    y: str,
+    width: int = 420,
+    height: int = 260,
+    legend: bool = True,
+) -> str:
+    """One `<svg>` element. x, y: names of the axes. Points that are no finite numbers are left out.
+
+    Raises ValueError if no point is left.
+    """
+    drawn = [[point for point in one.points if all(map(math.isfinite, point))] for one in series]
+    ys = [value for points in drawn for _, value in points]
+    ys += [end for one in series for pair in one.intervals for end in pair if math.isfinite(end)]
+    xs = [value for points in drawn for value, _ in points]
+    if not xs:
+        raise ValueError("a chart needs at least one point")
+    rows = len(series) if legend else 0
+    frame = _Frame(_axis(xs), _axis(ys), width, height)
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height + rows * _LINE_HEIGHT}" '
+        f'width="{width}" font-family="sans-serif" font-size="11">',
+        f'<text x="{_LEFT}" y="15" font-size="13" font-weight="bold">{html.escape(title)}</text>',
+        *frame.grid(x, y),
+    ]
+    for index, one in enumerate(series):
+        parts += frame.series(one, COLOURS[index % len(COLOURS)])
+        if legend:
+            parts.append(_legend(one, COLOURS[index % len(COLOURS)], height + index * _LINE_HEIGHT))
+    return "\n".join([*parts, "</svg>"])
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """Axes, and where values lie between them."""
+
+    xs: Sequence[float]
+    ys: Sequence[float]
+    width: int
+    height: int
+
+    def x(self, value: float) -> float:
+        share = (value - self.xs[0]) / (self.xs[-1] - self.xs[0])
+        return round(_LEFT + share * (self.width - _LEFT - _RIGHT), 1)
+
+    def y(self, value: float) -> float:
+        share = (value - self.ys[0]) / (self.ys[-1] - self.ys[0])
+        return round(self.height - _BOTTOM - share * (self.height - _TOP - _BOTTOM), 1)
+
+    def grid(self, x: str, y: str) -> list[str]:
+        bottom, right = self.height - _BOTTOM, self.width - _RIGHT
+        parts = []
+        for value in self.ys:
+            at = self.y(value)
+            parts.append(f'<path d="M{_LEFT} {at}H{right}" stroke="#ddd"/>')
+            parts.append(f'<text x="{_LEFT - 5}" y="{at + 4}" text-anchor="end">{value:g}</text>')
+        for value in self.xs:
+            at = self.x(value)
+            parts.append(f'<path d="M{at} {bottom}v4" stroke="#888"/>')
+            parts.append(f'<text x="{at}" y="{bottom + 15}" text-anchor="middle">{value:g}</text>')
+        middle, half = (_LEFT + right) / 2, (_TOP + bottom) / 2
+        parts.append(
+            f'<text x="{middle}" y="{bottom + 29}" text-anchor="middle" fill="#555">{html.escape(x)}</text>'
+        )
+        parts.append(
+            f'<text transform="translate(12 {half}) rotate(-90)" text-anchor="middle" fill="#555">'
+            f"{html.escape(y)}</text>"
+        )
+        return parts
+
+    def series(self, one: Series, colour: str) -> list[str]:
+        parts = []
+        places = [(self.x(a), self.y(b)) for a, b in one.points if math.isfinite(a) and math.isfinite(b)]
+        if one.line and len(places) > 1:
+            path = "L".join(f"{a} {b}" for a, b in places)
+            dash = ' stroke-dasharray="4 3"' if one.dashed else ""
+            parts.append(f'<path d="M{path}" fill="none" stroke="{colour}" stroke-width="1.5"{dash}/>')
+        for index, (a, b) in enumerate(one.points):
+            if not (math.isfinite(a) and math.isfinite(b)):
+                continue
+            if index < len(one.intervals) and all(map(math.isfinite, one.intervals[index])):
+                low, high = one.intervals[index]
+                parts.append(f'<path d="M{self.x(a)} {self.y(low)}V{self.y(high)}" stroke="{colour}"/>')
+            said = f"<title>{html.escape(f'{one.name}: {a:g}, {b:.4g}')}</title>"
+            place = f'cx="{self.x(a)}" cy="{self.y(b)}" r="2.5" fill="{colour}"'
+            parts.append(f"<circle {place}>{said}</circle>")
+            if index < len(one.labels):
+                label = html.escape(one.labels[index])
+                parts.append(f'<text x="{self.x(a) + 5}" y="{self.y(b) - 4}" fill="{colour}">{label}</text>')
+        return parts
+
+
+def _legend(one: Series, colour: str, top: float) -> str:
+    dash = ' stroke-dasharray="4 3"' if one.dashed else ""
+    return (
+        f'<path d="M{_LEFT} {top + 4}h18" stroke="{colour}" stroke-width="2"{dash}/>'
+        f'<text x="{_LEFT + 24}" y="{top + 8}">{html.escape(one.name)}</text>'
+    )
+
+
+def _axis(values: Sequence[float]) -> list[float]:
+    """Round values around all of `values`, 1, 2 or 5 times a power of 10 apart."""
+    low, high = min(values), max(values)
+    if low == high:
+        low, high = low - (abs(low) or 1) / 2, high + (abs(high) or 1) / 2
+    rough = (high - low) / 5
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [float(f"{index * step:.12g}") for index in range(first, last + 1)]

@@ -1,0 +1,167 @@
+"""`oseg-video probe`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from oseg_video import console
+from oseg_video.cli.output import announce_loading
+from oseg_video.cli.parsing import Commands, UsageError, add_command, whole_number
+from oseg_video.cli.settings import add_setting_flags, job_of
+from oseg_video.config import known_keys
+from oseg_video.files import check_place, write_text
+from oseg_video.parallel.degrees import Degrees
+from oseg_video.settings.kinds import BLOCKS
+from oseg_video.types import SettingError
+
+if TYPE_CHECKING:
+    from oseg_video.probing.result import ProbeResult
+
+_EXAMPLES = """examples:
+  oseg-video probe --prompt "a red circle moving left on a white background" --steps 8
+  oseg-video probe --model mochi --offload model --guidance stg --prompts prompts.txt --blocks 10,20,30,34
+
+For each block: attention as it is and with smoothed queries, and what the method's perturbation of that
+block alone does to the prediction, at a few noise levels of the sampling. The page shows blocks side by side.
+"""
+FILES = ("probe.json", "probe.html")
+_LEFT_OUT = ("blocks", "out", "format")
+"""Settings of a clip that a probe has no use for, or has a flag of its own for."""
+
+
+def register(commands: Commands) -> None:
+    parser = add_command(
+        commands, "probe", _run, help="look into a model's blocks: which ones matter?", epilog=_EXAMPLES
+    )
+    group = parser.add_argument_group("what to look at")
+    group.add_argument(
+        "--blocks", metavar="all|N|NAME,..", type=_blocks, default=(), help="by index or name (default: all)"
+    )
+    group.add_argument(
+        "--noise-levels",
+        metavar="X,X",
+        type=_numbers,
+        default=(0.9, 0.7, 0.4),
+        help="1 is pure noise; the first step at or below each (default: 0.9,0.7,0.4)",
+    )
+    group.add_argument(
+        "--sigmas",
+        metavar="X,X",
+        type=_numbers,
+        default=(1.0, 5.0, float("inf")),
+        help="widths of smoothing at which SEG's and OSEG's queries are looked at (default: 1,5,inf)",
+    )
+    group.add_argument(
+        "--queries", metavar="N", type=whole_number, default=16, help="attention rows in each (default: 16)"
+    )
+    add_setting_flags(parser, [name for name in known_keys() if name not in _LEFT_OUT])
+    parser.add_argument(
+        "--config",
+        metavar="RECIPE",
+        help="settings in a YAML file, or the name of a shipped one (oseg-video recipes); flags win over it",
+    )
+    several = parser.add_argument_group("several GPUs")
+    several.add_argument(
+        "--gpus", metavar="N", type=whole_number, help="run on N GPUs of this machine, which share the tokens"
+    )
+    several.add_argument(
+        "--parallel",
+        metavar="TEXT",
+        default="",
+        help="ranks per axis of ulysses and ring, such as ring=2 (default: all on ulysses)",
+    )
+    run = parser.add_argument_group("this run")
+    run.add_argument(
+        "--out",
+        metavar="FOLDER",
+        default="outputs/probe",
+        help="where probe.html and probe.json go (default: outputs/probe)",
+    )
+    run.add_argument("--quiet", action="store_true", help="no progress, no table; print only the page's path")
+    run.add_argument("--json", action="store_true", help="print the result as JSON")
+    run.add_argument("--debug", action="store_true", help="show tracebacks and the libraries' messages")
+
+
+def _run(options: argparse.Namespace) -> int:
+    console.show(quiet=options.quiet)
+    options.setting_blocks = "0"  # the probe goes through all of them, whatever the recipe's
+    job = job_of(options)
+    ranks = options.gpus or 1
+    if options.parallel:
+        degrees = Degrees.parse(options.parallel)
+        ranks = options.gpus or degrees.ranks
+        degrees.require(ranks)
+    alone = "RANK" not in os.environ
+    out = Path(options.out)
+    if alone:
+        _check_folder(out)
+        announce_loading()
+    if options.gpus is not None and alone:
+        from oseg_video.cli import main
+        from oseg_video.jobs.launch import launch
+
+        launch(partial(main, options.arguments), options.gpus, job.device)
+        return 0
+    from oseg_video.probing.job import probe_job
+
+    result = probe_job(
+        job,
+        parallel=options.parallel,
+        blocks=options.blocks,
+        noise_levels=options.noise_levels,
+        sigmas=options.sigmas,
+        queries=options.queries,
+    )
+    if os.environ.get("RANK", "0") != "0":
+        return 0
+    page = _write(result, out)
+    if options.json:
+        print(json.dumps(result.to_dict()))
+    elif options.quiet:
+        print(page)
+    else:
+        print(f"{result.table()}\n{page}")
+    return 0
+
+
+def _check_folder(out: Path) -> None:
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"cannot write into {out}: it is a file")
+    for name in FILES:
+        check_place(out / name)
+
+
+def _write(result: ProbeResult, out: Path) -> Path:
+    """Both files; the page's path."""
+    from oseg_video.probing.page import page_text
+
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"cannot make the folder {out}: {error.strerror}") from None
+    data, page = (out / name for name in FILES)
+    write_text(data, json.dumps(result.to_dict(), indent=1) + "\n")
+    write_text(page, page_text(result))
+    return page
+
+
+def _blocks(text: str) -> tuple[int | str, ...]:
+    if text == "all":
+        return ()
+    try:
+        blocks: tuple[int | str, ...] = BLOCKS.from_plain(BLOCKS.from_text(text))
+    except SettingError as error:
+        raise argparse.ArgumentTypeError(f"must be all or {error}") from None
+    return blocks
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be numbers with commas between them, got {text!r}") from None

@@ -1,0 +1,58 @@
+"""Probe the model of a job, alone or on ranks that share its tokens."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from oseg_video.config import GenerateJob
+from oseg_video.console import logger, quietly
+from oseg_video.guidance.methods import CFG, BlockGuidance
+from oseg_video.jobs.generate import check_job
+from oseg_video.jobs.image import load_image
+from oseg_video.jobs.model import LoadedModel, naming_lack_of_memory
+from oseg_video.jobs.ranks import Ranks, make_mesh
+from oseg_video.parallel.degrees import Degrees
+from oseg_video.probing.probe import probe
+from oseg_video.probing.result import ProbeResult
+from oseg_video.types import SettingError
+
+
+def probe_job(job: GenerateJob, *, parallel: str = "", **settings: Any) -> ProbeResult:
+    """Probe the job's model with its prompts and first seed; each rank gets the result.
+
+    The job's method is the one whose perturbation each block gets. parallel: degrees such as "ring=2"; by
+    default all ranks on the ulysses axis. settings: `blocks`, `noise_levels`, `sigmas`, `queries` of `probe`.
+
+    Raises OsegVideoError for all that a user can fix, before the model is loaded where that is possible.
+    """
+    guidance = job.guidance
+    if not isinstance(guidance, BlockGuidance):
+        raise SettingError(
+            f"guidance {guidance.name} perturbs no block; probe with one that does, such as --guidance oseg"
+        )
+    ranks = Ranks.started()
+    with ranks.joined(job.device), nullcontext() if ranks.rank == 0 else quietly():
+        source = check_job(job)
+        degrees = Degrees.parse(parallel) if parallel else Degrees(ulysses=ranks.size)
+        degrees.require(ranks.size)
+        start = load_image(Path(job.image), job.height, job.width) if job.image else None
+        model = LoadedModel(source, job, mesh=make_mesh(ranks, degrees, job), device=ranks.device(job.device))
+        for line in model.cut_prompts(job):
+            logger.info(line)
+        # Scales that only the pipeline can apply (one for each expert, one for each frame) are its own.
+        own_scale = any(name in job.own for name in source.adapter.own_scales)
+        arguments = model.call_arguments(job, job.prompts[0] if job.prompts else None, start)
+        arguments.pop("prompt", None)
+        with naming_lack_of_memory():
+            return probe(
+                model.pipe,
+                guidance,
+                job.prompts,
+                seed=job.seeds[0],
+                text=CFG(guidance_scale=None if own_scale else guidance.guidance_scale),
+                mesh=model.mesh,
+                **settings,
+                **arguments,
+            )
