@@ -94,7 +94,7 @@ def require_clip(frames: torch.Tensor) -> None:
         raise MediaError(f"a clip is uint8 [F, 3, H, W], got {frames.dtype} {list(frames.shape)}")
 
 
-def one_line(error: Any) -> str:
+def first_line(error: Any) -> str:
     """The first line of a message that says something."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__

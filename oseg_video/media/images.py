@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageSequence
 
-from oseg_video.media.clip import ClipShape, Frame, MediaError, Pixels, one_line
+from oseg_video.media.clip import ClipShape, Frame, MediaError, Pixels, first_line
 
 FRAME_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
 """Of the images that are frames of a folder."""
@@ -180,5 +180,5 @@ def _reading(path: Path) -> Iterator[None]:
         raise error if str(path) in str(error) else MediaError(f"cannot read {path}: {error}") from None
     except Exception as error:
         raise MediaError(
-            f"cannot read {path}: {getattr(error, 'strerror', None) or one_line(error)}"
+            f"cannot read {path}: {getattr(error, 'strerror', None) or first_line(error)}"
         ) from error

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from oseg_video.media.clip import Clip, ClipShape, Frame, MediaError, Pixels, one_line, require_clip
+from oseg_video.media.clip import Clip, ClipShape, Frame, MediaError, Pixels, first_line, require_clip
 from oseg_video.media.whole import require_whole
 
 VIDEO_SUFFIXES = frozenset(
@@ -119,7 +119,7 @@ def _reading(path: Path) -> Iterator[None]:
     except MediaError:
         raise
     except (av.error.FFmpegError, OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or one_line(error)
+        reason = getattr(error, "strerror", None) or first_line(error)
         raise MediaError(f"cannot read {path}: {reason}") from error
 
 

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from oseg_video.files import MARK, atomic_path
-from oseg_video.media.clip import MediaError, one_line, require_clip
+from oseg_video.media.clip import MediaError, first_line, require_clip
 
 # Visually lossless for x264 (0 is lossless, 51 the worst); small clips stay small.
 _CRF = "12"
@@ -49,7 +49,7 @@ def read_comment(path: Path) -> str:
         raise MediaError(f"no such file: {path}")
     done = run_ffmpeg("-v", "error", "-i", f"file:{path}", "-f", "ffmetadata", "-")
     if done.returncode:
-        raise MediaError(f"cannot read {path}: {one_line(done.stderr.decode(errors='replace'))}")
+        raise MediaError(f"cannot read {path}: {first_line(done.stderr.decode(errors='replace'))}")
     return _parse_metadata(done.stdout.decode("utf-8", errors="replace")).get("comment", "")
 
 
@@ -107,7 +107,7 @@ def _reason(output: str) -> str:
     for code in (errno.EFBIG, errno.ENOSPC, errno.EDQUOT, errno.EIO):
         if os.strerror(code) in output:
             return os.strerror(code)
-    return re.sub(r"^(\[[^]]*\] )+", "", one_line(output)) if output.strip() else "ffmpeg wrote nothing"
+    return re.sub(r"^(\[[^]]*\] )+", "", first_line(output)) if output.strip() else "ffmpeg wrote nothing"
 
 
 def _escape(text: str) -> str:

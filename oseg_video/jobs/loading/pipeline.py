@@ -68,17 +68,10 @@ class ModelSource:
     def pipeline_for(self, *, image: bool) -> str:
         """The class that makes a clip from text, or from an image and text. Raises LoadError.
 
-        Only weights that serve both are taken for the kind that their index does not name.
+        The family must have one of this kind. Only weights that serve both are taken for the kind that their
+        index does not name.
         """
         adapter = self.adapter
-        if image and adapter.image_to_video is None:
-            families = [a.family for a in all_adapters() if a.image_to_video]
-            made = "images" if adapter.makes_images else "clips"
-            raise LoadError(
-                f"{adapter.family} makes {made} from text only; --image works with {', '.join(families)}"
-            )
-        if not image and adapter.text_to_video is None:
-            raise LoadError(f"{adapter.family} makes clips from an image; give it one with --image")
         wanted = str(adapter.image_to_video if image else adapter.text_to_video)
         if self.pipeline in (wanted, *adapter.universal_pipelines):
             return self.pipeline
