@@ -30,9 +30,10 @@ def clip_settings(job: GenerateJob) -> dict[str, Any]:
 
 
 def check_fits(job: GenerateJob, source: ModelSource) -> None:
-    """Refuse, with a SettingError, a job that this model cannot do or whose settings it would ignore."""
+    """Refuse what this model cannot do, or would ignore, with a SettingError or LoadError."""
     adapter = source.adapter
     check_family(job, adapter)
+    source.pipeline_for(image=job.image is not None)
     check_size(job, adapter, *adapter.multiples(source.read_json))
     settings = clip_settings(job)
     _check_negative_prompt(job, source, settings)

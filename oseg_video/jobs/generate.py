@@ -67,7 +67,6 @@ def check_job(job: GenerateJob) -> loading.ModelSource:
     """The job's model, after a look at all that can be refused without its weights. Raises OsegVideoError."""
     source = loading.find_model(job.model, job.revision, image=job.image is not None)
     check_fits(job, source)
-    source.pipeline_for(image=job.image is not None)
     check_branches(source.adapter, job, source.read_json)
     if job.guidance.blocks_used:
         source.adapter.resolve_blocks(empty_denoiser(source), job.guidance.blocks_used)

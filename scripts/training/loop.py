@@ -7,7 +7,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +36,8 @@ class LoopConfig:
     decay_steps: int | None = None
     """Last steps, in which it falls along a cosine to zero; None takes all after the warm-up."""
     weight_decay: float = 0.01
+    muon: tuple[str, ...] = ()
+    """Submodules whose matrices are trained by Muon (its updates scaled to those of AdamW), not by AdamW."""
     ema_decay: float = 0.999
     """Decay per step of the moving average of the weights, shortened early in the training."""
     seed: int = 0
@@ -76,23 +78,22 @@ def fit(
     generator, so a resumed run draws the same batches as one that was never stopped. `on_save` gets a copy
     of the module with the averaged weights after every checkpoint.
     """
-    optimizer = torch.optim.AdamW(
-        _parameter_groups(module, config.weight_decay), lr=0.0, betas=(0.9, 0.99), fused=True
-    )
+    optimizers = _optimizers(module, config)
     average = {name: value.detach().clone() for name, value in module.state_dict().items()}
-    start, warm_from = _resume(checkpoint, module, optimizer, average)
+    start, warm_from = _resume(checkpoint, module, optimizers, average)
     began = saved = time.monotonic()
     sums: dict[str, float] = {}
     summed = 0
     for step in range(start, config.steps):
         torch.manual_seed(config.seed * 1_000_003 + step)
-        for group in optimizer.param_groups:
+        for group in (group for optimizer in optimizers for group in optimizer.param_groups):
             group["lr"] = learning_rate(config, step, warm_from)
         losses = compute_losses(step)
-        optimizer.zero_grad(set_to_none=True)
+        module.zero_grad(set_to_none=True)
         losses["loss"].backward()
         gradient_norm = nn.utils.clip_grad_norm_(module.parameters(), 1.0)
-        optimizer.step()
+        for optimizer in optimizers:
+            optimizer.step()
         _update_average(average, module, min(config.ema_decay, (step + 1) / (step + 10)))
         summed += 1
         for name, value in (losses | {"gradient": gradient_norm}).items():
@@ -107,7 +108,11 @@ def fit(
         if config.keep_every is not None and done % config.keep_every == 0:
             keep_average(average, checkpoint.with_name(f"{checkpoint.stem}-{done}.safetensors"), done)
         if time.monotonic() - saved > config.save_every or done == config.steps:
-            state = {"module": module.state_dict(), "optimizer": optimizer.state_dict(), "average": average}
+            state = {
+                "module": module.state_dict(),
+                "optimizers": [one.state_dict() for one in optimizers],
+                "average": average,
+            }
             save_atomically(state | {"step": done, "warm_from": warm_from}, checkpoint)
             if on_save is not None:
                 on_save(_averaged(module, average))
@@ -152,7 +157,7 @@ def unpack_checkpoint(packed: Path, checkpoint: Path) -> None:
         for key in file.keys():
             part, _, name = key.partition(".")
             state[part][name] = _float32(file.get_tensor(key))
-    save_atomically(state | {"optimizer": None, "step": step, "warm_from": step}, checkpoint)
+    save_atomically(state | {"optimizers": None, "step": step, "warm_from": step}, checkpoint)
 
 
 def keep_average(average: dict[str, Tensor], path: Path, step: int) -> None:
@@ -193,25 +198,39 @@ def _float32(value: Tensor) -> Tensor:
     return value.float() if value.is_floating_point() else value
 
 
-def _parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Matrices decay, vectors (norms, biases) do not."""
+def _optimizers(module: nn.Module, config: LoopConfig) -> list[torch.optim.Optimizer]:
+    """AdamW, and Muon for what the configuration leaves to it. Matrices decay, vectors do not."""
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    return [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    muon = [p for name in config.muon for p in module.get_submodule(name).parameters() if p.ndim == 2]
+    chosen = {id(parameter) for parameter in muon}
+    rest = [parameter for parameter in parameters if id(parameter) not in chosen]
+    groups = [
+        {"params": [p for p in rest if p.ndim > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in rest if p.ndim <= 1], "weight_decay": 0.0},
     ]
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.99), fused=True)
+    ]
+    if muon:
+        optimizers.append(
+            torch.optim.Muon(muon, lr=0.0, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw")
+        )
+    return optimizers
 
 
 def _resume(
-    checkpoint: Path, module: nn.Module, optimizer: torch.optim.Optimizer, average: dict[str, Tensor]
+    checkpoint: Path,
+    module: nn.Module,
+    optimizers: Sequence[torch.optim.Optimizer],
+    average: dict[str, Tensor],
 ) -> tuple[int, int]:
     """Load the checkpoint, if there is one; the next step, and the step from which the rate warms up."""
     if not checkpoint.exists():
         return 0, 0
     state = torch.load(checkpoint, map_location=next(module.parameters()).device, weights_only=True)
     module.load_state_dict(state["module"])
-    if state["optimizer"] is not None:
-        optimizer.load_state_dict(state["optimizer"])
+    for optimizer, kept in zip(optimizers, state["optimizers"] or (), strict=False):
+        optimizer.load_state_dict(kept)
     average.update(state["average"])
     logger.info("%s: resumed at step %d", checkpoint.stem, state["step"])
     return state["step"], state["warm_from"]

@@ -70,6 +70,7 @@ TWO_SHAPES = Task(
         learning_rate=1e-3,
         warmup_steps=200,
         decay_steps=1500,
+        muon=("transformer.transformer_blocks",),
         ema_decay=0.998,
         seed=3,
         save_every=300,

@@ -95,7 +95,22 @@ def test_a_packed_checkpoint_is_small_and_goes_on(tmp_path):
     train(network(), longer, tmp_path / "other" / "run.pt")
     state = torch.load(tmp_path / "other" / "run.pt", weights_only=True)
     assert (state["step"], state["warm_from"]) == (10, 8)
-    assert {float(entry["step"]) for entry in state["optimizer"]["state"].values()} == {2.0}
+    assert {float(entry["step"]) for entry in state["optimizers"][0]["state"].values()} == {2.0}
 
     with pytest.raises(SystemExit, match="exists already"):
         unpack_checkpoint(tmp_path / "packed.safetensors", tmp_path / "other" / "run.pt")
+
+
+def test_muon_trains_the_matrices_that_it_is_given(tmp_path):
+    """After one step from nothing the update of such a matrix is orthogonal, whatever the gradient's size."""
+    config = dataclasses.replace(
+        CONFIG, muon=("0",), warmup_steps=1, weight_decay=0.0, steps=1, ema_decay=0.0
+    )
+    module = network()
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    after = train(module, config, tmp_path / "a.pt")
+    moved = (after["0.weight"] - before["0.weight"]).double()
+    singular = torch.linalg.svdvals(moved)
+    assert float(singular.max() / singular.min()) < 3  # Newton and Schulz's five steps come that close
+    adam = (after["2.weight"] - before["2.weight"]).abs()
+    assert torch.allclose(adam, torch.full_like(adam, config.learning_rate), rtol=1e-3)
