@@ -102,7 +102,7 @@ def _recipe(plan: Plan, arm: str, lines: Sequence[str]) -> str:
     sweep = plan.recipe.sweep
     (model,) = sweep.models.values()
     own = plan.arms[arm].settings if arm in plan.arms else sweep.methods[BASELINE]
-    header = "".join(f"# {visible(line)}\n" for line in [f"{MARK[0].upper()}{MARK[1:]} tune", *lines])
+    header = "".join(f"# {visible(line)}\n" for line in [f"{MARK} tune", *lines])
     return header + dump_settings({**sweep.settings, **model, **own})
 
 
