@@ -71,12 +71,13 @@ def arms_plot(plan: Plan, rounds: Sequence[Evaluation], order: Sequence[str], cl
 
 
 def _ends(every: Sequence[Difference]) -> tuple[float, float]:
-    """Of the axis: all values and 0, and intervals as far as they are no wider than three times that."""
+    """Of the axis: all values and 0, and of intervals no more than as much again on each side."""
     values = [0.0, *(one.value for one in every)]
     low, high = min(values), max(values)
-    room = (high - low) or max(map(abs, values)) or 1.0
-    ends = [end for one in every for end in one.interval or ()]
-    return max(min([low, *ends]), low - room), min(max([high, *ends]), high + room)
+    room = (high - low) or 1.0
+    ends = [end for one in every for end in one.interval or ()] or [-room, room]
+    found = max(min([low, *ends]), low - room), min(max([high, *ends]), high + room)
+    return found if found[0] < found[1] else (-room, room)
 
 
 def _mark(
