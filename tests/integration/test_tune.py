@@ -1,4 +1,4 @@
-"""Searches of real pipelines: one with a block that is made to matter, one that is killed, and every family."""
+"""Searches of real pipelines: a block that is made to matter, kills, and every family."""
 
 from __future__ import annotations
 
