@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,42 +35,50 @@ def best_name(method: str) -> str:
     return f"best-{method}.yaml"
 
 
-def write_report(
-    plan: Plan,
-    out: Path,
-    *,
-    rounds: Sequence[Evaluation],
-    standings: Sequence[Standing],
-    test: Evaluation,
-    tested: FoundClips,
-    best: Mapping[str, str],
-    claim: Difference,
-    won: bool,
-    clips: int,
-) -> tuple[str, ...]:
-    """Write all of it, and return what was found in words, line by line.
+@dataclass(frozen=True, kw_only=True)
+class Findings:
+    """What a search and its test found."""
 
-    rounds: every round against the baseline. test, tested: of the test split, the values and the clips. best:
-    of every method its best arm. claim: the chosen arm against the baseline on the test split, and whether it
-    won. clips: how many it took.
-    """
-    words = (verdict(claim, won), *_how(plan, claim, clips))
-    table = _merged(plan, rounds, standings)
+    rounds: Sequence[Evaluation]
+    """Every round, all its arms against the baseline."""
+    standings: Sequence[Standing]
+    """The last one of every arm."""
+    best: Mapping[str, str]
+    """Of every method, its best arm."""
+    test: Evaluation
+    """The best arms against the baseline on the test split."""
+    tested: FoundClips
+    """The clips of the test."""
+    claim: Difference
+    """The arm that the search chose minus the baseline on the test split."""
+    won: bool
+    """Whether the interval of the claim lies on the better side of 0 as a whole."""
+    clips: int
+    """That search and test took, made now or before."""
+
+
+def write_report(plan: Plan, out: Path, found: Findings) -> tuple[str, ...]:
+    """Write all of it, and return what was found in words, line by line. Raises FileError."""
+    claim = found.claim
+    how = _how(plan, found)
+    words = (verdict(claim, found.won), *how)
+    table = _merged(plan, found.rounds, found.standings)
     write_text(out / "arms.json", as_json(table))
     write_text(out / "arms.csv", as_csv(table))
-    fates = (f"- {_fate(one)}" for one in _ordered(standings, plan.sign))
+    fates = (f"- {_fate(one)}" for one in _ordered(found.standings, plan.sign))
     write_text(out / "arms.md", "\n".join([*words, "", as_markdown(table), *map(visible, fates), ""]))
-    write_text(out / PLOT, arms_plot(plan, rounds, list(table.results), claim))
-    write_text(out / "test.json", as_json(test))
-    write_text(out / "test.md", "\n".join([*words, "", as_markdown(test)]))
-    write_page(out / PAGE, tested.clips, [BASELINE, *best.values()], results=json.loads(as_json(test)))
-    differences = {one.method: one for one in test.differences}
-    for method, arm in best.items():
+    write_text(out / PLOT, arms_plot(plan, found.rounds, list(table.results), claim))
+    test = as_json(found.test)
+    write_text(out / "test.json", test)
+    write_text(out / "test.md", "\n".join([*words, "", as_markdown(found.test)]))
+    write_page(out / PAGE, found.tested.clips, [BASELINE, *found.best.values()], results=json.loads(test))
+    differences = {one.method: one for one in found.test.differences}
+    for method, arm in found.best.items():
         lines = [f"The best of {len(plan.methods[method])} arms of {method}: {arm}"]
         if arm in differences:
             lines.append(f"On the test split minus the baseline: {shown(differences[arm])}")
-        write_text(out / best_name(method), _recipe(plan, arm, [*lines, *_how(plan, claim, clips)]))
-    chosen = claim.method if won else BASELINE
+        write_text(out / best_name(method), _recipe(plan, arm, [*lines, *how]))
+    chosen = claim.method if found.won else BASELINE
     write_text(out / FOUND, _recipe(plan, chosen, [*words, f"These are the settings of: {chosen}"]))
     return words
 
@@ -89,11 +98,12 @@ def shown(difference: Difference) -> str:
     return f"{difference.value:+.3g}{ends}"
 
 
-def _how(plan: Plan, claim: Difference, clips: int) -> tuple[str, ...]:
+def _how(plan: Plan, found: Findings) -> tuple[str, ...]:
+    value, pairs = plan.value, found.claim.pairs
     return (
-        f"{plan.value.name}, {plan.value.better} is better; paired 95 % interval over {claim.pairs} clips "
-        "each, which the search did not see",
-        f"{len(plan.arms)} arms of {', '.join(plan.methods)}; search and test took {clips} clips",
+        f"{value.name}, {value.better} is better; paired 95 % interval over {pairs} clips each, which the "
+        "search did not see",
+        f"{len(plan.arms)} arms of {', '.join(plan.methods)}; search and test took {found.clips} clips",
     )
 
 

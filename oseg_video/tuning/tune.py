@@ -36,7 +36,7 @@ from oseg_video.sweeps.table import Variation
 from oseg_video.tuning.halving import BASELINE, Differences, Standing, gained, search, surely
 from oseg_video.tuning.plan import Plan, TuneError, make_plan
 from oseg_video.tuning.recipe import TuneRecipe
-from oseg_video.tuning.report import check_places, write_report
+from oseg_video.tuning.report import FOUND, Findings, check_places, write_report
 
 CLIPS, _SEEN = "clips", ".metrics"
 
@@ -45,22 +45,18 @@ CLIPS, _SEEN = "clips", ".metrics"
 class Tuned:
     """What came of a search."""
 
-    winner: str
-    """The arm that the search chose."""
-    claim: Difference
-    """The winner minus the baseline on the test split."""
-    won: bool
-    """Whether the interval of the claim lies on the better side of 0 as a whole."""
-    best: Mapping[str, str]
-    """Of every method, its best arm."""
-    clips: int
-    """That the search and its test took, made now or before."""
+    findings: Findings
     words: tuple[str, ...]
     """What it found, line by line."""
     complete: bool
     """Whether every clip was made and looked at."""
     recipe: Path
     """The file for `generate --config`."""
+
+    @property
+    def winner(self) -> str:
+        """The arm that the search chose, whether or not it beat the baseline."""
+        return self.findings.claim.method
 
 
 def tune(
@@ -108,29 +104,18 @@ def tune(
     claim = next((one for one in test.differences if one.method == winner), None)
     if claim is None:
         raise TuneError(f"{winner}, which the search chose, has no value on the test: {bench.reason}")
-    won = surely(claim, plan.sign)
-    words = write_report(
-        plan,
-        out,
+    findings = Findings(
         rounds=bench.rounds,
         standings=standings,
+        best=chosen,
         test=test,
         tested=bench.found,
-        best=chosen,
         claim=claim,
-        won=won,
+        won=surely(claim, plan.sign),
         clips=len(bench.made),
     )
-    return Tuned(
-        winner=winner,
-        claim=claim,
-        won=won,
-        best=chosen,
-        clips=len(bench.made),
-        words=words,
-        complete=not bench.reason,
-        recipe=out / "found.yaml",
-    )
+    words = write_report(plan, out, findings)
+    return Tuned(findings, words, complete=not bench.reason, recipe=out / FOUND)
 
 
 def dry_run(

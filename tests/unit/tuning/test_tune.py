@@ -140,7 +140,7 @@ def test_without_an_effect_no_arm_wins_and_the_baseline_is_found(
 ) -> None:
     monkeypatch.setattr(worker, "LoadedModel", Painter)  # paints by seed alone
     done = tune(read_tune(write(tmp_path, baseline="stg")), tmp_path / "out")
-    assert not done.won and done.claim.value == 0 and done.complete
+    assert not done.findings.won and done.findings.claim.value == 0 and done.complete
     assert done.words[0] == (
         "no arm beat the baseline: on the test split oseg blocks=0, the search's choice, is at +0 [+0, +0]"
     )
@@ -159,7 +159,7 @@ def test_an_arm_that_is_worse_on_the_test_does_not_win(
 
     monkeypatch.setattr(worker, "LoadedModel", Turning)
     done = tune(read_tune(write(tmp_path)), tmp_path / "out")
-    assert done.winner == "oseg blocks=2" and not done.won and done.claim.value > 0
+    assert done.winner == "oseg blocks=2" and not done.findings.won and done.findings.claim.value > 0
     assert done.words[0].startswith("no arm beat the baseline")
 
 
@@ -185,7 +185,10 @@ def test_a_run_that_was_stopped_goes_on_and_ends_as_if_it_had_not_been(
 def test_methods_meet_on_the_test_and_one_of_them_is_the_winner(tmp_path: Path) -> None:
     methods = {"far": {"guidance": "stg", "blocks": [4, 5]}, "near": {"guidance": "oseg", "blocks": [0, 2]}}
     done = tune(read_tune(write(tmp_path, methods=methods, clips=60)), tmp_path / "out")
-    assert done.best == {"far": "far blocks=4", "near": "near blocks=2"} and done.winner == "near blocks=2"
+    assert (
+        done.findings.best == {"far": "far blocks=4", "near": "near blocks=2"}
+        and done.winner == "near blocks=2"
+    )
     test = json.loads((tmp_path / "out" / "test.json").read_text())
     assert [one["method"] for one in test["differences"]] == ["far blocks=4", "near blocks=2"]
     far = yaml.safe_load((tmp_path / "out" / "best-far.yaml").read_text())
