@@ -171,7 +171,7 @@ def test_a_run_that_was_stopped_goes_on_and_ends_as_if_it_had_not_been(
     whole = sorted(Painter.painted)
     Painter.painted.clear()
     monkeypatch.setattr(worker, "LoadedModel", Interrupting)
-    for count in (1, 9, 12, 100):
+    for count in (1, 12, 100):
         Interrupting.left = count
         if count < 100:
             with pytest.raises(KeyboardInterrupt):
@@ -201,9 +201,6 @@ def test_a_search_that_grows_keeps_its_clips_under_their_new_names(tmp_path: Pat
     methods = {"oseg": {"blocks": [1, 2], "blur_sigma": [5.0, 1.0]}}
     done = tune(read_tune(write(tmp_path, methods=methods, clips=60)), tmp_path)
     assert done.winner.startswith("oseg blocks=2 blur_sigma=") and done.complete
-    assert len(Painter.painted) == len({*Painter.painted}) + len(
-        [one for one in Painter.painted if Painter.painted.count(one) > 1]
-    ) - len({one for one in Painter.painted if Painter.painted.count(one) > 1})
     assert len(list((tmp_path / "clips").glob("*.gif"))) == len(Painter.painted) > before
 
 
@@ -252,12 +249,9 @@ def test_flags_win_over_the_recipe(tmp_path: Path) -> None:
     assert yaml.safe_load((tmp_path / "out" / "best-stg.yaml").read_text())["steps"] == 3
 
 
-@pytest.mark.parametrize("flag", ["--dry-run", "--explain"])
-def test_the_plan_is_shown_and_nothing_made(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], flag: str
-) -> None:
-    command = ["tune", str(write(tmp_path)), "--out", str(tmp_path / "out"), flag]
-    assert main([*command, "--seconds-per-pass", "1800"]) == 0
+def test_the_plan_is_shown_and_nothing_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["tune", str(write(tmp_path)), "--out", str(tmp_path / "out")]
+    assert main([*command, "--dry-run", "--seconds-per-pass", "1800"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[:6] == [
         "frame_difference, lower is better; at most 46 clips in all",
@@ -269,13 +263,9 @@ def test_the_plan_is_shown_and_nothing_made(
     ]
     assert "31 clips: 0 done, 0 failed, 31 to do" in lines and "8 clips: 0 done, 0 failed, 8 to do" in lines
     assert sum("1800 s a pass" in line for line in lines) == 2
+    assert main([*command, "--explain"]) == 0
+    assert "no estimate for 31 clips: none is finished yet" in capsys.readouterr().out
     assert not (tmp_path / "out").exists() and not Painter.painted
-    assert main(["tune", str(write(tmp_path)), "--out", str(tmp_path / "out"), "--quiet"]) == 0
-    capsys.readouterr()
-    assert main(command) == 0
-    assert (
-        "8 clips: 8 done, 0 failed, 0 to do" not in capsys.readouterr().out
-    )  # which arm it was, only a run says
 
 
 def test_the_engine_is_that_of_a_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -352,7 +342,7 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"test": {"seeds": [1, 2]}}, "both have '.' with seed 1"),
     ({"test": {"prompts": ["z"], "seeds": [0]}}, "at least 2 prompts or 2 seeds"),
     ({"prompts": ["a", "a"]}, "prompts must differ"),
-    ({"clips": 28}, "clips must be at least 29 .* test's 8, got 28"),
+    ({"clips": 10}, "clips must be at least 11 .* test's 8, got 10"),
     ({"clips": 0}, "clips must be a whole number of at least 1, got 0"),
     ({"clips": None}, "give --clips, or clips in the recipe"),
     ({"random": "x"}, "random must be a whole number"),
@@ -364,7 +354,8 @@ def test_mistakes_are_one_line_before_any_work(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], content: dict[str, Any], message: str
 ) -> None:
     out = tmp_path / "out"
-    assert main(["tune", str(write(tmp_path, **content)), "--out", str(out), "--quiet"]) == 2
+    named = {"methods": {"oseg": {"blocks": [1, 2]}}}  # counting the blocks takes a second
+    assert main(["tune", str(write(tmp_path, **{**named, **content})), "--out", str(out), "--quiet"]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("oseg-video: error: ") and re.search(message, error), error
     assert not Painter.painted and not list(out.rglob("*.gif"))
