@@ -12,7 +12,8 @@ from oseg_video.tuning.halving import BASELINE
 from oseg_video.tuning.plan import Plan
 
 # Pixels.
-_LINE, _TOP, _BOTTOM, _SIDE, _PLOT = 20, 44, 40, 20, 420
+_TOP, _BOTTOM, _SIDE, _PLOT = 44, 40, 20, 420
+_MARK, _GAP = 6, 12
 _LETTER, _MOST_LETTERS = 6.6, 60
 _STYLE = (
     "text{font:12px sans-serif;fill:#222}.axis{stroke:#999}.zero{stroke:#999;stroke-dasharray:3 3}"
@@ -23,7 +24,7 @@ _STYLE = (
 
 
 def arms_plot(plan: Plan, rounds: Sequence[Evaluation], order: Sequence[str], claim: Difference) -> str:
-    """The plot: a line for each arm, with a mark for each round that it was in, the last one the darkest.
+    """The plot: of each arm a mark for each round that it was in, one below the other, and for the test.
 
     order: of the lines, from above; the baseline is the dashed line at 0. claim: the mark of the test.
     """
@@ -35,7 +36,8 @@ def arms_plot(plan: Plan, rounds: Sequence[Evaluation], order: Sequence[str], cl
     every = [difference for found in marks.values() for _, difference in found] + [claim]
     low, high = _ends(every)
     left = _SIDE + _LETTER * max(min(len(name), _MOST_LETTERS) for name in arms)
-    width, height = left + _PLOT + _SIDE, _TOP + _LINE * len(arms) + _BOTTOM
+    line = _GAP + _MARK * (len(rounds) + 1)
+    width, height = left + _PLOT + _SIDE, _TOP + line * len(arms) + _BOTTOM
     axis = height - _BOTTOM
 
     def across(value: float) -> float:
@@ -57,16 +59,20 @@ def arms_plot(plan: Plan, rounds: Sequence[Evaluation], order: Sequence[str], cl
         )
     lines.append(f'<text x="{across(0):.1f}" y="{axis + 34}" text-anchor="middle">baseline</text>')
     for place, name in enumerate(arms):
-        y = _TOP + _LINE * (place + 0.5)
+        y = _TOP + line * place + _GAP / 2
         label = name if len(name) <= _MOST_LETTERS else f"{name[: _MOST_LETTERS - 1]}…"
-        lines.append(f'<text x="{left - 6:.1f}" y="{y + 4}" text-anchor="end">{_text(label)}</text>')
+        lines.append(f'<text x="{left - 6:.1f}" y="{y + line / 2}" text-anchor="end">{_text(label)}</text>')
         for number, difference in marks[name]:
             faint = 0.3 + 0.7 * number / len(rounds)
             lines += _mark(
-                difference, f"round {number}", f'class="round" opacity="{faint:.2f}"', y - 3, across
+                difference,
+                f"round {number}",
+                f'class="round" opacity="{faint:.2f}"',
+                y + _MARK * (number - 0.5),
+                across,
             )
         if name == claim.method:
-            lines += _mark(claim, "test", 'class="test"', y + 5, across)
+            lines += _mark(claim, "test", 'class="test"', y + _MARK * (len(rounds) + 0.5), across)
     return "\n".join([*lines, "</svg>", ""])
 
 

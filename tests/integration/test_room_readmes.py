@@ -99,7 +99,7 @@ def test_the_search_runs_as_it_stands_there(
     dry, real, generate = commands(block)
     monkeypatch.chdir(tmp_path)
     assert main(dry) == 0
-    assert capsys.readouterr().out.startswith("alignment:embedded:all, higher is better; at most 700 clips")
+    assert capsys.readouterr().out.startswith("alignment:embedded:all, higher is better; at most 800 clips")
     short = ["--limit", "2", "--steps", "2", "--clips", "32", "--quiet"]
     for _ in range(2):
         assert main([*real, *short]) == 0
