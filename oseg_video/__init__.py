@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from oseg_video.probing.probe import probe
     from oseg_video.settings.schedule import Schedule
     from oseg_video.sweeps.launch import sweep
+    from oseg_video.tuning.tune import tune
     from oseg_video.types import OsegVideoError, TokenGrid
 
     __version__: str
@@ -66,6 +67,7 @@ _HOME = {
     "recipe": "oseg_video.config",
     "reproduce": "oseg_video.jobs.reproduce",
     "sweep": "oseg_video.sweeps.launch",
+    "tune": "oseg_video.tuning.tune",
 }
 
 __all__ = [
@@ -96,6 +98,7 @@ __all__ = [
     "recipe",
     "reproduce",
     "sweep",
+    "tune",
 ]
 
 

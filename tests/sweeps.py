@@ -54,12 +54,15 @@ class Painter(LoadedModel):
     def cut_prompts(self, job: Any) -> list[str]:
         return ["cut"] if len(job.prompts[0]) > 40 else []
 
+    def paint(self, job: Any, seed: int) -> torch.Tensor:
+        """Frames of a clip, uint8 [T, 3, H, W]."""
+        noise = torch.Generator().manual_seed(seed)
+        shape = (job.frames, 3, job.height, job.width)
+        return torch.randint(0, 255, shape, generator=noise).to(torch.uint8)
+
     def make_clip(self, job: Any, plan: Any, start: Any) -> ClipResult:
         type(self).painted.append((plan.prompt, plan.seed, job.guidance.name))
-        noise = torch.Generator().manual_seed(plan.seed)
-        frames = torch.randint(0, 255, (job.frames, 3, job.height, job.width), generator=noise).to(
-            torch.uint8
-        )
+        frames = self.paint(job, plan.seed)
         manifest = new_manifest(
             job,
             model={"name": job.model, **self._identity},

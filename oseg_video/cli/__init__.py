@@ -27,6 +27,7 @@ from oseg_video.cli import (
     recipes,
     reproduce,
     sweep,
+    tune,
     vbench,
 )
 from oseg_video.cli.completion import PrintCompletion
@@ -45,6 +46,7 @@ _COMMANDS = (
     reproduce,
     sweep,
     compare,
+    tune,
     evaluate,
     contact_sheet,
     probe,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from oseg_video.cli.parsing import UsageError, names, seconds, whole_number
 from oseg_video.cli.settings import add_setting_flags, flag_settings
@@ -14,19 +14,25 @@ from oseg_video.settings.suggest import known_or_nearest
 
 if TYPE_CHECKING:
     from oseg_video.sweeps.recipe import SweepRecipe
+    from oseg_video.tuning.recipe import TuneRecipe
 
+Recipe = TypeVar("Recipe", "SweepRecipe", "TuneRecipe")
 # The axes have flags of their own; settings of single methods are those of their recipes, or of the file.
 _LEFT_OUT = ("seeds", "guidance", "out", "format")
 
 
-def add_axis_flags(parser: argparse.ArgumentParser) -> None:
-    """The axes of the table, and the settings of every clip."""
+def add_axis_flags(
+    parser: argparse.ArgumentParser,
+    methods: str = f"methods: the recipe's, or {', '.join(METHODS)}",
+    seeds: str = "one clip for each method, prompt and seed",
+) -> None:
+    """The axes of the table, and the settings of every clip; what the methods and the seeds are, for help."""
     axes = parser.add_argument_group("the table of clips (flags win over the recipe)")
     axes.add_argument(
         "--guidance",
         metavar="A,B",
         type=names,
-        help=f"methods: the recipe's, or {', '.join(METHODS)}",
+        help=methods,
     )
     axes.add_argument(
         *("--seeds", "--seed"),
@@ -34,7 +40,7 @@ def add_axis_flags(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         metavar="N",
         default=argparse.SUPPRESS,
-        help="one clip for each method, prompt and seed: --seeds 0 1 2 or 0,1,2 (default: 0)",
+        help=f"{seeds}: --seeds 0 1 2 or 0,1,2 (default: 0)",
     )
     axes.add_argument(
         "--limit", metavar="N", type=whole_number, help="of the prompts or images only the first N"
@@ -65,7 +71,51 @@ def check_dry_run_flags(options: argparse.Namespace) -> None:
         raise UsageError("--seconds-per-pass has no effect without --dry-run")
 
 
-def with_flags(recipe: SweepRecipe, options: argparse.Namespace) -> SweepRecipe:
+def add_worker_flags(parser: argparse.ArgumentParser) -> None:
+    """Where and by how many the clips are made."""
+    workers = parser.add_argument_group("workers")
+    workers.add_argument(
+        "--engine", choices=("local", "ray"), default="local", help="where they run (default: local)"
+    )
+    workers.add_argument(
+        "--workers",
+        metavar="N",
+        type=whole_number,
+        help="how many (default: as there are GPUs for; without GPUs one, on a cluster one for each machine)",
+    )
+    workers.add_argument(
+        "--gpus",
+        metavar="N",
+        type=whole_number,
+        default=1,
+        help="GPUs that make each clip together (default: 1)",
+    )
+    workers.add_argument(
+        "--address",
+        metavar="TEXT",
+        help="ray: cluster to join (default: the one it finds, or a new one here)",
+    )
+    workers.add_argument("--retry-failed", action="store_true", help="try failed clips again")
+
+
+def check_worker_flags(options: argparse.Namespace) -> None:
+    """Raises UsageError for a flag that has no effect."""
+    if options.address is not None and options.engine != "ray":
+        raise UsageError("--address has no effect without --engine ray")
+
+
+def worker_options(options: argparse.Namespace) -> dict[str, Any]:
+    """The arguments of `oseg_video.sweeps.launch.sweep` that these flags are."""
+    return {
+        "cluster": options.engine == "ray",
+        "address": options.address,
+        "workers": options.workers,
+        "gpus": options.gpus,
+        "retry_failed": options.retry_failed,
+    }
+
+
+def with_flags(recipe: Recipe, options: argparse.Namespace) -> Recipe:
     """The recipe as the flags change it. Raises OsegVideoError."""
     return recipe.changed(**_given(options, recipe.methods), limit=options.limit)
 

@@ -16,8 +16,9 @@ from oseg_video.cli.axes import (
     from_flags,
     with_flags,
 )
+from oseg_video.cli.evaluate import add_metric_flags, metric_options
 from oseg_video.cli.output import announce_loading
-from oseg_video.cli.parsing import Commands, UsageError, add_batch, add_command, names, whole_number
+from oseg_video.cli.parsing import Commands, UsageError, add_command, names, whole_number
 from oseg_video.config import find_recipe
 
 if TYPE_CHECKING:
@@ -64,18 +65,7 @@ def register(commands: Commands) -> None:
         metavar="METHOD",
         help="what the others of its model are compared with (default: the recipe's, or the first)",
     )
-    measured.add_argument(
-        "--reference",
-        metavar="PATH",
-        help="real clips, or their statistics, for fvd; clips also for recipes that start from their frames",
-    )
-    measured.add_argument(
-        "--weights", action="append", default=[], metavar="METRIC=PATH", help="weights of a metric"
-    )
-    measured.add_argument(
-        "--trust-weights", action="store_true", help="load torchscript files whose checksum is not known"
-    )
-    add_batch(measured)
+    add_metric_flags(measured)
     add_dry_run_flags(parser)
     run = parser.add_argument_group("this run")
     run.add_argument(
@@ -173,15 +163,9 @@ def _recipe(options: argparse.Namespace, images: Path) -> ComparisonRecipe:
 
 
 def _metric_options(options: argparse.Namespace, recipe: ComparisonRecipe) -> MetricOptions:
-    from oseg_video.cli.evaluate import read_weights, usable_device
-    from oseg_video.evaluation.metrics.base import MetricOptions, reads_real
+    from oseg_video.evaluation.metrics.base import reads_real
 
+    found = metric_options(options)
     # Real clips may be there for the images alone, and no metric compares with them.
     only_images = recipe.starts_from_real and not reads_real(recipe.metrics or ())
-    return MetricOptions(
-        device=usable_device(getattr(options, "setting_device", "auto")),
-        weights=read_weights(options.weights),
-        trust_weights=options.trust_weights,
-        reference=Path(options.reference) if options.reference and not only_images else None,
-        batch=options.batch,
-    )
+    return dataclasses.replace(found, reference=None) if only_images else found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from argparse import Action, Namespace
+from argparse import Action, Namespace, _ArgumentGroup
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -78,6 +78,35 @@ def register(commands: Commands) -> None:
     output.add_argument("--overwrite", action="store_true", help="replace results and statistics that exist")
     output.add_argument("--quiet", action="store_true", help="no progress")
     output.add_argument("--debug", action="store_true", help="show tracebacks and the libraries' messages")
+
+
+def add_metric_flags(group: _ArgumentGroup) -> None:
+    """What metrics read, for commands that make the clips which they measure."""
+    group.add_argument(
+        "--reference",
+        metavar="PATH",
+        help="real clips, or their statistics, for fvd; clips also for recipes that start from their frames",
+    )
+    group.add_argument(
+        "--weights", action="append", default=[], metavar="METRIC=PATH", help="weights of a metric"
+    )
+    group.add_argument(
+        "--trust-weights", action="store_true", help="load torchscript files whose checksum is not known"
+    )
+    add_batch(group)
+
+
+def metric_options(options: Namespace) -> MetricOptions:
+    """What these flags say, and the device of the clips. Raises UsageError."""
+    from oseg_video.evaluation.metrics.base import MetricOptions
+
+    return MetricOptions(
+        device=usable_device(getattr(options, "setting_device", "auto")),
+        weights=read_weights(options.weights),
+        trust_weights=options.trust_weights,
+        reference=Path(options.reference) if options.reference else None,
+        batch=options.batch,
+    )
 
 
 _FLAGS = {

@@ -8,9 +8,17 @@ import json
 from typing import TYPE_CHECKING
 
 from oseg_video import console
-from oseg_video.cli.axes import add_axis_flags, add_dry_run_flags, check_dry_run_flags, with_flags
+from oseg_video.cli.axes import (
+    add_axis_flags,
+    add_dry_run_flags,
+    add_worker_flags,
+    check_dry_run_flags,
+    check_worker_flags,
+    with_flags,
+    worker_options,
+)
 from oseg_video.cli.output import announce_loading
-from oseg_video.cli.parsing import Commands, UsageError, add_command, whole_number
+from oseg_video.cli.parsing import Commands, add_command
 from oseg_video.config import find_recipe
 
 if TYPE_CHECKING:
@@ -38,30 +46,8 @@ def register(commands: Commands) -> None:
     parser.add_argument(
         "--out", metavar="FOLDER", help="folder or URL of the clips, in place of the recipe's"
     )
-    parser.add_argument("--retry-failed", action="store_true", help="try failed clips again")
     add_axis_flags(parser)
-    workers = parser.add_argument_group("workers")
-    workers.add_argument(
-        "--engine", choices=("local", "ray"), default="local", help="where they run (default: local)"
-    )
-    workers.add_argument(
-        "--workers",
-        metavar="N",
-        type=whole_number,
-        help="how many (default: as there are GPUs for; without GPUs one, on a cluster one for each machine)",
-    )
-    workers.add_argument(
-        "--gpus",
-        metavar="N",
-        type=whole_number,
-        default=1,
-        help="GPUs that make each clip together (default: 1)",
-    )
-    workers.add_argument(
-        "--address",
-        metavar="TEXT",
-        help="ray: cluster to join (default: the one it finds, or a new one here)",
-    )
+    add_worker_flags(parser)
     add_dry_run_flags(parser)
     run = parser.add_argument_group("this run")
     run.add_argument("--quiet", action="store_true", help="no progress")
@@ -71,8 +57,7 @@ def register(commands: Commands) -> None:
 
 def _run(options: argparse.Namespace) -> int:
     console.show(quiet=options.quiet)
-    if options.address is not None and options.engine != "ray":
-        raise UsageError("--address has no effect without --engine ray")
+    check_worker_flags(options)
     check_dry_run_flags(options)
     from oseg_video.sweeps.recipe import read_sweep
 
@@ -81,12 +66,11 @@ def _run(options: argparse.Namespace) -> int:
     from oseg_video.sweeps.estimate import describe
     from oseg_video.sweeps.launch import dry_run, sweep
 
-    cluster = options.engine == "ray"
     if options.dry_run:
         found = dry_run(
             recipe,
             options.out,
-            cluster=cluster,
+            cluster=options.engine == "ray",
             seconds_per_pass=options.seconds_per_pass,
             retry_failed=options.retry_failed,
         )
@@ -95,11 +79,7 @@ def _run(options: argparse.Namespace) -> int:
     summary = sweep(
         recipe,
         options.out,
-        cluster=cluster,
-        address=options.address,
-        workers=options.workers,
-        gpus=options.gpus,
-        retry_failed=options.retry_failed,
+        **worker_options(options),
         on_record=lambda settled: _print_record(settled, options),
     )
     if not options.json:

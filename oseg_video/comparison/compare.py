@@ -95,7 +95,7 @@ def compare(
     summary = sweep(recipe, str(folder), workers=workers, retry_failed=retry_failed, on_record=on_record)
     if not summary.done:
         raise CompareError(f"none of the {summary.total} clips could be made: {summary.failed[0].reason}")
-    found = _found(recipe, summary, folder)
+    found = made_clips(summary, folder, lambda one: _of(recipe, one))
     results, table = _results(found, Path(out), metrics, baselines, reported, options)
     gaps = [
         Gap(one.prompt, one.image, one.seed, _of(recipe, one), one.reason or "") for one in summary.failed
@@ -118,7 +118,7 @@ def check_comparison(
     Warnings about the clips to come go to the console. Raises OsegVideoError.
     """
     variations = plan_variations(recipe)
-    _require_videos(variations)
+    require_videos(variations)
     baselines = _baselines(recipe, baseline)
     planned = planned_clips(variations)
     if metrics is None:
@@ -128,7 +128,8 @@ def check_comparison(
     return metrics, baselines
 
 
-def _require_videos(variations: Sequence[Variation]) -> None:
+def require_videos(variations: Sequence[Variation]) -> None:
+    """Refuse, with a CompareError, what would be no clip, or none that the page can play."""
     for one in {one.model: one for one in variations}.values():
         if count_job(one.job).adapter.makes_images:
             raise CompareError(f"{one.model} makes images; a comparison is about clips")
@@ -156,14 +157,15 @@ def _of(recipe: SweepRecipe, one: Record) -> str:
     return label(recipe, one.model, one.method)
 
 
-def _found(recipe: SweepRecipe, summary: Summary, folder: Path) -> FoundClips:
-    """The clips of this comparison in the table's order; the folder may hold those of earlier ones too."""
+def made_clips(summary: Summary, folder: Path, called: Callable[[Record], str]) -> FoundClips:
+    """The clips of a sweep in the table's order, and the broken ones; `folder` may hold those of others too.
+
+    called: the name of a clip's method in the results.
+    """
     everything = find_clips([folder])
     there = {clip.name: clip for clip in everything.clips}
     done = [one for one in summary.records if one.state == "done"]
-    clips = [
-        dataclasses.replace(there[one.file], method=_of(recipe, one)) for one in done if one.file in there
-    ]
+    clips = [dataclasses.replace(there[one.file], method=called(one)) for one in done if one.file in there]
     ours = {one.file for one in done}
     broken = {name: reason for name, reason in everything.broken.items() if name in ours}
     return FoundClips(tuple(clips), {**broken, **{one.file: one.reason or "" for one in summary.failed}})

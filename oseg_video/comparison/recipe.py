@@ -23,7 +23,8 @@ from oseg_video.comparison.first_frames import first_frames
 from oseg_video.config import ConfigError
 from oseg_video.config.prompts import read_prompts
 from oseg_video.config.strict_yaml import load_yaml
-from oseg_video.evaluation.metrics.base import known_metrics
+from oseg_video.evaluation.errors import EvaluationError
+from oseg_video.evaluation.metrics.base import known_metrics, metric_of
 from oseg_video.evaluation.results import Reported
 from oseg_video.settings.suggest import known_or_nearest
 from oseg_video.sweeps.recipe import SweepRecipe, sweep_of
@@ -119,6 +120,8 @@ def _reported(value: Any, labels: list[str], path: Path) -> Reported:
 
 def _check_name(name: str, where: str) -> None:
     """The name of a value is its metric's, or begins with it."""
-    known = known_metrics()
-    if not any(name == metric or name.startswith(f"{metric}:") for metric in known):
-        raise ConfigError(f"{where}: unknown metric {name!r}; {known_or_nearest(name, list(known))}")
+    try:
+        metric_of(name)
+    except EvaluationError:
+        known = list(known_metrics())
+        raise ConfigError(f"{where}: unknown metric {name!r}; {known_or_nearest(name, known)}") from None

@@ -82,7 +82,7 @@ def recipe_names() -> list[str]:
 def shipped_files() -> list[dict[str, Any]]:
     """Every shipped recipe file: its name, the command that takes it, what it is, its methods, its path."""
     found = []
-    for folder, command in (("", "generate"), ("sweeps", "sweep"), ("tables", "compare")):
+    for folder, command in (("", "generate"), ("sweeps", "sweep"), ("tables", "compare"), ("tune", "tune")):
         for path in sorted((recipe_folder() / folder).glob("*.yaml")):
             content = load_yaml(path)
             found.append(
@@ -217,10 +217,11 @@ def recipe(family: str, method: str = DEFAULT_METHOD, **settings: Any) -> Guidan
 
 def dump_yaml(job: GenerateJob) -> str:
     """The job as a YAML text that `read_recipe` reads back to the same job."""
-    return _dump(job_to_plain(job))
+    return dump_settings(job_to_plain(job))
 
 
-def _dump(settings: Mapping[str, Any]) -> str:
+def dump_settings(settings: Mapping[str, Any]) -> str:
+    """Plain settings as a YAML text that `read_recipe` reads back to the same settings."""
     import yaml
 
     text = yaml.safe_dump(dict(settings), allow_unicode=True, sort_keys=False, width=100)

@@ -39,9 +39,32 @@ def sweep(
     GPUs for, and without GPUs one, or on a cluster one for each machine. The rest is that of `run_sweep`. All
     that can be refused before a model is loaded is. Raises OsegVideoError.
     """
-    variations = plan_variations(recipe)
+    return make_variations(
+        plan_variations(recipe),
+        _place(recipe, out),
+        cluster=cluster,
+        address=address,
+        workers=workers,
+        gpus=gpus,
+        retry_failed=retry_failed,
+        on_record=on_record,
+    )
+
+
+def make_variations(
+    variations: Sequence[Variation],
+    place: str,
+    *,
+    cluster: bool = False,
+    address: str | None = None,
+    workers: int | None = None,
+    gpus: int = 1,
+    retry_failed: bool = False,
+    on_record: Callable[[Record], None] | None = None,
+) -> Summary:
+    """`sweep` of variations that may come from several recipes, into the folder or URL `place`."""
     with contextlib.ExitStack() as stack:
-        store = open_store(_place(recipe, out))
+        store = open_store(place)
         stack.callback(store.close)
         engine: Engine
         if cluster:
@@ -74,14 +97,31 @@ def dry_run(
     Where the hub cannot be reached, families are counted at full size and every clip counts as one to make. A
     cluster is taken to have GPUs.
     """
-    variations = plan_variations(recipe)
+    return estimate_variations(
+        plan_variations(recipe),
+        _place(recipe, out),
+        cluster=cluster,
+        seconds_per_pass=seconds_per_pass,
+        retry_failed=retry_failed,
+    )
+
+
+def estimate_variations(
+    variations: Sequence[Variation],
+    place: str,
+    *,
+    cluster: bool = False,
+    seconds_per_pass: float | None = None,
+    retry_failed: bool = False,
+) -> Estimate:
+    """`dry_run` of variations that may come from several recipes; one of each model and method."""
     records: Sequence[Record] = ()
     try:
         items = build_table(variations, "cuda" if cluster else None)
     except HubError:
         pass
     else:
-        with contextlib.closing(open_store(_place(recipe, out))) as store:
+        with contextlib.closing(open_store(place)) as store:
             records, _ = survey(items, store)
     return estimate(variations, records, seconds_per_pass=seconds_per_pass, retry_failed=retry_failed)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -48,7 +49,8 @@ def survey(items: Sequence[SweepItem], store: Store) -> tuple[list[Record], list
     listing = store.listing()
     looked_at = console.bar(items, "checking")
     records = [_standing(item, known.get(item.key), listing, store) for item in looked_at]
-    return records, [one for one in records if one is not known.get(one.item)]
+    news = [one for one in records if one is not known.get(one.item)]
+    return [_named_as(item, one) for item, one in zip(items, records, strict=True)], news
 
 
 def run_sweep(
@@ -140,7 +142,7 @@ class _Run:
 
     def summary(self, items: Sequence[SweepItem], made: int) -> Summary:
         """How the items stand in the end."""
-        last = [self._records[item.key] for item in items]
+        last = [_named_as(item, self._records[item.key]) for item in items]
         done = sum(one.state == "done" for one in last)
         failed = tuple(one for one in last if one.state == "failed")
         return Summary(len(items), done, made, failed, tuple(last))
@@ -202,6 +204,11 @@ class _Run:
     def _write(self, made: Record) -> None:
         self._store.add_records([made])
         self._records[made.item] = made
+
+
+def _named_as(item: SweepItem, one: Record) -> Record:
+    """A record under the names of this table; an earlier recipe may have called the method otherwise."""
+    return dataclasses.replace(one, model=item.model, method=item.method)
 
 
 def _standing(item: SweepItem, known: Record | None, listing: Mapping[str, Stat], store: Store) -> Record:

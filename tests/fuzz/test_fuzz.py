@@ -38,7 +38,17 @@ fuzzed = settings(
     suppress_health_check=list(HealthCheck),
     phases=(Phase.generate, Phase.shrink),
 )
-COMMANDS = ("generate", "reproduce", "sweep", "compare", "evaluate", "contact-sheet", "models", "info")
+COMMANDS = (
+    "generate",
+    "reproduce",
+    "sweep",
+    "compare",
+    "tune",
+    "evaluate",
+    "contact-sheet",
+    "models",
+    "info",
+)
 # What would fetch from the hub, start a cluster or processes, or print and end.
 LEFT_OUT = {"--help", "-h", "--version", "--debug", "--engine", "--address", "--workers", "--gpus", "--open"}
 HUB_LEFT_OUT = ("models",)
@@ -247,12 +257,13 @@ def command_lines(draw: st.DrawFn) -> list[str]:
             "generate": ["--prompt", "x", "--out", "new.mp4"],
             "sweep": ["r.yaml", "--dry-run"],
             "compare": ["--guidance", "cfg", "--prompt", "x", "--out", "site", "--dry-run"],
+            "tune": ["r.yaml", "--out", "site", "--dry-run"],
             "evaluate": ["clips", "--metrics", "frame_difference"],
             "contact-sheet": ["clips", "--out", "s.png", "--rows", "1"],
             "reproduce": ["m.json"],
             "info": ["m.json"],
         }.get(command, [])
-    if command in ("sweep", "compare") and "--dry-run" not in arguments:
+    if command in ("sweep", "compare", "tune") and "--dry-run" not in arguments:
         arguments.append("--dry-run")
     for flag, takes in draw(st.lists(st.sampled_from(FLAGS[command]), max_size=4)):
         value = draw(junk)
@@ -298,6 +309,41 @@ def test_recipes(
 def paths_in(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     below = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     return [path, *(found for key, one in below for found in paths_in(one, (*path, key)))]
+
+
+SEARCH = {
+    "metric": "frame_difference",
+    "better": "lower",
+    "baseline": "cfg",
+    "methods": {"oseg": {"blocks": [1, 2], "oseg_scale": {"low": 0.1, "high": 2, "log": True}}, "stg": {}},
+    "random": 3,
+    "seed": 0,
+    "prompts": ["x", "y"],
+    "seeds": [0],
+    "models": ["embedded"],
+    "settings": {"steps": 2},
+    "test": {"seeds": [1], "prompts": ["x", "y"]},
+    "clips": 60,
+}
+
+
+@fuzzed
+@given(st.data())
+def test_searches(place: Path, data: st.DataObject) -> None:
+    content = json.loads(json.dumps(SEARCH))
+    places = [path for path in paths_in(SEARCH) if path]
+    for path in data.draw(st.lists(st.sampled_from(places), max_size=2)):
+        with contextlib.suppress(KeyError, IndexError, TypeError):  # an earlier change has removed it
+            inside = content
+            for key in path[:-1]:
+                inside = inside[key]
+            inside[path[-1]] = data.draw(plain)
+    try:
+        text = yaml.safe_dump(content, allow_unicode=True)
+    except (yaml.YAMLError, UnicodeError):
+        text = str(content)
+    (place / "fuzzed.yaml").write_bytes(text.encode(errors="surrogatepass"))
+    check(place, "tune", "fuzzed.yaml", "--out", "site", "--dry-run")
 
 
 @fuzzed

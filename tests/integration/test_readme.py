@@ -35,6 +35,7 @@ COVERED_ELSEWHERE = {
     "oseg_video/parallel/README.md",
     "oseg_video/probing/README.md",
     "oseg_video/sweeps/README.md",
+    "oseg_video/tuning/README.md",
     # The suite runs these scripts, or, for tables of hours, what they consist of.
     "scripts/README.md",
     "tests/README.md",

@@ -1,4 +1,4 @@
-"""What the READMEs of sweeps and comparisons show works as it stands there, with the shipped model."""
+"""What the READMEs of sweeps, comparisons and searches show works as it stands there."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from oseg_video.embedded.classifier import load_classifier
 from oseg_video.embedded.dataset import parse_caption
 from oseg_video.media import read_clip
 from oseg_video.sweeps.recipe import read_sweep
+from oseg_video.tuning.recipe import read_tune
 
 PACKAGE = Path(__file__).parents[2] / "oseg_video"
 
@@ -89,6 +90,39 @@ def test_the_probes_run_as_they_stand_there(
     exec(sample, {})
     *table, block = capsys.readouterr().out.splitlines()
     assert len([line for line in table if line.strip()[:1].isdigit()]) == 6 and 0 <= int(block) < 6
+
+
+def test_the_search_runs_as_it_stands_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (block,) = blocks("tuning", "bash")
+    dry, real, generate = commands(block)
+    monkeypatch.chdir(tmp_path)
+    assert main(dry) == 0
+    assert capsys.readouterr().out.startswith("alignment:embedded:all, higher is better; at most 800 clips")
+    short = ["--limit", "2", "--steps", "2", "--clips", "32", "--quiet"]
+    for _ in range(2):
+        assert main([*real, *short]) == 0
+        assert "beat the baseline" in capsys.readouterr().out
+    assert len(list((tmp_path / "outputs" / "tune" / "clips").glob("*.mp4"))) <= 32
+    assert main([*generate, "--quiet"]) == 0 and (tmp_path / "a.mp4").is_file()
+
+    (recipe,), (sample,) = blocks("tuning", "yaml"), blocks("tuning", "python")
+    (tmp_path / "prompts.txt").write_text("a\nb\n")
+    (tmp_path / "mine.yaml").write_text(recipe)
+    found = read_tune(tmp_path / "mine.yaml")
+    assert list(found.methods) == ["oseg", "late"] and found.random == 16 and found.test.seeds == (2, 3)
+    changes = {
+        "methods": {"oseg": {"blocks": "auto"}},
+        "random": None,
+        "settings": {"steps": 2, "frames": 19},
+        "prompts": ["a red circle moving left on a white background"],
+        "seeds": [0],
+        "clips": 10,
+    }
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump({**yaml.safe_load(recipe), **changes}))
+    exec(compile(sample, "README.md", "exec"), {})
+    assert "no arm beat the baseline: on the test split" in capsys.readouterr().out
 
 
 def test_the_recipes_can_be_read(tmp_path: Path) -> None:

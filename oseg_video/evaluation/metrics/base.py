@@ -251,6 +251,15 @@ def metrics_that_read(option: str) -> list[str]:
     return [name for name, declared in known_metrics().items() if option in declared.reads]
 
 
+def metric_of(value: str) -> str:
+    """The metric that gives a value of this name: the value is called as it is, or begins with its name.
+
+    Raises EvaluationError for a name that no metric's value can have.
+    """
+    fitting = [name for name in known_metrics() if value == name or value.startswith(f"{name}:")]
+    return max(fitting, key=len) if fitting else next(iter(_declared([value])))
+
+
 def check_fit(metric: Metric, clips: Sequence[ClipFile]) -> Sequence[str]:
     """`Metric.check`, and no clip may be refused: for clips that are not made yet. Raises EvaluationError."""
     for clip in clips:
