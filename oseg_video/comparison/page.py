@@ -19,7 +19,7 @@ from urllib.parse import quote
 from oseg_video.evaluation.clips import ClipFile
 from oseg_video.files import write_text
 
-_SCRIPTS = ("dom.js", "player.js", "grid.js", "overlay.js", "metrics.js", "main.js")
+_SCRIPTS = ("dom.js", "player.js", "grid.js", "overlay.js", "slider.js", "metrics.js", "main.js")
 _PER_CLIP = ("prompts", "seeds", "image")
 
 
@@ -81,6 +81,7 @@ def page_data(
             "fps": clip.fps,
             "height": clip.height,
             "width": clip.width,
+            "still": clip.frames == 1 and clip.path.is_file() and clip.reader == "pillow",
             "settings": shared.setdefault(json.dumps(same), len(shared)),
         }
     for gap in gaps:
