@@ -65,10 +65,11 @@ def page_data(
     rows: dict[tuple[str, int], dict[str, Any]] = {}
 
     def row_of(prompt: str | None, image: str | None, seed: int | None, name: str) -> dict[str, Any]:
+        given = [part for part in (prompt, image) if part is not None]
+        known = "\n".join(given) if given else name
         text = prompt if prompt is not None else Path(image).name if image is not None else name
-        known = "\n".join(part for part in (prompt, image) if part is not None) or name
         start = Path(image).name if image else None
-        new: dict[str, Any] = {"text": text, "image": start, "seed": seed, "clips": {}}
+        new: dict[str, Any] = {"text": text or "(empty prompt)", "image": start, "seed": seed, "clips": {}}
         return rows.setdefault((known, -1 if seed is None else seed), new)
 
     for clip in clips:

@@ -234,7 +234,7 @@ def _clip_file(path: Path, name: str, inner: str, method: str) -> ClipFile:
         method=method,
         prompt=prompt,
         seed=seed,
-        start="\n".join(known) or bare,
+        start="\n".join(known) if known else bare,  # an empty prompt is one
         settings=job,
         reader=shape.reader,
     )

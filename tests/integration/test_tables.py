@@ -232,6 +232,9 @@ def test_images_without_a_prompt_from_sampling_to_the_page(tmp_path):
     assert len(done.results["differences"]) == 4
     assert all(one["pairs"] == 3 and one["interval"] for one in done.results["differences"])
     page = json.loads(done.page.read_text().split('id="data">')[1].split("</script>")[0])
+    assert [(row["text"], row["seed"]) for row in page["rows"]] == [
+        ("(empty prompt)", seed) for seed in range(3)
+    ]
     shown = [clip for row in page["rows"] for clip in row["clips"].values()]
     assert len(shown) == 9 and all(clip["still"] and clip["src"].endswith(".png") for clip in shown)
     assert {setting["guidance_scale"] for setting in page["settings"] if "guidance_scale" in setting} == {1.0}
