@@ -221,7 +221,7 @@ def test_a_clip_of_every_family(capsys, tmp_path, folders, cat, name):
         size["height"],
         size["width"],
     )
-    assert manifest.passes["steps"] == (3 if name == "sd15" else 2)  # PNDM asks twice at one of them
+    assert manifest.passes["steps"] == 2
     passes = [p for kind in manifest.passes["step_kinds"] for p in kind["passes"]]
     conditions = {branch.removesuffix("_perturbed") for p in passes for branch in p["branches"]}
     assert conditions == {"cond", "uncond"}

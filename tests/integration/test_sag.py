@@ -14,6 +14,7 @@ from diffusers import (
     DDIMScheduler,
     EDMEulerScheduler,
     EulerDiscreteScheduler,
+    PNDMScheduler,
     StableDiffusionSAGPipeline,
     StableDiffusionXLInpaintPipeline,
 )
@@ -33,7 +34,7 @@ from tests.tiny.unet import level_size, tiny_image, tiny_sdxl
 ROUNDING = {"rtol": 1e-4, "atol": 1e-4}
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 SCHEDULERS = {
-    "pndm": None,
+    "pndm": PNDMScheduler(**BETAS, skip_prk_steps=True, steps_offset=1),
     "ddim": DDIMScheduler(**BETAS, clip_sample=False, set_alpha_to_one=False, steps_offset=1),
     "ddim-v": DDIMScheduler(**BETAS, clip_sample=False, prediction_type="v_prediction"),
     "ddim-sample": DDIMScheduler(**BETAS, clip_sample=False, prediction_type="sample"),
@@ -48,7 +49,7 @@ SCHEDULERS = {
 @pytest.mark.parametrize("prompt", ("a red circle", ""))
 def test_it_is_that_of_diffusers_own_pipeline(prompt: str, scale: float, scheduler: str) -> None:
     pipe = quiet(SD15.build())
-    pipe.scheduler = SCHEDULERS[scheduler] or pipe.scheduler
+    pipe.scheduler = SCHEDULERS[scheduler]
     theirs = quiet(StableDiffusionSAGPipeline(**pipe.components, requires_safety_checker=False))
     call = {"prompt": prompt, "guidance_scale": scale}
     stock = SD15.run(pipe, **call)
