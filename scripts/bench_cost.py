@@ -218,11 +218,14 @@ def counted_table(counted: dict[str, Any]) -> str:
     for row in counted["rows"]:
         if row["blocks"]:
             families.setdefault(row["family"], {})[row["method"]] = row
-    methods = list(next(iter(families.values())))
+    methods = list(dict.fromkeys(name for rows in families.values() for name in rows))
     lines = [markdown("family", "block", *(name.upper() for name in methods), "transform")]
     lines.append("|---" * (len(methods) + 3) + "|")
     for family, rows in families.items():
-        costs = [f"{rows[name]['ratio']:.3f} ({rows[name]['ratio_whole_passes']:.3f})" for name in methods]
+        costs = [
+            f"{rows[name]['ratio']:.3f} ({rows[name]['ratio_whole_passes']:.3f})" if name in rows else "-"
+            for name in methods
+        ]
         largest = max(row["transform_share"] for row in rows.values())
         lines.append(markdown(family, block_names(rows), *costs, f"{largest:.3%}"))
     return "\n".join(lines)

@@ -1,6 +1,6 @@
 """Adapters: one file per model family; importing this package registers them all."""
 
-from oseg_video.adapters import cogvideox, hunyuan, hunyuan15, ltx, mochi, sdxl, svd, wan
+from oseg_video.adapters import cogvideox, hunyuan, hunyuan15, ltx, mochi, sd15, sdxl, svd, wan
 from oseg_video.adapters.base import (
     AttentionSite,
     ModelAdapter,
@@ -29,6 +29,7 @@ __all__ = [
     "hunyuan15",
     "ltx",
     "mochi",
+    "sd15",
     "sdxl",
     "svd",
     "wan",

@@ -92,6 +92,10 @@ class ModelAdapter(FamilySettings, ABC):
         """Objects inside a denoiser that need another class while its blocks are perturbed."""
         return ()
 
+    def attention_maps(self, denoiser: nn.Module) -> list[BlockAddress]:
+        """The blocks whose self-attention looks over the latents of a frame and no more (UNets)."""
+        return []
+
     # -- what follows
 
     @property

@@ -15,7 +15,7 @@ from oseg_video.types import TokenGrid
 if TYPE_CHECKING:
     from torch import Tensor
 
-_TEXT_TOKENS = 77  # of both tokenizers
+_TEXT_TOKENS = 77  # of every tokenizer
 _SIZE_IDS = 6  # original size, crop and target size
 
 
@@ -74,13 +74,17 @@ class SDXLAdapter(UNetAdapter):
 
         config = denoiser.config
         _, height, width = self.latent_size(clip)
-        pooled = config.projection_class_embeddings_input_dim - _SIZE_IDS * config.addition_time_embed_dim
         return {
             "sample": random_like(denoiser, rows, config.in_channels, height, width),
             "timestep": torch.tensor(500.0, device=denoiser.device),
             "encoder_hidden_states": random_like(denoiser, rows, _TEXT_TOKENS, config.cross_attention_dim),
-            "added_cond_kwargs": {
-                "text_embeds": random_like(denoiser, rows, pooled),
-                "time_ids": random_like(denoiser, rows, _SIZE_IDS),
-            },
+            "added_cond_kwargs": self._added_conditions(denoiser, rows),
+        }
+
+    def _added_conditions(self, denoiser: Any, rows: int) -> dict[str, Tensor] | None:
+        config = denoiser.config
+        pooled = config.projection_class_embeddings_input_dim - _SIZE_IDS * config.addition_time_embed_dim
+        return {
+            "text_embeds": random_like(denoiser, rows, pooled),
+            "time_ids": random_like(denoiser, rows, _SIZE_IDS),
         }

@@ -28,6 +28,9 @@ class UNetAdapter(ModelAdapter):
     site = Attention("attn1", norm_layout="BNSD")
     token_inputs = None
 
+    def attention_maps(self, denoiser: nn.Module) -> list[BlockAddress]:
+        return [block for block in self.blocks(denoiser) if block.kind != "temporal"]
+
 
 class Stages:
     """Blocks in the attention modules of a UNet's stages; each stage is a unit.

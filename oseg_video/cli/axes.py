@@ -43,7 +43,10 @@ def add_axis_flags(
         help=f"{seeds}: --seeds 0 1 2 or 0,1,2 (default: 0)",
     )
     axes.add_argument(
-        "--limit", metavar="N", type=whole_number, help="of the prompts or images only the first N"
+        "--limit",
+        metavar="N",
+        type=whole_number,
+        help="of the prompts or images only the first N; of a single one, of the seeds",
     )
     shown = {name for name, key in known_keys().items() if key.group != "guidance"}
     add_setting_flags(parser, shown - {*_LEFT_OUT})

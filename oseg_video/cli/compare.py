@@ -51,7 +51,12 @@ def register(commands: Commands) -> None:
         help="a YAML file, or the name of a shipped one: prompts, seeds, methods with settings, metrics; a "
         "sweep's will do",
     )
-    parser.add_argument("--out", required=True, metavar="FOLDER", help="of clips, metric values and page")
+    parser.add_argument(
+        "--out",
+        metavar="FOLDER",
+        help="of clips, metric values and page; with --explain and no folder, what the methods and metrics "
+        "are and cost is said, which needs no weights",
+    )
     add_axis_flags(parser)
     measured = parser.add_argument_group("metrics")
     measured.add_argument(
@@ -80,6 +85,14 @@ def register(commands: Commands) -> None:
 def _run(options: argparse.Namespace) -> int:
     console.show(quiet=options.quiet)
     check_dry_run_flags(options)
+    if options.out is None and options.dry_run:
+        from oseg_video.comparison.explain import explain_comparison
+
+        with tempfile.TemporaryDirectory(prefix="oseg-video-") as images:
+            print(explain_comparison(_recipe(options, Path(images))))
+        return 0
+    if options.out is None:
+        raise UsageError("the following arguments are required: --out")
     if "://" in options.out:
         raise UsageError(
             f"--out must be a folder of this machine, which a browser can open, got {options.out}"

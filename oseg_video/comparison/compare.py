@@ -118,7 +118,7 @@ def check_comparison(
     Warnings about the clips to come go to the console. Raises OsegVideoError.
     """
     variations = plan_variations(recipe)
-    require_videos(variations)
+    require_shown(variations)
     baselines = _baselines(recipe, baseline)
     planned = planned_clips(variations)
     if metrics is None:
@@ -128,14 +128,17 @@ def check_comparison(
     return metrics, baselines
 
 
-def require_videos(variations: Sequence[Variation]) -> None:
-    """Refuse, with a CompareError, what would be no clip, or none that the page can play."""
-    for one in {one.model: one for one in variations}.values():
-        if count_job(one.job).adapter.makes_images:
-            raise CompareError(f"{one.model} makes images; a comparison is about clips")
+def require_shown(variations: Sequence[Variation]) -> None:
+    """Refuse, with a CompareError, clips that the page cannot show."""
+    images = {one.model: count_job(one.job).adapter.makes_images for one in _of_models(variations)}
     for one in variations:
-        if one.job.format not in (None, "mp4"):
+        if one.job.format not in (None, "png" if images[one.model] else "mp4"):
             raise CompareError(f"the page plays mp4 files only, got format {one.job.format}")
+
+
+def _of_models(variations: Sequence[Variation]) -> Sequence[Variation]:
+    """One variation of every model."""
+    return list({one.model: one for one in variations}.values())
 
 
 def _baselines(recipe: SweepRecipe, baseline: str | None) -> dict[str, str]:

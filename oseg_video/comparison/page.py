@@ -19,7 +19,7 @@ from urllib.parse import quote
 from oseg_video.evaluation.clips import ClipFile
 from oseg_video.files import write_text
 
-_SCRIPTS = ("dom.js", "player.js", "grid.js", "overlay.js", "metrics.js", "main.js")
+_SCRIPTS = ("dom.js", "player.js", "grid.js", "overlay.js", "slider.js", "metrics.js", "main.js")
 _PER_CLIP = ("prompts", "seeds", "image")
 
 
@@ -65,10 +65,11 @@ def page_data(
     rows: dict[tuple[str, int], dict[str, Any]] = {}
 
     def row_of(prompt: str | None, image: str | None, seed: int | None, name: str) -> dict[str, Any]:
+        given = [part for part in (prompt, image) if part is not None]
+        known = "\n".join(given) if given else name
         text = prompt if prompt is not None else Path(image).name if image is not None else name
-        known = "\n".join(part for part in (prompt, image) if part is not None) or name
         start = Path(image).name if image else None
-        new: dict[str, Any] = {"text": text, "image": start, "seed": seed, "clips": {}}
+        new: dict[str, Any] = {"text": text or "(empty prompt)", "image": start, "seed": seed, "clips": {}}
         return rows.setdefault((known, -1 if seed is None else seed), new)
 
     for clip in clips:
@@ -81,6 +82,7 @@ def page_data(
             "fps": clip.fps,
             "height": clip.height,
             "width": clip.width,
+            "still": clip.frames == 1 and clip.path.is_file() and clip.reader == "pillow",
             "settings": shared.setdefault(json.dumps(same), len(shared)),
         }
     for gap in gaps:

@@ -13,7 +13,6 @@ Its prompts may also be `{first_frames: LIST}`: the first frames of the real cli
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,7 +49,8 @@ def read_comparison(
     """The comparison of a YAML file; a sweep's file is one, too.
 
     real: folder of the real clips whose first frames it may ask for; these are written into `images`.
-    limit: of the prompts only the first so many. Raises ConfigError naming the file and the key.
+    limit: of the prompts only the first so many; of a single one, of the seeds. Raises ConfigError naming the
+    file and the key.
     """
     content = dict(load_yaml(path))
     prompts = content.get("prompts")
@@ -68,7 +68,7 @@ def read_comparison(
     sweep = sweep_of(content, path)
     labels = [label(sweep, model, method) for model in sweep.models for method in sweep.methods]
     return ComparisonRecipe(
-        sweep=dataclasses.replace(sweep, subjects=sweep.subjects[:limit]),
+        sweep=sweep.changed(limit=limit),
         metrics=_metrics(content, path),
         baseline=_baseline(content, sweep, path),
         reported=_reported(content["reported"], labels, path) if "reported" in content else None,

@@ -25,7 +25,7 @@ from oseg_video.config.keys import (
     read_setting,
 )
 from oseg_video.config.strict_yaml import ConfigError, load_yaml
-from oseg_video.guidance.flat import METHOD, RENAMED, guidance_from_flat, guidance_keys
+from oseg_video.guidance.flat import METHOD, RENAMED, guidance_from_flat, guidance_keys, method_named
 from oseg_video.guidance.methods import METHODS, Guidance
 from oseg_video.settings import settings_of as declared_settings
 from oseg_video.settings.suggest import known_or_nearest
@@ -162,9 +162,9 @@ def resolve_job(
     """The job of flags and a configuration file, over the recipes of its model and method.
 
     Layers, later ones win: defaults of `GenerateJob`, recipe of the model with its section of the method,
-    `config` (a file, or the name of a shipped recipe), `flags`. `family_of(model, revision)` names the recipe
-    of a model. Raises ConfigError or
-    SettingError.
+    `config` (a file, or the name of a shipped recipe), `flags`. Empty prompts without a negative one turn the
+    recipe's guidance scale off. `family_of(model, revision)` names the recipe of a model. Raises ConfigError
+    or SettingError.
     """
     mine = {**(_named(config) if config else {}), **flags}
     for name, value in mine.items():
@@ -173,7 +173,16 @@ def resolve_job(
     path = recipe_path(family)
     recipe = _read(path, ()) if path else Recipe({}, {})
     method = mine.get(METHOD) or recipe.settings.get(METHOD) or DEFAULT_METHOD
-    return job_from_plain({**recipe.of_method(method), **mine, METHOD: method})
+    keys = {**recipe.of_method(method), **_without_text(mine, method), **mine, METHOD: method}
+    return job_from_plain(keys)
+
+
+def _without_text(given: Mapping[str, Any], method: str) -> dict[str, Any]:
+    """Without a word to guide by, the guidance scale of a recipe is off: `U + lambda (U - U~)` is left."""
+    prompts = given.get("prompts") or []
+    worded = any(prompt.strip() for prompt in prompts) or given.get("negative_prompt") is not None
+    key = "guidance_scale"
+    return {key: 1.0} if prompts and not worded and key in guidance_keys(method_named(method)) else {}
 
 
 def _named(config: Path | str) -> dict[str, Any]:

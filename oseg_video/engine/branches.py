@@ -1,5 +1,6 @@
 """Run the branches of one step: which passes they share, what is perturbed in them, what is not run twice."""
 
+import math
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -17,10 +18,13 @@ from oseg_video.engine.patching.attention import spread_attention
 from oseg_video.engine.patching.gates import BlockPlan, gated
 from oseg_video.engine.patching.observing import ObservedAttention
 from oseg_video.engine.patching.sites import ChangedQueries, ReplacedAttention
+from oseg_video.engine.reading import InputChanges
 from oseg_video.engine.report import PassRecord
 from oseg_video.engine.reuse import Prefix, Written
 from oseg_video.engine.sharding import BlockStack
+from oseg_video.guidance.attended import Noise
 from oseg_video.guidance.perturbations import (
+    BlurAttended,
     ObserveAttention,
     QueryTransform,
     ReplaceAttention,
@@ -119,11 +123,13 @@ class BranchRunner:
         arguments: Mapping[str, Any],
         branches: Mapping[str, Branch],
         conditions: tuple[Condition, ...],
+        noise: Noise | None = None,
     ) -> tuple[dict[str, Tensor], list[PassRecord]]:
         """The prediction of every branch, and the passes that it took.
 
         call: the denoiser's own call. arguments: those that the pipeline passed, without `return_dict`.
         conditions: of the rows in `arguments`, in equal shares; every branch's condition is among them.
+        noise: of this step, for branches whose input is changed.
         Raises `SilentGuidanceError` when a perturbed site did not fire.
         """
         denoiser_call = self._adapter.denoiser_call
@@ -133,6 +139,7 @@ class BranchRunner:
         prefix = Prefix(units, self._adapter.blocks.chained, self._written)
         prefix_conditions: tuple[Condition, ...] = ()
         predictions: dict[str, Tensor] = {}
+        changes = InputChanges(self._adapter, self._denoiser, branches, self._resolve, noise)
         records = []
         for current in passes:
             inputs = denoiser_call.take_rows(arguments, _rows(current.conditions, conditions, batch))
@@ -140,7 +147,13 @@ class BranchRunner:
             if self.intervenes:
                 inputs, no_padding = self._adapter.padded_text.trim(inputs)
             plan = self._stack.plan(self._spread(inputs), no_padding=no_padding)
-            plan.actions = self._actions(current.perturbation, inputs, plan.spread)
+            if current.perturbation is None:
+                plan.actions = changes.readings(current.names, inputs)
+            elif current.perturbation.source is None:
+                plan.actions = self._actions(current.perturbation, inputs, plan.spread)
+            else:
+                inputs, read = changes.changed(current.perturbation, inputs, predictions)
+                plan.fired += read
             if current.start_unit > 0:
                 rows = _rows(current.conditions, prefix_conditions, batch)
                 plan.replay = prefix.replay(rows, batch * len(prefix_conditions))
@@ -159,11 +172,12 @@ class BranchRunner:
         """The fewest passes that run all branches, unperturbed ones first, rows in order of `conditions`."""
         plain = {branch.condition for branch in branches.values() if branch.perturbation is None}
         perturbed = (branch.perturbation for branch in branches.values() if branch.perturbation is not None)
-        first = min((self._resolve(one)[0].unit for one in perturbed), default=0) if self._reuse_prefix else 0
+        inside = [one for one in perturbed if one.source is None]
+        first = min((self._resolve(one)[0].unit for one in inside), default=0) if self._reuse_prefix else 0
         groups: dict[tuple[Perturbation | None, int], list[str]] = {}
         for name in sorted(branches, key=lambda name: conditions.index(branches[name].condition)):
             branch = branches[name]
-            start = first if branch.perturbation is not None and branch.condition in plain else 0
+            start = first if branch.perturbation in inside and branch.condition in plain else 0
             groups.setdefault((branch.perturbation, start), []).append(name)
         passes = [
             Pass(tuple(names), tuple(branches[name].condition for name in names), perturbation, start)
@@ -172,7 +186,13 @@ class BranchRunner:
         return sorted(passes, key=lambda one: one.perturbation is not None)
 
     def cost(self, branches: Mapping[str, Branch], conditions: tuple[Condition, ...]) -> float:
-        """Passes through the whole denoiser that these branches take, counted in units."""
+        """Passes through the whole denoiser that these branches take, counted in units.
+
+        Infinite where a branch starts from what another one shows that is not among them.
+        """
+        perturbed = (branch.perturbation for branch in branches.values() if branch.perturbation is not None)
+        if any(one.source is not None and one.source not in branches for one in perturbed):
+            return math.inf
         return sum(
             len(one.names) * (1 - one.start_unit / self.unit_count)
             for one in self.passes(branches, conditions)
@@ -206,14 +226,13 @@ class BranchRunner:
 
     def _actions(
         self,
-        perturbation: Perturbation | None,
+        perturbation: Perturbation,
         arguments: Mapping[str, Any],
         spread: SpreadSequence | None,
     ) -> dict[str, Callable[..., Any]]:
         """What the gates of the perturbed blocks do in place of the block."""
-        if perturbation is None:
-            return {}
         change = perturbation.change
+        assert not isinstance(change, BlurAttended)
         addresses = self._resolve(perturbation)
         if isinstance(change, SkipBlock):
             return {address.path: partial(self._skip_block, address) for address in addresses}

@@ -26,6 +26,7 @@ from oseg_video.engine.patching.calls import (
     intercepted_denoiser,
 )
 from oseg_video.engine.position import Sampler
+from oseg_video.engine.reading import check_blocks, noise_of, reads_attention
 from oseg_video.engine.report import GuidanceReport, PassRecord, StepRecord
 from oseg_video.engine.step import OpenStep
 from oseg_video.guidance.methods import Guidance
@@ -74,10 +75,13 @@ def guided(
     runners: dict[nn.Module, BranchRunner] = {}
     for name, denoiser in denoisers.items():
         if denoiser not in runners:  # Wan's two experts may be one
+            check_blocks(adapter, denoiser, guidance)
             runners[denoiser] = BranchRunner(
                 adapter, denoiser, guidance.blocks_used, reuse_prefix=reuse_prefix, sequence=mesh.sequence
             )
         _check_denoiser(wrapped[name], intervenes=runners[denoiser].intervenes or mesh.branch.size > 1)
+    if reads_attention(guidance):
+        noise_of(pipe, level=1.0)  # refused here or never
     report = GuidanceReport(guidance.name, next(iter(runners.values())).unit_count)
     session = _Session(pipe, adapter, guidance, report, mesh)
     with ExitStack() as stack:
@@ -112,6 +116,7 @@ class _Target:
 class _DenoiserCall:
     """What `OpenStep.answer` may do about one call of the denoiser."""
 
+    pipe: Pipeline
     adapter: ModelAdapter
     target: _Target
     made: MadeCall
@@ -127,10 +132,13 @@ class _DenoiserCall:
         return output, [PassRecord(conditions, len(self.sample), 0, ())]
 
     def run(
-        self, branches: Mapping[str, Branch], conditions: tuple[Condition, ...]
+        self, branches: Mapping[str, Branch], conditions: tuple[Condition, ...], noise_level: float
     ) -> tuple[dict[str, Tensor], list[PassRecord]]:
         inputs = {name: value for name, value in self.arguments.items() if name != "return_dict"}
-        return self.target.runner.run(self.made.again, inputs, branches, conditions)
+        perturbed = (branch.perturbation for branch in branches.values() if branch.perturbation is not None)
+        reads = any(one.source is not None for one in perturbed)
+        noise = noise_of(self.pipe, noise_level) if reads else None
+        return self.target.runner.run(self.made.again, inputs, branches, conditions, noise)
 
     def blank(self, conditions: tuple[Condition, ...]) -> Tensor:
         sample = self.sample
@@ -177,7 +185,7 @@ class _Session:
         if self._call.thread != threading.get_ident():
             return made.repeat()  # of another pipeline, which was built from the parts of this one
         _check_denoiser(made.function, intervenes=target.runner.intervenes or self._mesh.branch.size > 1)
-        call = _DenoiserCall(self._adapter, target, made, made.arguments)
+        call = _DenoiserCall(self._pipe, self._adapter, target, made, made.arguments)
         step = self._call.open_step or self._begin_step(self._call, call)
         if not self._call.sampler.in_same_step(call.arguments.get("timestep")):
             raise GuidanceError(

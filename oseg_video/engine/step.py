@@ -24,7 +24,7 @@ class PipelineCall(Protocol):
         """The result of the call just as the pipeline made it, and its passes."""
 
     def run(
-        self, branches: Mapping[str, Branch], conditions: tuple[Condition, ...]
+        self, branches: Mapping[str, Branch], conditions: tuple[Condition, ...], noise_level: float
     ) -> tuple[dict[str, Tensor], list[PassRecord]]:
         """The predictions of branches instead, whose conditions are among those of the call's rows."""
 
@@ -115,7 +115,7 @@ class OpenStep:
             output, passes = call.as_made(conditions)
         else:
             own = self._own_branches(conditions)
-            predictions, passes = call.run(own, conditions) if own else ({}, [])
+            predictions, passes = call.run(own, conditions, self.step.noise_level) if own else ({}, [])
             output = call.result(self._answer(call, conditions, predictions))
         self._answered += 1
         self.records += passes

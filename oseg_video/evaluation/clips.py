@@ -14,7 +14,7 @@ from oseg_video import console
 from oseg_video.config.manifest import manifest_path, parse_manifest
 from oseg_video.evaluation.errors import EvaluationError
 from oseg_video.evaluation.folders import find_paths
-from oseg_video.media import MediaError, frame_files, probe_clip
+from oseg_video.media import FRAME_SUFFIXES, MediaError, frame_files, probe_clip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,6 +126,24 @@ def find_clips(folders: Sequence[Path]) -> FoundClips:
     return FoundClips(tuple(clips), broken, left_out)
 
 
+def find_images(folder: Path) -> FoundClips:
+    """Every image in a folder and below it, as a clip of one frame. Raises EvaluationError for none."""
+    clips: list[ClipFile] = []
+    broken: dict[str, str] = {}
+    files = [path for path in folder.rglob("*") if path.suffix.lower() in FRAME_SUFFIXES and path.is_file()]
+    for path in console.bar(sorted(files), "finding images"):
+        name = _shown_name(_inner(path, folder))
+        if any(part.startswith(".") for part in Path(name).parts):
+            continue
+        try:
+            clips.append(_clip_file(path, name, name, folder.name))
+        except MediaError as error:
+            broken[name] = str(error)
+    if not clips:
+        raise EvaluationError(f"no image that can be read in {folder}")
+    return FoundClips(tuple(clips), broken)
+
+
 def _inner(path: Path, folder: Path) -> str:
     return path.relative_to(folder).as_posix() if path != folder else path.name
 
@@ -216,7 +234,7 @@ def _clip_file(path: Path, name: str, inner: str, method: str) -> ClipFile:
         method=method,
         prompt=prompt,
         seed=seed,
-        start="\n".join(known) or bare,
+        start="\n".join(known) if known else bare,  # an empty prompt is one
         settings=job,
         reader=shape.reader,
     )

@@ -1,4 +1,4 @@
-"""What in a folder is a clip: videos, animated images, folders of frames; what is not, with the reason."""
+"""What in a folder is a clip: videos, animations, folders of frames, images with a manifest; what is not."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def find_paths(folder: Path) -> Found:
     """Clips in a folder and below it, or the file itself; hidden files and folders are not looked at.
 
     A folder is entered once, whatever links lead to it. Images are the frames of a clip if their folder holds
-    no folders, no videos and no manifests of single images. Raises EvaluationError for what is neither file
-    nor folder.
+    no folders, no videos and no manifests of single images; one with a manifest of its own is a clip of one
+    frame. Raises EvaluationError for what is neither file nor folder.
     """
     found = Found()
     if folder.is_file():
@@ -70,8 +70,11 @@ def _walk(folder: Path, found: Found, entered: dict[tuple[int, int], Path]) -> N
         elif path in videos or (path in images and is_animated(path)):
             found.clips.append(path)
         elif path in images:
-            results = _with_manifests([path])
-            found.left_out[path] = "an image, as its manifest says" if results else "a single image, no clip"
+            of_its_own = _with_manifests([path]) and path.stem not in {video.stem for video in videos}
+            if of_its_own:
+                found.clips.append(path)
+            else:
+                found.left_out[path] = "a single image, no clip"
         elif not path.is_file():
             found.left_out[path] = "a link to nothing" if path.is_symlink() else "not a file"
         elif path.suffix.lower() not in _BESIDE_CLIPS | FRAME_SUFFIXES:

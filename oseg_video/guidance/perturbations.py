@@ -178,5 +178,25 @@ class ObserveAttention:
     words: ClassVar[str] = "attention observed, nothing changed"
 
 
-Change = QueryTransform | SkipBlock | ReplaceAttention | ObserveAttention
-"""What a perturbed branch does inside its blocks: `words` say it, `identity` says that it is nothing."""
+@dataclass(frozen=True)
+class BlurAttended:
+    """SAG: the branch starts from latents that are smoothed where another branch's attention gathers.
+
+    The one change of a branch's input: `Perturbation.source` names the branch that it looks at
+    (arXiv 2210.00939).
+    """
+
+    blur_sigma: float
+    """Width of the smoothing in latents."""
+
+    @property
+    def identity(self) -> bool:
+        return self.blur_sigma == 0
+
+    @property
+    def words(self) -> str:
+        return f"its input smoothed (sigma {self.blur_sigma:g}) where self-attention gathers above average"
+
+
+Change = QueryTransform | SkipBlock | ReplaceAttention | ObserveAttention | BlurAttended
+"""What makes a branch a perturbed one: `words` say it, `identity` says that it is nothing."""

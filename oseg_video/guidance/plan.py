@@ -21,10 +21,14 @@ BlockSelector = int | str
 
 @dataclass(frozen=True)
 class Perturbation:
-    """What happens in the chosen blocks of a perturbed branch."""
+    """What is perturbed in a branch: what happens in the chosen blocks, or what the branch starts from."""
 
     blocks: tuple[BlockSelector, ...]
+    """Where the change takes place; with a `source`, where that branch's self-attention is looked at."""
     change: Change
+    source: str | None = None
+    """The plain branch of the same condition that a change of the input looks at, by name; None for a change
+    inside the blocks."""
 
 
 @dataclass(frozen=True)

@@ -124,7 +124,15 @@ def _reflect_matrix(length: int, sigma: float, device: torch.device | str) -> Te
     if sigma > _REFLECT_MEAN_ABOVE:
         return _mean_matrix(length, device)
     taps = math.ceil(6 * sigma)
-    taps = min(taps + 1 - taps % 2, length + 1 - length % 2)
+    return reflected_matrix(length, sigma, taps + 1 - taps % 2, device)
+
+
+def reflected_matrix(length: int, sigma: float, taps: int, device: torch.device | str = "cpu") -> Tensor:
+    """A sampled Gaussian on the extension that does not repeat the edge (.. 2 1 | 0 1 ..): [L, L], float64.
+
+    taps: how many, odd; at most L (if odd) or L + 1 are taken. Rows sum to 1.
+    """
+    taps = min(taps, length + 1 - length % 2)
     offset = torch.arange(-(taps // 2), taps // 2 + 1, device=device)
     weight = torch.exp(-0.5 * (offset.double() / sigma) ** 2)
     weight = weight / weight.sum()

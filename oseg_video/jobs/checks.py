@@ -122,6 +122,25 @@ def _check_text(job: GenerateJob, adapter: ModelAdapter) -> None:
         raise SettingError("no prompt given; use --prompt TEXT or --prompts FILE")
     elif adapter.text == "needed" and any(not prompt.strip() for prompt in job.prompts):
         raise SettingError("a prompt must not be empty")
+    else:
+        _check_empty_prompts(job)
+
+
+def _check_empty_prompts(job: GenerateJob) -> None:
+    """Text guidance needs a text: a prompt, or one to move away from."""
+    empty = [not prompt.strip() for prompt in job.prompts]
+    scale = job.guidance.largest_guidance_scale
+    if job.negative_prompt is not None or not any(empty) or (scale is not None and scale <= 1):
+        return
+    if not all(empty):
+        raise SettingError(
+            "some prompts are empty, where nothing guides by text, and others are not; make them in two "
+            "runs, or give guidance_scale 1 or a negative_prompt"
+        )
+    given = "the pipeline's own guidance_scale" if scale is None else f"guidance_scale {scale:g}"
+    raise SettingError(
+        f"{given}: an empty prompt is no text to guide by; leave it out, or give it 1, or a negative_prompt"
+    )
 
 
 def _check_kind(job: GenerateJob, adapter: ModelAdapter) -> None:

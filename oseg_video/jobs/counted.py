@@ -11,6 +11,7 @@ from oseg_video.adapters.base import Condition
 from oseg_video.adapters.settings import ReadJson
 from oseg_video.config import GenerateJob
 from oseg_video.engine.branches import BranchRunner
+from oseg_video.engine.reading import check_blocks
 from oseg_video.guidance.methods import BlockGuidance, Guidance
 from oseg_video.guidance.plan import StepPlan
 from oseg_video.guidance.scales import guides
@@ -77,7 +78,7 @@ def count_job(job: GenerateJob) -> CountedJob:
     """
     adapter, denoiser, read = _find(job)
     guidance = job.guidance
-    adapter.resolve_blocks(denoiser, guidance.blocks_used)
+    check_blocks(adapter, denoiser, guidance)
     check_branches(adapter, job, read)
     scale = pipeline_scale(adapter, job, read)
     conditions: tuple[Condition, ...] = ("uncond", "cond") if guides(scale) else ("cond",)

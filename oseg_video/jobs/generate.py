@@ -8,6 +8,7 @@ from pathlib import Path
 
 from oseg_video.config import GenerateJob
 from oseg_video.console import logger, quietly
+from oseg_video.engine.reading import check_blocks
 from oseg_video.jobs.checks import check_fits
 from oseg_video.jobs.image import load_image
 from oseg_video.jobs.loading import pipeline as loading
@@ -69,5 +70,5 @@ def check_job(job: GenerateJob) -> loading.ModelSource:
     check_fits(job, source)
     check_branches(source.adapter, job, source.read_json)
     if job.guidance.blocks_used:
-        source.adapter.resolve_blocks(empty_denoiser(source), job.guidance.blocks_used)
+        check_blocks(source.adapter, empty_denoiser(source), job.guidance)
     return source

@@ -88,6 +88,9 @@ def probe_images(path: Path) -> ClipShape:
                 raise MediaError(f"cannot read {path}: no images")
             with Image.open(files[0]) as image:
                 return ClipShape(len(files), image.height, image.width, None, "pillow")
+    if not is_animated(path):
+        with _reading(path), Image.open(path) as image:
+            return ClipShape(1, image.height, image.width, None, "pillow")
     with _reading(path):
         unit = _unit(_durations(path))
         (last,) = deque(stream_images(path), maxlen=1)

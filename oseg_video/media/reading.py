@@ -9,12 +9,15 @@ import numpy as np
 import torch
 
 from oseg_video.media.clip import Clip, ClipShape, Frame, MediaError, Pixels
-from oseg_video.media.images import is_animated, probe_images, stream_images
+from oseg_video.media.images import FRAME_SUFFIXES, is_animated, probe_images, stream_images
 from oseg_video.media.video import probe_video, read_video, stream_video
 
 
 def read_clip(path: Path) -> Clip:
-    """Read a video file, an animated image or a folder of images whole. Raises MediaError naming the file."""
+    """Read a video file, an image (animated or not) or a folder of images whole.
+
+    Raises MediaError naming the file.
+    """
     path = _existing(path)
     if not _of_images(path):
         return read_video(path)
@@ -48,7 +51,7 @@ def stream_frames(path: Path) -> Generator[Pixels, None, None]:
 
 
 def _of_images(path: Path) -> bool:
-    return path.is_dir() or is_animated(path)
+    return path.is_dir() or path.suffix.lower() in FRAME_SUFFIXES or is_animated(path)
 
 
 def _existing(path: Path) -> Path:

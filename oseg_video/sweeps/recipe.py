@@ -90,7 +90,7 @@ class SweepRecipe:
         """The recipe with other axes, and with `settings` that win over all of its own.
 
         Methods and models that it has under the same name keep their settings. limit: of the subjects only
-        the first so many.
+        the first so many; of a single one, of the seeds.
         """
         chosen = {name: self.methods.get(name, own) for name, own in (methods or self.methods).items()}
         changed = dataclasses.replace(
@@ -99,6 +99,8 @@ class SweepRecipe:
             models={name: self.models.get(name, own) for name, own in (models or self.models).items()},
             **axes,
         )
+        if len(changed.subjects) == 1:
+            return dataclasses.replace(changed, seeds=changed.seeds[:limit])
         return dataclasses.replace(changed, subjects=changed.subjects[:limit])
 
 

@@ -47,7 +47,7 @@ class Variation:
     method: str
     """Name in the recipe."""
     subjects: tuple[Subject, ...]
-    """All with a prompt or all without, all with an image or all without."""
+    """All with a prompt, all with an empty one or all without; all with an image or all without."""
     job: GenerateJob
     """The resolved settings, with every prompt, every seed, and the first image."""
 
@@ -92,9 +92,10 @@ class SweepItem:
 
 def plan_variations(recipe: SweepRecipe) -> list[Variation]:
     """Every model with every method, model by model. Looks at no model. Raises OsegVideoError."""
-    groups: dict[tuple[bool, bool], list[Subject]] = {}
+    groups: dict[tuple[bool, bool, bool], list[Subject]] = {}
     for subject in recipe.subjects:
-        groups.setdefault((subject.prompt is None, subject.image is None), []).append(subject)
+        kind = (subject.prompt is None, not (subject.prompt or "").strip(), subject.image is None)
+        groups.setdefault(kind, []).append(subject)
     variations = []
     for model, model_settings in recipe.models.items():
         for method, method_settings in recipe.methods.items():

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from oseg_video import console
-from oseg_video.comparison.compare import require_videos
+from oseg_video.comparison.compare import require_shown
 from oseg_video.comparison.planned import check_metrics, planned_clips
 from oseg_video.evaluation.metrics.base import MetricOptions, MetricValue, build_metrics, metric_of
 from oseg_video.jobs.counted import count_job
@@ -91,7 +91,7 @@ def make_plan(recipe: TuneRecipe, options: MetricOptions, ranking: Sequence[int 
     first = plan.variations(
         {name: rounds[0].clips for method, rounds in plan.rounds.items() for name in plan.methods[method]}
     )
-    require_videos(first)
+    require_shown(first)
     some = [names[0] for names in plan.methods.values()]  # which arms will be tested is not known yet
     for variations in (first, plan.variations(dict.fromkeys(some, recipe.test.clips), recipe.test)):
         for line in check_metrics([metric], planned_clips(variations), options):

@@ -14,7 +14,8 @@ from flops.meta import ValidMasks, autocast_nowhere
 from oseg_video.adapters.base import ClipSize, Condition, ModelAdapter
 from oseg_video.engine.assignment import assign_branches, exchange_predictions
 from oseg_video.engine.branches import BranchRunner
-from oseg_video.guidance.perturbations import QueryTransform, ReplaceAttention, SkipBlock
+from oseg_video.guidance.attended import Noise
+from oseg_video.guidance.perturbations import BlurAttended, QueryTransform, ReplaceAttention, SkipBlock
 from oseg_video.guidance.plan import Branch
 from oseg_video.parallel.degrees import Degrees
 from oseg_video.parallel.group import Group
@@ -23,6 +24,7 @@ from oseg_video.types import TokenGrid
 
 _CONDITIONS: tuple[Condition, ...] = ("uncond", "cond")
 _ONE_RANK = Degrees()
+_NOISE = Noise(0.5, "epsilon")  # any will do to count
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,7 @@ def run_step(
     """
     ranks = assign_branches(runner, branches, _CONDITIONS, group.size)
     own = {name: branch for name, branch in branches.items() if ranks[name] == group.rank}
-    predictions = runner.run(denoiser, arguments, own, _CONDITIONS)[0] if own else {}
+    predictions = runner.run(denoiser, arguments, own, _CONDITIONS, _NOISE)[0] if own else {}
     sample = arguments[adapter.denoiser_call.sample]
     shape = adapter.denoiser_call.prediction_shape(denoiser, sample[: len(sample) // len(_CONDITIONS)])
     blank = partial(torch.empty, shape, dtype=sample.dtype, device=sample.device)
@@ -114,7 +116,8 @@ class _CountedTransform:
 
 
 def _with_counted_transform(branch: Branch, counted: list[_CountedTransform]) -> Branch:
-    if branch.perturbation is None or isinstance(branch.perturbation.change, SkipBlock | ReplaceAttention):
+    others = SkipBlock | ReplaceAttention | BlurAttended
+    if branch.perturbation is None or isinstance(branch.perturbation.change, others):
         return branch
     counted.append(_CountedTransform(branch.perturbation.change))
     return replace(

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from oseg_video import APG, CFG, OSEG, PAG, SEG, STG, CFGZeroStar, GuidanceError, OSEGReleased, guided
+from oseg_video import APG, CFG, OSEG, PAG, SAG, SEG, STG, CFGZeroStar, GuidanceError, OSEGReleased, guided
 from oseg_video.guidance.methods import Guidance
 from oseg_video.parallel.degrees import Degrees
 from oseg_video.parallel.group import ParallelError
@@ -35,7 +35,7 @@ BY_NAME["ltx, 64 channels"] = dataclasses.replace(
     BY_NAME["ltx"],
     build=partial(tiny_ltx, attention_head_dim=16, num_attention_heads=4, cross_attention_dim=64),
 )
-UNETS = ("svd", "sdxl")
+UNETS = ("svd", "sdxl", "sd15")
 # Sums over tokens and heads are taken in other orders; that is all that may differ. SVD's noise levels, up to
 # 700, enlarge it: 1.7e-5 was seen.
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-4}
@@ -52,6 +52,7 @@ def method(name: str, case: Case) -> Guidance:
         "stg, ends": STG(**text, blocks=(0, last), scale=1.5),
         "stg, input": STG(**text, blocks=(1,), scale=1.5, mode="attention_skip"),
         "pag": PAG(**text, blocks=(1, 3), scale=1.5),
+        "sag": SAG(**text, blocks=(2,), scale=1.5),
         "seg": SEG(**text, blocks=(2,), scale=1.5, blur_sigma=1.0),
         "oseg": OSEG(**text, blocks=(2,), scale=1.5, blur_sigma=1.0, perturb_unconditional=False),
         "oseg, both": OSEG(**text, blocks=(1, 2), scale=1.5, blur_sigma=(2.0, 1.0)),
@@ -109,6 +110,13 @@ def test_two_ranks_make_the_clip_of_one(two_ranks: Ranks, case: str, method_name
     if case in UNETS and axis != "branch":
         pytest.skip("no sequence of tokens runs through a UNet")
     check(two_ranks, case, method_name, AXES[axis])
+
+
+@pytest.mark.parametrize("case", UNETS)
+def test_a_branch_runs_where_the_attention_that_it_starts_from_was(two_ranks: Ranks, case: str) -> None:
+    (first, *_), (second, *_) = check(two_ranks, case, "sag", AXES["branch"])
+    assert [one.branches for one in first] == [("uncond",), ("perturbed",)]
+    assert [one.branches for one in second] == [("cond",)]
 
 
 @pytest.mark.parametrize("case", ["mochi", "ltx", "hunyuan", "hunyuan15", "wan", "cogvideox"])

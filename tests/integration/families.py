@@ -36,7 +36,7 @@ from tests.tiny.hunyuan import (
     tiny_hunyuan15,
     tiny_hunyuan_image,
 )
-from tests.tiny.unet import SDXL_SIZE, SVD_SIZE, tiny_image, tiny_sdxl, tiny_svd
+from tests.tiny.unet import SDXL_SIZE, SVD_SIZE, tiny_image, tiny_sd15, tiny_sdxl, tiny_svd
 from tests.tiny.wan import WAN_SIZE, tiny_wan, wan_prompt_embeds
 
 STEPS = 3
@@ -162,6 +162,7 @@ WAN = Case("wan", tiny_wan, WAN_SIZE, grid=_WAN_GRID)
 COGVIDEOX = Case("cogvideox", tiny_cogvideox, COGVIDEOX_SIZE, grid=TokenGrid(3, 3, 4), start=TEXT_LENGTH)
 SVD = Case("svd", tiny_svd, SVD_SIZE, scale=ramp_scale, condition=image_for, blocks=14)
 SDXL = Case("sdxl", tiny_sdxl, SDXL_SIZE, condition=short_prompt, result="images", blocks=11)
+SD15 = Case("sd15", tiny_sd15, SDXL_SIZE, condition=short_prompt, result="images", blocks=7)
 HUNYUAN = Case("hunyuan", tiny_hunyuan, HUNYUAN_SIZE, grid=TokenGrid(3, 4, 3), scale=true_cfg_scale)
 HUNYUAN15 = GuiderCase(
     "hunyuan15", tiny_hunyuan15, HUNYUAN15_SIZE, grid=TokenGrid(3, 4, 3), condition=short_prompt
@@ -206,6 +207,7 @@ CASES = (
     ),
     SVD,
     SDXL,
+    SD15,
     HUNYUAN,
     Case(
         "hunyuan-image",

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from oseg_video import APG, CFG, OSEG, PAG, SEG, STG, CFGZeroStar, guided
+from oseg_video import APG, CFG, OSEG, PAG, SAG, SEG, STG, CFGZeroStar, guided
+from oseg_video.adapters import adapter_for
 from oseg_video.guidance.methods import METHODS, Guidance
 from oseg_video.guidance.plan import Step, StepPlan
 from tests.integration.families import CASES, SCALE, Case
@@ -48,6 +49,10 @@ def projected_term(p: Predictions) -> Tensor:
 
 def pushed(term: Callable[[Predictions], Tensor]) -> Callable[[Predictions], Tensor]:
     return lambda p: term(p) + PUSH * (p["cond"] - p["perturbed"])
+
+
+def pushed_from_uncond(p: Predictions) -> Tensor:
+    return text_term(p) + PUSH * (p["uncond"] - p["perturbed"])
 
 
 def slides(p: Predictions) -> Tensor:
@@ -86,6 +91,10 @@ EXPECTED: dict[str, tuple[Guidance, Callable[[Predictions], Tensor]]] = {
         pushed(zero_star_term),
     ),
 }
+# For UNets only.
+SELF_ATTENTION = {
+    "sag": (SAG(**_TEXT, blocks=BLOCKS, scale=PUSH), pushed_from_uncond),
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -104,6 +113,9 @@ class Recorded(Guidance):
     def blocks_used(self) -> tuple[int | str, ...]:
         return self.inner.blocks_used
 
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
     def plan(self, step: Step) -> StepPlan:
         plan = self.inner.plan(step)
         assert plan.rule is not None
@@ -117,7 +129,9 @@ class Recorded(Guidance):
 
 
 def test_every_method_is_here() -> None:
-    assert {*METHODS} - {"none", "oseg-released"} <= {guidance.name for guidance, _ in EXPECTED.values()}
+    assert {*METHODS} - {"none", "oseg-released"} <= {
+        guidance.name for guidance, _ in (EXPECTED | SELF_ATTENTION).values()
+    }
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -133,7 +147,9 @@ def test_the_scheduler_gets_the_formula(case: Case, monkeypatch: pytest.MonkeyPa
         return step(model_output, *args, **kwargs)
 
     monkeypatch.setattr(pipe.scheduler, "step", record)
-    for name, (guidance, expected) in EXPECTED.items():
+    maps = adapter_for(pipe).attention_maps(pipe.unet) if hasattr(pipe, "unet") else []
+    methods = EXPECTED | SELF_ATTENTION if maps else EXPECTED
+    for name, (guidance, expected) in methods.items():
         recorded = Recorded(inner=guidance)
         given.clear()
         with guided(pipe, recorded):

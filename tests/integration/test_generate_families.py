@@ -22,6 +22,7 @@ from PIL import Image
 from oseg_video.adapters import adapter_for_class, all_adapters
 from oseg_video.cli import main
 from oseg_video.config.manifest import read_manifest
+from oseg_video.guidance.methods import METHODS, BlockGuidance
 from oseg_video.jobs.loading import hub
 from oseg_video.jobs.loading import pipeline as loading
 from oseg_video.media import frames_sha256, read_clip, to_uint8
@@ -34,7 +35,7 @@ from tests.tiny.hunyuan import (
     tiny_hunyuan15,
     tiny_hunyuan_image,
 )
-from tests.tiny.unet import SDXL_SIZE, SVD_SIZE, tiny_sdxl, tiny_svd
+from tests.tiny.unet import SDXL_SIZE, SVD_SIZE, tiny_sd15, tiny_sdxl, tiny_svd
 from tests.tiny.wan import (
     WAN_5B_SIZE,
     WAN_SIZE,
@@ -89,7 +90,9 @@ MODELS = {
     ),
     "svd": Model(tiny_svd, SVD_SIZE, image=True, prompt=(), block="mid:spatial"),
     "sdxl": Model(tiny_sdxl, {**SDXL_SIZE, "num_frames": 1}, block="mid"),
+    "sd15": Model(tiny_sd15, {**SDXL_SIZE, "num_frames": 1}, block="mid"),
 }
+IMAGES = ("sdxl", "sd15")
 LOSSLESS = ("--dtype=float32", "--no-vae-tiling", "--steps=2")
 
 
@@ -172,7 +175,7 @@ def call(folders, name, *flags, image=None, out=None):
     """Arguments of `generate` for a model."""
     model = MODELS[name]
     size = [f"--{key.removeprefix('num_')}={value}" for key, value in model.size.items()]
-    fps = [] if name == "sdxl" else ["--fps=8"]
+    fps = [] if name in IMAGES else ["--fps=8"]
     arguments = ["generate", "--model", folders(name), *model.prompt, *size, *fps, *model.flags, *LOSSLESS]
     if model.image:
         arguments += ["--image", image]
@@ -201,7 +204,7 @@ def refused(capsys, arguments):
 def test_a_clip_of_every_family(capsys, tmp_path, folders, cat, name):
     model = MODELS[name]
     made = {}
-    suffix = "png" if name == "sdxl" else "mp4"
+    suffix = "png" if name in IMAGES else "mp4"
     for method in ("cfg", "oseg"):
         blocks = [f"--blocks={model.block}"] if method == "oseg" else []
         out = tmp_path / f"{method}.{suffix}"
@@ -237,7 +240,7 @@ def stock(name, pipe, seed=0, **arguments):
     model = MODELS[name]
     if name == "hunyuan15":
         pipe.guider = pipe.guider.new(guidance_scale=arguments.pop("guider_scale"))
-    size = {key: value for key, value in model.size.items() if name != "sdxl" or key != "num_frames"}
+    size = {key: value for key, value in model.size.items() if name not in IMAGES or key != "num_frames"}
     if model.flags:
         arguments["max_sequence_length"] = TEXT_LENGTH
     output = pipe(
@@ -247,7 +250,7 @@ def stock(name, pipe, seed=0, **arguments):
         generator=torch.Generator().manual_seed(seed),
         output_type="pt",
     )
-    return frames_sha256(to_uint8(output.images if name == "sdxl" else output.frames[0]))
+    return frames_sha256(to_uint8(output.images if name in IMAGES else output.frames[0]))
 
 
 @pytest.mark.parametrize(
@@ -275,6 +278,7 @@ def stock(name, pipe, seed=0, **arguments):
         ("hunyuan15", "cfg --guidance-scale=3", {"guider_scale": 3}),
         ("hunyuan15", "none", {"guider_scale": 1}),
         ("sdxl", "cfg --guidance-scale=5", {"guidance_scale": 5}),
+        ("sd15", "cfg --guidance-scale=5", {"guidance_scale": 5}),
         ("svd", "cfg --fps=8", {"fps": 8}),
         ("svd", "cfg --guidance-scale=2", {"min_guidance_scale": 2, "max_guidance_scale": 2, "fps": 8}),
         (
@@ -298,7 +302,7 @@ def test_settings_reach_the_stock_pipeline(capsys, tmp_path, folders, loaded, na
     image = Image.linear_gradient("L").convert("RGB").resize((size["width"], size["height"]))
     image.save(tmp_path / "start.png")
     method, *given = flags.split()
-    out = tmp_path / ("a.png" if name == "sdxl" else "a.mp4")
+    out = tmp_path / ("a.png" if name in IMAGES else "a.mp4")
     # SVD's recipe decodes in chunks, which its temporal decoder sees.
     chunk = ["--decode-chunk-size=3"] if name == "svd" and "decode_chunk_size" not in arguments else []
     line_flags = ["--guidance", method, *given, *chunk]
@@ -467,8 +471,6 @@ def test_pipelines_that_take_a_video_are_refused(capsys, tmp_path, folders, unlo
 
 def test_an_image_is_a_png_that_knows_how_it_was_made(capsys, tmp_path, folders):
     cfg = ["--guidance=cfg", "--guidance-scale=3"]
-    (line,) = run(capsys, call(folders, "sdxl", *cfg, "--prompt", "", out=tmp_path / "empty"))[1:]
-    assert line["prompt"] == "" and Path(line["path"]).name == "clip-cfg-seed0.png"
     (line,) = run(capsys, call(folders, "sdxl", *cfg, out=tmp_path / "a.png"))
     with Image.open(tmp_path / "a.png") as image:
         assert image.size == (SDXL_SIZE["width"], SDXL_SIZE["height"])
@@ -480,6 +482,50 @@ def test_an_image_is_a_png_that_knows_how_it_was_made(capsys, tmp_path, folders)
     capsys.readouterr()
     assert (tmp_path / "elsewhere-reproduced.png").is_file()
     assert "exists already" in refused(capsys, call(folders, "sdxl", *cfg, out=tmp_path / "a.png"))
+
+
+PERTURBED = [name for name, method in METHODS.items() if issubclass(method, BlockGuidance)]
+
+
+def without_prompt(folders, name, *flags, out):
+    """Arguments of `generate` with the empty prompt in place of another."""
+    arguments = call(folders, name, *flags, out=out)
+    arguments[arguments.index("--prompt") + 1] = ""
+    return arguments
+
+
+@pytest.mark.parametrize("method", [name for name in PERTURBED if name != "oseg-released"])
+@pytest.mark.parametrize("name", IMAGES)
+def test_without_a_prompt_no_text_guides(capsys, tmp_path, folders, name, method):
+    """The recipes of these methods have a guidance scale; of the formula only the push is left."""
+    arguments = without_prompt(folders, name, f"--guidance={method}", out=tmp_path / "a")
+    (line,) = run(capsys, arguments)
+    assert line["prompt"] == "" and Path(line["path"]).name == f"clip-{method}-seed0.png"
+    manifest = read_manifest(Path(line["path"]))
+    assert manifest.job["guidance"]["guidance_scale"] == 1
+    (kind,) = manifest.passes["step_kinds"]
+    plain, perturbed = kind["passes"]
+    assert plain["branches"] == ["cond"] and plain["rows"] == perturbed["rows"] == 1
+    assert main([*arguments, "--explain", "--out", str(tmp_path / "b")]) == 0
+    assert re.search(r"rule      C \+ [\d.]+ \(C - (P|C~)\)\n", capsys.readouterr().out)
+    assert main(["reproduce", line["path"], "--quiet"]) == 0
+
+
+def test_a_scale_of_text_without_a_text_is_refused(capsys, tmp_path, folders, unloadable):
+    out, cfg = tmp_path / "a", "--guidance=cfg"
+    scaled = without_prompt(folders, "sdxl", cfg, "--guidance-scale=3", out=out)
+    assert "guidance_scale 3: an empty prompt is no text to guide by; leave it out" in refused(capsys, scaled)
+    mixed = call(folders, "sdxl", cfg, "--guidance-scale=3", "--prompt", "", out=out)
+    assert "some prompts are empty, where nothing guides by text, and others are not" in refused(
+        capsys, mixed
+    )
+
+
+def test_what_to_move_away_from_is_a_text_to_guide_by(capsys, tmp_path, folders):
+    flags = ["--guidance=cfg", "--guidance-scale=3", "--negative-prompt", "a blue square"]
+    (line,) = run(capsys, without_prompt(folders, "sdxl", *flags, out=tmp_path / "a"))
+    (kind,) = read_manifest(Path(line["path"])).passes["step_kinds"]
+    assert kind["passes"][0]["branches"] == ["uncond", "cond"]
 
 
 def test_clips_without_a_prompt_are_named_after_their_image(capsys, tmp_path, folders, cat):
@@ -558,7 +604,7 @@ def test_modules_that_stay_in_float32_count():
 
 @pytest.mark.parametrize("name", ["svd", "sdxl", "wan", "hunyuan", "hunyuan15", "cogvideox", "ltx"])
 def test_the_fewest_steps_that_are_allowed_run(capsys, tmp_path, folders, cat, name):
-    out = tmp_path / ("a.png" if name == "sdxl" else "a.mp4")
+    out = tmp_path / ("a.png" if name in IMAGES else "a.mp4")
     run(capsys, call(folders, name, "--guidance=cfg", "--steps=1", image=cat, out=out))
 
 

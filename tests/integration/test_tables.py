@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from oseg_video.adapters import all_adapters
+from oseg_video.cli import main
 from oseg_video.comparison.compare import compare
 from oseg_video.comparison.planned import check_metrics, planned_clips
 from oseg_video.comparison.recipe import label, read_comparison
@@ -17,8 +18,10 @@ from oseg_video.evaluation.features.protocols import PROTOCOLS
 from oseg_video.evaluation.metrics.base import MetricOptions, known_metrics
 from oseg_video.jobs.loading import hub
 from oseg_video.media import write_clip
+from oseg_video.sweeps.recipe import Subject, SweepRecipe
 from oseg_video.sweeps.table import plan_variations
 from tests.fake_vbench import build_environment
+from tests.tiny.unet import tiny_sdxl
 from tests.unit.sweep.conftest import painter  # noqa: F401
 
 TABLES = Path(__file__).parents[2] / "configs" / "tables"
@@ -34,6 +37,21 @@ SLIDES = {
     "oseg": (122.3, 39.2, 0.698, 0.646, 0.972, 0.703),
 }
 """Tables 3 and 4 of OSEG's slides, row by row, in the order of their columns."""
+IMAGES = {
+    "table1": {
+        "sag": (106.683, 0.706, 0.644),
+        "pag": (105.271, 0.542, 0.472),
+        "seg": (95.316, 0.522, 0.454),
+        "oseg": (88.014, 0.506, 0.422),
+    },
+    "table2": {
+        "sag": (72.08, 0.364, 0.912, 0.905),
+        "pag": (65.45, 0.301, 0.743, 0.715),
+        "seg": (59.49, 0.312, 0.729, 0.704),
+        "oseg": (56.94, 0.363, 0.713, 0.686),
+    },
+}
+"""Tables 1 and 2, likewise."""
 
 
 def read(name, tmp_path, **options):
@@ -153,3 +171,72 @@ def test_the_toy_tables_shortened(tmp_path):
     prompts = read_prompts(TABLES / "embedded-prompts.txt")
     shown = [parse_caption(prompt) for prompt in prompts]
     assert len({(one.colour, one.shape, one.motion) for one in shown}) == len(prompts) == 6 * 4 * 8
+
+
+@pytest.mark.usefixtures("repositories")
+@pytest.mark.parametrize("name", IMAGES)
+def test_tables_1_and_2_say_what_they_would_cost(name, tmp_path, capsys):
+    recipe = read(name, tmp_path)
+    *reported, last = recipe.metrics
+    assert last == "colours" and {*recipe.metrics} <= {*known_metrics()}
+    rows = {method: dict(zip(reported, row, strict=True)) for method, row in IMAGES[name].items()}
+    assert recipe.reported.values == rows
+    assert list(recipe.sweep.methods) == ["none", *rows]
+    assert len(recipe.sweep.subjects) * len(recipe.sweep.seeds) == 5000
+    assert main(["compare", name, "--explain", "--limit", "2"]) == 0
+    said = capsys.readouterr().out
+    push = "0.75 (C - P)" if name == "table1" else "4 (C - U) + 0.75 (U - P)"
+    assert f"rule     C + {push}, {2 if name == 'table1' else 3}.00 passes a step" in said
+    assert f"total    {2 * 5 if name == 'table1' else 2 * 5 * 625} clips" in said
+    assert "metric   lpips:vgg: " in said and "reported OSEG's slides" in said
+    assert main(["compare", name]) == 2
+    assert "the following arguments are required: --out" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("repositories")
+def test_the_ablation_of_sigma_is_about_four_of_them(tmp_path, capsys):
+    assert main(["compare", "ablation-sigma", "--explain", "--limit", "1"]) == 0
+    said = capsys.readouterr().out
+    assert "sigma inf: 1 clips" in said and "total    5 clips" in said
+    sigmas = [method.get("blur_sigma") for method in read("ablation-sigma", tmp_path).sweep.methods.values()]
+    assert sigmas == [None, 3, 5, 15, float("inf")]
+
+
+def test_the_toy_tables_of_images_shortened(tmp_path):
+    for name, values in (("table1", 3), ("table2", 7), ("ablation-sigma", 7)):
+        recipe = read(f"{name}-embedded", tmp_path, limit=5)
+        settings = {**recipe.sweep.settings, "steps": 2, "device": "cpu"}
+        quick = dataclasses.replace(recipe.sweep, settings=settings)
+        done = compare(quick, tmp_path / name, recipe.metrics, baseline=recipe.baseline)
+        assert done.complete and done.summary.made == 5 * len(quick.methods)
+        results = json.loads((tmp_path / name / "results.json").read_text())
+        assert len(results["differences"]) == values * (len(quick.methods) - 1)
+        assert all(one["interval"] and one["pairs"] == 5 for one in results["differences"])
+        assert done.page.is_file()
+
+
+def test_images_without_a_prompt_from_sampling_to_the_page(tmp_path):
+    """What table 1 does, with a tiny SDXL of random weights and the metrics that need none."""
+    tiny_sdxl().save_pretrained(tmp_path / "sdxl")
+    size = {"height": 96, "width": 64, "steps": 2, "device": "cpu", "dtype": "float32", "vae_tiling": False}
+    recipe = SweepRecipe(
+        subjects=(Subject(prompt=""),),
+        seeds=(0, 1, 2),
+        methods={name: {"guidance": name} for name in ("none", "sag", "seg")},
+        models={"sdxl": {"model": str(tmp_path / "sdxl")}},
+        settings=size,
+    )
+    done = compare(recipe, tmp_path / "out")
+    assert done.complete and done.summary.made == 9
+    assert list(done.results["better"]) == ["saturation", "contrast"]
+    assert len(done.results["differences"]) == 4
+    assert all(one["pairs"] == 3 and one["interval"] for one in done.results["differences"])
+    page = json.loads(done.page.read_text().split('id="data">')[1].split("</script>")[0])
+    assert [(row["text"], row["seed"]) for row in page["rows"]] == [
+        ("(empty prompt)", seed) for seed in range(3)
+    ]
+    shown = [clip for row in page["rows"] for clip in row["clips"].values()]
+    assert len(shown) == 9 and all(clip["still"] and clip["src"].endswith(".png") for clip in shown)
+    assert {setting["guidance_scale"] for setting in page["settings"] if "guidance_scale" in setting} == {1.0}
+    main(["contact-sheet", str(tmp_path / "out" / "clips"), "--out", str(tmp_path / "sheet.png"), "--quiet"])
+    assert (tmp_path / "sheet.png").is_file()

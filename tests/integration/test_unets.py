@@ -28,7 +28,7 @@ from oseg_video.adapters import UnknownBlockError, adapter_for
 from oseg_video.adapters.base import ClipSize
 from oseg_video.jobs.loading.meta import full_size_denoiser
 from oseg_video.types import TokenGrid
-from tests.integration.families import SDXL, SVD, Case, quiet
+from tests.integration.families import SD15, SDXL, SVD, Case, quiet
 from tests.tiny.unet import (
     SDXL_ODD_SIZE,
     SDXL_SIZE,
@@ -524,6 +524,23 @@ def test_sdxl_with_and_without_a_prompt(sdxl: Any, prompt: str, scale: float) ->
     guidance = OSEG(scale=WEIGHT, blocks=("mid",), **OSEG_OPTIONS)
     expected = expected_prediction("oseg", branches, scale)
     assert_close(first_prediction(SDXL, sdxl, guidance, **call).double(), expected, **ROUNDING)
+
+
+@pytest.mark.parametrize("method", PERTURBED)
+@pytest.mark.parametrize("family", (SDXL, SD15), ids=lambda family: family.name)
+def test_without_a_prompt_it_is_one_plain_branch_and_its_perturbed_one(family: Case, method: str) -> None:
+    """`U + lambda (U - U~)`, U being the prediction for the empty prompt (SAG: test_sag)."""
+    pipe = quiet(family.build())
+    make, change = PERTURBED[method]
+    call = {"prompt": "", "guidance_scale": 1.0}
+    arguments = first_call(family, pipe, **call)
+    names = names_of(pipe, SELECTED["sdxl"]["mid"])
+    uncond, weak = reference_branches(pipe, arguments, names, change, family.size)
+    prediction = first_prediction(family, pipe, make(blocks=("mid",)), **call)
+    assert_close(prediction.double(), uncond + WEIGHT * (uncond - weak), **ROUNDING)
+    with guided(pipe, make(blocks=("mid",))) as report:
+        family.run(pipe, num_inference_steps=1, **call)
+    assert [one.rows for one in report.steps[0].passes] == [1, 1]
 
 
 def test_every_row_of_a_batch_keeps_its_own_text_and_sizes(sdxl: Any) -> None:

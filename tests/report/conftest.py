@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 import torch
+from PIL import Image
 
 from oseg_video.comparison.page import Gap, write_page
 from oseg_video.evaluation.clips import find_clips
@@ -77,6 +78,21 @@ def page_file(painted):
     gap = Gap("a blue square", None, 1, "stg", f"no memory {MARKUP}")
     results = evaluated(cfg=1.0, stg=1.1, oseg=1.5)
     write_page(path, found.clips, METHODS, gaps=[gap], results=results)
+    return path
+
+
+@pytest.fixture(scope="session")
+def images_file(tmp_path_factory):
+    """The page of one image for each method, in one grey each, and its row's second seed."""
+    folder = tmp_path_factory.mktemp("images") / "clips"
+    folder.mkdir()
+    for shade, method in enumerate(METHODS):
+        for seed in (0, 1):
+            path = folder / f"{method} #{seed}%.png"
+            Image.new("RGB", (SIZE, SIZE), (60 * shade + 20 * seed,) * 3).save(path)
+            write_manifest(path, prompts=[""], seeds=[seed], guidance=method, frames=1)
+    path = folder.parent / "index.html"
+    write_page(path, find_clips([folder]).clips, METHODS)
     return path
 
 

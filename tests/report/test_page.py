@@ -225,3 +225,44 @@ def test_five_hundred_clips_load_only_what_is_in_sight(view, painted):
     assert page.locator("video").count() < 40
     page.keyboard.press("ArrowRight")
     assert shown_frames(page) == {1}
+
+
+def test_images_need_no_playback(view, images_file):
+    page = view(images_file)
+    page.wait_for_function(
+        "[...document.querySelectorAll('.screen img')].filter(i => i.naturalWidth).length == 6"
+    )
+    assert not page.locator("#transport").is_visible() and page.locator("video").count() == 0
+    assert page.locator("#facts").inner_text() == "6 images · 2 rows · 3 methods"
+    page.keyboard.press("d")
+    page.wait_for_function("document.querySelectorAll('canvas.difference').length == 4")
+    page.keyboard.press("d")
+    before = {method: left_of(page, method) for method in METHODS}
+    page.keyboard.down("f")
+    assert left_of(page, "cfg") == before["oseg"]
+    page.keyboard.up("f")
+
+
+def test_a_slider_moves_over_two_images_in_every_row(view, images_file):
+    page = view(images_file)
+    page.keyboard.press("s")
+    over = page.locator("[data-method=cfg] .over")
+    assert over.count() == 2 and page.locator(".over").count() == 2
+    box = page.locator("[data-method=cfg] .screen").first.bounding_box()
+    page.mouse.move(box["x"] + box["width"] / 4, box["y"] + box["height"] / 2)
+    assert page.locator("#cut").input_value() == "25"
+    cuts = page.evaluate("[...document.querySelectorAll('.over')].map(i => getComputedStyle(i).clipPath)")
+    assert cuts == ["inset(0px 0px 0px 25%)"] * 2
+    page.locator("#second").select_option("stg")
+    assert page.evaluate("[...document.querySelectorAll('.over')].every(i => i.src.includes('stg'))")
+    page.mouse.down()  # does not flip there
+    assert left_of(page, "cfg") < left_of(page, "stg")
+    page.mouse.up()
+    page.keyboard.press("s")
+    assert page.locator(".over").count() == 0
+
+
+def test_videos_have_no_slider(view, page_file):
+    page = opened(view, page_file)
+    page.keyboard.press("s")
+    assert not page.locator("#sliding").is_visible() and page.locator(".over").count() == 0

@@ -1,4 +1,4 @@
-"""Tiny UNet pipelines of the real classes: Stable Video Diffusion and Stable Diffusion XL.
+"""Tiny UNet pipelines of the real classes: Stable Video Diffusion, Stable Diffusion XL and 1.5.
 
 Three resolutions each, with self-attention at two of them and in the middle, laid out as in the published
 models: SVD has none in its deepest down and first up stage, SDXL none in its first down and last up stage.
@@ -27,7 +27,9 @@ import torch
 from diffusers import (
     AutoencoderKL,
     AutoencoderKLTemporalDecoder,
+    DDIMScheduler,
     EulerDiscreteScheduler,
+    StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     StableVideoDiffusionPipeline,
     UNet2DConditionModel,
@@ -206,6 +208,35 @@ def tiny_sdxl(cls: type = StableDiffusionXLPipeline, *, seed: int = 0, **overrid
         ),
         force_zeros_for_empty_prompt=True,
         add_watermarker=False,
+    )
+
+
+def tiny_sd15(cls: type = StableDiffusionPipeline, *, seed: int = 0, **overrides: Any) -> Any:
+    """A Stable Diffusion 1.5 pipeline of class `cls`: tiny SDXL's parts, less the second text encoder."""
+    plain = {
+        "cross_attention_dim": _TEXT_CHANNELS[0],
+        "use_linear_projection": False,
+        "transformer_layers_per_block": 1,
+        "attention_head_dim": 4,
+        "addition_embed_type": None,
+        "addition_time_embed_dim": None,
+        "projection_class_embeddings_input_dim": None,
+    }
+    parts = tiny_sdxl(seed=seed, **plain, **overrides).components
+    return cls(
+        **{name: parts[name] for name in ("vae", "text_encoder", "tokenizer", "unet")},
+        # Not stable-diffusion-v1-5's PNDM, which asks twice at one of the steps (`test_sag` has it).
+        scheduler=DDIMScheduler(
+            beta_start=0.00085,
+            beta_end=0.012,
+            beta_schedule="scaled_linear",
+            clip_sample=False,
+            set_alpha_to_one=False,
+            steps_offset=1,
+        ),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
     )
 
 

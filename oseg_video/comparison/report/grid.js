@@ -1,4 +1,4 @@
-// The clips: a row for every prompt and seed, a cell for every method. Only rows in sight have videos.
+// The clips: a row for every prompt and seed, a cell for every method. Only rows in sight have videos (or images).
 
 const MOST_VIDEOS = 64; // Chromium allows 75 in a page
 const SMALL = 128; // pixels; smaller clips are shown with sharp pixels
@@ -80,12 +80,14 @@ class Grid {
   }
 
   loadCell(cell) {
-    const video = element("video", { muted: "", playsinline: "", preload: "auto", "aria-label": cell.method });
+    const still = cell.clip.still;
+    const video = still ? element("img", { alt: cell.method, draggable: "false" })
+      : element("video", { muted: "", playsinline: "", preload: "auto", "aria-label": cell.method });
     video.muted = true; // the attribute alone does not mute what a script adds
     video.addEventListener("error", () => {
-      if (cell.video === video) cell.screen.dataset.error = `cannot play ${cell.clip.name}`;
+      if (cell.video === video) cell.screen.dataset.error = `cannot ${still ? "show" : "play"} ${cell.clip.name}`;
     });
-    this.player.add(video, cell.clip);
+    if (!still) this.player.add(video, cell.clip);
     video.src = cell.clip.src;
     cell.video = video;
     delete cell.screen.dataset.error;
@@ -95,9 +97,10 @@ class Grid {
   unload(cell) {
     const video = cell.video;
     cell.video = null;
-    this.player.remove(video);
     video.remove();
     video.removeAttribute("src");
+    if (cell.clip.still) return;
+    this.player.remove(video);
     video.load(); // lets go of the decoder
   }
 

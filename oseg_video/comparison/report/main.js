@@ -2,13 +2,16 @@
 
 const data = JSON.parse(byId("data").textContent);
 const clips = data.rows.flatMap((row) => Object.values(row.clips)).filter((clip) => clip.src);
-const player = new Player(clips);
+const videos = clips.filter((clip) => !clip.still);
+const player = new Player(videos);
 const grid = new Grid(byId("grid"), data, player);
 const overlay = new Overlay(grid);
+const slider = new Slider(grid);
 
 byId("title").textContent = data.methods.join(", ");
-byId("facts").textContent = `${clips.length} clips · ${data.rows.length} rows · ${data.methods.length} methods`;
-document.title = `${data.methods.join(", ")}: ${clips.length} clips`;
+const things = videos.length || !clips.length ? "clips" : "images";
+byId("facts").textContent = `${clips.length} ${things} · ${data.rows.length} rows · ${data.methods.length} methods`;
+document.title = `${data.methods.join(", ")}: ${clips.length} ${things}`;
 if (data.results) new Metrics(byId("metrics"), data.results, data.methods);
 byId("to-metrics").hidden = !data.results;
 
@@ -34,6 +37,7 @@ function changeSpeed(places) {
   player.setSpeed(Number(speed.value));
 }
 
+byId("transport").hidden = things === "images";
 byId("scrub").max = player.frames - 1;
 byId("play").addEventListener("click", toggle);
 byId("back").addEventListener("click", () => step(-1));
@@ -108,7 +112,8 @@ const unflip = () => grid.swap();
 
 byId("flip").addEventListener("pointerdown", flipAll);
 byId("grid").addEventListener("pointerdown", (event) => {
-  if (event.button === 0 && !single && event.target.closest(".screen")) flipAt(event.target);
+  const screen = event.target.closest(".screen");
+  if (event.button === 0 && !single && screen && !screen.classList.contains("sliding")) flipAt(event.target);
 });
 byId("grid").addEventListener("contextmenu", (event) => {
   if (event.pointerType === "touch" && event.target.closest(".screen")) event.preventDefault();
@@ -122,6 +127,27 @@ function showDifference() {
 }
 
 for (const id of ["difference", "gain", "first"]) byId(id).addEventListener("input", showDifference);
+
+// Two methods: a slider between their images
+
+byId("sliding").hidden = !clips.some((clip) => clip.still);
+
+function cutAt(percent) {
+  byId("cut").value = percent;
+  slider.cut(percent);
+}
+
+function slide() {
+  if (byId("slide").checked) slider.show(first.value, second.value);
+  else slider.show();
+}
+
+for (const id of ["slide", "first", "second"]) byId(id).addEventListener("input", slide);
+byId("cut").addEventListener("input", () => slider.cut(byId("cut").value));
+byId("grid").addEventListener("pointermove", (event) => {
+  const screen = event.target.closest(".sliding");
+  if (screen) cutAt(slider.at(screen, event));
+});
 
 // Theme
 
@@ -148,6 +174,7 @@ const KEYS = {
   "]": () => changeSpeed(1),
   f: flipAll,
   d: () => byId("difference").click(),
+  s: () => byId("sliding").hidden || byId("slide").click(),
   t: nextTheme,
 };
 const REPEATED = ["ArrowLeft", "ArrowRight"]; // while the key is held

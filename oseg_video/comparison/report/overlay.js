@@ -35,7 +35,7 @@ class Overlay {
       canvas?.remove();
       return;
     }
-    if (reference.readyState < 2 || cell.video.readyState < 2) return;
+    if (!drawable(reference) || !drawable(cell.video)) return;
     if (!canvas) {
       canvas = element("canvas", { class: "difference", width: cell.clip.width, height: cell.clip.height });
       cell.screen.append(canvas);
@@ -48,3 +48,5 @@ class Overlay {
     context.drawImage(cell.video, 0, 0, canvas.width, canvas.height);
   }
 }
+
+const drawable = (node) => (node.tagName === "IMG" ? node.naturalWidth > 0 : node.readyState >= 2);

@@ -8,6 +8,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import Literal
 
 from oseg_video.embedded.drawing import FRAMES
 from oseg_video.evaluation.clips import ClipFile
@@ -19,6 +21,7 @@ from oseg_video.evaluation.features.networks import (
     TwoShapesJudge,
     VideoMAE,
 )
+from oseg_video.evaluation.features.stills import Inception, middle_frame
 from oseg_video.evaluation.metrics.base import MetricOptions
 from oseg_video.evaluation.observe import ChosenFrames, Look, too_short
 
@@ -40,6 +43,10 @@ class FvdProtocol:
     """What is drawn where no real clips are given, and read by a network that chooses frames itself."""
     ddof: int
     """Covariances are divided by clips - ddof."""
+    resamples: int = 200
+    """Bootstrap resamples of the interval."""
+    still: bool = False
+    """Whether it is about images: of a clip the middle frame, of a folder of real ones every image."""
     extractor: Callable[[str, MetricOptions], Extractor]
 
     @property
@@ -55,6 +62,8 @@ class FvdProtocol:
         """Takes the frames of a clip that the network sees: [T, C, H, W]."""
         if self.data is not None:
             return ChosenFrames(clip, self.data.seen_frames(clip.frames))
+        if self.still:
+            return middle_frame(clip)
         random = real and self.real_start == "random"
         start = _drawn(clip.name, clip.frames - self.span + 1) if random else 0
         return ChosenFrames(clip, range(start, start + self.span, self.stride))
@@ -78,7 +87,24 @@ def _stylegan_v(summary: str, frames: int, stride: int = 1) -> FvdProtocol:
     )
 
 
+def _inception(resize: Literal["tensorflow", "clean"], summary: str) -> FvdProtocol:
+    """FID (arXiv 1706.08500) over any number of images, in the features of the Inception of 2015."""
+    return FvdProtocol(
+        summary=f"FID {summary}; needs weights and the extra images",
+        clips=None,
+        frames=1,
+        ddof=1,
+        resamples=20,  # each takes the eigenvalues of 2048 x 2048 numbers
+        still=True,
+        extractor=partial(Inception, resize=resize),
+    )
+
+
 PROTOCOLS: dict[str, FvdProtocol] = {
+    "fid:torch-fidelity": _inception(
+        "tensorflow", "as torch-fidelity has it: bilinear resizing of TensorFlow"
+    ),
+    "fid:clean-fid": _inception("clean", "as clean-fid has it: resized as Pillow does, not rounded"),
     "fvd:fvd2048_16f": _stylegan_v("the first 16 frames", 16),
     "fvd:fvd2048_128f": _stylegan_v("the first 128 frames", 128),
     "fvd:fvd2048_128f_subsample8f": _stylegan_v("every 8th of the first 128 frames", 16, 8),

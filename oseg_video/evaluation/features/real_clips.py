@@ -13,7 +13,7 @@ from torch import Tensor
 
 from oseg_video import console
 from oseg_video.embedded.drawing import FRAMES
-from oseg_video.evaluation.clips import ClipFile, find_clips
+from oseg_video.evaluation.clips import ClipFile, find_clips, find_images
 from oseg_video.evaluation.errors import EvaluationError
 from oseg_video.evaluation.features.classifier import DrawnData
 from oseg_video.evaluation.features.frechet import Moments
@@ -49,7 +49,7 @@ class RealClips:
 
 def find_real(metric: str, plan: FvdProtocol, folder: Path) -> RealClips:
     """The clips of a folder that a protocol takes. Raises EvaluationError if they are too few."""
-    found = find_clips([folder])
+    found = find_images(folder) if plan.still else find_clips([folder])
     clips = [clip for clip in found.clips if clip.frames >= plan.span]
     for clip in clips:
         if reason := plan.refuses(f"the reference of {metric}", clip):

@@ -35,7 +35,6 @@ from oseg_video.evaluation.rows import RowStore
 SHIPPED = Path(__file__).with_name(f"embedded_reference{SUFFIX}")
 """Statistics of the drawn clips that `fvd:embedded` and `fvd:two` compare with where no reference is given.
 Made by `oseg-video evaluate FOLDER --metrics NAME --save-reference FILE` with this file out of the way."""
-RESAMPLES = 200
 
 
 class FrechetVideoDistance(ClipMetric):
@@ -89,7 +88,7 @@ class FrechetVideoDistance(ClipMetric):
                 protocol=protocol,
                 least=0.0,
                 clips=self.plan.clips,
-                resamples=RESAMPLES,
+                resamples=self.plan.resamples,
             )
         ]
 

@@ -31,6 +31,7 @@ from oseg_video.guidance.methods.none import Unguided  # noqa: E402
 from oseg_video.guidance.methods.oseg import OSEG  # noqa: E402
 from oseg_video.guidance.methods.oseg_released import OSEGReleased  # noqa: E402
 from oseg_video.guidance.methods.pag import PAG  # noqa: E402
+from oseg_video.guidance.methods.sag import SAG  # noqa: E402
 from oseg_video.guidance.methods.seg import SEG  # noqa: E402
 from oseg_video.guidance.methods.stg import STG  # noqa: E402
 
@@ -40,6 +41,7 @@ __all__ = [
     "METHODS",
     "OSEG",
     "PAG",
+    "SAG",
     "SEG",
     "STG",
     "BlockGuidance",

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-from oseg_video.guidance.plan import Branch, Perturbation, Step, StepPlan
+from oseg_video.guidance.plan import Branch, Condition, Perturbation, Step, StepPlan
 from oseg_video.guidance.scales import guides, is_off, same_scale, shown
 from oseg_video.settings import check_settings, setting, settings_of
 from oseg_video.settings.kinds import BLOCKS, INTERVAL, SCALE, Blocks, Kind
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from oseg_video.guidance.perturbations import Change
     from oseg_video.guidance.plan import Rule
     from oseg_video.guidance.scales import Scale
+
+_LETTERS: Mapping[Condition, str] = {"cond": "C", "uncond": "U"}
 
 METHODS: dict[str, type[Guidance]] = {}
 """The methods by name."""
@@ -273,7 +275,7 @@ class BlockGuidance(ScaledGuidance):
 class PerturbedGuidance(BlockGuidance):
     """`C + (w - 1) T + lambda (C - P)`: text guidance and a push away from a perturbed prediction P.
 
-    A subclass has a `change`, and settings of its own.
+    A subclass has a `change`, and settings of its own. P may be of another condition (`_perturbed_branch`).
     """
 
     text: TextGuidance = setting(
@@ -296,10 +298,16 @@ class PerturbedGuidance(BlockGuidance):
             return self._text_plan(self.text, step)
         scale = self._text_scale(step)
         branches = {} if is_off(scale) else {"uncond": Branch("uncond")}
-        branches |= {"cond": Branch("cond"), "perturbed": Branch("cond", Perturbation(blocks, self.change))}
+        branches["cond"] = Branch("cond")
+        branches["perturbed"] = perturbed = self._perturbed_branch(blocks, branches)
         text = "C" if is_off(scale) else self.text.formula(scale, "U")
-        rule = partial(_text_and_push, self.text, scale, perturbed_scale, step.memory)
-        return self._with_rule(branches, f"{text} + {perturbed_scale:g} (C - P)", rule, step)
+        formula = f"{text} + {perturbed_scale:g} ({_LETTERS[perturbed.condition]} - P)"
+        rule = partial(_text_and_push, self.text, scale, perturbed_scale, step.memory, perturbed.condition)
+        return self._with_rule(branches, formula, rule, step)
+
+    def _perturbed_branch(self, blocks: Blocks, plain: Mapping[str, Branch]) -> Branch:
+        """The branch P beside the plain ones; the push begins at the plain one of its condition."""
+        return Branch("cond", Perturbation(blocks, self.change))
 
 
 def _cond_alone(cond: Tensor) -> Tensor:
@@ -327,6 +335,7 @@ def _text_and_push(
     scale: Scale,
     perturbed_scale: float,
     memory: dict[str, Tensor],
+    condition: Condition,
     *,
     cond: Tensor,
     perturbed: Tensor,
@@ -335,7 +344,9 @@ def _text_and_push(
     from oseg_video.guidance import combine
 
     prediction = cond if uncond is None else text.guided(cond, uncond, scale, memory)
-    return combine.push_away(prediction, cond=cond, perturbed=perturbed, scale=perturbed_scale)
+    plain = {"cond": cond, "uncond": uncond}[condition]
+    assert plain is not None
+    return combine.push_away(prediction, cond=plain, perturbed=perturbed, scale=perturbed_scale)
 
 
 def _rescaled(rule: Rule, factor: float, *, cond: Tensor, **predictions: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from oseg_video.adapters import ModelAdapter, all_adapters
+from oseg_video.adapters.unet import UNetAdapter
 from oseg_video.config import (
     GenerateJob,
     read_notes,
@@ -32,7 +33,12 @@ from oseg_video.jobs.loading.pipeline import EMBEDDED, ModelSource, find_model
 ADAPTERS = {adapter.family: adapter for adapter in all_adapters()}
 FAMILIES = (EMBEDDED, *ADAPTERS)
 GUIDING = [name for name in METHODS if name not in ("none", "oseg-released")]
-PRESETS = [(family, method) for family in FAMILIES for method in GUIDING]
+PRESETS = [
+    (family, method)
+    for family in FAMILIES
+    for method in GUIDING
+    if method != "sag" or isinstance(ADAPTERS.get(family), UNetAdapter)
+]
 RELEASED = ("mochi-oseg-released", "hunyuan-oseg-released")
 # Flow matching, the only kind of model that CFG-Zero*'s zero steps are for.
 PREDICTS_VELOCITY = ("embedded", "mochi", "ltx", "hunyuan", "hunyuan15", "wan")
@@ -177,6 +183,8 @@ BLOCKS = {
     ("svd", "oseg"): ("mid", "up"),
     ("sdxl", "seg"): ("mid",),
     ("sdxl", "pag"): ("mid",),
+    ("sdxl", "sag"): ("mid:0",),
+    ("sd15", "sag"): ("mid:0",),
 }
 
 

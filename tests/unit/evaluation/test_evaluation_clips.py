@@ -58,11 +58,24 @@ def test_a_folder_or_file_may_be_one_clip(tmp_path):
     assert clip.name == "a.gif"
 
 
-def test_images_with_manifests_are_not_frames_of_a_clip(tmp_path):
+def test_an_image_with_a_manifest_is_a_clip_of_one_frame_and_no_frame_of_another(tmp_path):
     frames = write(tmp_path / "images")
     write_manifest(frames / "00000.png", prompts=["a"], seeds=[0], guidance="cfg")
-    with pytest.raises(OsegVideoError, match="no clip"):
-        find_clips([tmp_path])
+    found = find_clips([tmp_path])
+    (clip,) = found.clips
+    assert (clip.name, clip.frames, clip.fps, clip.kind) == ("images/00000.png", 1, None, "png")
+    assert (clip.prompt, clip.method, clip.reader) == ("a", "cfg", "pillow")
+    assert read_clip(clip.path).frames.shape == (1, 3, clip.height, clip.width)
+    assert found.left_out["images/00001.png"] == "a single image, no clip"
+
+
+def test_an_image_of_a_clip_beside_it_is_none_of_its_own(tmp_path):
+    frames = write(tmp_path / "frames")
+    (clip,) = write_drawn(tmp_path / "clips", 1, format="mp4")
+    shutil.copy(frames / "00000.png", clip.with_suffix(".png"))
+    found = find_clips([tmp_path / "clips"])
+    assert [one.path for one in found.clips] == [clip]
+    assert found.left_out == {clip.with_suffix(".png").name: "a single image, no clip"}
 
 
 def test_methods_of_one_folder_come_from_the_manifests(tmp_path):

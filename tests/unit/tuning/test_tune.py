@@ -61,7 +61,7 @@ def painter(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Painter]]:
     monkeypatch.setattr(Painter, "painted", [], raising=False)
     monkeypatch.setattr(worker, "LoadedModel", PlantedPainter)
     # GIF files need no other program to be written, and here nobody looks at the page.
-    monkeypatch.setattr(plan, "require_videos", lambda _: None)
+    monkeypatch.setattr(plan, "require_shown", lambda _: None)
     yield Painter
 
 

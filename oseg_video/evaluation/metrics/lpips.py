@@ -1,0 +1,130 @@
+"""LPIPS (arXiv 1801.03924) between a clip and the unguided one of the same prompt and seed.
+
+How far guidance moves an image from what the model draws without it. The slides (tables 1 and 2) do not say
+what their LPIPS compares; this is how we read it. Lower is nearer; 0 is the same image.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from oseg_video import console
+from oseg_video.evaluation.clips import ClipFile
+from oseg_video.evaluation.errors import EvaluationError
+from oseg_video.evaluation.features.stills import library, middle_frame
+from oseg_video.evaluation.features.weights import file_sha256
+from oseg_video.evaluation.metrics.base import (
+    Metric,
+    MetricOptions,
+    MetricValue,
+    Observations,
+    register_metrics,
+)
+from oseg_video.evaluation.observe import unfit_methods, watch
+from oseg_video.types import OsegVideoError
+
+UNGUIDED = "none"
+NETWORKS = {"lpips:vgg": "vgg", "lpips:alex": "alex"}
+
+
+class DistanceToUnguided(Metric):
+    """LPIPS of middle frames by the package lpips, version 0.1 of its weights."""
+
+    def __init__(self, names: Sequence[str], options: MetricOptions) -> None:
+        (self.name,) = names
+        package = library("lpips", self.name)
+        backbone = options.weights.get(self.name)
+        with contextlib.redirect_stdout(io.StringIO()):  # it says what it does
+            try:
+                network = package.LPIPS(
+                    net=NETWORKS[self.name], pnet_rand=backbone is not None, verbose=False
+                )
+                if backbone is not None:
+                    _load_backbone(network, Path(backbone))
+            except Exception as error:  # torchvision fetches the backbone where no file is given
+                line = next(iter(str(error).splitlines()), type(error).__name__)
+                raise EvaluationError(
+                    f"cannot make the network of {self.name} ({line}); give torchvision's weights of it with "
+                    f"--weights {self.name}=FILE.pth"
+                ) from None
+        self.network = network.eval().to(options.device)
+        self.device = options.device
+        protocol = {
+            "metric": self.name,
+            "network": f"{NETWORKS[self.name]}, linear layers of lpips 0.1",
+            "backbone": file_sha256(Path(backbone)) if backbone else "torchvision's, ImageNet",
+            "reference": f"the clip of guidance {UNGUIDED!r} with the same model, prompt, image and seed",
+            "image": "the middle frame of a clip, at its own size, scaled to -1 ... 1",
+        }
+        self.values = (MetricValue(name=self.name, better="lower", protocol=protocol, least=0.0),)
+
+    @torch.no_grad()
+    def observe(self, clips: Sequence[ClipFile]) -> Observations:
+        unguided = {_request(clip): clip for clip in clips if _guidance(clip) == UNGUIDED}
+        if not unguided:
+            raise EvaluationError(f"{self.name} compares with clips of guidance {UNGUIDED!r}; there are none")
+        found: list[tuple[ClipFile, float]] = []
+        skipped: dict[str, str] = {}
+        for clip in console.bar(clips, self.name):
+            reference = unguided.get(_request(clip))
+            try:
+                if reference is None:
+                    raise EvaluationError(
+                        f"{self.name}: {clip.name} has no unguided clip of its prompt and seed"
+                    )
+                found.append((clip, 0.0 if reference is clip else self._distance(clip, reference)))
+            except OsegVideoError as error:
+                skipped[clip.name] = str(error)
+        rows = torch.tensor([[value] for _, value in found], dtype=torch.float64).reshape(-1, 1)
+        unfit = unfit_methods(self, clips, skipped)
+        return Observations(tuple(clip for clip, _ in found), rows, skipped, unfit)
+
+    def compute(self, name: str, rows: Tensor, index: Tensor) -> float:
+        return float(rows[index, 0].mean())
+
+    def per_clip(self, name: str, rows: Tensor) -> Tensor | None:
+        return rows[:, 0]
+
+    def _distance(self, clip: ClipFile, other: ClipFile) -> float:
+        first, second = (self._image(one) for one in (clip, other))
+        if first.shape != second.shape:
+            raise EvaluationError(f"{self.name}: {clip.name} and {other.name} have different sizes")
+        return float(self.network(first, second))
+
+    def _image(self, clip: ClipFile) -> Tensor:
+        """[1, C, H, W], -1 to 1."""
+        (seen,) = watch(clip, [middle_frame(clip)])
+        if isinstance(seen, OsegVideoError):
+            raise seen
+        return seen.to(self.device).float() / 127.5 - 1
+
+
+def _guidance(clip: ClipFile) -> str:
+    return str(clip.settings.get("guidance", clip.method))
+
+
+def _request(clip: ClipFile) -> tuple[str, str, int]:
+    return (str(clip.settings.get("model")), *clip.key)
+
+
+def _load_backbone(network: torch.nn.Module, path: Path) -> None:
+    """torchvision's file names its layers `features.N`; lpips spreads them over `net.sliceK.N`."""
+    weights = torch.load(path, map_location="cpu", weights_only=True)
+    own = network.net.state_dict()  # type: ignore[union-attr]
+    chosen = {key: weights[f"features.{key.partition('.')[2]}"] for key in own}
+    network.net.load_state_dict(chosen)  # type: ignore[union-attr]
+
+
+for _name in NETWORKS:
+    register_metrics(
+        {_name: f"LPIPS ({NETWORKS[_name]}) to the unguided clip of the same seed; needs the extra images"},
+        partial(DistanceToUnguided),
+        reads=("weights", "device"),
+    )
