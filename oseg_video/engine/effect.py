@@ -1,6 +1,6 @@
 """Nothing silent: perturbations that change nothing in a step, and calls that leave their method out."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -9,10 +9,17 @@ from oseg_video.engine.errors import SilentGuidanceError
 from oseg_video.guidance.plan import Branch, StepPlan
 
 
-def require_effect(branches: Mapping[str, Branch], predictions: Mapping[str, Tensor]) -> None:
-    """Raises `SilentGuidanceError` if a perturbed prediction equals the plain one of its condition."""
+def require_effect(
+    branches: Mapping[str, Branch], predictions: Mapping[str, Tensor], fresh: Collection[str]
+) -> None:
+    """Raises `SilentGuidanceError` if a perturbed prediction equals the plain one of its condition.
+
+    branches: those that are computed. fresh: the names of those that are looked at, which makes the device
+    wait: the ones that are computed for the first time.
+    """
     plain = {b.condition: predictions[name] for name, b in branches.items() if b.perturbation is None}
-    for name, branch in branches.items():
+    for name in fresh:
+        branch = branches[name]
         if branch.perturbation is None or branch.perturbation.change.identity:
             continue
         if branch.condition not in plain or predictions[name].is_meta:

@@ -9,7 +9,18 @@ import torch
 from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
-from oseg_video import CFG, OSEG, PAG, SEG, STG, GuidanceError, OSEGReleased, SilentGuidanceError, guided
+from oseg_video import (
+    CFG,
+    OSEG,
+    PAG,
+    SEG,
+    STG,
+    GuidanceError,
+    OSEGReleased,
+    Reuse,
+    SilentGuidanceError,
+    guided,
+)
 from oseg_video.adapters import UnknownBlockError, UnsupportedPipelineError, adapter_for
 from tests.integration.checks import ACROSS_BATCHES, state_of
 from tests.integration.families import (
@@ -107,7 +118,7 @@ def test_a_method_that_is_switched_off_is_cfg(family: Case, pipe: Any, guidance:
 def test_prefix_reuse_changes_nothing(case: Case, pipe: Any) -> None:
     stock, adapter = case.run(pipe), adapter_for(pipe)
     for guidance in METHODS:
-        with guided(pipe, guidance, reuse_prefix=False):
+        with guided(pipe, guidance, reuse=Reuse(prefix=False)):
             whole = case.run(pipe)
         with guided(pipe, guidance) as report:
             assert_close(case.run(pipe), whole, **ACROSS_BATCHES)
@@ -120,8 +131,8 @@ def test_prefix_reuse_changes_nothing(case: Case, pipe: Any) -> None:
 def test_prefix_reuse_shows_in_counted_flops(family: Case, pipe: Any, perturb_unconditional: bool) -> None:
     guidance = OSEG(guidance_scale=SCALE, blocks=(3,), perturb_unconditional=perturb_unconditional)
 
-    def flops(reuse_prefix: bool) -> int:
-        with guided(pipe, guidance, reuse_prefix=reuse_prefix), FlopCounterMode(display=False) as counter:
+    def flops(prefix: bool) -> int:
+        with guided(pipe, guidance, reuse=Reuse(prefix=prefix)), FlopCounterMode(display=False) as counter:
             # As long as the prompt: text is trimmed to its valid tokens.
             family.run(pipe, negative_prompt="a red sphere", num_inference_steps=2)
         return sum(n for name, n in counter.get_flop_counts()["Global"].items() if "conv" not in str(name))
