@@ -1,11 +1,11 @@
-"""Nothing silent: perturbations that change nothing in a step, and calls that leave their method out."""
+"""Nothing silent: perturbations that change nothing, predictions that are none, methods left out."""
 
 from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from oseg_video.engine.errors import SilentGuidanceError
+from oseg_video.engine.errors import GuidanceError, SilentGuidanceError
 from oseg_video.guidance.plan import Branch, StepPlan
 
 
@@ -29,6 +29,15 @@ def require_effect(
                 f"perturbing blocks {list(branch.perturbation.blocks)} did not change the {branch.condition} "
                 f"prediction at all; the guidance would do nothing"
             )
+
+
+def require_finite(prediction: Tensor, step: int) -> None:
+    """Raises `GuidanceError` if a guided prediction is no number somewhere. Makes the device wait."""
+    if not prediction.is_meta and not prediction.isfinite().all():
+        raise GuidanceError(
+            f"the guided prediction of step {step} has values that are no finite numbers; bfloat16 in place "
+            f"of float16, or smaller scales, may help"
+        )
 
 
 def plans_without_effect(

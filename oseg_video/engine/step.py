@@ -9,7 +9,7 @@ from torch import Tensor
 
 from oseg_video.adapters.sampling import Calls, Condition
 from oseg_video.engine.assignment import exchange_predictions
-from oseg_video.engine.effect import require_effect
+from oseg_video.engine.effect import require_effect, require_finite
 from oseg_video.engine.estimates import StepWork
 from oseg_video.engine.patching.answers import LateAnswer
 from oseg_video.engine.report import PassRecord
@@ -183,6 +183,8 @@ class OpenStep:
                 for name, branch in self.plan.branches.items()
             }
         guided_prediction = self._in_answer_dtype(self.plan.rule(**predictions), dtype)
+        if self.work.fresh:
+            require_finite(guided_prediction, self.step.index)
         return {condition: guided_prediction for call in self._calls for condition in call}
 
     def _in_answer_dtype(self, prediction: Tensor, dtype: torch.dtype) -> Tensor:

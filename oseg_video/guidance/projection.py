@@ -1,8 +1,9 @@
 """Parallel and orthogonal component of each query against a reference direction or subspace made of the keys.
 
 `parallel + orthogonal = query`, and a query orthogonal to its reference has no parallel part. All of it is
-per head, over the last dimension, computed and returned in float32 (float64 stays). A rotation that is the same for query and key of one token (RoPE) keeps the
-split against `token`; the other references mix tokens and hold only where the split is made, before RoPE.
+per head, over the last dimension, computed and returned in float32 (float64 stays). A rotation that is the
+same for query and key of one token (RoPE) keeps the split against `token`; the other references mix tokens
+and hold only where the split is made, before RoPE.
 """
 
 from __future__ import annotations

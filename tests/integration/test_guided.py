@@ -321,6 +321,18 @@ def test_a_perturbation_without_effect_raises(
         family.run(pipe, guidance_scale=1.0)
 
 
+def test_a_prediction_that_is_no_number_is_refused_at_the_first_step(
+    family: Case, pipe: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NaN differs from everything, so it is not taken for an effect."""
+    monkeypatch.setattr("oseg_video.guidance.queries.seg_queries", lambda query, *_, **__: query * torch.nan)
+    with pytest.raises(
+        GuidanceError, match="guided prediction of step 0 has values that are no finite numbers"
+    ):
+        with guided(pipe, SEG_METHOD):
+            family.run(pipe)
+
+
 def test_a_site_that_never_fires_raises(family: Case, pipe: Any) -> None:
     attention = pipe.transformer.transformer_blocks[2].attn1
 
