@@ -86,8 +86,8 @@ def test_ranks_and_why_they_work_so(capsys: pytest.CaptureFixture[str]) -> None:
             "guidance_scale 0: oseg needs the unconditional branch",
         ),
         (
-            "--model svd --image missing.png --cache 0.1",
-            "cache: svd has no chain of blocks of which the first could decide; use refresh, or cache 0",
+            "--model sdxl --prompt x --cache 0.1",
+            "cache: sdxl has no chain of blocks of which the first could decide; use refresh, or cache 0",
         ),
         ("--prompt x --guidance-scale 0", "guidance_scale 0: oseg needs the unconditional branch"),
     ],
