@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         OSEGReleased,
         Unguided,
     )
+    from oseg_video.guidance.reuse import Reuse
     from oseg_video.jobs.generate import generate
     from oseg_video.jobs.guided import guided
     from oseg_video.jobs.reproduce import reproduce
@@ -58,6 +59,7 @@ _HOME = {
     "GuidanceError": "oseg_video.engine.errors",
     "Mesh": "oseg_video.parallel.mesh",
     "OsegVideoError": "oseg_video.types",
+    "Reuse": "oseg_video.guidance.reuse",
     "Schedule": "oseg_video.settings.schedule",
     "SilentGuidanceError": "oseg_video.engine.errors",
     "TokenGrid": "oseg_video.types",
@@ -88,6 +90,7 @@ __all__ = [
     "Mesh",
     "OSEGReleased",
     "OsegVideoError",
+    "Reuse",
     "Schedule",
     "SilentGuidanceError",
     "TokenGrid",

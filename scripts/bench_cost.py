@@ -37,6 +37,7 @@ from oseg_video.engine.branches import BranchRunner
 from oseg_video.files import write_text
 from oseg_video.guidance.methods import CFG, OSEG, PAG, SEG, STG, Guidance
 from oseg_video.guidance.plan import Step
+from oseg_video.guidance.reuse import Reuse
 from oseg_video.jobs.loading.meta import full_size_denoiser
 from oseg_video.jobs.step_kinds import pipeline_scale
 
@@ -131,9 +132,9 @@ def count_recipe(adapter: ModelAdapter, denoiser: Any, method: str) -> dict[str,
     """One row: the cost of that step."""
     clip, guidance, step = recipe(adapter, method)
 
-    def flops(plan_of: Guidance, reuse_prefix: bool) -> Any:
+    def flops(plan_of: Guidance, prefix: bool) -> Any:
         branches = plan_of.plan(step).branches
-        return step_cost(adapter, denoiser, clip, branches, reuse_prefix=reuse_prefix)
+        return step_cost(adapter, denoiser, clip, branches, reuse=Reuse(prefix=prefix))
 
     plain = flops(CFG(), True).total
     ours = flops(guidance, True)
@@ -170,8 +171,8 @@ def clock(rounds: int) -> dict[str, Any]:
     seconds: dict[str, dict[str, list[float]]] = {kind: {name: [] for name in settings} for kind in CLOCKS}
     with torch.inference_mode():
         for round_ in tqdm(range(rounds + 1), desc="clock"):
-            for name, (guidance, reuse) in settings.items():
-                runner = BranchRunner(adapter, denoiser, guidance.blocks_used, reuse_prefix=reuse)
+            for name, (guidance, prefix) in settings.items():
+                runner = BranchRunner(adapter, denoiser, guidance.blocks_used, reuse=Reuse(prefix=prefix))
                 with runner.active():
                     began = {kind: read() for kind, read in CLOCKS.items()}
                     runner.run(denoiser, arguments, guidance.plan(step).branches, CONDITIONS)

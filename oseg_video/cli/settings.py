@@ -20,6 +20,7 @@ _GROUPS = {
     "model": "model and machine",
     "method": "guidance",
     "guidance": "guidance settings (default: the recipe of model and method)",
+    "reuse": "fewer passes by estimates from the steps before (default: exact)",
     "output": "output",
 }
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from oseg_video.guidance.methods import Guidance
+from oseg_video.guidance.reuse import EXACT, Reuse
 from oseg_video.settings import check_settings, setting
 from oseg_video.settings.kinds import INTEGER, INTEGERS, NUMBER, SWITCH, TEXT, TEXTS
 from oseg_video.types import SettingError
@@ -122,6 +123,8 @@ class GenerateJob:
 
     guidance: Guidance
     """The guidance method with its settings."""
+    reuse: Reuse = EXACT
+    """What a step takes over from the steps before it."""
     own: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
     """Values of settings that only some model families have, by name, those that are not set left out."""
 
@@ -143,6 +146,8 @@ class GenerateJob:
         check_settings(self)
         if not isinstance(self.guidance, Guidance):
             raise SettingError(f"guidance must be a method such as OSEG(blocks=(3,)), got {self.guidance!r}")
+        if not isinstance(self.reuse, Reuse):
+            raise SettingError(f"reuse must be settings such as Reuse(cache=0.1), got {self.reuse!r}")
         object.__setattr__(self, "own", _read_own(self.own))
         if not self.seeds:
             raise SettingError("seeds must name at least one, got none")

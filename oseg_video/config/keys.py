@@ -1,7 +1,7 @@
 """The flat keys of a job: what flags, YAML recipes and sweeps call its settings, and back to the job.
 
 Derived from what is declared elsewhere: the fields of `GenerateJob`, the settings of every guidance method,
-and those of every model family.
+those of every model family, and those of `Reuse`.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from oseg_video.guidance.flat import (
     guidance_to_nested,
 )
 from oseg_video.guidance.methods import METHODS
+from oseg_video.guidance.reuse import Reuse
 from oseg_video.settings import Setting, settings_of
 from oseg_video.settings.kinds import TEXT
 from oseg_video.settings.suggest import known_or_nearest
@@ -31,6 +32,8 @@ from oseg_video.types import SettingError
 
 JOB = settings_of(GenerateJob)
 """The settings that every job has, by name."""
+REUSE = settings_of(Reuse)
+"""Those of what a step takes over from the steps before it."""
 DEFAULT_METHOD = "oseg"
 
 
@@ -41,7 +44,7 @@ class Key:
     setting: Setting
     help: str
     group: str
-    """Heading in `--help`: "clip", "model", "output", "method", "guidance" or "family"."""
+    """Heading in `--help`: "clip", "model", "output", "method", "guidance", "reuse" or "family"."""
 
     @property
     def optional(self) -> bool:
@@ -73,7 +76,7 @@ def _known_keys(methods: tuple[str, ...], families: tuple[str, ...]) -> dict[str
         name: Key(own.setting, f"{', '.join(own.families)}: {own.setting.help}", "family")
         for name, own in family_settings().items()
     }
-    for name, setting in JOB.items():
+    for name, setting in {**REUSE, **JOB}.items():
         groups.setdefault(setting.group, {})[name] = Key(setting, setting.help, setting.group)
     found: dict[str, Key] = {}
     for keys in groups.values():
@@ -131,23 +134,25 @@ def job_from_plain(keys: Mapping[str, Any]) -> GenerateJob:
     missing = [name for name, setting in JOB.items() if setting.default is MISSING and name not in values]
     if missing:
         raise SettingError(f"nothing sets {', '.join(missing)}")
-    by_group: dict[str, dict[str, Any]] = {"guidance": {}, "family": {}}
+    by_group: dict[str, dict[str, Any]] = {"guidance": {}, "family": {}, "reuse": {}}
     known = known_keys()
     for name, value in values.items():
         by_group.setdefault(known[name].group, {})[name] = value
     method = by_group.pop("method", {}).get(METHOD) or DEFAULT_METHOD
     guidance = guidance_from_flat(method, by_group.pop("guidance"))
     own = {name: value for name, value in by_group.pop("family").items() if value is not None}
+    reuse = Reuse(**by_group.pop("reuse"))
     job = {name: value for group in by_group.values() for name, value in group.items()}
-    return GenerateJob(guidance=guidance, own=own, **job)
+    return GenerateJob(guidance=guidance, reuse=reuse, own=own, **job)
 
 
 def job_to_plain(job: GenerateJob, *, defaults: bool = True) -> dict[str, Any]:
     """Every setting by its flat key, as plain JSON types; `job_from_plain` gives the job back.
 
-    defaults: also those of the guidance that have the method's default, so that they hold in later versions.
+    defaults: also those of the guidance and of reuse that have their default, so that they hold in later
+    versions.
     """
-    guidance = guidance_to_flat(job.guidance)
+    guidance, reuse = guidance_to_flat(job.guidance), _reuse(job)
     if not defaults:
         known = flat_settings()
         guidance = {
@@ -155,31 +160,44 @@ def job_to_plain(job: GenerateJob, *, defaults: bool = True) -> dict[str, Any]:
             for name, value in guidance.items()
             if name == METHOD or value != _plain_default(known[name], job.guidance.name)
         }
-    return {**_common(job), **guidance, **_own(job)}
+        reuse = {
+            name: value for name, value in reuse.items() if getattr(job.reuse, name) != REUSE[name].default
+        }
+    return {**_common(job), **guidance, **reuse, **_own(job)}
 
 
 def job_to_nested(job: GenerateJob) -> dict[str, Any]:
-    """The job as plain JSON types; the guidance and the family's own settings are mappings of their own."""
-    return {**_common(job), METHOD: guidance_to_nested(job.guidance), "own": _own(job)}
+    """The job as plain JSON types; guidance, reuse and what only the family has are mappings of their own."""
+    guidance = guidance_to_nested(job.guidance)
+    return {**_common(job), METHOD: guidance, "reuse": _reuse(job), "own": _own(job)}
 
 
 def job_from_nested(nested: Mapping[str, Any]) -> GenerateJob:
     """The job of `job_to_nested`. Raises SettingError on an unknown, missing or wrong setting."""
-    common = {name: value for name, value in nested.items() if name not in (METHOD, "own")}
+    common = {name: value for name, value in nested.items() if name not in (METHOD, "reuse", "own")}
     for name in common:
         if name not in JOB:
             raise SettingError(f"unknown setting {name!r}; {known_or_nearest(name, JOB)}")
     missing = [name for name, setting in JOB.items() if setting.default is MISSING and name not in common]
     if missing:
         raise SettingError(f"nothing sets {', '.join(missing)}")
-    own = nested.get("own", {})
-    if not isinstance(own, Mapping):
-        raise SettingError(f"own must be a mapping of settings, got {own!r}")
-    return GenerateJob(guidance=guidance_from_nested(nested.get(METHOD)), own=own, **common)
+    own, reuse = nested.get("own", {}), nested.get("reuse", {})
+    for group, settings in (("own", own), ("reuse", reuse)):
+        if not isinstance(settings, Mapping):
+            raise SettingError(f"{group} must be a mapping of settings, got {settings!r}")
+    for name in reuse:
+        if name not in REUSE:
+            raise SettingError(f"reuse has no setting {name!r}; {known_or_nearest(name, REUSE)}")
+    guidance = guidance_from_nested(nested.get(METHOD))
+    return GenerateJob(guidance=guidance, reuse=Reuse(**reuse), own=own, **common)
 
 
 def _common(job: GenerateJob) -> dict[str, Any]:
     return {name: setting.plain(getattr(job, name)) for name, setting in JOB.items()}
+
+
+def _reuse(job: GenerateJob) -> dict[str, Any]:
+    return {name: setting.plain(getattr(job.reuse, name)) for name, setting in REUSE.items()}
 
 
 def _own(job: GenerateJob) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from oseg_video.adapters.base import Condition
 from oseg_video.engine.branches import BranchRunner
 from oseg_video.guidance.numerics import upcast
 from oseg_video.guidance.plan import Branch
+from oseg_video.guidance.reuse import PLAIN
 from oseg_video.parallel.group import Group
 
 
@@ -18,7 +19,8 @@ def assign_branches(
     """A rank for every branch, such that the rank with most to do has as little as possible.
 
     A perturbed branch on the rank of its plain one starts at its first perturbed block, elsewhere it runs
-    whole; among equals the assignment with less work in total is taken, then the first one. All ranks come to
+    whole; among equals the assignment with less work in total is taken, then the first one. The plain
+    conditional branch is always on the first rank, where a step cache finds what it keeps. All ranks come to
     the same result. At most four branches, so all assignments are tried.
     """
     if ranks == 1:
@@ -26,6 +28,8 @@ def assign_branches(
     best: tuple[float, float, dict[str, int]] | None = None
     for places in product(range(ranks), repeat=len(branches)):
         assignment = dict(zip(branches, places, strict=True))
+        if any(place > 0 and branches[name] == PLAIN for name, place in assignment.items()):
+            continue
         costs = []
         for rank in range(ranks):
             mine = {name: branches[name] for name, place in assignment.items() if place == rank}

@@ -22,6 +22,7 @@ from oseg_video.engine.reading import InputChanges
 from oseg_video.engine.report import PassRecord
 from oseg_video.engine.reuse import Prefix, Written
 from oseg_video.engine.sharding import BlockStack
+from oseg_video.engine.step_cache import StepCache
 from oseg_video.guidance.attended import Noise
 from oseg_video.guidance.perturbations import (
     BlurAttended,
@@ -31,6 +32,7 @@ from oseg_video.guidance.perturbations import (
     SkipBlock,
 )
 from oseg_video.guidance.plan import Branch, Perturbation
+from oseg_video.guidance.reuse import EXACT, PLAIN, USE_OURS, Reuse, no_chain
 from oseg_video.parallel.mesh import ONE_RANK
 from oseg_video.parallel.sequence import SequenceGroup, SpreadSequence
 from oseg_video.types import TokenGrid
@@ -55,13 +57,16 @@ class BranchRunner:
         denoiser: nn.Module,
         selectors: Sequence[int | str] = (),
         *,
-        reuse_prefix: bool = True,
+        reuse: Reuse = EXACT,
         sequence: SequenceGroup = ONE_RANK.sequence,
     ) -> None:
         """`selectors` name every block that any branch perturbs; `sequence`: the ranks that share the tokens.
 
-        Raises `UnknownBlockError`, and `GuidanceError` for tokens that ranks cannot share.
+        Raises `UnknownBlockError`, and `GuidanceError` for tokens that ranks cannot share and for a step
+        cache where there is no chain of blocks.
         """
+        if reuse.cache and not adapter.blocks.chained:
+            raise GuidanceError(no_chain(adapter.family))
         if sequence.size > 1 and not adapter.sequence_parallel:
             raise GuidanceError(
                 f"{adapter.family} has no sequence of tokens that ranks could share (ulysses, ring); "
@@ -70,7 +75,7 @@ class BranchRunner:
         self._adapter = adapter
         self._sequence = sequence
         self._denoiser = denoiser
-        self._reuse_prefix = reuse_prefix
+        self._reuse = reuse
         self._selectors = tuple(selectors)
         self._units = adapter.blocks.units(denoiser)
         # Resolved before the gates take the blocks' places; schedules change the blocks from step to step.
@@ -90,7 +95,7 @@ class BranchRunner:
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """Gates in front of the denoiser's blocks, if any branch is perturbed or ranks share its tokens."""
+        """Gates in front of the denoiser's blocks, if anything intervenes there."""
         with ExitStack() as stack:
             if self.intervenes:
                 stack.enter_context(gated(self._adapter, self._denoiser, self._current_plan))
@@ -102,8 +107,8 @@ class BranchRunner:
 
     @property
     def intervenes(self) -> bool:
-        """Whether anything inside the denoiser's blocks changes."""
-        return bool(self._selectors) or self._sequence.size > 1
+        """Whether blocks are perturbed, share their tokens over ranks, or must not be left out unseen."""
+        return bool(self._selectors) or self._sequence.size > 1 or self._reuse.active
 
     def _current_plan(self) -> BlockPlan | None:
         return getattr(self._here, "plan", None)
@@ -123,21 +128,25 @@ class BranchRunner:
         arguments: Mapping[str, Any],
         branches: Mapping[str, Branch],
         conditions: tuple[Condition, ...],
+        *,
         noise: Noise | None = None,
+        cache: StepCache | None = None,
     ) -> tuple[dict[str, Tensor], list[PassRecord]]:
         """The prediction of every branch, and the passes that it took.
 
         call: the denoiser's own call. arguments: those that the pipeline passed, without `return_dict`.
         conditions: of the rows in `arguments`, in equal shares; every branch's condition is among them.
         noise: of this step, for branches whose input is changed.
-        Raises `SilentGuidanceError` when a perturbed site did not fire.
+        cache: what decides whether the step is skipped; then the plain conditional branch is all that runs.
+        Raises `SilentGuidanceError` when a perturbed site did not fire, `GuidanceError` when a block was not
+        called.
         """
         denoiser_call = self._adapter.denoiser_call
         batch = len(arguments[denoiser_call.sample]) // len(conditions)
         passes = self.passes(branches, conditions)
         units = self._units[: max((one.start_unit for one in passes), default=0)]
-        prefix = Prefix(units, self._adapter.blocks.chained, self._written)
-        prefix_conditions: tuple[Condition, ...] = ()
+        replaying = {condition for one in passes if one.start_unit for condition in one.conditions}
+        prefixes: dict[Condition, tuple[Prefix, tuple[Condition, ...]]] = {}
         predictions: dict[str, Tensor] = {}
         changes = InputChanges(self._adapter, self._denoiser, branches, self._resolve, noise)
         records = []
@@ -155,35 +164,53 @@ class BranchRunner:
                 inputs, read = changes.changed(current.perturbation, inputs, predictions)
                 plan.fired += read
             if current.start_unit > 0:
-                rows = _rows(current.conditions, prefix_conditions, batch)
-                plan.replay = prefix.replay(rows, batch * len(prefix_conditions))
-            elif current.perturbation is None and units:
-                plan.capture, prefix_conditions = prefix.capture(), current.conditions
+                prefix, held = prefixes[current.conditions[0]]
+                plan.replay = prefix.replay(_rows(current.conditions, held, batch), batch * len(held))
+            elif current.perturbation is None and replaying.intersection(current.conditions):
+                prefix = Prefix(units, self._adapter.blocks.chained, self._written)
+                plan.capture = prefix.capture()
+                prefixes |= dict.fromkeys(current.conditions, (prefix, current.conditions))
+            start = current.start_unit if plan.replay else 0
+            deciding = cache is not None and branches[current.names[0]] == PLAIN
+            if cache is not None and deciding:
+                cache.watch(plan, self._units, self._written)
             with self._following(plan):
                 prediction: Tensor = call(**inputs, return_dict=False)[0]
+            self._require_passed(plan)
             if current.perturbation is not None:
                 self._require_fired(current.perturbation, plan)
             predictions |= zip(current.names, prediction.tensor_split(len(current.names)), strict=True)
-            start = current.start_unit if plan.replay else 0
-            records.append(PassRecord(current.names, len(prediction), start, tuple(plan.fired)))
+            skipped = cache is not None and deciding and cache.skipped
+            stop = 1 if skipped else len(self._units)
+            records.append(PassRecord(current.names, len(prediction), start, stop, tuple(plan.fired)))
+            if skipped:
+                break
         return predictions, records
 
     def passes(self, branches: Mapping[str, Branch], conditions: tuple[Condition, ...]) -> list[Pass]:
-        """The fewest passes that run all branches, unperturbed ones first, rows in order of `conditions`."""
+        """The fewest passes that run all branches, unperturbed ones first, rows in order of `conditions`.
+
+        With a step cache the plain conditional branch is the first one, and conditions share no pass.
+        """
         plain = {branch.condition for branch in branches.values() if branch.perturbation is None}
         perturbed = (branch.perturbation for branch in branches.values() if branch.perturbation is not None)
         inside = [one for one in perturbed if one.source is None]
-        first = min((self._resolve(one)[0].unit for one in inside), default=0) if self._reuse_prefix else 0
-        groups: dict[tuple[Perturbation | None, int], list[str]] = {}
+        first = min((self._resolve(one)[0].unit for one in inside), default=0) if self._reuse.prefix else 0
+        apart = self._reuse.cache > 0
+        groups: dict[tuple[Perturbation | None, int, Condition | None], list[str]] = {}
         for name in sorted(branches, key=lambda name: conditions.index(branches[name].condition)):
             branch = branches[name]
             start = first if branch.perturbation in inside and branch.condition in plain else 0
-            groups.setdefault((branch.perturbation, start), []).append(name)
+            group = branch.perturbation, start, branch.condition if apart else None
+            groups.setdefault(group, []).append(name)
         passes = [
             Pass(tuple(names), tuple(branches[name].condition for name in names), perturbation, start)
-            for (perturbation, start), names in groups.items()
+            for (perturbation, start, _), names in groups.items()
         ]
-        return sorted(passes, key=lambda one: one.perturbation is not None)
+        return sorted(
+            passes,
+            key=lambda one: (one.perturbation is not None, apart and branches[one.names[0]] != PLAIN),
+        )
 
     def cost(self, branches: Mapping[str, Branch], conditions: tuple[Condition, ...]) -> float:
         """Passes through the whole denoiser that these branches take, counted in units.
@@ -280,6 +307,16 @@ class BranchRunner:
         plan = self._current_plan()
         assert plan is not None
         plan.fired.append(name)
+
+    def _require_passed(self, plan: BlockPlan) -> None:
+        if not self.intervenes:
+            return
+        for unit in self._units:
+            if unit not in plan.passed:
+                raise GuidanceError(
+                    f"the denoiser did not call its block {unit}: its forward is replaced by one that leaves "
+                    f"blocks out, as step caches such as TeaCache do; {USE_OURS}"
+                )
 
     def _require_fired(self, perturbation: Perturbation, plan: BlockPlan) -> None:
         for address in self._resolve(perturbation):

@@ -1,18 +1,25 @@
-"""Nothing silent: perturbations that change nothing in a step, and calls that leave their method out."""
+"""Nothing silent: perturbations that change nothing, predictions that are none, methods left out."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from oseg_video.engine.errors import SilentGuidanceError
+from oseg_video.engine.errors import GuidanceError, SilentGuidanceError
 from oseg_video.guidance.plan import Branch, StepPlan
 
 
-def require_effect(branches: Mapping[str, Branch], predictions: Mapping[str, Tensor]) -> None:
-    """Raises `SilentGuidanceError` if a perturbed prediction equals the plain one of its condition."""
+def require_effect(
+    branches: Mapping[str, Branch], predictions: Mapping[str, Tensor], fresh: Collection[str]
+) -> None:
+    """Raises `SilentGuidanceError` if a perturbed prediction equals the plain one of its condition.
+
+    branches: those that are computed. fresh: the names of those that are looked at, which makes the device
+    wait: the ones that are computed for the first time.
+    """
     plain = {b.condition: predictions[name] for name, b in branches.items() if b.perturbation is None}
-    for name, branch in branches.items():
+    for name in fresh:
+        branch = branches[name]
         if branch.perturbation is None or branch.perturbation.change.identity:
             continue
         if branch.condition not in plain or predictions[name].is_meta:
@@ -22,6 +29,15 @@ def require_effect(branches: Mapping[str, Branch], predictions: Mapping[str, Ten
                 f"perturbing blocks {list(branch.perturbation.blocks)} did not change the {branch.condition} "
                 f"prediction at all; the guidance would do nothing"
             )
+
+
+def require_finite(prediction: Tensor, step: int) -> None:
+    """Raises `GuidanceError` if a guided prediction is no number somewhere. Makes the device wait."""
+    if not prediction.is_meta and not prediction.isfinite().all():
+        raise GuidanceError(
+            f"the guided prediction of step {step} has values that are no finite numbers; bfloat16 in place "
+            f"of float16, or smaller scales, may help"
+        )
 
 
 def plans_without_effect(

@@ -19,6 +19,7 @@ from oseg_video.engine.broadcast import inputs_of_first_rank
 from oseg_video.engine.decoding import spread_decoding
 from oseg_video.engine.effect import plans_without_effect
 from oseg_video.engine.errors import GuidanceError, SilentGuidanceError
+from oseg_video.engine.estimates import KeptPredictions
 from oseg_video.engine.patching.calls import (
     MadeCall,
     denoiser_signature,
@@ -29,8 +30,10 @@ from oseg_video.engine.position import Sampler
 from oseg_video.engine.reading import check_blocks, noise_of, reads_attention
 from oseg_video.engine.report import GuidanceReport, PassRecord, StepRecord
 from oseg_video.engine.step import OpenStep
+from oseg_video.engine.step_cache import StepCache
 from oseg_video.guidance.methods import Guidance
 from oseg_video.guidance.plan import Branch, Step, StepPlan
+from oseg_video.guidance.reuse import EXACT, USE_OURS, Reuse
 from oseg_video.guidance.scales import guides
 from oseg_video.parallel.mesh import ONE_RANK, Mesh
 from oseg_video.types import Pipeline, SettingError
@@ -40,7 +43,7 @@ __all__ = ["GuidanceError", "SilentGuidanceError", "guided"]
 
 @contextmanager
 def guided(
-    pipe: Pipeline, guidance: Guidance, *, reuse_prefix: bool = True, mesh: Mesh = ONE_RANK
+    pipe: Pipeline, guidance: Guidance, *, reuse: Reuse = EXACT, mesh: Mesh = ONE_RANK
 ) -> Iterator[GuidanceReport]:
     """Guide every call of a stock diffusers pipeline inside the `with`; leave the pipeline as it was after.
 
@@ -50,19 +53,20 @@ def guided(
     pipe: a pipeline object of a supported class (`oseg_video.adapters`), or of a subclass. Other pipelines
         that share its denoiser stay as they are.
     guidance: the method, for example `OSEG(guidance_scale=4.5, blocks=(34,))`.
-    reuse_prefix: start a perturbed pass at its first perturbed block, with what the unperturbed pass of
-        the same condition had there. Exact; False runs every pass whole.
+    reuse: what passes and steps take over from each other. By default what is exact: a perturbed pass starts
+        at its first perturbed block. `Reuse(refresh={"uncond": 2}, cache=0.1)` estimates, too.
     mesh: the ranks that make the clip together (`oseg_video.parallel`); each calls the pipeline alike, and
         each gets the whole result. Encoders run on the first one only, its latents are used by all, and
         the VAE's tiles or chunks are shared.
 
     Yields the report, which fills while the pipeline runs. Raises, before any model work, `SettingError` for
     a guidance that is none, `UnsupportedPipelineError` for another pipeline class, `UnknownBlockError` for an
-    unknown block, `GuidanceError` for nesting; inside, on the first step, `GuidanceError` when the pipeline's
-    call does not provide what the guidance needs, and `SilentGuidanceError` when a perturbation had no
-    effect. A call in which the method never acted is said in a warning.
+    unknown block, `GuidanceError` for nesting and for a cache without a chain of blocks; inside, on the first
+    step, `GuidanceError` when the pipeline's call does not provide what the guidance needs, and
+    `SilentGuidanceError` when a perturbation had no effect. A call in which the method never acted is said in
+    a warning.
     """
-    _check_arguments(guidance, mesh)
+    _check_arguments(guidance, reuse, mesh)
     adapter = adapter_for(pipe)
     if reason := adapter.sampling.refusal(pipe):
         raise UnsupportedPipelineError(reason)
@@ -77,13 +81,13 @@ def guided(
         if denoiser not in runners:  # Wan's two experts may be one
             check_blocks(adapter, denoiser, guidance)
             runners[denoiser] = BranchRunner(
-                adapter, denoiser, guidance.blocks_used, reuse_prefix=reuse_prefix, sequence=mesh.sequence
+                adapter, denoiser, guidance.blocks_used, reuse=reuse, sequence=mesh.sequence
             )
         _check_denoiser(wrapped[name], intervenes=runners[denoiser].intervenes or mesh.branch.size > 1)
     if reads_attention(guidance):
         noise_of(pipe, level=1.0)  # refused here or never
     report = GuidanceReport(guidance.name, next(iter(runners.values())).unit_count)
-    session = _Session(pipe, adapter, guidance, report, mesh)
+    session = _Session(pipe, adapter, guidance, reuse, report, mesh)
     with ExitStack() as stack:
         stack.enter_context(intercepted_calls(pipe, session.sample))
         stack.enter_context(inputs_of_first_rank(pipe, mesh.clip))
@@ -129,16 +133,20 @@ class _DenoiserCall:
 
     def as_made(self, conditions: tuple[Condition, ...]) -> tuple[Any, list[PassRecord]]:
         output = self.target.runner.run_plain(self.made.repeat, self.arguments)
-        return output, [PassRecord(conditions, len(self.sample), 0, ())]
+        return output, [PassRecord(conditions, len(self.sample), 0, self.target.runner.unit_count, ())]
 
     def run(
-        self, branches: Mapping[str, Branch], conditions: tuple[Condition, ...], noise_level: float
+        self,
+        branches: Mapping[str, Branch],
+        conditions: tuple[Condition, ...],
+        noise_level: float,
+        cache: StepCache | None,
     ) -> tuple[dict[str, Tensor], list[PassRecord]]:
         inputs = {name: value for name, value in self.arguments.items() if name != "return_dict"}
         perturbed = (branch.perturbation for branch in branches.values() if branch.perturbation is not None)
         reads = any(one.source is not None for one in perturbed)
         noise = noise_of(self.pipe, noise_level) if reads else None
-        return self.target.runner.run(self.made.again, inputs, branches, conditions, noise)
+        return self.target.runner.run(self.made.again, inputs, branches, conditions, noise=noise, cache=cache)
 
     def blank(self, conditions: tuple[Condition, ...]) -> Tensor:
         sample = self.sample
@@ -156,11 +164,18 @@ class _Session:
     """Guides the calls of one pipeline, and knows where they stand."""
 
     def __init__(
-        self, pipe: Pipeline, adapter: ModelAdapter, guidance: Guidance, report: GuidanceReport, mesh: Mesh
+        self,
+        pipe: Pipeline,
+        adapter: ModelAdapter,
+        guidance: Guidance,
+        reuse: Reuse,
+        report: GuidanceReport,
+        mesh: Mesh,
     ) -> None:
         self._pipe = pipe
         self._adapter = adapter
         self._guidance = guidance
+        self._reuse = reuse
         self._report = report
         self._mesh = mesh
         self._call: _PipelineCall | None = None
@@ -169,7 +184,9 @@ class _Session:
         """One call of the pipeline."""
         if self._call is not None:
             raise GuidanceError("the pipeline was called again while a call of it is running")
-        call = self._call = _PipelineCall(arguments, Sampler(self._pipe))
+        call = self._call = _PipelineCall(
+            arguments, Sampler(self._pipe), KeptPredictions(self._reuse, self._mesh)
+        )
         try:
             output = as_made()
         finally:
@@ -196,12 +213,13 @@ class _Session:
             raise GuidanceError(
                 f"a step cache is enabled on the denoiser and would miss step {step.step.index}, "
                 f"where {type(self._guidance).__name__} runs no {step.left_out.pop()} branch; call its "
-                f"disable_cache() first"
+                f"disable_cache() first; {USE_OURS}"
             )
         output = step.answer(call)
         self._call.open_step = None if step.complete else step
         if step.complete:
-            self._report.steps.append(StepRecord(step.step.index, step.step.noise_level, tuple(step.records)))
+            place = step.step.index, step.step.noise_level
+            self._report.steps.append(StepRecord(*place, tuple(step.records), step.work.estimated))
         return output
 
     def _begin_step(self, current: "_PipelineCall", call: _DenoiserCall) -> OpenStep:
@@ -210,6 +228,10 @@ class _Session:
         self._require_same_sample(position.index, call.sample)
         sampling, arguments = self._adapter.sampling, current.arguments
         calls = sampling.calls(self._pipe, arguments)
+        if self._reuse.cache and "cond" not in calls[0]:
+            raise GuidanceError(
+                "a step cache decides by the conditional prediction, which this pipeline asks for too late"
+            )
         every = tuple(condition for one in calls for condition in one)
         scale = sampling.scale(self._pipe, arguments, call.target.name) if "uncond" in every else 1.0
         step = Step(position.index, position.count, position.noise_level, scale, current.memory)
@@ -217,10 +239,13 @@ class _Session:
         self._check_plan(plan, step, set(every), current)
         current.plans.append(plan)
         current.had_text = current.had_text or "uncond" in every
+        # No setting of the method takes another value between two of its levels.
+        schedule = sum(start >= step.noise_level for start in self._guidance.levels)
+        work = current.kept.step(step, plan, (call.target.name, schedule))
         branch = self._mesh.branch
-        ranks = assign_branches(call.target.runner, plan.branches, every, branch.size)
+        ranks = assign_branches(call.target.runner, work.branches, every, branch.size)
         keep_dtype = sampling.latents_take_prediction_dtype
-        return OpenStep(step, plan, calls, ranks, branch, keep_dtype=keep_dtype)
+        return OpenStep(step, work, calls, ranks, branch, keep_dtype=keep_dtype)
 
     def _require_same_sample(self, index: int, sample: Tensor) -> None:
         """Ranks that sample apart from each other would mix parts of different clips."""
@@ -274,9 +299,10 @@ class _Session:
 class _PipelineCall:
     """A call of the pipeline that is running."""
 
-    def __init__(self, arguments: Mapping[str, Any], sampler: Sampler) -> None:
+    def __init__(self, arguments: Mapping[str, Any], sampler: Sampler, kept: KeptPredictions) -> None:
         self.arguments = arguments
         self.sampler = sampler
+        self.kept = kept
         self.thread = threading.get_ident()
         self.memory: dict[str, Tensor] = {}
         self.open_step: OpenStep | None = None
@@ -285,7 +311,7 @@ class _PipelineCall:
         """Whether an unconditional branch has run."""
 
 
-def _check_arguments(guidance: Guidance, mesh: Mesh) -> None:
+def _check_arguments(guidance: Guidance, reuse: Reuse, mesh: Mesh) -> None:
     if isinstance(guidance, type):
         raise SettingError(
             f"guidance must be a method with its settings, such as {guidance.__name__}(...), got the class "
@@ -295,6 +321,8 @@ def _check_arguments(guidance: Guidance, mesh: Mesh) -> None:
         raise SettingError(
             f"guidance must be a guidance method, such as CFG(guidance_scale=4.5), got {guidance!r}"
         )
+    if not isinstance(reuse, Reuse):
+        raise SettingError(f"reuse must be settings such as Reuse(cache=0.1), got {reuse!r}")
     if not isinstance(mesh, Mesh):
         raise SettingError(
             f"mesh must be the ranks of this run, such as Mesh.of(Degrees(ulysses=2)), got {mesh!r}"
@@ -318,7 +346,8 @@ def _check_denoiser(denoiser: Any, *, intervenes: bool) -> None:
         )
     if _has_step_cache(denoiser):
         raise GuidanceError(
-            "a step cache is enabled on the denoiser and would mix branches; call its disable_cache() first"
+            f"a step cache is enabled on the denoiser and would mix branches; call its disable_cache() "
+            f"first; {USE_OURS}"
         )
 
 

@@ -17,6 +17,8 @@ class PassRecord:
     """Batch size of the pass."""
     start_block: int
     """First unit (block, or stage of a UNet) that ran; those before it were replayed from an earlier pass."""
+    stop_block: int
+    """Unit behind the last one that ran; what those from it on add was taken from an earlier step."""
     fired: tuple[str, ...]
     """Names of the sites and blocks at which the perturbation took place."""
 
@@ -30,6 +32,8 @@ class StepRecord:
     noise_level: float
     """1 is pure noise, 0 is clean."""
     passes: tuple[PassRecord, ...]
+    estimated: tuple[str, ...] = ()
+    """Branches whose predictions follow from those of earlier steps (`guidance.reuse`)."""
 
 
 @dataclass(repr=False)
@@ -46,10 +50,10 @@ class GuidanceReport:
     def block_passes(self) -> float:
         """Passes through the whole denoiser for one clip, counted in blocks: CFG costs 2 a step.
 
-        A pass of two branches counts twice; one that starts at block l counts (L - l) / L.
+        A pass of two branches counts twice; one that runs n of L blocks counts n / L.
         """
         return sum(
-            len(p.branches) * (self.block_count - p.start_block) / self.block_count
+            len(p.branches) * (p.stop_block - p.start_block) / self.block_count
             for step in self.steps
             for p in step.passes
         )
@@ -83,24 +87,38 @@ class GuidanceReport:
 
     def _cells(self) -> list[list[str]]:
         found = [["steps", "branches", "blocks run", "perturbed at"]]
-        for passes, count in Counter(step.passes for step in self.steps).items():
-            for number, one in enumerate(passes):
-                steps = str(count) if number == 0 else ""
-                run = f"{one.start_block} to {self.block_count - 1} of {self.block_count}"
-                found.append([steps, ", ".join(one.branches), run, ", ".join(one.fired) or "-"])
+        for (passes, estimated), count in self._kinds().items():
+            rows = [
+                [
+                    ", ".join(one.branches),
+                    f"{one.start_block} to {one.stop_block - 1} of {self.block_count}",
+                    ", ".join(one.fired) or "-",
+                ]
+                for one in passes
+            ]
+            if estimated:
+                rows.append([", ".join(estimated), "estimated", "-"])
+            found += [[str(count) if number == 0 else "", *row] for number, row in enumerate(rows)]
         return found
+
+    def _kinds(self) -> Counter[tuple[tuple[PassRecord, ...], tuple[str, ...]]]:
+        """Steps that did the same."""
+        return Counter((step.passes, step.estimated) for step in self.steps)
 
     def to_dict(self) -> dict[str, Any]:
         """Totals and the distinct kinds of step, as plain JSON types."""
-        kinds = Counter(step.passes for step in self.steps)
         return {
             "method": self.method,
             "blocks": self.block_count,
             "steps": len(self.steps),
             "block_passes": round(self.block_passes, 4),
             "step_kinds": [
-                {"steps": count, "passes": [_plain(record) for record in passes]}
-                for passes, count in kinds.items()
+                {
+                    "steps": count,
+                    "passes": [_plain(record) for record in passes],
+                    "estimated": list(estimated),
+                }
+                for (passes, estimated), count in self._kinds().items()
             ],
         }
 

@@ -52,7 +52,7 @@ class Prefix:
 
         Empty if an output is no longer what it was.
         """
-        changed = [name for name in self._kept if _write_counts(self._outputs[name]) != self._counts[name]]
+        changed = [name for name in self._kept if write_counts(self._outputs[name]) != self._counts[name]]
         for name in changed:
             self._written.add(name)
         if changed:
@@ -64,13 +64,13 @@ class Prefix:
 
     def _keep(self, name: str, output: Any) -> None:
         self._outputs[name] = self._written.safe(name, output)
-        self._counts[name] = _write_counts(self._outputs[name])
+        self._counts[name] = write_counts(self._outputs[name])
 
     def _give(self, name: str, rows: slice, count: int) -> Any:
         return self._written.safe(name, take_rows(self._outputs[name], rows, count))
 
 
-def _write_counts(value: Any) -> list[int]:
+def write_counts(value: Any) -> list[int]:
     """How often each tensor was written into; views of one tensor count together."""
     return [0 if x.is_inference() else x._version for x in _tensors(value)]
 

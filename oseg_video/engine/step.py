@@ -9,11 +9,13 @@ from torch import Tensor
 
 from oseg_video.adapters.sampling import Calls, Condition
 from oseg_video.engine.assignment import exchange_predictions
-from oseg_video.engine.effect import require_effect
+from oseg_video.engine.effect import require_effect, require_finite
+from oseg_video.engine.estimates import StepWork
 from oseg_video.engine.patching.answers import LateAnswer
 from oseg_video.engine.report import PassRecord
+from oseg_video.engine.step_cache import StepCache
 from oseg_video.guidance.numerics import upcast
-from oseg_video.guidance.plan import Branch, Step, StepPlan
+from oseg_video.guidance.plan import Branch, Step
 from oseg_video.parallel.group import Group
 
 
@@ -24,7 +26,11 @@ class PipelineCall(Protocol):
         """The result of the call just as the pipeline made it, and its passes."""
 
     def run(
-        self, branches: Mapping[str, Branch], conditions: tuple[Condition, ...], noise_level: float
+        self,
+        branches: Mapping[str, Branch],
+        conditions: tuple[Condition, ...],
+        noise_level: float,
+        cache: StepCache | None,
     ) -> tuple[dict[str, Tensor], list[PassRecord]]:
         """The predictions of branches instead, whose conditions are among those of the call's rows."""
 
@@ -59,25 +65,27 @@ class OpenStep:
                    <----------  [g], and write g into the c that it holds
             u + w (c - u) = g
 
-    Where one condition is all that the branches need, the first call decides and later ones run nothing. Of
-    the branches each rank of the branch axis runs some. A rank that runs none of those of a call answers it
-    at once, so that ranks work on different calls at the same time.
+    Where one condition is all that the branches need, the first call decides and later ones run nothing; the
+    branches that are estimated need none. Of the branches each rank of the branch axis runs some. A rank that
+    runs none of those of a call answers it at once, so that ranks work on different calls at the same time;
+    but where a step cache decides, all wait for its decision.
     """
 
     def __init__(
         self,
         step: Step,
-        plan: StepPlan,
+        work: StepWork,
         calls: Calls,
         ranks: Mapping[str, int],
         group: Group,
         *,
         keep_dtype: bool = False,
     ) -> None:
-        """`ranks`: the rank that runs each branch. `keep_dtype`: answer in the predictions' dtype, not in
-        float32."""
+        """`work`: what of the step is computed. `ranks`: the rank that runs each branch. `keep_dtype`: answer
+        in the predictions' dtype, not in float32."""
         self.step = step
-        self.plan = plan
+        self.plan = work.plan
+        self.work = work
         self.records: list[PassRecord] = []
         self._calls = calls
         self._ranks = ranks
@@ -106,7 +114,7 @@ class OpenStep:
     @property
     def as_made(self) -> bool:
         """Whether the pipeline's own calls, as it makes them, are all that the step needs."""
-        return self.plan.rule is None and self._group.size == 1
+        return self.plan.rule is None and self._group.size == 1 and self.work.stock
 
     def answer(self, call: PipelineCall) -> Any:
         """The result of the pipeline's next call."""
@@ -114,8 +122,7 @@ class OpenStep:
         if self.as_made:
             output, passes = call.as_made(conditions)
         else:
-            own = self._own_branches(conditions)
-            predictions, passes = call.run(own, conditions, self.step.noise_level) if own else ({}, [])
+            predictions, passes = self._run(call, conditions)
             output = call.result(self._answer(call, conditions, predictions))
         self._answered += 1
         self.records += passes
@@ -140,33 +147,45 @@ class OpenStep:
         self._late.append((condition, LateAnswer(waiting)))
         return waiting
 
-    def _own_branches(self, conditions: tuple[Condition, ...]) -> dict[str, Branch]:
+    def _run(
+        self, call: PipelineCall, conditions: tuple[Condition, ...]
+    ) -> tuple[dict[str, Tensor], list[PassRecord]]:
         """What this rank runs for a call."""
-        return {
+        cache = self.work.cache if "cond" in conditions else None
+        if cache is not None and self._group.rank > 0:
+            cache.hear(call.blank(conditions))
+            cache = None
+        own = {
             name: branch
-            for name, branch in self.plan.branches.items()
+            for name, branch in self.work.branches.items()
             if branch.condition in conditions and self._ranks[name] == self._group.rank
         }
+        return call.run(own, conditions, self.step.noise_level, cache) if own else ({}, [])
 
     @property
     def _all_seen(self) -> bool:
         """Whether the calls up to the present one have all conditions that the branches need."""
         seen = {condition for call in self._calls[: self._answered + 1] for condition in call}
-        return {branch.condition for branch in self.plan.branches.values()} <= seen
+        return {branch.condition for branch in self.work.branches.values()} <= seen
 
     def _combined(self, blank: Callable[[], Tensor], dtype: torch.dtype) -> dict[Condition, Tensor]:
         """What the pipeline gets for each condition: the guided prediction, or without a rule its own.
 
         dtype: that of the network's predictions.
         """
-        predictions = exchange_predictions(self._group, self._ranks, self._gathered, blank)
-        require_effect(self.plan.branches, predictions)
+        branches = self.work.branches
+        ranks = {name: self._ranks[name] for name in branches}
+        computed = exchange_predictions(self._group, ranks, self._gathered, blank)
+        require_effect(branches, computed, self.work.fresh)
+        predictions = self.work.complete(computed)
         if self.plan.rule is None:
             return {
                 branch.condition: self._in_answer_dtype(predictions[name], dtype)
                 for name, branch in self.plan.branches.items()
             }
         guided_prediction = self._in_answer_dtype(self.plan.rule(**predictions), dtype)
+        if self.work.fresh:
+            require_finite(guided_prediction, self.step.index)
         return {condition: guided_prediction for call in self._calls for condition in call}
 
     def _in_answer_dtype(self, prediction: Tensor, dtype: torch.dtype) -> Tensor:

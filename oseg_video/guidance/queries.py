@@ -66,10 +66,18 @@ def oseg_queries(
     """
     validate_fraction("mix", mix)
     validate_fraction("keep_parallel", keep_parallel)
-    query = upcast(query_BNSD)
-    parallel, orthogonal = split_by_reference(query, upcast(key_BNSD), grid, reference)
-    perturbed = keep_parallel * parallel + smooth_queries(orthogonal, grid, blur_sigma, boundary=boundary)
-    return ((1 - mix) * query + mix * perturbed).to(query_BNSD.dtype) if mix else query_BNSD
+    split = list(split_by_reference(query_BNSD, key_BNSD, grid, reference))
+    if mix == 0:
+        return query_BNSD
+    if keep_parallel == 0:
+        del split[0]
+    # Handed over, not lent, so that large tensors are let go of as soon as they have been read.
+    perturbed = smooth_queries(split.pop(), grid, blur_sigma, boundary=boundary)
+    if keep_parallel != 0:
+        perturbed = perturbed.add(split[0], alpha=keep_parallel)
+    if mix != 1:
+        perturbed = upcast(query_BNSD).lerp(perturbed, mix)
+    return perturbed.to(query_BNSD.dtype)
 
 
 def released_queries(query_BSC: Tensor, key_BSC: Tensor, *, mix: float) -> Tensor:
@@ -99,7 +107,7 @@ def released_queries(query_BSC: Tensor, key_BSC: Tensor, *, mix: float) -> Tenso
         )
     query = upcast(query_BSC)
     query = query - query.mean(dim=-1, keepdim=True)
-    _, orthogonal = split_by_key(query, upcast(key_BSC))
+    _, orthogonal = split_by_key(query, key_BSC)
     return ((1 - mix) * query + mix * _smooth_channels(orthogonal)).to(query_BSC.dtype)
 
 

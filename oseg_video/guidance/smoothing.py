@@ -56,11 +56,13 @@ def smooth_queries(
     if not smoothed_axes:
         return query_BNSD
     x: Tensor = upcast(query_BNSD).unflatten(2, grid.shape)
+    dtype = query_BNSD.dtype
+    del query_BNSD  # the caller may have no use for it, and at full size it is a gigabyte
     with without_autocast(x):
         for dim, length, width in smoothed_axes:
             matrix_LL = _axis_matrix(length, width, boundary, x)
             x = torch.matmul(matrix_LL, x.flatten(dim + 1)).view(x.shape)
-    return x.flatten(2, 4).to(query_BNSD.dtype)
+    return x.flatten(2, 4).to(dtype)
 
 
 def smoothing_matrix(

@@ -9,6 +9,7 @@ from typing import Any
 from oseg_video.adapters import ModelAdapter, all_adapters
 from oseg_video.config import GenerateJob, family_settings
 from oseg_video.guidance.methods import Unguided
+from oseg_video.guidance.reuse import no_chain
 from oseg_video.jobs.loading.pipeline import ModelSource
 from oseg_video.settings.schedule import Schedule
 from oseg_video.types import SettingError
@@ -47,6 +48,8 @@ def check_family(job: GenerateJob, adapter: ModelAdapter) -> None:
     _check_text(job, adapter)
     _check_kind(job, adapter)
     _check_scales(job, adapter)
+    if job.reuse.cache and not adapter.blocks.chained:
+        raise SettingError(no_chain(adapter.family))
     if job.image is not None and adapter.image_to_video is None:
         makers = _families(lambda other: other.image_to_video is not None)
         made = "images" if adapter.makes_images else "clips"

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import mul
+from statistics import fmean
 from typing import Any
 
 from oseg_video.adapters import ModelAdapter
@@ -13,7 +17,8 @@ from oseg_video.config import GenerateJob
 from oseg_video.engine.branches import BranchRunner
 from oseg_video.engine.reading import check_blocks
 from oseg_video.guidance.methods import BlockGuidance, Guidance
-from oseg_video.guidance.plan import StepPlan
+from oseg_video.guidance.plan import Step, StepPlan
+from oseg_video.guidance.reuse import Calendar, Due
 from oseg_video.guidance.scales import guides
 from oseg_video.jobs.checks import check_family, check_size
 from oseg_video.jobs.generate import check_job
@@ -32,10 +37,14 @@ class StepKind:
     steps: int | None
     """How many; None where the noise level decides, which depends on the sampler."""
     plan: StepPlan
+    computed: Mapping[str, int] | None
+    """In how many of them each branch is computed, if no cache skips any; None as for `steps`."""
     passes: tuple[tuple[tuple[str, ...], float], ...]
-    """Branches of each pass, and the part of the denoiser that it runs, counted in blocks or UNet stages."""
-    pass_count: float
-    """Passes of one clip through the whole denoiser in one such step, counted likewise."""
+    """Branches of each pass where all are computed, and the part of the denoiser that it runs, counted in
+    blocks or UNet stages."""
+    pass_count: tuple[float, float]
+    """Passes of one clip through the whole denoiser in one such step, counted likewise: fewest and most, on
+    average over the steps."""
 
 
 @dataclass(frozen=True)
@@ -61,12 +70,12 @@ class CountedJob:
 
     @property
     def passes(self) -> tuple[float, float]:
-        """Passes through the denoiser, fewest and most: noise levels may decide which steps run."""
-        counts = [kind.pass_count for kind in self.kinds]
+        """Passes through the denoiser, fewest and most: noise levels or a cache may decide."""
+        fewest, most = zip(*(kind.pass_count for kind in self.kinds), strict=True)
         if any(kind.steps is None for kind in self.kinds):
-            return min(counts) * self.steps, max(counts) * self.steps
-        total = sum((kind.steps or 0) * count for kind, count in zip(self.kinds, counts, strict=True))
-        return total, total
+            return min(fewest) * self.steps, max(most) * self.steps
+        steps = [kind.steps or 0 for kind in self.kinds]
+        return sum(map(mul, steps, fewest)), sum(map(mul, steps, most))
 
 
 def count_job(job: GenerateJob) -> CountedJob:
@@ -82,15 +91,28 @@ def count_job(job: GenerateJob) -> CountedJob:
     check_branches(adapter, job, read)
     scale = pipeline_scale(adapter, job, read)
     conditions: tuple[Condition, ...] = ("uncond", "cond") if guides(scale) else ("cond",)
-    kinds = []
-    for when, count, plan in step_kinds(guidance, job.steps, scale):
-        selectors = [b for one in plan.branches.values() if one.perturbation for b in one.perturbation.blocks]
-        runner = BranchRunner(adapter, denoiser, selectors)
+    runner = BranchRunner(adapter, denoiser, guidance.blocks_used, reuse=job.reuse)
+    kinds, calendar, index = [], Calendar(job.reuse), itertools.count()
+    for when, steps, plan in step_kinds(guidance, job.steps, scale):
         units = runner.unit_count
         passes = tuple(
             (one.names, (units - one.start_unit) / units) for one in runner.passes(plan.branches, conditions)
         )
-        kinds.append(StepKind(when, count, plan, passes, runner.cost(plan.branches, conditions)))
+        dues = []
+        for _ in range(steps or 0):
+            dues.append(calendar.due(Step(next(index), job.steps, 1.0, scale), plan))
+            calendar.done(plan, dues[-1].branches)
+        if steps is None:  # all of them may be computed, or estimated
+            rest = {name: one for name, one in plan.branches.items() if not job.reuse.estimates(one)}
+            dues = [Due(plan.branches, {}, not job.reuse.cache), Due(rest, {}, False)]
+        most = [runner.cost(due.branches, conditions) for due in dues]
+        fewest = [
+            1 / units if job.reuse.cache and not due.whole else cost
+            for due, cost in zip(dues, most, strict=True)
+        ]
+        span = (fmean(fewest), fmean(most)) if steps else (min(fewest), max(most))
+        computed = Counter(name for due in dues for name in due.branches) if steps else None
+        kinds.append(StepKind(when, steps, plan, computed, passes, span))
     idle = _idle(guidance, [kind.plan for kind in kinds], guides(scale))
     return CountedJob(adapter, denoiser, read, tuple(kinds), job.steps, len(conditions), idle)
 

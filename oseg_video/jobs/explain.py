@@ -8,6 +8,7 @@ from typing import Any
 from oseg_video.adapters import ModelAdapter
 from oseg_video.config import GenerateJob
 from oseg_video.guidance.plan import Branch
+from oseg_video.guidance.reuse import Reuse
 from oseg_video.jobs.counted import CountedJob, StepKind, count_job
 from oseg_video.jobs.ranks import AUTO, plan_degrees
 
@@ -35,6 +36,8 @@ def explain(job: GenerateJob, ranks: int = 1, parallel: str = AUTO) -> str:
             ranks, parallel, job, counted.adapter, counted.denoiser, clips, counted.read
         )
         lines.append(f"ranks      {ranks}, {degrees}" + (f": {why}" if why else ""))
+    if job.reuse.active:
+        lines.append(f"reuse      {'; '.join(_reuse(job.reuse))}")
     if counted.idle:
         lines.append(f"warning    {counted.idle}")
     for kind in counted.kinds:
@@ -48,11 +51,28 @@ def _describe(kind: StepKind, counted: CountedJob) -> Iterator[str]:
     yield kind.when
     yield f"  rule      {kind.plan.formula}"
     for name, branch in kind.plan.branches.items():
-        yield f"  branch    {name}: {_branch(branch, counted.adapter, counted.denoiser)}"
+        shown = _branch(branch, counted.adapter, counted.denoiser)
+        yield f"  branch    {name}: {shown}{_share(name, kind)}"
     for names, share in kind.passes:
         replayed = f" (the first {1 - share:.0%} of the denoiser replayed)" if share < 1 else ""
         yield f"  pass      {', '.join(names)}{replayed}"
-    yield f"  cost      {kind.pass_count:.2f} passes a step"
+    fewest, most = (f"{count:.2f}" for count in kind.pass_count)
+    yield f"  cost      {most if fewest == most else f'{fewest} to {most}'} passes a step"
+
+
+def _share(name: str, kind: StepKind) -> str:
+    """How often a branch is computed, where that is not in every step."""
+    if kind.computed is None or kind.computed[name] == kind.steps:
+        return ""
+    return f"; computed in {kind.computed[name]} of {kind.steps} steps, else estimated"
+
+
+def _reuse(reuse: Reuse) -> Iterator[str]:
+    for kind, every in reuse.refresh:
+        when = f"up to {every:.0%} of the steps" if every < 1 else f"every {every} steps"
+        yield f"{kind} computed {when}"
+    if reuse.cache:
+        yield f"blocks behind the first skipped where it moved by less than {reuse.cache:g}"
 
 
 def _branch(branch: Branch, adapter: ModelAdapter, denoiser: Any) -> str:
@@ -75,5 +95,5 @@ def _totals(counted: CountedJob) -> Iterator[str]:
     else:
         yield (
             f"total      {fewest:.1f} to {most:.1f} passes ({reference}), "
-            "depending on the sampler's noise levels"
+            "depending on what only the sampling tells"
         )

@@ -12,12 +12,13 @@ from oseg_video.embedded import MODEL_PATH
 from oseg_video.engine.guided import guided as guided_by
 from oseg_video.engine.report import GuidanceReport
 from oseg_video.guidance.methods import Guidance
+from oseg_video.guidance.reuse import EXACT, Reuse
 from oseg_video.jobs.loading.pipeline import EMBEDDED
 from oseg_video.parallel.mesh import ONE_RANK, Mesh
 
 
 def guided(
-    pipe: Any, guidance: Guidance | str, *, reuse_prefix: bool = True, mesh: Mesh = ONE_RANK
+    pipe: Any, guidance: Guidance | str, *, reuse: Reuse = EXACT, mesh: Mesh = ONE_RANK
 ) -> AbstractContextManager[GuidanceReport]:
     """Guide every call of a stock diffusers pipeline inside the `with`; leave the pipeline as it was after.
 
@@ -25,7 +26,7 @@ def guided(
     "oseg", for what the recipe of the pipeline's family says. The rest, and what is raised, as of
     `oseg_video.engine.guided.guided`; besides, SettingError for the name of no method.
     """
-    return guided_by(pipe, named_method(pipe, guidance), reuse_prefix=reuse_prefix, mesh=mesh)
+    return guided_by(pipe, named_method(pipe, guidance), reuse=reuse, mesh=mesh)
 
 
 def named_method(pipe: Any, guidance: Guidance | str) -> Guidance:

@@ -118,7 +118,7 @@ class LoadedModel:
         with (
             naming_lack_of_memory(),
             StepClock(job.steps, f"{title} (seed {plan.seed})") as clock,
-            guided(self.pipe, running, mesh=self.mesh) as report,
+            guided(self.pipe, running, reuse=job.reuse, mesh=self.mesh) as report,
         ):
             frames = self._sample(job, plan, start, clock)
             clock.decoded()

@@ -61,7 +61,7 @@ def write_report(plan: Plan, out: Path, found: Findings) -> tuple[str, ...]:
     """Write all of it, and return what was found in words, line by line. Raises FileError."""
     claim = found.claim
     how = _how(plan, found)
-    words = (verdict(claim, found.won), *how)
+    words = (verdict(claim, found.won), *how, *_others(found))
     table = _merged(plan, found.rounds, found.standings)
     write_text(out / "arms.json", as_json(table))
     write_text(out / "arms.csv", as_csv(table))
@@ -87,8 +87,7 @@ def verdict(claim: Difference, won: bool) -> str:
     """The claim in words, which say no more than the test does."""
     if won:
         return f"{claim.method} beat the baseline on the test split by {shown(claim)}"
-    chosen = f"{claim.method}, the search's choice, is at {shown(claim)}"
-    return f"no arm beat the baseline: on the test split {chosen}"
+    return f"the search's choice, {claim.method}, did not beat the baseline: on the test split {shown(claim)}"
 
 
 def shown(difference: Difference) -> str:
@@ -105,6 +104,15 @@ def _how(plan: Plan, found: Findings) -> tuple[str, ...]:
         "search did not see",
         f"{len(plan.arms)} arms of {', '.join(plan.methods)}; search and test took {found.clips} clips",
     )
+
+
+def _others(found: Findings) -> tuple[str, ...]:
+    """The best arms of other methods, of which nothing was claimed before the test."""
+    others = [one for one in found.test.differences if one.method != found.claim.method]
+    if not others:
+        return ()
+    shown_others = "; ".join(f"{one.method} {shown(one)}" for one in others)
+    return (f"best arms of other methods, to be confirmed on new clips: {shown_others}",)
 
 
 def _recipe(plan: Plan, arm: str, lines: Sequence[str]) -> str:

@@ -2,7 +2,7 @@
 
 ```
 FOLDER/
-  found.yaml          for `generate --config`: the winner, or the baseline where no arm beat it
+  found.yaml          for `generate --config`: the winner, or the baseline where that did not beat it
   best-METHOD.yaml    the best arm of each method
   arms.md .csv .json  every arm by the last round that it was in
   arms.svg            every arm, round by round

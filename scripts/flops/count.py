@@ -17,6 +17,7 @@ from oseg_video.engine.branches import BranchRunner
 from oseg_video.guidance.attended import Noise
 from oseg_video.guidance.perturbations import BlurAttended, QueryTransform, ReplaceAttention, SkipBlock
 from oseg_video.guidance.plan import Branch
+from oseg_video.guidance.reuse import EXACT, Reuse
 from oseg_video.parallel.degrees import Degrees
 from oseg_video.parallel.group import Group
 from oseg_video.parallel.mesh import Mesh
@@ -45,7 +46,7 @@ def step_cost(
     clip: ClipSize,
     branches: Mapping[str, Branch],
     *,
-    reuse_prefix: bool = True,
+    reuse: Reuse = EXACT,
     degrees: Degrees = _ONE_RANK,
     branch_rank: int = 0,
 ) -> StepCost:
@@ -64,9 +65,7 @@ def step_cost(
     counted: list[_CountedTransform] = []
     branches = {name: _with_counted_transform(branch, counted) for name, branch in branches.items()}
     selectors = {b for one in branches.values() if one.perturbation for b in one.perturbation.blocks}
-    runner = BranchRunner(
-        adapter, denoiser, tuple(selectors), reuse_prefix=reuse_prefix, sequence=mesh.sequence
-    )
+    runner = BranchRunner(adapter, denoiser, tuple(selectors), reuse=reuse, sequence=mesh.sequence)
     with (
         runner.active(),
         torch.no_grad(),

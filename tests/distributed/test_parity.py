@@ -10,7 +10,20 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from oseg_video import APG, CFG, OSEG, PAG, SAG, SEG, STG, CFGZeroStar, GuidanceError, OSEGReleased, guided
+from oseg_video import (
+    APG,
+    CFG,
+    OSEG,
+    PAG,
+    SAG,
+    SEG,
+    STG,
+    CFGZeroStar,
+    GuidanceError,
+    OSEGReleased,
+    Reuse,
+    guided,
+)
 from oseg_video.guidance.methods import Guidance
 from oseg_video.parallel.degrees import Degrees
 from oseg_video.parallel.group import ParallelError
@@ -163,7 +176,9 @@ def test_prompts_of_different_lengths_in_one_batch(two_ranks: Ranks, case: str, 
 
 @pytest.mark.parametrize("case", ["mochi", "svd"])
 def test_whole_passes_give_the_same(two_ranks: Ranks, case: str) -> None:
-    results = two_ranks.run(partial(make, reuse_prefix=False), case, "oseg", PROMPTS[0], Degrees(branch=2))
+    results = two_ranks.run(
+        partial(make, reuse=Reuse(prefix=False)), case, "oseg", PROMPTS[0], Degrees(branch=2)
+    )
     for latents, _ in results:
         assert_close(latents, expected(case, "oseg"), **TOLERANCE)
 

@@ -42,6 +42,21 @@ def test_a_method_that_does_nothing_is_named(capsys: pytest.CaptureFixture[str])
     assert "warning" not in acting
 
 
+def test_what_is_estimated_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ("--guidance", "stg", "--blocks", "3", "--guidance-scale", "4", "--steps", "7")
+    text = explained(capsys, *flags, "--refresh", "uncond=2,perturbed=0.5")
+    assert "\nreuse      uncond computed every 2 steps; perturbed computed up to 50% of the steps\n" in text
+    assert "uncond: unconditional; computed in 4 of 7 steps, else estimated" in text
+    assert "(transformer_blocks.3); computed in 5 of 7 steps, else estimated" in text
+    assert "total      13.5 passes (CFG: 14)" in text  # 7 + 4 + 5 / 2
+    text = explained(capsys, *flags, "--cache", "0.1")
+    assert "blocks behind the first skipped where it moved by less than 0.1" in text
+    # The first and the last step are computed, of the others at least the first of six blocks.
+    assert f"total      {2 * 2.5 + 5 / 6:.1f} to 17.5 passes (CFG: 14), depending on what" in text
+    by_level = (*flags, "--stg-scale", "1.0:1,0.5:2", "--refresh", "uncond=2,perturbed=3")
+    assert "cost      1.00 to 2.50 passes a step" in explained(capsys, *by_level)
+
+
 def test_an_unknown_block_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["generate", "--prompt", "x", "--explain", "--guidance", "stg", "--blocks", "9"]) == 2
     assert "no block 9: this mochi model has 6 blocks, 0 to 5" in capsys.readouterr().err
@@ -69,6 +84,10 @@ def test_ranks_and_why_they_work_so(capsys: pytest.CaptureFixture[str]) -> None:
         (
             "--model ltx --prompt x --guidance-scale 0",
             "guidance_scale 0: oseg needs the unconditional branch",
+        ),
+        (
+            "--model sdxl --prompt x --cache 0.1",
+            "cache: sdxl has no chain of blocks of which the first could decide; use refresh, or cache 0",
         ),
         ("--prompt x --guidance-scale 0", "guidance_scale 0: oseg needs the unconditional branch"),
     ],

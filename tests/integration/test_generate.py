@@ -16,6 +16,7 @@ from oseg_video import console
 from oseg_video.adapters.mochi import MochiAdapter
 from oseg_video.cli import main
 from oseg_video.config.manifest import read_manifest
+from oseg_video.jobs.counted import count_job
 from oseg_video.jobs.loading import hub, memory
 from oseg_video.jobs.loading import pipeline as loading
 from oseg_video.media import frames_sha256, read_clip, to_uint8, writing
@@ -113,6 +114,19 @@ def test_reproduce_gives_equal_frames(capsys, tmp_path, mochi, format):
         assert frames_sha256(first.frames) == line["sha256"]
 
 
+def test_reuse_is_in_the_manifest_and_is_reproduced(capsys, tmp_path, mochi):
+    reuse = ("--steps", 6, "--refresh", "uncond=2,perturbed=3", "--cache", 0.35)
+    (line,) = generate(capsys, *mochi, "--prompt", "a red circle", "--out", tmp_path / "a.mp4", *reuse)
+    manifest = read_manifest(tmp_path / "a.mp4")
+    assert manifest.job["reuse"] == {"refresh": {"uncond": 2, "perturbed": 3}, "cache": 0.35}
+    kinds = manifest.passes["step_kinds"]
+    assert [] in [kind["estimated"] for kind in kinds] and any("cond" in kind["estimated"] for kind in kinds)
+    fewest, most = count_job(manifest.read_job()).passes
+    assert fewest <= manifest.passes["block_passes"] < most
+    assert main(["reproduce", line["path"], "--quiet", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["identical"]
+
+
 def test_reproduce_from_the_manifest_alone_and_what_differs(capsys, tmp_path, mochi):
     generate(capsys, *mochi, "--prompt", "a red circle", "--out", tmp_path / "a.mp4")
     (tmp_path / "a.mp4").unlink()
@@ -132,6 +146,7 @@ def test_an_old_manifest_still_reproduces(capsys, tmp_path, mochi):
     (line,) = generate(capsys, *mochi, "--prompt", "a red circle", "--out", tmp_path / "a.mp4")
     path = tmp_path / "a.json"
     manifest = json.loads(path.read_text())
+    assert manifest["job"].pop("reuse") == {"refresh": {}, "cache": 0.0}
     assert manifest["job"].pop("own") == {} and manifest["job"].pop("negative_prompt") is None
     assert manifest["job"]["guidance"].pop("reference") == "token"
     path.write_text(json.dumps(manifest))

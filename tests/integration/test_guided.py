@@ -9,7 +9,18 @@ import torch
 from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
-from oseg_video import CFG, OSEG, PAG, SEG, STG, GuidanceError, OSEGReleased, SilentGuidanceError, guided
+from oseg_video import (
+    CFG,
+    OSEG,
+    PAG,
+    SEG,
+    STG,
+    GuidanceError,
+    OSEGReleased,
+    Reuse,
+    SilentGuidanceError,
+    guided,
+)
 from oseg_video.adapters import UnknownBlockError, UnsupportedPipelineError, adapter_for
 from tests.integration.checks import ACROSS_BATCHES, state_of
 from tests.integration.families import (
@@ -107,7 +118,7 @@ def test_a_method_that_is_switched_off_is_cfg(family: Case, pipe: Any, guidance:
 def test_prefix_reuse_changes_nothing(case: Case, pipe: Any) -> None:
     stock, adapter = case.run(pipe), adapter_for(pipe)
     for guidance in METHODS:
-        with guided(pipe, guidance, reuse_prefix=False):
+        with guided(pipe, guidance, reuse=Reuse(prefix=False)):
             whole = case.run(pipe)
         with guided(pipe, guidance) as report:
             assert_close(case.run(pipe), whole, **ACROSS_BATCHES)
@@ -120,8 +131,8 @@ def test_prefix_reuse_changes_nothing(case: Case, pipe: Any) -> None:
 def test_prefix_reuse_shows_in_counted_flops(family: Case, pipe: Any, perturb_unconditional: bool) -> None:
     guidance = OSEG(guidance_scale=SCALE, blocks=(3,), perturb_unconditional=perturb_unconditional)
 
-    def flops(reuse_prefix: bool) -> int:
-        with guided(pipe, guidance, reuse_prefix=reuse_prefix), FlopCounterMode(display=False) as counter:
+    def flops(prefix: bool) -> int:
+        with guided(pipe, guidance, reuse=Reuse(prefix=prefix)), FlopCounterMode(display=False) as counter:
             # As long as the prompt: text is trimmed to its valid tokens.
             family.run(pipe, negative_prompt="a red sphere", num_inference_steps=2)
         return sum(n for name, n in counter.get_flop_counts()["Global"].items() if "conv" not in str(name))
@@ -308,6 +319,18 @@ def test_a_perturbation_without_effect_raises(
     guidance = SEG(guidance_scale=1.0, blocks=(2,))
     with pytest.raises(SilentGuidanceError, match="did not change"), guided(pipe, guidance):
         family.run(pipe, guidance_scale=1.0)
+
+
+def test_a_prediction_that_is_no_number_is_refused_at_the_first_step(
+    family: Case, pipe: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NaN differs from everything, so it is not taken for an effect."""
+    monkeypatch.setattr("oseg_video.guidance.queries.seg_queries", lambda query, *_, **__: query * torch.nan)
+    with pytest.raises(
+        GuidanceError, match="guided prediction of step 0 has values that are no finite numbers"
+    ):
+        with guided(pipe, SEG_METHOD):
+            family.run(pipe)
 
 
 def test_a_site_that_never_fires_raises(family: Case, pipe: Any) -> None:

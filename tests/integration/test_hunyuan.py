@@ -16,7 +16,7 @@ from flops import step_cost
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from oseg_video import CFG, OSEG, PAG, SEG, STG, GuidanceError, TokenGrid, guided
+from oseg_video import CFG, OSEG, PAG, SEG, STG, GuidanceError, Reuse, TokenGrid, guided
 from oseg_video.adapters import UnknownBlockError, UnsupportedPipelineError, adapter_for
 from oseg_video.adapters.base import ClipSize
 from oseg_video.engine.branches import BranchRunner
@@ -380,7 +380,7 @@ def test_the_guided_prediction_is_that_of_a_slow_float64_reference(
 @pytest.mark.parametrize("case", (HUNYUAN, IMAGE, TOKEN_REPLACE), ids=lambda case: case.name)
 def test_prefix_reuse_changes_nothing_in_either_stack(case: Case, pipe: Any, block: str) -> None:
     guidance = OSEG(guidance_scale=SCALE, blocks=(block,))
-    with guided(pipe, guidance, reuse_prefix=False):
+    with guided(pipe, guidance, reuse=Reuse(prefix=False)):
         whole = case.run(pipe)
     with guided(pipe, guidance) as report:
         assert_close(case.run(pipe), whole, **ACROSS_BATCHES)
@@ -562,7 +562,7 @@ def test_example_arguments_are_those_of_the_pipeline(case: Case, pipe: Any) -> N
     pipe.transformer.to("meta")
     branches = {"cond": Branch("cond"), "perturbed": Branch("cond", Perturbation((4,), SkipBlock()))}
     costs = [
-        step_cost(adapter, pipe.transformer, clip, branches, reuse_prefix=reuse).total
-        for reuse in (True, False)
+        step_cost(adapter, pipe.transformer, clip, branches, reuse=Reuse(prefix=prefix)).total
+        for prefix in (True, False)
     ]
     assert 0 < costs[0] < costs[1]

@@ -122,7 +122,7 @@ def test_the_search_runs_as_it_stands_there(
     }
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump({**yaml.safe_load(recipe), **changes}))
     exec(compile(sample, "README.md", "exec"), {})
-    assert "no arm beat the baseline: on the test split" in capsys.readouterr().out
+    assert "did not beat the baseline: on the test split" in capsys.readouterr().out
 
 
 def test_the_recipes_can_be_read(tmp_path: Path) -> None:

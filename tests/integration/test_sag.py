@@ -21,7 +21,7 @@ from diffusers import (
 from torch import Tensor
 from torch.testing import assert_close
 
-from oseg_video import APG, SAG, GuidanceError, SilentGuidanceError, guided
+from oseg_video import APG, SAG, GuidanceError, Reuse, SilentGuidanceError, guided
 from oseg_video.adapters import adapter_for
 from oseg_video.cli import main
 from oseg_video.engine.branches import BranchRunner
@@ -193,7 +193,7 @@ def test_nothing_is_replayed_and_other_branches_share_their_pass() -> None:
             (("uncond", "cond"), 0, ()),
             (("perturbed",), 0, (site,)),
         ]
-    with guided(pipe, SAG(guidance_scale=4.0), reuse_prefix=False):
+    with guided(pipe, SAG(guidance_scale=4.0), reuse=Reuse(prefix=False)):
         assert torch.equal(SDXL.run(pipe), with_reuse)
 
 

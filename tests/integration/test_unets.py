@@ -23,7 +23,7 @@ from diffusers.models.transformers.transformer_temporal import TransformerSpatio
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from oseg_video import CFG, OSEG, PAG, SEG, STG, GuidanceError, guided
+from oseg_video import CFG, OSEG, PAG, SEG, STG, GuidanceError, Reuse, guided
 from oseg_video.adapters import UnknownBlockError, adapter_for
 from oseg_video.adapters.base import ClipSize
 from oseg_video.jobs.loading.meta import full_size_denoiser
@@ -490,7 +490,7 @@ def test_stages_before_the_first_perturbed_one_are_replayed(
     size = SVD_ODD_SIZE if case is SVD else SDXL_ODD_SIZE
     run = partial(case.run, pipe, ["a red circle", "a blue square, x"], seed=3, **size)
     guidance = OSEG(blocks=(selector,), perturb_unconditional=perturb_unconditional)
-    with guided(pipe, guidance, reuse_prefix=False):
+    with guided(pipe, guidance, reuse=Reuse(prefix=False)):
         whole = run()
     calls = dict.fromkeys(adapter_for(pipe).blocks.units(pipe.unet), 0)
     for stage in calls:
@@ -641,7 +641,7 @@ def test_pipelines_that_start_from_an_image(family: Case) -> None:
         assert torch.equal(run(), stock)
     assert [step.index for step in report.steps] == [0, 1, 2]
     guidance = OSEG(blocks=("mid",))
-    with guided(pipe, guidance, reuse_prefix=False):
+    with guided(pipe, guidance, reuse=Reuse(prefix=False)):
         whole = run()
     with guided(pipe, guidance):
         assert_close(run(), whole, **ROUNDING)

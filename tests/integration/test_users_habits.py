@@ -16,7 +16,7 @@ from diffusers.callbacks import SDXLCFGCutoffCallback
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from oseg_video import APG, CFG, OSEG, SEG, STG, CFGZeroStar, GuidanceError, guided
+from oseg_video import APG, CFG, OSEG, SEG, STG, CFGZeroStar, GuidanceError, Reuse, guided
 from oseg_video.adapters import UnsupportedPipelineError, adapter_for
 from oseg_video.settings.schedule import Schedule
 from oseg_video.types import SettingError
@@ -48,7 +48,7 @@ def denoiser_of(pipe: Any) -> nn.Module:
 
 def assert_reuse_is_exact(case: Case, pipe: Any, guidance: Any, starts: list[int]) -> None:
     """Prefix reuse gives what whole passes give; `starts`: first unit of each step's perturbed passes."""
-    with guided(pipe, guidance, reuse_prefix=False):
+    with guided(pipe, guidance, reuse=Reuse(prefix=False)):
         whole = case.run(pipe)
     with guided(pipe, guidance) as report:
         assert_close(case.run(pipe), whole, **ACROSS_BATCHES)

@@ -113,7 +113,9 @@ def intercepted_denoiser(
         return answers[0](call) if answers else call.repeat()
 
     def refuse(name: str, *_: Any, **__: Any) -> None:
-        raise GuidanceError(f"{name}() cannot be called inside guided() with a perturbed method")
+        raise GuidanceError(
+            f"{name}() cannot be called inside guided() where blocks are perturbed, reused or shared"
+        )
 
     namespace: dict[str, Any] = {name: partial(refuse, name) for name in refused if hasattr(denoiser, name)}
     namespace |= {

@@ -35,6 +35,8 @@ class BlockPlan:
     """How the video tokens are spread over ranks, if they are."""
     fired: list[str] = field(default_factory=list)
     """Names of the sites and blocks at which an intervention took place, in order."""
+    passed: set[str] = field(default_factory=set)
+    """Names of the modules that were called, or replayed."""
 
 
 CurrentPlan = Callable[[], BlockPlan | None]
@@ -63,6 +65,14 @@ class Gate(nn.Module):
         plan = self._current_plan()
         if plan is None:
             return self.block(*args, **kwargs)
+        plan.passed.add(self._name)
+        output = self._output(plan, *args, **kwargs)
+        if plan.change_output and self._is_block:
+            output = plan.change_output(self._name, output)
+        return output
+
+    def _output(self, plan: BlockPlan, *args: Any, **kwargs: Any) -> Any:
+        """Of the module, or what the plan has in its place."""
         if self._name in plan.replay:
             return plan.replay[self._name]()
         if plan.change_inputs and self._is_block:
@@ -71,8 +81,6 @@ class Gate(nn.Module):
         output = action(self.block, *args, **kwargs) if action else self.block(*args, **kwargs)
         if self._name in plan.capture:
             plan.capture[self._name](output)
-        if plan.change_output and self._is_block:
-            output = plan.change_output(self._name, output)
         return output
 
     def __getattr__(self, name: str) -> Any:

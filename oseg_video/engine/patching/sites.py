@@ -11,6 +11,9 @@ from torch.utils.hooks import RemovableHandle
 
 from oseg_video.adapters.denoiser import AttentionSite, Layout, VideoTokens
 
+_PIECES = 24
+"""A change of one of so many takes less than half of the room of all queries."""
+
 QueryChange = Callable[[Tensor, Tensor], Tensor]
 """New video queries from the video queries and their keys."""
 Fired = Callable[[str], None]
@@ -75,15 +78,14 @@ class ChangedQueries:
         return _from_heads(self._changed_heads(query_BNSD, key_BNSD), "BSC")
 
     def _changed(self, query_BSC: Tensor, key_BSC: Tensor) -> Tensor:
-        span = self._tokens.span
-        video = self._change(query_BSC[:, span], key_BSC[:, span])
+        changed = _in_pieces(self._change, query_BSC, key_BSC, self._tokens.span, tokens=1)
         self._fired(self._site.name)
-        return _with_span(query_BSC, video, span, dim=1)
+        return changed
 
     def _changed_heads(self, query_BNSD: Tensor, key_BNSD: Tensor) -> Tensor:
-        video = _changed_video(self._change, query_BNSD, key_BNSD, self._tokens)
+        changed = _changed_video(self._change, query_BNSD, key_BNSD, self._tokens)
         self._fired(self._site.name)
-        return _with_span(query_BNSD, video, self._tokens.span, dim=2)
+        return changed
 
 
 class ReplacedAttention:
@@ -191,22 +193,44 @@ def _from_heads(x_BNSD: Tensor, layout: Layout) -> Tensor:
 
 
 def _changed_video(change: QueryChange, query_BNSD: Tensor, key_BNSD: Tensor, tokens: VideoTokens) -> Tensor:
-    """The changed queries of the clip's tokens, of those that this rank has: [B, N, S, D].
+    """The queries, those of the clip's tokens changed: [B, N, S, D].
 
     Where tokens are spread over ranks, each rank changes those of all ranks for some of the heads.
     """
     span, spread = tokens.span, tokens.spread
     if spread is None:
-        return change(query_BNSD[:, :, span], key_BNSD[:, :, span])
+        return _in_pieces(change, query_BNSD, key_BNSD, span, tokens=2)
     first = tokens.start - tokens.text_first
     clip = slice(first, first + tokens.grid.tokens)
 
     def change_whole(query_BMLD: Tensor, key_BMLD: Tensor) -> Tensor:
-        return _with_span(query_BMLD, change(query_BMLD[:, :, clip], key_BMLD[:, :, clip]), clip, dim=2)
+        return _in_pieces(change, query_BMLD, key_BMLD, clip, tokens=2)
 
     mine = slice(tokens.text_first, tokens.text_first + len(spread.shard))
     video = spread.over_heads(change_whole, query_BNSD[:, :, mine], key_BNSD[:, :, mine])
-    return video[:, :, span.start - tokens.text_first : span.stop - tokens.text_first]
+    video = video[:, :, span.start - tokens.text_first : span.stop - tokens.text_first]
+    return _with_span(query_BNSD, video, span, dim=2)
+
+
+def _in_pieces(change: QueryChange, query: Tensor, key: Tensor, span: slice, tokens: int) -> Tensor:
+    """The queries, their tokens in `span` along dimension `tokens` changed.
+
+    Heads, [B, N, S, D], are changed a few at a time, as is every batch row and, [B, S, C], every token: a
+    change in float32 needs several times the room of what it changes.
+    """
+    changed = torch.empty_like(query)
+    outside = [slice(0, span.start), slice(span.stop, query.shape[tokens])]
+    for part in outside:
+        changed.narrow(tokens, part.start, part.stop - part.start).copy_(
+            query.narrow(tokens, part.start, part.stop - part.start)
+        )
+    into, query, key = (x.narrow(tokens, span.start, span.stop - span.start) for x in (changed, query, key))
+    # Along one dimension, over which no change looks: batch rows, or else heads or tokens.
+    dim = 0 if query.shape[0] > query.shape[1] else 1
+    size = max(1, query.shape[dim] // _PIECES)
+    for piece, *inputs in zip(*(x.split(size, dim) for x in (into, query, key)), strict=True):
+        piece.copy_(change(*inputs))
+    return changed
 
 
 def _with_span(x: Tensor, video: Tensor, span: slice, dim: int) -> Tensor:

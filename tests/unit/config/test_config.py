@@ -27,6 +27,7 @@ from oseg_video.config import (
 from oseg_video.config.job import LARGEST_SEED
 from oseg_video.guidance.flat import flat_settings
 from oseg_video.guidance.methods import APG, METHODS, OSEG, STG, CFGZeroStar
+from oseg_video.guidance.reuse import Reuse
 from oseg_video.settings import settings_of
 from oseg_video.settings.schedule import Schedule
 from oseg_video.types import SettingError
@@ -90,6 +91,12 @@ def guidances(method):
     return st.fixed_dictionaries(needed, optional=settings).map(lambda given: method(**given))
 
 
+every = st.integers(1, 9) | st.floats(0.01, 0.99)
+reuses = st.builds(
+    Reuse,
+    refresh=st.dictionaries(st.sampled_from(["uncond", "perturbed"]), every),
+    cache=st.floats(0, 1),
+)
 jobs = st.builds(
     GenerateJob,
     prompts=st.lists(texts.filter(str.strip), min_size=1, max_size=3).map(tuple),
@@ -103,6 +110,7 @@ jobs = st.builds(
     model=texts,
     vae_tiling=st.booleans(),
     guidance=st.one_of(*(guidances(method) for method in METHODS.values())),
+    reuse=reuses,
     own=st.dictionaries(st.sampled_from(["motion_bucket_id", "decode_chunk_size"]), st.integers(1, 200)),
     out=texts,
 )
@@ -130,7 +138,7 @@ def test_what_has_its_default_can_be_left_out():
         "blocks": [1],
         "mix": 0.5,
     }
-    assert not {"blur_sigma", "oseg_scale", "text", "rescale"} & set(short)
+    assert not {"blur_sigma", "oseg_scale", "text", "rescale", "refresh", "cache"} & set(short)
 
 
 def test_every_setting_says_what_it_is_and_has_a_unit_or_a_meaning():
@@ -175,6 +183,9 @@ def test_every_setting_of_every_method_is_a_key():
         ({"text": "zero"}, "text must be one of apg, cfg, cfg-zero, got 'zero'"),
         ({"mode": "skip"}, "mode must be one of residual, attention_skip, attention_values, got 'skip'"),
         ({"guidance": "CFG"}, "guidance must be one of apg, cfg, cfg-zero, none, "),
+        ({"refresh": {"uncond": 0}}, "refresh must be numbers of steps from 1, or fractions"),
+        ({"refresh": {"perturb": 2}}, "refresh must be steps by branch, which is one of uncond, perturbed"),
+        ({"cache": 2}, "cache must be from 0 to 1, got 2"),
         ({"rule": "published"}, "rule is no setting any more: guidance oseg has the slides' rule"),
         ({"published_skip": True}, "it is skip_conditional of guidance oseg-released now"),
     ],

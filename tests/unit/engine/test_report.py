@@ -4,8 +4,8 @@ from oseg_video.engine.report import GuidanceReport, PassRecord, StepRecord
 
 
 def report() -> GuidanceReport:
-    plain = PassRecord(("uncond", "cond"), 2, 0, ())
-    weak = PassRecord(("perturbed",), 1, 3, ("blocks.3.attn1",))
+    plain = PassRecord(("uncond", "cond"), 2, 0, 4, ())
+    weak = PassRecord(("perturbed",), 1, 3, 4, ("blocks.3.attn1",))
     steps = [StepRecord(index, 1 - index / 4, (plain, weak)) for index in range(3)]
     return GuidanceReport("oseg<", 4, [*steps, StepRecord(3, 0.25, (plain,))])
 

@@ -14,7 +14,7 @@ from oseg_video.sweeps.recipe import read_sweep
 from oseg_video.sweeps.run import run_sweep, survey
 from oseg_video.sweeps.stores import open_store
 from oseg_video.sweeps.table import build_table, plan_variations
-from tests.sweeps import table, write_recipe
+from tests.sweeps import GIF, table, write_recipe
 
 pytestmark = pytest.mark.slow
 
@@ -50,8 +50,28 @@ def test_finished_clips_give_the_time_of_a_pass(tmp_path, variations, painter):
     assert hours.basis == "measured: 3 finished clips of the same model and size took 0.125 s a pass"
 
 
-def test_the_engine_runs_the_passes_that_are_counted(tmp_path, variations):
+def test_refreshed_branches_are_an_axis_like_others(tmp_path):
+    methods = {
+        "each": {"guidance": "oseg"},
+        "second": {"guidance": "oseg", "refresh": {"uncond": 2, "perturbed": 3}},
+        "cached": {"guidance": "oseg", "cache": 0.1},
+    }
+    settings = {**GIF, "steps": 4}
+    variations = plan_variations(read_sweep(write_recipe(tmp_path, methods=methods, settings=settings)))
+    shares = estimate(variations, (), seconds_per_pass=1).shares
+    # Steps 0, 2, 3 and 0, 3 of the unconditional and the perturbed branch; or step 0, and the first block.
+    assert [share.passes for share in shares] == [(10, 10), (4 + 3 + 1, 4 + 3 + 1), (5 + 2 / 6, 10)]
+    assert len({item.key for item in build_table(variations)}) == 12
+
+
+def test_the_engine_runs_the_passes_that_are_counted(tmp_path):
     """Clips that are sampled, not painted."""
+    methods = {
+        "cfg": {},
+        "oseg": {"refresh": {"uncond": 2, "perturbed": 3}},
+    }
+    settings = {**GIF, "steps": 5}
+    variations = plan_variations(read_sweep(write_recipe(tmp_path, methods=methods, settings=settings)))
     items = build_table(variations)
     store = open_store(str(tmp_path / "out"))
     run_sweep(items[::4], store, InProcess(store))

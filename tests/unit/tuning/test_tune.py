@@ -142,7 +142,7 @@ def test_without_an_effect_no_arm_wins_and_the_baseline_is_found(
     done = tune(read_tune(write(tmp_path, baseline="stg")), tmp_path / "out")
     assert not done.findings.won and done.findings.claim.value == 0 and done.complete
     assert done.words[0] == (
-        "no arm beat the baseline: on the test split oseg blocks=0, the search's choice, is at +0 [+0, +0]"
+        "the search's choice, oseg blocks=0, did not beat the baseline: on the test split +0 [+0, +0]"
     )
     found = done.recipe.read_text()
     assert yaml.safe_load(found)["guidance"] == "stg" and f"# {done.words[0]}\n" in found
@@ -160,7 +160,7 @@ def test_an_arm_that_is_worse_on_the_test_does_not_win(
     monkeypatch.setattr(worker, "LoadedModel", Turning)
     done = tune(read_tune(write(tmp_path)), tmp_path / "out")
     assert done.winner == "oseg blocks=2" and not done.findings.won and done.findings.claim.value > 0
-    assert done.words[0].startswith("no arm beat the baseline")
+    assert done.words[0].startswith("the search's choice, ")
 
 
 def test_a_run_that_was_stopped_goes_on_and_ends_as_if_it_had_not_been(
