@@ -116,7 +116,7 @@ def test_the_table_of_models_is_of_what_there_is() -> None:
 def test_the_shell_lines_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    scripts, shell = blocks("README.md", "bash")
+    scripts, shell, search = blocks("README.md", "bash")
     for words in commands(scripts):
         assert (ROOT / words[0]).is_file()
     monkeypatch.chdir(tmp_path)
@@ -132,6 +132,10 @@ def test_the_shell_lines_run(
     (kind,) = manifest["passes"]["step_kinds"]
     assert kind["passes"][1]["fired"] == ["transformer_blocks.3.attn1"]
     assert not (tmp_path / "boat.mp4").exists()
+    for program, *arguments in commands(search):
+        assert program == "oseg-video" and main(arguments) == 0, arguments
+    said = capsys.readouterr().out
+    assert "of its bound in" in said and "beat the baseline" in said and (tmp_path / "best.mp4").is_file()
 
 
 @pytest.fixture
