@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from oseg_video.jobs.reproduce import reproduce
     from oseg_video.parallel.degrees import Degrees
     from oseg_video.parallel.mesh import Mesh
+    from oseg_video.probing.landscape import landscape
     from oseg_video.probing.probe import probe
     from oseg_video.settings.schedule import Schedule
     from oseg_video.sweeps.launch import sweep
@@ -67,6 +68,7 @@ _HOME = {
     "evaluate": "oseg_video.evaluation.evaluate",
     "generate": "oseg_video.jobs.generate",
     "guided": "oseg_video.jobs.guided",
+    "landscape": "oseg_video.probing.landscape",
     "probe": "oseg_video.probing.probe",
     "recipe": "oseg_video.config",
     "reproduce": "oseg_video.jobs.reproduce",
@@ -100,6 +102,7 @@ __all__ = [
     "evaluate",
     "generate",
     "guided",
+    "landscape",
     "probe",
     "recipe",
     "reproduce",

@@ -30,7 +30,7 @@ For each block: attention as it is and with smoothed queries, and what the metho
 block alone does to the prediction, at a few noise levels of the sampling. The page shows blocks side by side.
 """
 FILES = ("probe.json", "probe.html")
-_LEFT_OUT = ("blocks", "out", "format")
+LEFT_OUT = ("blocks", "out", "format")
 """Settings of a clip that a probe has no use for, or has a flag of its own for."""
 
 
@@ -45,21 +45,21 @@ def register(commands: Commands) -> None:
     group.add_argument(
         "--noise-levels",
         metavar="X,X",
-        type=_numbers,
+        type=numbers,
         default=(0.9, 0.7, 0.4),
         help="1 is pure noise; the first step at or below each (default: 0.9,0.7,0.4)",
     )
     group.add_argument(
         "--sigmas",
         metavar="X,X",
-        type=_numbers,
+        type=numbers,
         default=(1.0, 5.0, float("inf")),
         help="widths of smoothing at which SEG's and OSEG's queries are looked at (default: 1,5,inf)",
     )
     group.add_argument(
         "--queries", metavar="N", type=whole_number, default=16, help="attention rows in each (default: 16)"
     )
-    add_setting_flags(parser, [name for name in known_keys() if name not in _LEFT_OUT])
+    add_setting_flags(parser, [name for name in known_keys() if name not in LEFT_OUT])
     parser.add_argument(
         "--config",
         metavar="RECIPE",
@@ -160,7 +160,8 @@ def _blocks(text: str) -> tuple[int | str, ...]:
     return blocks
 
 
-def _numbers(text: str) -> tuple[float, ...]:
+def numbers(text: str) -> tuple[float, ...]:
+    """Numbers with commas between them; "inf" is one."""
     try:
         return tuple(float(part) for part in text.split(","))
     except ValueError:

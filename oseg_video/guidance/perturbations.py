@@ -151,8 +151,10 @@ class ReplaceAttention:
 class AttentionView:
     """What one self-attention computes with, of one or several rows of the batch, after rotary embedding."""
 
+    grid: TokenGrid
+    """Of the clip's tokens."""
     query_BNSD: Tensor
-    """Queries of the clip's tokens."""
+    """Their queries."""
     key_BNTD: Tensor
     """All keys that they attend to, text among them."""
     own: slice

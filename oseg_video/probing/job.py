@@ -1,8 +1,9 @@
-"""Probe the model of a job, alone or on ranks that share its tokens."""
+"""Look into the model of a job, alone or on ranks that share its tokens."""
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from oseg_video.jobs.image import load_image
 from oseg_video.jobs.model import LoadedModel, naming_lack_of_memory
 from oseg_video.jobs.ranks import Ranks, make_mesh
 from oseg_video.parallel.degrees import Degrees
+from oseg_video.probing.landscape import Landscape, landscape
 from oseg_video.probing.probe import probe
 from oseg_video.probing.result import ProbeResult
 from oseg_video.types import SettingError
@@ -27,6 +29,23 @@ def probe_job(job: GenerateJob, *, parallel: str = "", **settings: Any) -> Probe
 
     Raises OsegVideoError for all that a user can fix, before the model is loaded where that is possible.
     """
+    with _loaded(job, parallel) as (pipe, arguments):
+        return probe(pipe, job.guidance, job.prompts, **settings, **arguments)  # type: ignore[arg-type]
+
+
+def landscape_job(job: GenerateJob, **settings: Any) -> Landscape:
+    """The landscape of a block of the job's model, with its first prompt and seed.
+
+    settings: `block`, `noise_level`, `sigmas`, `token` of `landscape`. Raises as `probe_job`.
+    """
+    with _loaded(job) as (pipe, arguments):
+        prompt: dict[str, Any] = {"prompt": job.prompts[0]} if job.prompts else {}
+        return landscape(pipe, **settings, **arguments, **prompt)
+
+
+@contextmanager
+def _loaded(job: GenerateJob, parallel: str = "") -> Iterator[tuple[Any, dict[str, Any]]]:
+    """The pipeline, and what `probe` and `landscape` are called with, but for prompts and what to look at."""
     guidance = job.guidance
     if not isinstance(guidance, BlockGuidance):
         raise SettingError(
@@ -38,21 +57,15 @@ def probe_job(job: GenerateJob, *, parallel: str = "", **settings: Any) -> Probe
         degrees = Degrees.parse(parallel) if parallel else Degrees(ulysses=ranks.size)
         degrees.require(ranks.size)
         start = load_image(Path(job.image), job.height, job.width) if job.image else None
-        model = LoadedModel(source, job, mesh=make_mesh(ranks, degrees, job), device=ranks.device(job.device))
+        mesh = make_mesh(ranks, degrees, job)
+        model = LoadedModel(source, job, mesh=mesh, device=ranks.device(job.device))
         for line in model.cut_prompts(job):
             logger.info(line)
         # Scales that only the pipeline can apply (one for each expert, one for each frame) are its own.
         own_scale = any(name in job.own for name in source.adapter.own_scales)
         arguments = model.call_arguments(job, job.prompts[0] if job.prompts else None, start)
         arguments.pop("prompt", None)
+        arguments |= {"mesh": mesh, "seed": job.seeds[0]}
+        arguments["text"] = CFG(guidance_scale=None if own_scale else guidance.guidance_scale)
         with naming_lack_of_memory():
-            return probe(
-                model.pipe,
-                guidance,
-                job.prompts,
-                seed=job.seeds[0],
-                text=CFG(guidance_scale=None if own_scale else guidance.guidance_scale),
-                mesh=model.mesh,
-                **settings,
-                **arguments,
-            )
+            yield model.pipe, arguments

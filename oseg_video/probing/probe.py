@@ -65,11 +65,11 @@ def probe(
     method = named_method(pipe, guidance)
     if not isinstance(method, BlockGuidance):
         raise SettingError(f"the probe needs a method that perturbs blocks, such as OSEG, got {method!r}")
-    _check(noise_levels, sigmas, queries, mesh)
+    _check(noise_levels, queries, mesh)
     adapter = adapter_for(pipe)
     denoiser = getattr(pipe, adapter.denoiser_attributes[0])
     chosen = adapter.resolve_blocks(denoiser, tuple(blocks)) if blocks else adapter.blocks(denoiser)
-    transforms = _transforms(sigmas)
+    transforms = query_transforms(sigmas)
     observer = _Observer(transforms, queries, seed)
     probing = Probing(
         base=text if text is not None else CFG(),
@@ -82,12 +82,7 @@ def probe(
     )
     calls = [{"prompt": prompt, **arguments} for prompt in prompts] or [arguments]
     for call in console.bar(calls, "probing", "prompt"):
-        with guided(pipe, probing, mesh=mesh):
-            try:
-                pipe(**call, generator=torch.Generator("cpu").manual_seed(seed))
-            except ProbeDone:
-                if hasattr(pipe, "maybe_free_model_hooks"):  # what the end of a call does
-                    pipe.maybe_free_model_hooks()
+        run_probing(pipe, probing, seed, call, mesh)
     return ProbeResult(
         family=adapter.family,
         method=method.name,
@@ -102,25 +97,36 @@ def probe(
     )
 
 
-def _check(noise_levels: Sequence[float], sigmas: Sequence[float], queries: int, mesh: Mesh) -> None:
+def run_probing(
+    pipe: Pipeline, probing: Probing, seed: int, arguments: Mapping[str, Any], mesh: Mesh = ONE_RANK
+) -> None:
+    """Sample until the last noise level is probed."""
+    with guided(pipe, probing, mesh=mesh):
+        try:
+            pipe(**arguments, generator=torch.Generator("cpu").manual_seed(seed))
+        except ProbeDone:
+            if hasattr(pipe, "maybe_free_model_hooks"):  # what the end of a call does
+                pipe.maybe_free_model_hooks()
+
+
+def _check(noise_levels: Sequence[float], queries: int, mesh: Mesh) -> None:
     if not noise_levels:
         raise SettingError("noise_levels must name at least one")
     for level in noise_levels:
         if not 0 <= level <= 1:
             raise SettingError(f"noise_levels must be in [0, 1], got {level}")
-    for sigma in sigmas:
-        if not sigma > 0:
-            raise SettingError(f"sigmas must be above 0, got {sigma}")
     if queries < 1:
         raise SettingError(f"queries must be at least 1, got {queries}")
     if mesh.branch.size > 1:
         raise GuidanceError("the probe runs its branches on one rank; give the ranks to ulysses or ring")
 
 
-def _transforms(sigmas: Sequence[float]) -> dict[QueryTransform, str]:
-    """The query transforms to look at, with the names that their rows have."""
+def query_transforms(sigmas: Sequence[float]) -> dict[QueryTransform, str]:
+    """The query transforms to look at, with the names that their rows have. Raises SettingError."""
     found: dict[QueryTransform, str] = {}
     for sigma in sigmas:
+        if not sigma > 0:
+            raise SettingError(f"sigmas must be above 0, got {sigma:g}")
         found[SEG(blur_sigma=sigma, blocks=(0,)).change] = f"seg {sigma:g}"
         found[OSEG(blur_sigma=sigma, blocks=(0,)).change] = f"oseg {sigma:g}"
     return found

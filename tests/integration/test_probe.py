@@ -16,11 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from oseg_video import CFG, OSEG, STG, guided, probe
+from oseg_video import CFG, OSEG, STG, guided, landscape, probe
 from oseg_video.adapters import adapter_for
 from oseg_video.cli import main
 from oseg_video.guidance.methods import Guidance
 from oseg_video.guidance.plan import Branch, Perturbation, Step, StepPlan
+from oseg_video.probing.drawing import draw
 from oseg_video.probing.result import AS_IT_IS
 from oseg_video.types import SettingError
 from tests.integration.families import CASES, MOCHI, SCALE, Case, over, quiet
@@ -223,6 +224,69 @@ def test_smoothed_queries_are_those_of_the_perturbed_pass(
         (row,) = [row for row in found.attention if row.queries == queries]
         for name, values in dense(case, noted).items():
             assert row.heads[name] == pytest.approx(values.tolist(), rel=1e-4, abs=1e-6), (queries, name)
+
+
+@over(*(case for case in CASES if case.grid))
+def test_the_landscape_is_that_of_whole_maps(case: Case, pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    guider(case, pipe, 1.0)
+    given = arguments(case, 1.0)
+    with attention_calls(pipe, monkeypatch) as calls:
+        stop = _stop_after_first_step(pipe, monkeypatch)
+        with pytest.raises(StopIteration):
+            pipe(**given, generator=torch.Generator("cpu").manual_seed(0))
+        stop()
+    found = landscape(pipe, block=1, noise_level=1.0, sigmas=(SIGMA,), token=(1, 2, 0), **given)
+    assert list(found.energy) == list(found.attention) == [AS_IT_IS, f"seg {SIGMA:g}", f"oseg {SIGMA:g}"]
+    call, grid = calls[1][0], case.grid
+    query, key = call["query"].double()[0], call["key"].double()[0]
+    logits = (call["scale"] or query.shape[-1] ** -0.5) * query @ key.transpose(1, 2)
+    if call["mask"] is not None:
+        mask = call["mask"][0, 0, 0]
+        logits[..., ~mask if mask.dtype is torch.bool else mask < -1] = -torch.inf
+    clip = slice(case.start, case.start + grid.tokens)
+    energy = -logits.logsumexp(-1).mean(0)[clip].view(grid.shape)
+    token = case.start + (grid.height + 2) * grid.width
+    attention = logits.softmax(-1).mean(0)[token, clip].view(grid.shape)
+    torch.testing.assert_close(found.energy[AS_IT_IS].double(), energy, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found.attention[AS_IT_IS].double(), attention, rtol=1e-4, atol=1e-6)
+    for suffix, start in ((".png", b"\x89PNG"), (".svg", b"<svg"), (".html", b"<!doctype html>")):
+        assert draw(found, suffix).startswith(start)
+
+
+@pytest.mark.parametrize("name", ["svd", "sdxl"])
+def test_the_landscape_of_a_unet_has_a_frame_for_every_row(name: str) -> None:
+    case = next(one for one in CASES if one.name == name)
+    block = 0 if name == "svd" else "mid:0"
+    found = landscape(quiet(case.build()), block=block, noise_level=1.0, sigmas=(), **arguments(case, SCALE))
+    frames = case.size.get("num_frames", 1)
+    assert found.energy[AS_IT_IS].shape[0] == frames and found.token[0] == frames // 2
+    shown = found.attention[AS_IT_IS].sum(dim=(1, 2))
+    assert shown[found.token[0]] == pytest.approx(1, abs=1e-5) and int((shown > 0).sum()) == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--block", "77"], "no block 77"),
+        (["--block", "blocks"], "block must name one block, got blocks, which are 6"),
+        (["--block", "3", "--token", "1,2"], "must be frame, row and column, such as 2,8,8, got '1,2'"),
+        (["--block", "3", "--token", "9,0,0"], r"token must be inside .* \(4, 4, 4\), got \(9, 0, 0\)"),
+        (["--block", "3", "--noise-level", "2"], r"noise_level must be in \[0, 1\], got 2"),
+        (["--block", "3", "--sigmas", "-1"], "sigmas must be above 0, got -1"),
+        (["--block", "3", "--out", "a.txt"], "--out must end in .png, .svg, .html, got 'a.txt'"),
+        (["--block", "3", "--out", "{file}.png"], "is in the way and was not made by oseg-video"),
+    ],
+)
+def test_a_mistaken_landscape_is_one_line(
+    capsys: pytest.CaptureFixture, tmp_path: Path, flags: list[str], message: str
+) -> None:
+    (tmp_path / "file.png").write_text("mine")
+    given = [flag.format(file=tmp_path / "file") for flag in flags] + ["--overwrite", "--steps", "2"]
+    out = [] if "--out" in flags else ["--out", str(tmp_path / "drawn.png")]
+    assert main(["landscape", "--prompt", "x", *out, *given]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.search(message, line), line
+    assert [path.name for path in tmp_path.iterdir()] == ["file.png"]
 
 
 def test_several_prompts_are_averaged_and_the_pipeline_is_as_before() -> None:

@@ -81,8 +81,9 @@ def test_the_sweeps_make_their_clips_once(
 def test_the_probes_run_as_they_stand_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (shell,) = blocks("probing", "bash")
+    shell, drawn = blocks("probing", "bash")
     monkeypatch.chdir(tmp_path)
+    assert main(commands(drawn)[0]) == 0 and capsys.readouterr().out == "landscape.png\n"
     for arguments in commands(shell):
         assert main([*arguments, "--queries", "1"]) == 0
         assert capsys.readouterr().out.endswith("outputs/probe/probe.html\n")

@@ -122,6 +122,7 @@ class ObservedAttention:
             valid_BT = _cat(texts[0], seen, texts[1], dim=1)
         start = tokens.start - first
         return AttentionView(
+            tokens.grid,
             query_BNSD[:, :, start:],
             key_BNTD,
             slice(tokens.start, tokens.start + tokens.grid.tokens),
