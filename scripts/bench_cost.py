@@ -8,6 +8,7 @@ Counted: one guided step of the recipes of every method that all families have (
 the size that the recipe sets, on the meta device, with and without prefix reuse, against the same pipeline's
 plain step (CFG where it runs an unconditional branch). Matrix products, convolutions and attention count, two
 operations per multiply-add.
+Reuse: the same for all steps of a clip by the OSEG recipe, where branches are computed every so many steps.
 Clock: seconds of one step of a Mochi with all its 48 blocks but small ones, on the wall and of this process
 alone, methods in turn within each round, as ratios to CFG in the same round.
 """
@@ -20,7 +21,8 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -36,8 +38,8 @@ from oseg_video.config.recipes import shipped_files
 from oseg_video.engine.branches import BranchRunner
 from oseg_video.files import write_text
 from oseg_video.guidance.methods import CFG, OSEG, PAG, SEG, STG, Guidance
-from oseg_video.guidance.plan import Step
-from oseg_video.guidance.reuse import Reuse
+from oseg_video.guidance.plan import Branch, Step
+from oseg_video.guidance.reuse import REFRESH, Calendar, Reuse
 from oseg_video.jobs.loading.meta import full_size_denoiser
 from oseg_video.jobs.step_kinds import pipeline_scale
 
@@ -50,7 +52,9 @@ SMALL = {
 SMALL_CLIP = ClipSize(19, 160, 208)  # 4 x 10 x 13 tokens
 CONDITIONS = ("uncond", "cond")
 STORED = Path(__file__).with_suffix(".json")
-PARTS = ("counted", "clock")
+PARTS = ("counted", "reuse", "clock")
+REFRESHES = ("", "uncond=2,perturbed=3", "uncond=3,perturbed=4")
+"""Of the table with reuse; the first one is exact."""
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "process": time.process_time}
 """The second one does not see what else the machine does."""
 
@@ -77,6 +81,9 @@ def main() -> None:
     if "counted" in options.parts:
         families = [one for one in all_adapters() if not options.only or one.family in options.only]
         result["counted"] = {"versions": versions(), "rows": counted(families)}
+    if "reuse" in options.parts:
+        families = [one for one in all_adapters() if not options.only or one.family in options.only]
+        result["reuse"] = {"versions": versions(), "rows": counted_with_reuse(families)}
     if "clock" in options.parts:
         result["clock"] = {"versions": versions(), "machine": machine(), **clock(options.rounds)}
     print("\n\n".join(tables(result)))
@@ -151,6 +158,37 @@ def count_recipe(adapter: ModelAdapter, denoiser: Any, method: str) -> dict[str,
     }
 
 
+def counted_with_reuse(families: list[ModelAdapter]) -> list[dict[str, Any]]:
+    """FLOPs of all steps of a clip by the OSEG recipe, over those of plain steps, by family and refresh."""
+    rows = []
+    for adapter in tqdm([one for one in families if "oseg" in recipes_of(one.family)], desc="reuse"):
+        denoiser = full_size_denoiser(adapter)
+        clip, guidance, step = recipe(adapter, "oseg")
+        known = {frozenset[str](): 0.0}
+        plain = step_cost(adapter, denoiser, clip, CFG().plan(step).branches).total
+        for refresh in REFRESHES:
+            reuse = Reuse(refresh=REFRESH.from_text(refresh) if refresh else ())
+            total = 0.0
+            for branches in computed_branches(guidance, step, reuse):
+                names = frozenset(branches)
+                if names not in known:
+                    known[names] = step_cost(adapter, denoiser, clip, branches).total
+                total += known[names]
+            ratio = total / step.count / plain
+            rows.append({"family": adapter.family, "refresh": refresh, "steps": step.count, "ratio": ratio})
+    return rows
+
+
+def computed_branches(guidance: Guidance, step: Step, reuse: Reuse) -> Iterator[Mapping[str, Branch]]:
+    """The branches that are computed, of every step of a sampling like that of `step`."""
+    calendar = Calendar(reuse)
+    for index in range(step.count):
+        plan = guidance.plan(replace(step, index=index, noise_level=1 - index / step.count))
+        due = calendar.due(replace(step, index=index), plan)
+        calendar.done(plan, due.branches)
+        yield due.branches
+
+
 def clock(rounds: int) -> dict[str, Any]:
     """Time of one step of a scaled-down Mochi, methods in turn within each round."""
     adapter = adapter_for_class("MochiPipeline")
@@ -203,7 +241,7 @@ def ratio_to_cfg(seconds: list[float], cfg: list[float]) -> dict[str, Any]:
 
 def tables(result: dict[str, Any]) -> list[str]:
     """The results as Markdown."""
-    makers = {"counted": counted_table, "clock": clock_table}
+    makers = {"counted": counted_table, "reuse": reuse_table, "clock": clock_table}
     return [make(result[part]) for part, make in makers.items() if part in result]
 
 
@@ -230,6 +268,16 @@ def counted_table(counted: dict[str, Any]) -> str:
         largest = max(row["transform_share"] for row in rows.values())
         lines.append(markdown(family, block_names(rows), *costs, f"{largest:.3%}"))
     return "\n".join(lines)
+
+
+def reuse_table(found: dict[str, Any]) -> str:
+    """A row for each family, a column for each refresh."""
+    ratios: dict[str, list[str]] = {}
+    for row in found["rows"]:
+        ratios.setdefault(row["family"], []).append(f"{row['ratio']:.3f}")
+    lines = [markdown("OSEG, mean of all steps", *(one or "exact" for one in REFRESHES))]
+    lines.append("|---" * (len(REFRESHES) + 1) + "|")
+    return "\n".join([*lines, *(markdown(family, *cells) for family, cells in ratios.items())])
 
 
 def block_names(rows: dict[str, Any]) -> str:

@@ -92,7 +92,7 @@ def run_step(
     """
     ranks = assign_branches(runner, branches, _CONDITIONS, group.size)
     own = {name: branch for name, branch in branches.items() if ranks[name] == group.rank}
-    predictions = runner.run(denoiser, arguments, own, _CONDITIONS, _NOISE)[0] if own else {}
+    predictions = runner.run(denoiser, arguments, own, _CONDITIONS, noise=_NOISE)[0] if own else {}
     sample = arguments[adapter.denoiser_call.sample]
     shape = adapter.denoiser_call.prediction_shape(denoiser, sample[: len(sample) // len(_CONDITIONS)])
     blank = partial(torch.empty, shape, dtype=sample.dtype, device=sample.device)
