@@ -29,14 +29,13 @@ from typing import Any
 
 import torch
 from flops import step_cost
-from marked import made_with, write_readme
+from marked import made_with, read_stored, store, write_readme
 from tqdm import tqdm
 
 from oseg_video.adapters import ClipSize, ModelAdapter, adapter_for_class, all_adapters
 from oseg_video.config import resolve_job
 from oseg_video.config.recipes import shipped_files
 from oseg_video.engine.branches import BranchRunner
-from oseg_video.files import write_text
 from oseg_video.guidance.methods import CFG, OSEG, PAG, SEG, STG, Guidance
 from oseg_video.guidance.plan import Branch, Step
 from oseg_video.guidance.reuse import REFRESH, Calendar, Reuse
@@ -77,7 +76,7 @@ def main() -> None:
         return
     torch.set_num_threads(options.threads)
     out = options.out
-    result: dict[str, Any] = json.loads(out.read_text()) if out and out.exists() else {}
+    result = read_stored(out)
     if "counted" in options.parts:
         families = [one for one in all_adapters() if not options.only or one.family in options.only]
         result["counted"] = {"versions": versions(), "rows": counted(families)}
@@ -88,7 +87,7 @@ def main() -> None:
         result["clock"] = {"versions": versions(), "machine": machine(), **clock(options.rounds)}
     print("\n\n".join(tables(result)))
     if out:
-        write_text(out, json.dumps(result, indent=1) + "\n")
+        store(out, "bench_cost", result)
 
 
 def versions() -> dict[str, str]:

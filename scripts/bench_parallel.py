@@ -30,12 +30,11 @@ import torch
 import torch.distributed as dist
 from bench_cost import SMALL, SMALL_CLIP, machine, markdown, recipe, versions, written
 from flops import StepCost, run_step, step_cost
-from marked import made_with, write_readme
+from marked import made_with, read_stored, store, write_readme
 from tqdm import tqdm
 
 from oseg_video.adapters import ClipSize, ModelAdapter, all_adapters
 from oseg_video.engine.branches import BranchRunner
-from oseg_video.files import write_text
 from oseg_video.guidance.plan import Branch
 from oseg_video.jobs.loading.meta import full_size_denoiser
 from oseg_video.jobs.ranks import Ranks
@@ -77,7 +76,7 @@ def main() -> None:
         return
     families = [one for one in known if not options.only or one.family in options.only]
     out = options.out
-    result: dict[str, Any] = json.loads(out.read_text()) if out and out.exists() else {}
+    result = read_stored(out)
     ranks = Ranks.started()
     if options.clock and ranks.size not in RANKS:
         parser.error(f"--clock needs torchrun with one of {RANKS} ranks, got {ranks.size}")
@@ -97,7 +96,7 @@ def main() -> None:
 def save(result: Mapping[str, Any], out: Path | None) -> None:
     """Write the file, whole or not at all."""
     if out:
-        write_text(out, json.dumps(result, indent=1) + "\n")
+        store(out, "bench_parallel", result)
 
 
 def counted(families: Iterable[ModelAdapter]) -> Iterator[dict[str, Any]]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+
+from oseg_video.files import check_place, write_text
 
 README = Path(__file__).with_name("README.md")
 
@@ -19,9 +22,25 @@ def filled(text: str, name: str, tables: Iterable[str]) -> str:
     return text
 
 
+def read_stored(out: Path | None) -> dict[str, Any]:
+    """The results of earlier runs; parts that are not made anew stay.
+
+    Raises FileError, before any work, for a file that no benchmark wrote.
+    """
+    if out is None:
+        return {}
+    check_place(out)
+    return json.loads(out.read_text()) if out.exists() else {}
+
+
+def store(out: Path, script: str, result: Mapping[str, Any]) -> None:
+    """Write the results of a script, whole or not at all."""
+    write_text(out, json.dumps({"made_by": f"oseg-video {script}", **result}, indent=1) + "\n")
+
+
 def made_with(result: Mapping[str, Any]) -> str:
     """A line on the versions that the parts of a result were made with."""
-    versions = [part["versions"] for part in result.values()]
+    versions = [part["versions"] for part in result.values() if isinstance(part, dict)]
     lines = {", ".join(f"{name} {number}" for name, number in one.items()): None for one in versions}
     return f"Made with {'; '.join(lines)}."
 

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from oseg_video.adapters.base import ModelAdapter, VideoTokens
 from oseg_video.adapters.blocks import BlockAddress
 from oseg_video.engine.errors import GuidanceError
-from oseg_video.engine.patching.sites import ChangedQueries
+from oseg_video.engine.patching.observing import ObservedAttention
 from oseg_video.guidance.attended import PREDICTION_TYPES, Noise, attention_mass, blur_attended
 from oseg_video.guidance.methods import BlockGuidance, Guidance
-from oseg_video.guidance.perturbations import BlurAttended
+from oseg_video.guidance.perturbations import AttentionView, BlurAttended, QueryTransform
 from oseg_video.guidance.plan import Branch, Perturbation
 from oseg_video.settings.schedule import values_of
 from oseg_video.types import Pipeline, SettingError, TokenGrid
@@ -131,10 +131,9 @@ class InputChanges:
         """The block as it is. share: which of how many equal parts of the rows are those of the branch."""
         site = self._adapter.site(block, self._blocks[name])
 
-        def note(query_BNSD: Tensor, key_BNSD: Tensor) -> Tensor:
-            query, key = (x.tensor_split(share[1])[share[0]] for x in (query_BNSD, key_BNSD))
-            self._read[name] = site.name, tokens.grid, attention_mass(query, key)
-            return query_BNSD
+        def note(_: QueryTransform | None, view: AttentionView) -> None:
+            query, key = (x.tensor_split(share[1])[share[0]] for x in (view.query_BNSD, view.key_BNTD))
+            self._read[name] = site.name, tokens.grid, attention_mass(query, key[:, :, view.own])
 
-        with ChangedQueries(site, tokens, note, lambda _: None).installed("normalised"):
+        with ObservedAttention(site, tokens, (), note, lambda _: None).installed():
             return block(*args, **kwargs)

@@ -152,7 +152,8 @@ def test_folders_are_methods_and_pair_by_file_name(tmp_path):
 def test_a_difference_of_distances_uses_the_resamples_of_both(tmp_path, monkeypatch):
     for guidance, seed in (("cfg", 0), ("oseg", 5)):
         write_drawn(tmp_path, 6, guidance=guidance, seed=seed)
-    monkeypatch.setattr(fvd, "RESAMPLES", 20)
+    few = dataclasses.replace(fvd.PROTOCOLS["fvd:embedded"], resamples=20)
+    monkeypatch.setitem(fvd.PROTOCOLS, "fvd:embedded", few)
     computed, distance = [], fvd.frechet_distance
     monkeypatch.setattr(fvd, "frechet_distance", lambda *a, **b: computed.append(1) or distance(*a, **b))
     with said() as lines:
@@ -488,7 +489,7 @@ def test_mistakes_are_one_line(tmp_path, capsys):
         (["--weights", "is:c3d=x"], "--weights are for a metric that is asked for; 'is:c3d' is none of them"),
         (
             ["--reference", tmp_path],
-            "--reference is about real clips, which none of the metrics compares with; these do: fvd:",
+            "--reference is about real clips, which none of the metrics compares with; these do: fid:",
         ),
         (["--save-reference", "r.safetensors"], "--save-reference is about real clips, which none"),
         (["--device", "warp"], "--device 'warp' cannot be used"),
