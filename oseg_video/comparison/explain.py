@@ -30,7 +30,7 @@ def _described(recipe: ComparisonRecipe, one: Variation, job: CountedJob) -> Ite
     size = f"{one.job.frames} x {one.job.height} x {one.job.width}, {one.job.steps} steps"
     yield f"{label(recipe.sweep, one.model, one.method)}: {one.count} clips of {size} by {one.job.model}"
     for kind in job.kinds:
-        yield f"  rule     {kind.plan.formula}, {kind.pass_count:.2f} passes a step ({kind.when})"
+        yield f"  rule     {kind.plan.formula}, {_range(*kind.pass_count, digits=2)} passes a step ({kind.when})"
     yield f"  cost     {_range(*job.passes)} passes a clip"
     if job.idle:
         yield f"  warning  {job.idle}"
@@ -52,5 +52,6 @@ def _measured(recipe: ComparisonRecipe) -> Iterator[str]:
             yield f"  {method:<7}{shown}"
 
 
-def _range(low: float, high: float) -> str:
-    return f"{low:,.0f}" if low == high else f"{low:,.0f} to {high:,.0f}"
+def _range(low: float, high: float, digits: int = 0) -> str:
+    shown = [f"{value:,.{digits}f}" for value in (low, high)]
+    return shown[0] if shown[0] == shown[1] else " to ".join(shown)

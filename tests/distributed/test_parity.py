@@ -128,8 +128,8 @@ def test_two_ranks_make_the_clip_of_one(two_ranks: Ranks, case: str, method_name
 @pytest.mark.parametrize("case", UNETS)
 def test_a_branch_runs_where_the_attention_that_it_starts_from_was(two_ranks: Ranks, case: str) -> None:
     (first, *_), (second, *_) = check(two_ranks, case, "sag", AXES["branch"])
-    assert [one.branches for one in first] == [("uncond",), ("perturbed",)]
-    assert [one.branches for one in second] == [("cond",)]
+    assert [one.branches for one in first] == [("cond",)]
+    assert [one.branches for one in second] == [("uncond",), ("perturbed",)]
 
 
 @pytest.mark.parametrize("case", ["mochi", "ltx", "hunyuan", "hunyuan15", "wan", "cogvideox"])
