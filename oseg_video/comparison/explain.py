@@ -30,7 +30,8 @@ def _described(recipe: ComparisonRecipe, one: Variation, job: CountedJob) -> Ite
     size = f"{one.job.frames} x {one.job.height} x {one.job.width}, {one.job.steps} steps"
     yield f"{label(recipe.sweep, one.model, one.method)}: {one.count} clips of {size} by {one.job.model}"
     for kind in job.kinds:
-        yield f"  rule     {kind.plan.formula}, {_range(*kind.pass_count, digits=2)} passes a step ({kind.when})"
+        passes = _range(*kind.pass_count, digits=2)
+        yield f"  rule     {kind.plan.formula}, {passes} passes a step ({kind.when})"
     yield f"  cost     {_range(*job.passes)} passes a clip"
     if job.idle:
         yield f"  warning  {job.idle}"

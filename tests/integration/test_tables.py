@@ -228,7 +228,7 @@ def test_images_without_a_prompt_from_sampling_to_the_page(tmp_path):
     )
     done = compare(recipe, tmp_path / "out")
     assert done.complete and done.summary.made == 9
-    assert list(done.results["better"]) == ["saturation", "contrast"]
+    assert list(done.results["better"]) == ["colours:saturation", "colours:contrast"]
     assert len(done.results["differences"]) == 4
     assert all(one["pairs"] == 3 and one["interval"] for one in done.results["differences"])
     page = json.loads(done.page.read_text().split('id="data">')[1].split("</script>")[0])

@@ -35,7 +35,7 @@ class Colours(MeanMetric):
 
     row_protocol = SUMMARIES
     values = tuple(
-        MetricValue(name=name, better=None, protocol={"definition": text}, least=0.0, most=most)
+        MetricValue(name=f"colours:{name}", better=None, protocol={"definition": text}, least=0.0, most=most)
         for (name, text), most in zip(SUMMARIES.items(), (1.0, 0.5), strict=True)
     )
 

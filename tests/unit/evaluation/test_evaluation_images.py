@@ -73,7 +73,7 @@ def test_contrast_is_the_spread_of_luminance() -> None:
 def test_colours_of_images_and_clips(tmp_path: Path) -> None:
     write_images(tmp_path, range(3), "cfg")
     found = values(tmp_path, ["colours"]).results["cfg"]
-    assert [one.name for one in found] == ["saturation", "contrast"] and found[0].clips == 3
+    assert [one.name for one in found] == ["colours:saturation", "colours:contrast"] and found[0].clips == 3
     expected = sum(saturation(pixels(seed)) for seed in range(3)) / 3
     assert found[0].value == pytest.approx(expected) and found[0].interval is not None
 
