@@ -20,6 +20,7 @@ from oseg_video import (
     CFG,
     FDG,
     MAMBOG,
+    MG,
     OSEG,
     PAG,
     S2,
@@ -30,7 +31,6 @@ from oseg_video import (
     TAG,
     TAGCFG,
     CFGZeroStar,
-    Momentum,
     guided,
 )
 from oseg_video.adapters import adapter_for
@@ -130,7 +130,7 @@ def slides(p: Predictions) -> Tensor:
 
 
 _TEXT: dict[str, Any] = {"guidance_scale": SCALE}
-_PROJECTED = {"eta": 0.25, "momentum": 0.0}
+_PROJECTED = {"eta": 0.25, "mg": 0.0}
 EXPECTED: dict[str, tuple[Guidance, Callable[[Predictions], Tensor]]] = {
     # A scale other than the pipeline's, so that ours is computed and not the pipeline's own.
     "cfg": (CFG(**_TEXT), text_term),
@@ -140,7 +140,7 @@ EXPECTED: dict[str, tuple[Guidance, Callable[[Predictions], Tensor]]] = {
     "fdg": (FDG(**_TEXT, detail=2.0), banded_term),
     "tag": (TAG(**_TEXT, tangent=1.5), amplified_term),
     "tag-cfg": (TAGCFG(**_TEXT), aligned_term),
-    "momentum": (Momentum(**_TEXT, history_scale=2.0, history_decay=0.6), momentum_term),
+    "mg": (MG(**_TEXT, history=2.0, history_decay=0.6), momentum_term),
     "smc-cfg": (SMCCFG(**_TEXT), switched_term),
     "stg": (STG(**_TEXT, blocks=BLOCKS, scale=PUSH), pushed(text_term)),
     "stg, attention skip": (
@@ -153,7 +153,7 @@ EXPECTED: dict[str, tuple[Guidance, Callable[[Predictions], Tensor]]] = {
     ),
     # All that it may draw, so that it differs from STG's block in both steps.
     "s2": (
-        S2(**_TEXT, blocks=(1, 2), scale=PUSH, dropped=2, interval=(0.0, 1.0)),
+        S2(**_TEXT, blocks=(1, 2), scale=PUSH, dropped=1, interval=(0.0, 1.0)),
         pushed(text_term),
     ),
     # In another block: in this one it is STG with attention values.

@@ -29,7 +29,7 @@ from oseg_video.guidance.methods.cfg import CFG  # noqa: E402
 from oseg_video.guidance.methods.cfg_zero import CFGZeroStar  # noqa: E402
 from oseg_video.guidance.methods.fdg import FDG  # noqa: E402
 from oseg_video.guidance.methods.mambo_g import MAMBOG  # noqa: E402
-from oseg_video.guidance.methods.momentum import Momentum  # noqa: E402
+from oseg_video.guidance.methods.mg import MG  # noqa: E402
 from oseg_video.guidance.methods.none import Unguided  # noqa: E402
 from oseg_video.guidance.methods.oseg import OSEG  # noqa: E402
 from oseg_video.guidance.methods.oseg_released import OSEGReleased  # noqa: E402
@@ -48,6 +48,7 @@ __all__ = [
     "FDG",
     "MAMBOG",
     "METHODS",
+    "MG",
     "OSEG",
     "PAG",
     "S2",
@@ -60,7 +61,6 @@ __all__ = [
     "BlockGuidance",
     "CFGZeroStar",
     "Guidance",
-    "Momentum",
     "OSEGReleased",
     "PerturbedGuidance",
     "TextGuidance",

@@ -15,9 +15,8 @@ from oseg_video.guidance.methods.base import (
 from oseg_video.guidance.perturbations import Change, SkipBlock
 from oseg_video.guidance.plan import Step, StepPlan
 from oseg_video.settings import setting, settings_of
-from oseg_video.settings.kinds import INTEGER, INTERVAL, SCALE, Blocks
-from oseg_video.settings.schedule import Schedule, values_of
-from oseg_video.types import SettingError
+from oseg_video.settings.kinds import FINITE, INTEGER, INTERVAL, SCALE, Blocks
+from oseg_video.settings.schedule import Schedule
 
 
 @guidance_method
@@ -26,7 +25,7 @@ class S2(PerturbedGuidance):
     """S2-Guidance: the perturbed branch skips blocks drawn anew in every step (arXiv 2508.12880).
 
     `C + (w - 1) T + lambda (C - P)` (equation 4). `blocks` names those to draw from; the paper leaves out
-    the first ones, and drops about a tenth of all. The draw depends on `draw` and the step alone, so that it
+    the first one, and drops about a tenth. The draw depends on `draw` and the step alone, so that it
     is the same on every rank and in every run.
     """
 
@@ -46,18 +45,15 @@ class S2(PerturbedGuidance):
         default=(0.1, 0.9),
         source="the central 80 % (arXiv 2508.12880, 4.5)",
     )
-    dropped: int = setting(
-        INTEGER, "how many of the blocks are skipped in a step", default=1, low=1, source="arXiv 2508.12880"
+    dropped: float = setting(
+        FINITE,
+        "share of the blocks that is skipped in a step, 0 to 1, rounded to at least one block",
+        default=0.1,
+        low=0,
+        high=1,
+        source="arXiv 2508.12880, 3.3",
     )
     draw: int = setting(INTEGER, "seed of the choice of blocks", default=0, low=0)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        fewest = min(len(blocks) for blocks in values_of(self.blocks) if blocks)
-        if self.dropped > fewest:
-            raise SettingError(
-                f"dropped must be at most the number of blocks to draw from, {fewest}, got {self.dropped}"
-            )
 
     @property
     def change(self) -> Change:
@@ -65,5 +61,7 @@ class S2(PerturbedGuidance):
 
     def _perturbed_plan(self, blocks: Blocks, perturbed_scale: float, step: Step) -> StepPlan:
         # Python draws the same from a text on every machine, and another choice for every step.
-        drawn = random.Random(f"{self.draw}:{step.index}").sample(blocks, self.dropped)
+        drawn = random.Random(f"{self.draw}:{step.index}").sample(
+            blocks, max(1, round(self.dropped * len(blocks)))
+        )
         return super()._perturbed_plan(tuple(sorted(drawn, key=blocks.index)), perturbed_scale, step)

@@ -13,23 +13,23 @@ from oseg_video.settings.kinds import FINITE
 if TYPE_CHECKING:
     from torch import Tensor
 
-_AVERAGE = "momentum_average"
+_AVERAGE = "mg_average"
 
 
 @guidance_method
 @dataclass(frozen=True, kw_only=True)
-class Momentum(TextGuidance):
+class MG(TextGuidance):
     """Momentum guidance: away from the average of earlier guided predictions (arXiv 2602.20360).
 
     `g + alpha (g - m)`, then `m = (1 - beta) g + beta m`, which begins as the first g (algorithm 1), with or
     without text guidance. Made for flow matching: it acts on the velocity that such a model predicts. As the
-    `text` of a perturbed method it knows nothing of the push. With history_scale 0 it is CFG.
+    `text` of a perturbed method it knows nothing of the push. With history 0 it is CFG.
     """
 
-    name: ClassVar[str] = "momentum"
+    name: ClassVar[str] = "mg"
     acts_alone: ClassVar[bool] = True
 
-    history_scale: float = setting(
+    history: float = setting(
         FINITE,
         "weight alpha of the difference to the average of earlier predictions; 0 is off",
         default=0.5,
@@ -50,10 +50,10 @@ class Momentum(TextGuidance):
 
         average = step.memory.get(_AVERAGE)
         pushed, step.memory[_AVERAGE] = combine.push_from_history(
-            prediction, average, scale=self.history_scale, decay=self.history_decay
+            prediction, average, scale=self.history, decay=self.history_decay
         )
         return pushed
 
     def shown_shaped(self, prediction: str) -> str:
-        numbers = f"scale {self.history_scale:g}, decay {self.history_decay:g}"
-        return f"momentum({prediction}; {numbers})"
+        numbers = f"alpha {self.history:g}, beta {self.history_decay:g}"
+        return f"MG({prediction}; {numbers})"
