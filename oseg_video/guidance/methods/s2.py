@@ -25,8 +25,8 @@ class S2(PerturbedGuidance):
     """S2-Guidance: the perturbed branch skips blocks drawn anew in every step (arXiv 2508.12880).
 
     `C + (w - 1) T + lambda (C - P)` (equation 4). `blocks` names those to draw from; the paper leaves out
-    the first one, and drops about a tenth. The draw depends on `draw` and the step alone, so that it
-    is the same on every rank and in every run.
+    the first one, and drops about a tenth. The choice depends on `draw` and the step alone, so that it is the
+    same on every rank and in every run.
     """
 
     name: ClassVar[str] = "s2"
@@ -61,7 +61,6 @@ class S2(PerturbedGuidance):
 
     def _perturbed_plan(self, blocks: Blocks, perturbed_scale: float, step: Step) -> StepPlan:
         # Python draws the same from a text on every machine, and another choice for every step.
-        drawn = random.Random(f"{self.draw}:{step.index}").sample(
-            blocks, max(1, round(self.dropped * len(blocks)))
-        )
+        count = max(1, round(self.dropped * len(blocks)))
+        drawn = random.Random(f"{self.draw}:{step.index}").sample(blocks, count)
         return super()._perturbed_plan(tuple(sorted(drawn, key=blocks.index)), perturbed_scale, step)
