@@ -130,7 +130,7 @@ def slides(p: Predictions) -> Tensor:
 
 
 _TEXT: dict[str, Any] = {"guidance_scale": SCALE}
-_PROJECTED = {"eta": 0.25, "mg": 0.0}
+_PROJECTED = {"eta": 0.25, "momentum": 0.0}
 EXPECTED: dict[str, tuple[Guidance, Callable[[Predictions], Tensor]]] = {
     # A scale other than the pipeline's, so that ours is computed and not the pipeline's own.
     "cfg": (CFG(**_TEXT), text_term),
