@@ -27,7 +27,9 @@ def table() -> str:
         given = {"guidance_scale": _W, "blocks": (1,), "scale": _LAMBDA}
         guidance = method(**{key: value for key, value in given.items() if key in known})
         plan = guidance.plan(Step(index=5, count=10, noise_level=0.5, pipeline_scale=3.0))
-        formula = plan.formula.replace(f"{_W - 1:g} ", "(w - 1) ").replace(f"{_LAMBDA:g} ", "lambda ")
+        formula = plan.formula
+        for number, letter in ((_W, "w"), (_W - 1, "(w - 1)"), (_LAMBDA, "lambda")):
+            formula = formula.replace(f"{number:g} ", f"{letter} ")
         formula = re.sub(r"; .*?\)", ")", formula)
         words = guidance.change.words if isinstance(guidance, BlockGuidance) else "nothing"
         about = (method.__doc__ or "").strip().split("\n")[0].rstrip(".")

@@ -22,7 +22,7 @@ from oseg_video.adapters.denoiser import (
 )
 from oseg_video.adapters.sampling import Condition, Sampling
 from oseg_video.adapters.settings import ClipSize, FamilySettings
-from oseg_video.types import OsegVideoError, Pipeline
+from oseg_video.types import OsegVideoError, Pipeline, TokenGrid
 
 if TYPE_CHECKING:
     from torch import nn
@@ -80,6 +80,13 @@ class ModelAdapter(FamilySettings, ABC):
     @abstractmethod
     def video_tokens(self, denoiser: Any, arguments: Mapping[str, Any], address: BlockAddress) -> VideoTokens:
         """The clip's tokens at a block's attention, from the arguments of a denoiser call."""
+
+    def prediction_grid(self, arguments: Mapping[str, Any]) -> TokenGrid | None:
+        """The clip's latents where a prediction is a sequence of them, [B, S, C], which they end.
+
+        None where height and width are its last two dimensions.
+        """
+        return None
 
     @abstractmethod
     def example_arguments(self, denoiser: Any, clip: ClipSize, rows: int) -> dict[str, Any]:

@@ -46,11 +46,10 @@ class LTXAdapter(ModelAdapter):
     token_inputs = TokenInputs({"image_rotary_emb": 1}, _times)
 
     def video_tokens(self, denoiser: Any, arguments: Mapping[str, Any], address: BlockAddress) -> VideoTokens:
-        coordinates = arguments.get("video_coords")
-        if coordinates is None:
-            grid = TokenGrid(arguments["num_frames"], arguments["height"], arguments["width"])
-            return VideoTokens(grid)
-        return _tokens_from_coordinates(coordinates)
+        return _video_tokens(arguments)
+
+    def prediction_grid(self, arguments: Mapping[str, Any]) -> TokenGrid:
+        return _video_tokens(arguments).grid
 
     def example_arguments(self, denoiser: Any, clip: ClipSize, rows: int) -> dict[str, Any]:
         import torch
@@ -67,6 +66,13 @@ class LTXAdapter(ModelAdapter):
             "height": height,
             "width": width,
         }
+
+
+def _video_tokens(arguments: Mapping[str, Any]) -> VideoTokens:
+    coordinates = arguments.get("video_coords")
+    if coordinates is None:
+        return VideoTokens(TokenGrid(arguments["num_frames"], arguments["height"], arguments["width"]))
+    return _tokens_from_coordinates(coordinates)
 
 
 def _tokens_from_coordinates(coordinates: Tensor) -> VideoTokens:

@@ -149,10 +149,14 @@ class _DenoiserCall:
         return self.target.runner.run(self.made.again, inputs, branches, conditions, noise=noise, cache=cache)
 
     def blank(self, conditions: tuple[Condition, ...]) -> Tensor:
-        sample = self.sample
-        rows = sample[: len(sample) // len(conditions)]
+        latents = self.latents(conditions)
+        return torch.zeros(latents.shape, dtype=latents.dtype, device=latents.device)
+
+    def latents(self, conditions: tuple[Condition, ...]) -> Tensor:
+        """The noisy latents of one condition, without the channels of an image behind them."""
+        rows = self.sample[: len(self.sample) // len(conditions)]
         shape = self.adapter.denoiser_call.prediction_shape(self.target.denoiser, rows)
-        return torch.zeros(shape, dtype=sample.dtype, device=sample.device)
+        return rows[tuple(slice(size) for size in shape)]
 
     def result(self, prediction: Tensor) -> Any:
         if self.arguments.get("return_dict", True):
@@ -234,7 +238,15 @@ class _Session:
             )
         every = tuple(condition for one in calls for condition in one)
         scale = sampling.scale(self._pipe, arguments, call.target.name) if "uncond" in every else 1.0
-        step = Step(position.index, position.count, position.noise_level, scale, current.memory)
+        step = Step(
+            position.index,
+            position.count,
+            position.noise_level,
+            scale,
+            current.memory,
+            call.latents(calls[0]),
+            self._adapter.prediction_grid(call.arguments),
+        )
         plan = self._guidance.plan(step)
         self._check_plan(plan, step, set(every), current)
         current.plans.append(plan)

@@ -4,8 +4,8 @@ C `cond`, U `uncond` (null or negative prompt), P `perturbed`, ~ the same branch
 predictions have one shape [B, ...], and "per sample" reduces every dimension but the first. A scale is a
 number, or a tensor that broadcasts against the predictions (SVD's scale grows over the frames). A guided
 prediction is a text part, `cfg` or `extrapolate`, to which `push_away` adds a perturbed term. The linear
-rules hold in every prediction type; `projection_scale` and all that uses it, and `rescale`, do not: they act
-on the type that the model predicts.
+rules hold in every prediction type, and so do those on what is tangential to the noisy latents; others, such
+as `projection_scale` and `rescale`, act on the type that the model predicts.
 """
 
 from __future__ import annotations
@@ -80,6 +80,93 @@ def apg_update(
         update = update * (norm_threshold / norm).clamp(max=1)
     along_cond = projection_scale(update, cond) * upcast(cond)
     return update - (1 - eta) * along_cond, average
+
+
+def damped_difference(cond: Tensor, uncond: Tensor, damping: float) -> Tensor:
+    """`(C - U) exp(-damping r)` with `r = ||C - U|| / ||U||` per sample, the text difference of MAMBO-G.
+
+    With it `C + (w - 1) T` is CFG at the scale `1 + (w - 1) exp(-damping r)` (arXiv 2508.03442). Damping 0
+    returns `C - U` exactly; where U = 0, the ratio has no value and the difference is 0. Raises ShapeError.
+    """
+    update = difference(cond, uncond)
+    if damping == 0:
+        return update
+    per_sample = tuple(range(1, update.ndim))
+    size = torch.linalg.vector_norm(update, dim=per_sample, keepdim=True)
+    ratio = size / torch.linalg.vector_norm(upcast(uncond), dim=per_sample, keepdim=True)
+    # 0 / 0 is a difference of 0, whatever it is damped by.
+    damped: Tensor = update * torch.exp(-damping * ratio.nan_to_num(0.0))
+    return damped
+
+
+def tangential(x: Tensor, sample: Tensor) -> Tensor:
+    """What of `x` is orthogonal to the noisy latents `sample`, per sample (arXiv 2510.04533, equation 6).
+
+    A prediction of another type is `a sample + b x` with numbers a and b, so that this part of it is b times
+    as large: what is done to it does not depend on the type. Raises ShapeError.
+    """
+    return upcast(x) - projection_scale(x, sample) * upcast(sample)
+
+
+def amplify_tangent(prediction: Tensor, sample: Tensor, factor: float) -> Tensor:
+    """The tangential part of a prediction times `factor`, the rest as it is (arXiv 2510.04533, equation 7).
+
+    The paper amplifies `x_next - x` of a solver's step. Where that is `a x + b prediction`, as of Euler and
+    DDIM, it is the same. Factor 1 returns the prediction exactly. Raises ShapeError.
+    """
+    prediction = upcast(prediction)
+    return prediction if factor == 1 else prediction + (factor - 1) * tangential(prediction, sample)
+
+
+def aligned_tangent(cond: Tensor, uncond: Tensor, sample: Tensor, *, relative: bool) -> Tensor:
+    """The projection of C on the tangential part of `C - U` (arXiv 2510.04533, equations 24 and 25).
+
+    `(<C, g> / ||g||^2) g` with `g = tangential(C - U, x)` per sample; `relative` brings it to the norm of
+    `C - U` (equation 28). 0 where g = 0. Raises ShapeError.
+    """
+    update = difference(cond, uncond)
+    tangent = tangential(update, sample)
+    aligned = projection_scale(cond, tangent) * tangent
+    if not relative:
+        return aligned
+    per_sample = tuple(range(1, update.ndim))
+    norm = torch.linalg.vector_norm(aligned, dim=per_sample, keepdim=True)
+    size = torch.linalg.vector_norm(update, dim=per_sample, keepdim=True)
+    scaled: Tensor = aligned * (size / norm.where(norm > 0, 1.0))
+    return scaled
+
+
+def push_from_history(
+    prediction: Tensor, average: Tensor | None, *, scale: float, decay: float
+) -> tuple[Tensor, Tensor]:
+    """`v + scale (v - m)` and the next m, `(1 - decay) v + decay m` (arXiv 2602.20360, algorithm 1).
+
+    Args:
+        average: m, what the step before returned; None on the first step, where m is v and nothing changes.
+
+    Raises:
+        ShapeError: tensors of unequal shape.
+    """
+    prediction = upcast(prediction)
+    if average is None:
+        return prediction, prediction
+    check_same_shape(prediction=prediction, average=average)
+    average = upcast(average)
+    return prediction + scale * (prediction - average), torch.lerp(prediction, average, decay)
+
+
+def switched_difference(
+    cond: Tensor, uncond: Tensor, before: Tensor | None, *, slope: float, gain: float
+) -> Tensor:
+    """`e - gain sign(s)` with `e = C - U` and `s = (e - e') + slope e'` (arXiv 2603.03281, algorithm 1).
+
+    e' is what the step before returned; on the first step (None) e itself. Gain 0 returns `C - U` exactly.
+    The sign is that of each element, as in the authors' code (hanyang-21/CFG-Ctrl). Raises ShapeError.
+    """
+    error = difference(cond, uncond)
+    before = error if before is None else upcast(before)
+    check_same_shape(cond=cond, before=before)
+    return error - gain * torch.sign(error - before + slope * before)
 
 
 def extrapolate(cond: Tensor, difference: Tensor, scale: Scale) -> Tensor:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from oseg_video.guidance.perturbations import Change
+from oseg_video.types import TokenGrid
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -54,6 +55,12 @@ class Step:
     1 means that it runs no `uncond`."""
     memory: dict[str, Tensor] = field(default_factory=dict, compare=False)
     """What a rule keeps from step to step of one sampling run; empty at its start."""
+    sample: Tensor | None = field(default=None, compare=False, repr=False)
+    """The noisy latents that the predictions are made for, in the predictions' shape and up to a positive
+    factor (some schedulers scale what they show the network); None before sampling."""
+    grid: TokenGrid | None = None
+    """Latents of the clip where predictions are sequences [B, S, C], of which they are the last; None where
+    height and width are the predictions' last two dimensions."""
 
 
 @dataclass(frozen=True)

@@ -88,3 +88,11 @@ def check_same_shape(**tensors: Tensor) -> None:
             raise ShapeError(
                 f"{name} {tuple(tensor.shape)} must have the shape of {first_name} {tuple(first.shape)}"
             )
+
+
+def check_frames(x: Tensor, grid: TokenGrid | None) -> None:
+    """Raises ShapeError unless x is frames [..., H, W], or with a grid a sequence [B, S, C] of its tokens."""
+    if grid is None and x.ndim < 4:
+        raise ShapeError(f"a prediction {tuple(x.shape)} has no height and width; a grid must say what it is")
+    if grid is not None and (x.ndim != 3 or x.shape[1] < grid.tokens):
+        raise ShapeError(f"a prediction {tuple(x.shape)} is no sequence of at least {grid} = {grid.tokens}")

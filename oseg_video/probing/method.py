@@ -87,7 +87,7 @@ class Probing(Guidance):
         # The pipeline's own combination is no more possible, but it is that of the method.
         if "uncond" not in plain:
             return plain["cond"]
-        return self.base.guided(plain["cond"], plain["uncond"], step.pipeline_scale, step.memory)
+        return self.base.guided(plain["cond"], plain["uncond"], step.pipeline_scale, step)
 
 
 def _name(block: int) -> str:

@@ -7,7 +7,7 @@ test_cogvideox) this is what stands behind the table of models and methods in th
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -15,8 +15,26 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from oseg_video import APG, CFG, OSEG, PAG, SAG, SEG, STG, CFGZeroStar, guided
+from oseg_video import (
+    APG,
+    CFG,
+    FDG,
+    MAMBOG,
+    MG,
+    OSEG,
+    PAG,
+    S2,
+    SAG,
+    SEG,
+    SMCCFG,
+    STG,
+    TAG,
+    TAGCFG,
+    CFGZeroStar,
+    guided,
+)
 from oseg_video.adapters import adapter_for
+from oseg_video.guidance.bands import low_band
 from oseg_video.guidance.methods import METHODS, Guidance
 from oseg_video.guidance.plan import Step, StepPlan
 from tests.integration.families import CASES, SCALE, Case
@@ -24,7 +42,11 @@ from tests.integration.families import CASES, SCALE, Case
 PUSH = 1.5
 BLOCKS = (2,)
 
-Predictions = Mapping[str, Tensor]
+
+class Predictions(dict[str, Tensor]):
+    """What a rule took, and the step that it was for."""
+
+    step: Step
 
 
 def inner(a: Tensor, b: Tensor) -> Tensor:
@@ -47,6 +69,53 @@ def projected_term(p: Predictions) -> Tensor:
     return p["cond"] + (SCALE - 1) * (difference - 0.75 * along)
 
 
+def damped_term(p: Predictions) -> Tensor:
+    difference = p["cond"] - p["uncond"]
+    ratio = (inner(difference, difference) / inner(p["uncond"], p["uncond"])).sqrt()
+    return p["uncond"] + (1 + (SCALE - 1) * torch.exp(-ratio)) * difference
+
+
+def banded_term(p: Predictions) -> Tensor:
+    """Bands of frames; a sequence of tokens as the frames that it stands for."""
+    difference, grid = p["cond"] - p["uncond"], p.step.grid
+    weighed = difference.clone()
+    if grid is None:
+        weighed = low_band(difference) + 2.0 * (difference - low_band(difference))
+    else:
+        clip = difference[:, -grid.tokens :].mT.unflatten(2, grid.shape)
+        weighed[:, -grid.tokens :] = (2 * clip - low_band(clip)).flatten(2).mT
+    return p["cond"] + (SCALE - 1) * weighed
+
+
+def tangent_of(x: Tensor, p: Predictions) -> Tensor:
+    assert p.step.sample is not None
+    sample = p.step.sample.double()
+    return x - inner(x, sample) / inner(sample, sample) * sample
+
+
+def amplified_term(p: Predictions) -> Tensor:
+    return text_term(p) + 0.5 * tangent_of(text_term(p), p)
+
+
+def aligned_term(p: Predictions) -> Tensor:
+    tangent = tangent_of(p["cond"] - p["uncond"], p)
+    return text_term(p) + inner(p["cond"], tangent) / inner(tangent, tangent) * tangent
+
+
+def momentum_term(p: Predictions) -> Tensor:
+    now = text_term(p)
+    before = p.step.memory.setdefault("expected", now)
+    p.step.memory["expected"] = 0.4 * now + 0.6 * before
+    return now + 2.0 * (now - before)
+
+
+def switched_term(p: Predictions) -> Tensor:
+    error = p["cond"] - p["uncond"]
+    before = p.step.memory.get("expected", error)
+    p.step.memory["expected"] = error - 0.2 * torch.sign(error - before + 5 * before)
+    return p["uncond"] + SCALE * p.step.memory["expected"]
+
+
 def pushed(term: Callable[[Predictions], Tensor]) -> Callable[[Predictions], Tensor]:
     return lambda p: term(p) + PUSH * (p["cond"] - p["perturbed"])
 
@@ -67,6 +136,12 @@ EXPECTED: dict[str, tuple[Guidance, Callable[[Predictions], Tensor]]] = {
     "cfg": (CFG(**_TEXT), text_term),
     "cfg-zero": (CFGZeroStar(**_TEXT, zero_steps=0), zero_star_term),
     "apg": (APG(**_TEXT, **_PROJECTED), projected_term),
+    "mambo-g": (MAMBOG(**_TEXT, damping=1.0), damped_term),
+    "fdg": (FDG(**_TEXT, detail=2.0), banded_term),
+    "tag": (TAG(**_TEXT, tangent=1.5), amplified_term),
+    "tag-cfg": (TAGCFG(**_TEXT), aligned_term),
+    "mg": (MG(**_TEXT, history=2.0, history_decay=0.6), momentum_term),
+    "smc-cfg": (SMCCFG(**_TEXT), switched_term),
     "stg": (STG(**_TEXT, blocks=BLOCKS, scale=PUSH), pushed(text_term)),
     "stg, attention skip": (
         STG(**_TEXT, blocks=BLOCKS, scale=PUSH, mode="attention_skip"),
@@ -74,6 +149,11 @@ EXPECTED: dict[str, tuple[Guidance, Callable[[Predictions], Tensor]]] = {
     ),
     "stg, attention values": (
         STG(**_TEXT, blocks=BLOCKS, scale=PUSH, mode="attention_values"),
+        pushed(text_term),
+    ),
+    # All that it may draw, so that it differs from STG's block in both steps.
+    "s2": (
+        S2(**_TEXT, blocks=(1, 2), scale=PUSH, dropped=1, interval=(0.0, 1.0)),
         pushed(text_term),
     ),
     # In another block: in this one it is STG with attention values.
@@ -102,7 +182,7 @@ class Recorded(Guidance):
     """Another guidance, with every prediction that its rule took, and its result."""
 
     inner: Guidance
-    taken: list[tuple[dict[str, Tensor], Tensor]] = dataclasses.field(default_factory=list)
+    taken: list[tuple[Predictions, Tensor]] = dataclasses.field(default_factory=list)
     name = "recorded"
 
     @property
@@ -122,7 +202,9 @@ class Recorded(Guidance):
 
         def rule(**predictions: Tensor) -> Tensor:
             result = plan.rule(**predictions)
-            self.taken.append((predictions, result))
+            exact = Predictions({name: value.double() for name, value in predictions.items()})
+            exact.step = step
+            self.taken.append((exact, result))
             return result
 
         return dataclasses.replace(plan, rule=rule)
@@ -138,12 +220,13 @@ def test_every_method_is_here() -> None:
 def test_the_scheduler_gets_the_formula(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     pipe = case.build()
     pipe.set_progress_bar_config(disable=True)
-    given: list[Tensor] = []
+    given: list[tuple[Tensor, Tensor]] = []
     step = pipe.scheduler.step
     results = {}
 
     def record(model_output: Tensor, *args: Any, **kwargs: Any) -> Any:
-        given.append(model_output.clone())
+        *_, latents = (x for x in args if isinstance(x, Tensor) and x.shape == model_output.shape)
+        given.append((model_output.clone(), latents.clone()))
         return step(model_output, *args, **kwargs)
 
     monkeypatch.setattr(pipe.scheduler, "step", record)
@@ -155,10 +238,17 @@ def test_the_scheduler_gets_the_formula(case: Case, monkeypatch: pytest.MonkeyPa
         with guided(pipe, recorded):
             results[name] = case.run(pipe, guidance_scale=SCALE - 1, num_inference_steps=2)
         assert len(recorded.taken) == len(given) == 2, name
-        for (predictions, result), handed in zip(recorded.taken, given, strict=True):
-            exact = expected({key: value.double() for key, value in predictions.items()})
-            assert_close(result.double(), exact, rtol=1e-4, atol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+        for (p, result), (handed, latents) in zip(recorded.taken, given, strict=True):
+            assert_close(
+                result.double(), expected(p), rtol=1e-4, atol=1e-4, msg=lambda m, n=name: f"{n}: {m}"
+            )
             assert_close(handed, case.handed_on(pipe, result), rtol=1e-5, atol=1e-5)
+            # The latents of the step, up to a factor.
+            assert p.step.sample is not None and p.step.sample.shape == result.shape
+            seen = case.handed_on(pipe, p.step.sample).double()
+            assert_close(
+                inner(seen, latents) ** 2, inner(seen, seen) * inner(latents, latents), rtol=1e-3, atol=0
+            )
     names = list(results)
     for i, one in enumerate(names):
         for other in names[i + 1 :]:

@@ -494,7 +494,8 @@ def without_prompt(folders, name, *flags, out):
     return arguments
 
 
-@pytest.mark.parametrize("method", [name for name in PERTURBED if name != "oseg-released"])
+# OSEG as released is for two families of video, and S2-Guidance has recipes for transformers only.
+@pytest.mark.parametrize("method", [name for name in PERTURBED if name not in ("oseg-released", "s2")])
 @pytest.mark.parametrize("name", IMAGES)
 def test_without_a_prompt_no_text_guides(capsys, tmp_path, folders, name, method):
     """The recipes of these methods have a guidance scale; of the formula only the push is left."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from oseg_video.guidance.methods.base import TextGuidance, guidance_method
+from oseg_video.guidance.plan import Step
 from oseg_video.settings import setting
 from oseg_video.settings.kinds import FINITE
 
@@ -53,19 +54,19 @@ class APG(TextGuidance):
         source="the paper's numbers are for images; the norm grows with the clip and differs by model",
     )
 
-    def difference(self, cond: Tensor, uncond: Tensor, memory: dict[str, Tensor]) -> Tensor:
+    def difference(self, cond: Tensor, uncond: Tensor, step: Step) -> Tensor:
         from oseg_video.guidance import combine
 
         update, average = combine.apg_update(
             cond,
             uncond,
-            memory.get(_AVERAGE),
+            step.memory.get(_AVERAGE),
             eta=self.eta,
             momentum=self.momentum,
             norm_threshold=self.norm_threshold,
         )
         if self.momentum:
-            memory[_AVERAGE] = average
+            step.memory[_AVERAGE] = average
         return update
 
     def shown_difference(self, uncond: str) -> str:

@@ -131,12 +131,15 @@ class ScaledGuidance(Guidance):
         if text.zeroes(step):
             return StepPlan({"cond": Branch("cond")}, "0", _zero)
         if is_off(scale):
-            return self._plain_plan(step)
+            if not text.acts_alone:
+                return self._plain_plan(step)
+            alone = partial(_shaped_alone, text, step)
+            return self._with_rule({"cond": Branch("cond")}, text.shown_shaped("C"), alone, step)
         branches = {"uncond": Branch("uncond"), "cond": Branch("cond")}
         plain = text.is_pipelines_rule and value_at(self.rescale, step.noise_level) == 0
         if plain and same_scale(scale, step.pipeline_scale):
             return StepPlan(branches, text.formula(scale, "U"))
-        rule = partial(_text_alone, text, scale, step.memory)
+        rule = partial(_text_alone, text, scale, step)
         return self._with_rule(branches, text.formula(scale, "U"), rule, step)
 
     def _plain_plan(self, step: Step) -> StepPlan:
@@ -154,40 +157,54 @@ class ScaledGuidance(Guidance):
 
 @dataclass(frozen=True, kw_only=True)
 class TextGuidance(ScaledGuidance):
-    """`C + (w - 1) T` with a text difference T; outside the interval `C`.
+    """`C + (w - 1) T` with a text difference T, and what is done to the whole; outside the interval `C`.
 
     The text part of every perturbed method is one of these: `OSEG(text=APG(eta=0.5), ...)`. A subclass has
-    `difference` and its words; C, U: float [B, ...], the conditional and the (plain or perturbed)
-    unconditional prediction; computed and returned in float32 (float64 stays).
+    `difference` or `shaped`, and their words; C, U: float [B, ...], the conditional and the (plain or
+    perturbed) unconditional prediction; computed and returned in float32 (float64 stays). What lasts from
+    step to step is kept in `step.memory`.
     """
 
     is_pipelines_rule: ClassVar[bool] = False
     """Whether the pipeline's own `u + w (c - u)` is just this."""
+    acts_alone: ClassVar[bool] = False
+    """Whether `shaped` also changes C where there is no text guidance."""
 
     def plan(self, step: Step) -> StepPlan:
         return self._text_plan(self, step) if self._active(step) else self._plain_plan(step)
 
-    def difference(self, cond: Tensor, uncond: Tensor, memory: dict[str, Tensor]) -> Tensor:
-        """T of one step; may read and write `memory`, which lasts for one sampling run."""
-        raise NotImplementedError
+    def difference(self, cond: Tensor, uncond: Tensor, step: Step) -> Tensor:
+        """T of one step."""
+        from oseg_video.guidance import combine
+
+        return combine.difference(cond, uncond)
 
     def shown_difference(self, uncond: str) -> str:
         """T for the reader, with `uncond` as the name of the unconditional prediction."""
-        raise NotImplementedError
+        return f"(C - {uncond})"
 
-    def extrapolated(self, cond: Tensor, uncond: Tensor, scale: Scale, memory: dict[str, Tensor]) -> Tensor:
-        """`C + (scale - 1) T`."""
+    def shaped(self, prediction: Tensor, step: Step) -> Tensor:
+        """What is done to `C + (w - 1) T`, or without text guidance to C."""
+        return prediction
+
+    def shown_shaped(self, prediction: str) -> str:
+        """`shaped` for the reader."""
+        return prediction
+
+    def extrapolated(self, cond: Tensor, uncond: Tensor, scale: Scale, step: Step) -> Tensor:
+        """`C + (scale - 1) T`, shaped."""
         from oseg_video.guidance import combine
 
-        return combine.extrapolate(cond, self.difference(cond, uncond, memory), scale)
+        difference = self.difference(cond, uncond, step)
+        return self.shaped(combine.extrapolate(cond, difference, scale), step)
 
-    def guided(self, cond: Tensor, uncond: Tensor, scale: Scale, memory: dict[str, Tensor]) -> Tensor:
+    def guided(self, cond: Tensor, uncond: Tensor, scale: Scale, step: Step) -> Tensor:
         """`extrapolated`, in the order of operations that the method is known by."""
-        return self.extrapolated(cond, uncond, scale, memory)
+        return self.extrapolated(cond, uncond, scale, step)
 
     def formula(self, scale: Scale, uncond: str) -> str:
         """`extrapolated` for the reader."""
-        return f"C + {shown(scale, less=1)} {self.shown_difference(uncond)}"
+        return self.shown_shaped(f"C + {shown(scale, less=1)} {self.shown_difference(uncond)}")
 
     def zeroes(self, step: Step) -> bool:
         """Whether the whole prediction of this step is zero. Raises SettingError if that leaves no step."""
@@ -300,9 +317,9 @@ class PerturbedGuidance(BlockGuidance):
         branches = {} if is_off(scale) else {"uncond": Branch("uncond")}
         branches["cond"] = Branch("cond")
         branches["perturbed"] = perturbed = self._perturbed_branch(blocks, branches)
-        text = "C" if is_off(scale) else self.text.formula(scale, "U")
+        text = self.text.shown_shaped("C") if is_off(scale) else self.text.formula(scale, "U")
         formula = f"{text} + {perturbed_scale:g} ({_LETTERS[perturbed.condition]} - P)"
-        rule = partial(_text_and_push, self.text, scale, perturbed_scale, step.memory, perturbed.condition)
+        rule = partial(_text_and_push, self.text, scale, perturbed_scale, step, perturbed.condition)
         return self._with_rule(branches, formula, rule, step)
 
     def _perturbed_branch(self, blocks: Blocks, plain: Mapping[str, Branch]) -> Branch:
@@ -324,17 +341,19 @@ def _zero(cond: Tensor) -> Tensor:
     return torch.zeros_like(upcast(cond))
 
 
-def _text_alone(
-    text: TextGuidance, scale: Scale, memory: dict[str, Tensor], *, cond: Tensor, uncond: Tensor
-) -> Tensor:
-    return text.guided(cond, uncond, scale, memory)
+def _shaped_alone(text: TextGuidance, step: Step, *, cond: Tensor) -> Tensor:
+    return text.shaped(_cond_alone(cond), step)
+
+
+def _text_alone(text: TextGuidance, scale: Scale, step: Step, *, cond: Tensor, uncond: Tensor) -> Tensor:
+    return text.guided(cond, uncond, scale, step)
 
 
 def _text_and_push(
     text: TextGuidance,
     scale: Scale,
     perturbed_scale: float,
-    memory: dict[str, Tensor],
+    step: Step,
     condition: Condition,
     *,
     cond: Tensor,
@@ -343,7 +362,10 @@ def _text_and_push(
 ) -> Tensor:
     from oseg_video.guidance import combine
 
-    prediction = cond if uncond is None else text.guided(cond, uncond, scale, memory)
+    if uncond is None:
+        prediction = _shaped_alone(text, step, cond=cond)
+    else:
+        prediction = text.guided(cond, uncond, scale, step)
     plain = {"cond": cond, "uncond": uncond}[condition]
     assert plain is not None
     return combine.push_away(prediction, cond=plain, perturbed=perturbed, scale=perturbed_scale)

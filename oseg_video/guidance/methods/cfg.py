@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from oseg_video.guidance.methods.base import TextGuidance, guidance_method
+from oseg_video.guidance.plan import Step
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,16 +22,8 @@ class CFG(TextGuidance):
     name: ClassVar[str] = "cfg"
     is_pipelines_rule: ClassVar[bool] = True
 
-    def difference(self, cond: Tensor, uncond: Tensor, memory: dict[str, Tensor]) -> Tensor:
-        from oseg_video.guidance import combine
-
-        return combine.difference(cond, uncond)
-
-    def guided(self, cond: Tensor, uncond: Tensor, scale: Scale, memory: dict[str, Tensor]) -> Tensor:
+    def guided(self, cond: Tensor, uncond: Tensor, scale: Scale, step: Step) -> Tensor:
         from oseg_video.guidance import combine
 
         # diffusers' own expression, so that only what a method adds differs from a stock pipeline.
         return combine.cfg(cond, uncond, scale)
-
-    def shown_difference(self, uncond: str) -> str:
-        return f"(C - {uncond})"

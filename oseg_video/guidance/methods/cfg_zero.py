@@ -33,7 +33,7 @@ class CFGZeroStar(TextGuidance):
         source="the paper's default (arXiv 2503.18886)",
     )
 
-    def difference(self, cond: Tensor, uncond: Tensor, memory: dict[str, Tensor]) -> Tensor:
+    def difference(self, cond: Tensor, uncond: Tensor, step: Step) -> Tensor:
         from oseg_video.guidance import combine
 
         return combine.zero_star_difference(cond, uncond)

@@ -97,10 +97,10 @@ class OSEG(PerturbedGuidance):
             branches["uncond_perturbed"] = Branch("uncond", perturbation)
         if perturbed_scale != 0:
             branches["cond_perturbed"] = Branch("cond", perturbation)
-        formula = "C" if is_off(scale) else self.text.formula(scale, "U~")
+        formula = self.text.shown_shaped("C") if is_off(scale) else self.text.formula(scale, "U~")
         if perturbed_scale != 0:
             formula += f" + {perturbed_scale:g} (C - C~)"
-        rule = partial(_both_perturbed, self.text, scale, perturbed_scale, step.memory)
+        rule = partial(_both_perturbed, self.text, scale, perturbed_scale, step)
         return self._with_rule(branches, formula, rule, step)
 
 
@@ -108,17 +108,19 @@ def _both_perturbed(
     text: TextGuidance,
     scale: Scale,
     perturbed_scale: float,
-    memory: dict[str, Tensor],
+    step: Step,
     *,
     cond: Tensor,
     uncond_perturbed: Tensor | None = None,
     cond_perturbed: Tensor | None = None,
 ) -> Tensor:
     from oseg_video.guidance import combine
+    from oseg_video.guidance.numerics import upcast
 
-    prediction = cond
     if uncond_perturbed is not None:
-        prediction = text.extrapolated(cond, uncond_perturbed, scale, memory)
+        prediction = text.extrapolated(cond, uncond_perturbed, scale, step)
+    else:
+        prediction = text.shaped(upcast(cond), step)
     if cond_perturbed is not None:
         prediction = combine.push_away(prediction, cond=cond, perturbed=cond_perturbed, scale=perturbed_scale)
     return prediction

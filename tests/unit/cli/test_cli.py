@@ -137,7 +137,10 @@ def test_prompts_from_a_file(tmp_path):
         (["generate", *PROMPT, "--steps", "ten"], "--steps must be an integer, got 'ten'"),
         (["generate", *PROMPT, "--steps", "0"], "steps must be from 1 to 1000, got 0"),
         (["generate", *PROMPT, "--fps", "nan"], "--fps must be a number, got 'nan'"),
-        (["generate", *PROMPT, "--guidance", "sga"], "guidance must be one of apg, cfg, cfg-zero, none, "),
+        (
+            ["generate", *PROMPT, "--guidance", "sga"],
+            "guidance must be one of apg, cfg, cfg-zero, fdg, mambo-g, mg, none, ",
+        ),
         (["generate", *PROMPT, "--blocks", ""], "--blocks must be block indices (integers >= 0) or names"),
         (["generate", *PROMPT, "--blocks", "1,,2"], "names (a-z, 0-9 and _ . : -), got ''"),
         (

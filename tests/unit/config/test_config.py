@@ -180,9 +180,12 @@ def test_every_setting_of_every_method_is_a_key():
             "blocks must be block indices (integers >= 0) or names (a-z, 0-9 and _ . : -), got 1.5",
         ),
         ({"stg_scale": "4"}, "stg_scale must be a number, got '4'"),
-        ({"text": "zero"}, "text must be one of apg, cfg, cfg-zero, got 'zero'"),
+        (
+            {"text": "zero"},
+            "text must be one of apg, cfg, cfg-zero, fdg, mambo-g, mg, smc-cfg, tag, tag-cfg, got 'zero'",
+        ),
         ({"mode": "skip"}, "mode must be one of residual, attention_skip, attention_values, got 'skip'"),
-        ({"guidance": "CFG"}, "guidance must be one of apg, cfg, cfg-zero, none, "),
+        ({"guidance": "CFG"}, "guidance must be one of apg, cfg, cfg-zero, fdg, mambo-g, mg, none, "),
         ({"refresh": {"uncond": 0}}, "refresh must be numbers of steps from 1, or fractions"),
         ({"refresh": {"perturb": 2}}, "refresh must be steps by branch, which is one of uncond, perturbed"),
         ({"cache": 2}, "cache must be from 0 to 1, got 2"),
@@ -316,7 +319,7 @@ def test_what_nothing_sets_is_named():
         resolve({}, family="unheard-of")
 
 
-PERTURBED = ("stg", "pag", "sag", "seg", "oseg", "oseg-released")
+PERTURBED = ("stg", "s2", "pag", "sag", "seg", "oseg", "oseg-released")
 
 
 @pytest.mark.parametrize("guidance", METHODS)

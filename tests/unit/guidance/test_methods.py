@@ -33,8 +33,8 @@ def branches_of(guidance: Guidance, at: Step) -> dict[str, tuple[str, bool]]:
 def test_every_method_is_known_by_its_name() -> None:
     assert {name: method.name for name, method in METHODS.items()} == {n: n for n in METHODS}
     assert set(METHODS) == {
-        *("none", "cfg", "cfg-zero", "apg"),
-        *("stg", "pag", "sag", "seg", "oseg", "oseg-released"),
+        *("none", "cfg", "cfg-zero", "apg", "fdg", "mambo-g", "mg", "smc-cfg", "tag", "tag-cfg"),
+        *("stg", "s2", "pag", "sag", "seg", "oseg", "oseg-released"),
     }
 
 
