@@ -11,6 +11,7 @@ from oseg_video.adapters.denoiser import Attention, DenoiserCall, TokenInputs, V
 from oseg_video.adapters.settings import ARGUMENTS, ClipSize
 from oseg_video.parallel.shards import Shard
 from oseg_video.types import TokenGrid
+from oseg_video.waits import read_once
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,7 +51,7 @@ class LTXAdapter(ModelAdapter):
         if coordinates is None:
             grid = TokenGrid(arguments["num_frames"], arguments["height"], arguments["width"])
             return VideoTokens(grid)
-        return _tokens_from_coordinates(coordinates)
+        return read_once("tokens", [coordinates], lambda: _tokens_from_coordinates(coordinates))
 
     def example_arguments(self, denoiser: Any, clip: ClipSize, rows: int) -> dict[str, Any]:
         import torch
