@@ -122,7 +122,7 @@ class SVDAdapter(UNetAdapter):
         frames, height, width = self.latent_size(clip)
         return {
             "sample": random_like(denoiser, rows, frames, config.in_channels, height, width),
-            "timestep": torch.tensor(0.5, device=denoiser.device),
+            "timestep": torch.full((), 0.5, device=denoiser.device),
             "encoder_hidden_states": random_like(denoiser, rows, 1, config.cross_attention_dim),
             # frames per second, motion bucket and noise augmentation
             "added_time_ids": random_like(denoiser, rows, 3),
