@@ -2,18 +2,18 @@
 
 `FakeTensorMode` makes tensors without values that say they are on some device. But a build of torch for CPUs
 knows nothing of CUDA, so the device is one that Python may describe. It is torch's for the rest of the
-process: run this in one of its own, `python -m tests.integration.fake_gpu`. Prints what went wrong, by family.
+process: run this in one of its own, `python -m tests.integration.fake_gpu`, with `scripts` on its path.
+Prints what went wrong, family by family.
 """
 
 from __future__ import annotations
 
 import sys
 import traceback
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
+from steps import guided_steps
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -22,15 +22,7 @@ from torch.utils.backend_registration import _DummyBackendModule, _setup_private
 from oseg_video import CFG, OSEG, PAG, SEG, STG, Reuse
 from oseg_video.adapters import adapter_for
 from oseg_video.adapters.base import ClipSize, ModelAdapter
-from oseg_video.engine.assignment import assign_branches
-from oseg_video.engine.branches import BranchRunner
-from oseg_video.engine.estimates import KeptPredictions
-from oseg_video.engine.report import PassRecord
-from oseg_video.engine.step import OpenStep
-from oseg_video.engine.step_cache import StepCache
 from oseg_video.guidance.methods import Guidance
-from oseg_video.guidance.plan import Branch, Step
-from oseg_video.parallel.mesh import ONE_RANK
 from tests.integration.families import COGVIDEOX, HUNYUAN, HUNYUAN15, LTX, MOCHI, SDXL, SVD, WAN, Case
 
 
@@ -81,36 +73,8 @@ def _whole(index: Tensor | None) -> Tensor | None:
 
 
 _FAMILIES = (MOCHI, LTX, WAN, COGVIDEOX, SVD, SDXL, HUNYUAN, HUNYUAN15)
-_CONDITIONS = ("uncond", "cond")
 _SHARED = {"guidance_scale": 3.0, "blocks": (2,)}
 _REFRESH = {"uncond": 2, "perturbed": 2}
-
-
-@dataclass
-class FakeCall:
-    """A pipeline's call of its denoiser in every step."""
-
-    adapter: ModelAdapter
-    denoiser: Any
-    runner: BranchRunner
-    arguments: Mapping[str, Any]
-
-    def as_made(self, conditions: Any) -> tuple[Any, list[PassRecord]]:
-        return self.result(self.denoiser(**self.arguments, return_dict=False)[0]), []
-
-    def run(
-        self, branches: Mapping[str, Branch], conditions: Any, noise_level: float, cache: StepCache | None
-    ) -> tuple[dict[str, Tensor], list[PassRecord]]:
-        return self.runner.run(self.denoiser, self.arguments, branches, conditions, cache=cache)
-
-    def blank(self, conditions: Any) -> Tensor:
-        sample = self.arguments[self.adapter.denoiser_call.sample]
-        return sample.new_zeros(
-            self.adapter.denoiser_call.prediction_shape(self.denoiser, sample.tensor_split(2)[0])
-        )
-
-    def result(self, prediction: Tensor) -> Tensor:
-        return prediction
 
 
 def runs(adapter: ModelAdapter) -> list[tuple[Guidance, Reuse, int]]:
@@ -132,22 +96,9 @@ def check(case: Case) -> None:
         clip = ClipSize(size["num_frames"], size["height"], size["width"])
         arguments = adapter.example_arguments(denoiser, clip, 2)
         for guidance, reuse, steps in runs(adapter):
-            runner = BranchRunner(adapter, denoiser, guidance.blocks_used, reuse=reuse)
-            call = FakeCall(adapter, denoiser, runner, arguments)
-            with runner.active():
-                found = {answer.device for answer in answers(call, guidance, reuse, steps)}
+            answers = guided_steps(adapter, denoiser, arguments, guidance, reuse, steps)
+            found = {answer.device for answer in answers}
             assert found == {GPU}, (guidance, reuse, found)
-
-
-def answers(call: FakeCall, guidance: Guidance, reuse: Reuse, steps: int) -> list[Tensor]:
-    """What the pipeline gets in each step."""
-    kept, memory, given = KeptPredictions(reuse, ONE_RANK), {}, []
-    for index in range(steps):
-        step = Step(index, steps, 0.9 - 0.2 * index, 3.0, memory)
-        work = kept.step(step, guidance.plan(step), "one model")
-        ranks = assign_branches(call.runner, work.branches, _CONDITIONS, 1)
-        given.append(OpenStep(step, work, (_CONDITIONS,), ranks, ONE_RANK.branch).answer(call))
-    return given
 
 
 def main() -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -14,7 +15,10 @@ FAMILIES = ("mochi", "ltx", "wan", "cogvideox", "svd", "sdxl", "hunyuan", "hunyu
 def said() -> str:
     """By a process of its own, for which torch has another kind of device."""
     command = [sys.executable, "-m", "tests.integration.fake_gpu"]
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    environment = {**os.environ, "PYTHONPATH": "scripts"}
+    return subprocess.run(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+    ).stdout
 
 
 @pytest.mark.parametrize("family", FAMILIES)
