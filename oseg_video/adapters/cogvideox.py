@@ -13,6 +13,7 @@ from oseg_video.adapters.joint import JointAttentionAdapter, patch_grid
 from oseg_video.adapters.sampling import Calls, Sampling
 from oseg_video.adapters.settings import ClipSize, ReadJson
 from oseg_video.types import Pipeline, TokenGrid
+from oseg_video.waits import place_in, values_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -106,7 +107,9 @@ def _dynamic_scale(pipe: Pipeline, scale: float) -> float:
     They compute it after the denoiser's call, too late to be read. It subtracts a timestep (0 to 999) from a
     number of steps, so it jumps between 1 and 1 + `scale` from step to step; that is theirs to fix.
     """
-    steps, timestep = _step_count(pipe), pipe.current_timestep.item()
+    steps, timesteps, current = _step_count(pipe), pipe.scheduler.timesteps, pipe.current_timestep
+    place = place_in(timesteps, current)
+    timestep = current.item() if place is None else values_of(timesteps)[place]
     return 1 + scale * ((1 - math.cos(math.pi * ((steps - timestep) / steps) ** 5.0)) / 2)
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from oseg_video.adapters.blocks import BlockAddress
 from oseg_video.parallel.shards import Shard, with_size
 from oseg_video.types import TokenGrid
+from oseg_video.waits import read_once
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -126,6 +127,34 @@ class DenoiserCall:
 
 
 @dataclass(frozen=True)
+class TextCut:
+    """What a pass does without, of text that comes padded."""
+
+    kept: Mapping[str, slice | Tensor] = field(default_factory=dict)
+    """Argument of the denoiser -> index of the tokens that stay, along dimension 1."""
+    mask: int | str | None = None
+    """Place or name of a mask among a block's inputs that gives way to `lengths`; None if blocks keep it."""
+    lengths: tuple[int, ...] | None = None
+    """Number of valid tokens in each row, for blocks that take it; None stands for no mask at all."""
+
+    def arguments(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """The arguments of the denoiser with the tokens that stay."""
+        return {
+            name: value[:, self.kept[name]] if name in self.kept else value
+            for name, value in arguments.items()
+        }
+
+    def inputs(self, inputs: BlockInputs) -> BlockInputs:
+        """A block's inputs, its mask as it takes it."""
+        args, kwargs = inputs
+        if self.mask is None:
+            return inputs
+        if isinstance(self.mask, str):
+            return args, {**kwargs, self.mask: self.lengths}
+        return (*args[: self.mask], self.lengths, *args[self.mask + 1 :]), kwargs
+
+
+@dataclass(frozen=True)
 class PaddedText:
     """Text that comes padded with its mask, and what blocks do without the padding.
 
@@ -135,8 +164,10 @@ class PaddedText:
     texts: tuple[tuple[str, str], ...] = ()
     """Arguments of the denoiser's forward: a padded text [B, T, C], and its mask [B, T], nonzero where a
     token is valid."""
-    mask_position: int | None = None
-    """Place of the attention mask among a block's inputs, in families whose attention also goes without."""
+    mask: int | str | None = None
+    """Place or name of the attention mask among a block's inputs, in families that also go without."""
+    takes_lengths: bool = False
+    """Whether the number of valid tokens in each row takes its place, where they come before all padding."""
     holes_kept: bool = True
     """Whether padding between valid tokens stays, so that only what follows the last valid one is cut.
 
@@ -145,36 +176,50 @@ class PaddedText:
     absent_if_zero: str | None = None
     """Argument [B, T, C] of which nothing is left where all of it is zero."""
 
-    def trim(self, arguments: dict[str, Any]) -> tuple[dict[str, Any], bool]:
-        """The arguments without tokens that are padding in every row, and whether no padding is left."""
-        trimmed: dict[str, Tensor] = {}
-        no_padding = bool(self.texts)
+    def cut(self, arguments: Mapping[str, Any]) -> TextCut:
+        """What is left out of the arguments: tokens that are padding in every row, and masks of nothing.
+
+        The masks of a sampling run are the same in all of its steps, and read in the first one.
+        """
+        read = [mask for _, mask in self.texts] + [name for name in (self.absent_if_zero,) if name]
+        return read_once(self, [arguments[name] for name in read], partial(self._cut, arguments))
+
+    def _cut(self, arguments: Mapping[str, Any]) -> TextCut:
+        kept: dict[str, slice | Tensor] = {}
+        padded = not self.texts
+        lengths: tuple[int, ...] | None = None
         for text, mask in self.texts:
-            text_BTC, mask_BT = arguments[text], arguments[mask]
-            if mask_BT.is_meta:  # without values: every token counts
-                continue
-            kept = self._kept(mask_BT.ne(0).any(dim=0))
-            trimmed |= {text: text_BTC[:, kept], mask: mask_BT[:, kept]}
-            no_padding = no_padding and bool(trimmed[mask].all())
+            rows = _valid_tokens(arguments[mask])
+            index = self._kept(rows)
+            padded = padded or not all(row[token] for row in rows for token in index)
+            lengths = tuple(map(sum, rows))
+            holes = any(not all(row[:length]) for row, length in zip(rows, lengths, strict=True))
+            if len(index) < len(rows[0]):
+                kept |= dict.fromkeys((text, mask), self._as_index(index, arguments[mask]))
         if self.absent_if_zero is not None:
             rest_BTC = arguments[self.absent_if_zero]
             if not rest_BTC.is_meta and not rest_BTC.any():
-                trimmed[self.absent_if_zero] = rest_BTC[:, :0]
-        return arguments | trimmed, no_padding
+                kept[self.absent_if_zero] = slice(0)
+        if self.takes_lengths:
+            return TextCut(kept) if holes else TextCut(kept, self.mask, lengths)
+        return TextCut(kept) if padded else TextCut(kept, self.mask)
 
-    def without_mask(self, inputs: BlockInputs) -> BlockInputs:
-        """A block's inputs with no attention mask; asked only when `trim` says that none is needed."""
-        args, kwargs = inputs
-        if self.mask_position is None:
-            return inputs
-        return (*args[: self.mask_position], None, *args[self.mask_position + 1 :]), kwargs
+    def _kept(self, rows: list[list[bool]]) -> list[int]:
+        """The text tokens to keep; with holes at least one."""
+        valid = [token for token, column in enumerate(zip(*rows, strict=True)) if any(column)]
+        return list(range(valid[-1] + 1 if valid else 1)) if self.holes_kept else valid
 
-    def _kept(self, valid_T: Tensor) -> slice | Tensor:
-        """Index of the text tokens to keep; with holes at least one."""
-        if not self.holes_kept:
-            return valid_T
-        valid = valid_T.nonzero()
-        return slice(int(valid[-1]) + 1 if len(valid) else 1)
+    def _as_index(self, tokens: list[int], like: Tensor) -> slice | Tensor:
+        import torch
+
+        return (
+            slice(len(tokens))
+            if self.holes_kept
+            else torch.tensor(tokens, dtype=torch.long, device=like.device)
+        )
+
+
+NOTHING_CUT = TextCut()
 
 
 @dataclass(frozen=True)
@@ -208,6 +253,14 @@ def take_rows(value: Any, rows: slice, count: int) -> Any:
         return x[rows.start * share : rows.stop * share] if share else x
 
     return _map_tensors(take, value)
+
+
+def _valid_tokens(mask_BT: Tensor) -> list[list[bool]]:
+    """Which tokens of each row are valid; all of them where the mask has no values."""
+    if mask_BT.is_meta:
+        return [[True] * mask_BT.shape[1]] * len(mask_BT)
+    valid: list[list[bool]] = mask_BT.ne(0).tolist()
+    return valid
 
 
 def random_like(denoiser: nn.Module, *shape: int) -> Tensor:

@@ -87,7 +87,7 @@ class HunyuanVideoAdapter(JointAttentionAdapter):
     # Two names for the same rotation, one in each kind of block.
     token_inputs = TokenInputs({"freqs_cis": 0, "image_rotary_emb": 0}, _first_frame)
     # The mask comes after hidden_states, encoder_hidden_states, temb.
-    padded_text = PaddedText((("encoder_hidden_states", "encoder_attention_mask"),), mask_position=3)
+    padded_text = PaddedText((("encoder_hidden_states", "encoder_attention_mask"),), mask=3)
 
     def call_scale(self, call: Mapping[str, Any], read: ReadJson) -> float:
         scale: float = call["true_cfg_scale"]

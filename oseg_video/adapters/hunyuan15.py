@@ -85,7 +85,7 @@ class HunyuanVideo15Adapter(JointAttentionAdapter):
             ("encoder_hidden_states", "encoder_attention_mask"),
             ("encoder_hidden_states_2", "encoder_attention_mask_2"),
         ),
-        mask_position=3,  # after hidden_states, encoder_hidden_states, temb
+        mask=3,  # after hidden_states, encoder_hidden_states, temb
         # Text tokens have no positions, and the network sorts the valid ones to the front, row by row.
         holes_kept=False,
         absent_if_zero="image_embeds",  # so the network knows that there is no image

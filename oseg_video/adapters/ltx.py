@@ -11,6 +11,7 @@ from oseg_video.adapters.denoiser import Attention, DenoiserCall, TokenInputs, V
 from oseg_video.adapters.settings import ARGUMENTS, ClipSize
 from oseg_video.parallel.shards import Shard
 from oseg_video.types import TokenGrid
+from oseg_video.waits import read_once
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -72,7 +73,7 @@ def _video_tokens(arguments: Mapping[str, Any]) -> VideoTokens:
     coordinates = arguments.get("video_coords")
     if coordinates is None:
         return VideoTokens(TokenGrid(arguments["num_frames"], arguments["height"], arguments["width"]))
-    return _tokens_from_coordinates(coordinates)
+    return read_once("tokens", [coordinates], lambda: _tokens_from_coordinates(coordinates))
 
 
 def _tokens_from_coordinates(coordinates: Tensor) -> VideoTokens:

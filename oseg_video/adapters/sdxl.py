@@ -76,7 +76,7 @@ class SDXLAdapter(UNetAdapter):
         _, height, width = self.latent_size(clip)
         return {
             "sample": random_like(denoiser, rows, config.in_channels, height, width),
-            "timestep": torch.tensor(500.0, device=denoiser.device),
+            "timestep": torch.full((), 500.0, device=denoiser.device),
             "encoder_hidden_states": random_like(denoiser, rows, _TEXT_TOKENS, config.cross_attention_dim),
             "added_cond_kwargs": self._added_conditions(denoiser, rows),
         }

@@ -8,15 +8,22 @@ from typing import Any, ClassVar
 from oseg_video.adapters.base import register_adapter
 from oseg_video.adapters.blocks import BlockAddress
 from oseg_video.adapters.denoiser import DenoiserCall, VideoTokens, random_like
-from oseg_video.adapters.sampling import Sampling
+from oseg_video.adapters.sampling import Calls, Sampling
 from oseg_video.adapters.settings import ClipSize, ReadJson
 from oseg_video.adapters.unet import Stages, UNetAdapter, level_size
+from oseg_video.guidance.scales import guides
 from oseg_video.settings import Setting
 from oseg_video.settings.kinds import FINITE, INTEGER
-from oseg_video.types import TokenGrid
+from oseg_video.types import Pipeline, TokenGrid
 
 # Scale at the first and at the last frame, with the defaults of the pipeline.
 _RAMP = {"min_guidance_scale": 1.0, "max_guidance_scale": 3.0}
+
+
+class _Ramp(Sampling):
+    def calls(self, pipe: Pipeline, call: Mapping[str, Any]) -> Calls:
+        # The pipeline's own answer is a tensor, made anew at every step.
+        return (("uncond", "cond"),) if guides(pipe.guidance_scale) else (("cond",),)
 
 
 @register_adapter
@@ -71,7 +78,7 @@ class SVDAdapter(UNetAdapter):
         ),
     }
     own_scales = ("min_guidance_scale", "max_guidance_scale")
-    sampling = Sampling("give it a max_guidance_scale above 1", latents_take_prediction_dtype=True)
+    sampling = _Ramp("give it a max_guidance_scale above 1", latents_take_prediction_dtype=True)
     denoiser_call = DenoiserCall(
         rows=("sample", "encoder_hidden_states", "added_time_ids"),
         sample="sample",
@@ -115,7 +122,7 @@ class SVDAdapter(UNetAdapter):
         frames, height, width = self.latent_size(clip)
         return {
             "sample": random_like(denoiser, rows, frames, config.in_channels, height, width),
-            "timestep": torch.tensor(0.5, device=denoiser.device),
+            "timestep": torch.full((), 0.5, device=denoiser.device),
             "encoder_hidden_states": random_like(denoiser, rows, 1, config.cross_attention_dim),
             # frames per second, motion bucket and noise augmentation
             "added_time_ids": random_like(denoiser, rows, 3),

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from oseg_video.adapters.base import Condition, ModelAdapter, VideoTokens
 from oseg_video.adapters.blocks import BlockAddress
+from oseg_video.adapters.denoiser import NOTHING_CUT
 from oseg_video.engine.errors import GuidanceError, SilentGuidanceError
 from oseg_video.engine.patching import swapped_class
 from oseg_video.engine.patching.attention import spread_attention
@@ -119,7 +120,7 @@ class BranchRunner:
 
     def run_plain(self, call: Callable[[], Any], arguments: Mapping[str, Any]) -> Any:
         """The denoiser's call as the pipeline made it, with `arguments`; ranks share its tokens."""
-        with self._following(self._stack.plan(self._spread(arguments), no_padding=False)):
+        with self._following(self._stack.plan(self._spread(arguments), NOTHING_CUT)):
             return call()
 
     def run(
@@ -152,10 +153,9 @@ class BranchRunner:
         records = []
         for current in passes:
             inputs = denoiser_call.take_rows(arguments, _rows(current.conditions, conditions, batch))
-            no_padding = False
-            if self.intervenes:
-                inputs, no_padding = self._adapter.padded_text.trim(inputs)
-            plan = self._stack.plan(self._spread(inputs), no_padding=no_padding)
+            text = self._adapter.padded_text.cut(inputs) if self.intervenes else NOTHING_CUT
+            inputs = text.arguments(inputs)
+            plan = self._stack.plan(self._spread(inputs), text)
             if current.perturbation is None:
                 plan.actions = changes.readings(current.names, inputs)
             elif current.perturbation.source is None:

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from oseg_video.types import Pipeline
+from oseg_video.waits import place_in, values_of
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,10 @@ class Sampler:
             current = timestep.flatten()[0] if isinstance(timestep, Tensor) else timestep
         if hasattr(scheduler, "step_index"):  # which it will find by itself at its first step
             return int(scheduler.index_for_timestep(current))
-        distances = [abs(one - float(current)) for one in scheduler.timesteps.tolist()]
+        # Pipelines walk through the tensor of timesteps, so no value need be read.
+        if (own := place_in(scheduler.timesteps, current)) is not None:
+            return own
+        distances = [abs(one - float(current)) for one in values_of(scheduler.timesteps)]
         # The same timestep may come again (PNDM's second one does).
         places = [place for place, distance in enumerate(distances) if distance == min(distances)]
         if self._last < 0:
@@ -75,7 +79,7 @@ def noise_level(scheduler: Any, index: int) -> float:
     """
     config = scheduler.config
     if getattr(scheduler, "sigmas", None) is None:
-        kept = float(scheduler.alphas_cumprod[int(scheduler.timesteps[index])])
+        kept = values_of(scheduler.alphas_cumprod)[int(values_of(scheduler.timesteps)[index])]
         noise, data = math.sqrt(1 - kept), math.sqrt(kept)
         return noise / (noise + data)
     sigma = _sigma(scheduler, index)
@@ -92,8 +96,10 @@ def noise_level(scheduler: Any, index: int) -> float:
 def _sigma(scheduler: Any, index: int) -> float:
     """The sigma that the network is asked at; some second-order schedulers ask between two of theirs."""
     if getattr(scheduler, "state_in_first_order", True) or not hasattr(scheduler, "alphas_cumprod"):
-        return float(scheduler.sigmas[index])
-    timestep = float(scheduler.timesteps[index])
-    kept = scheduler.alphas_cumprod[[math.floor(timestep), math.ceil(timestep)]].double()
-    low, high = (((1 - kept) / kept).log() / 2).tolist()
+        return values_of(scheduler.sigmas)[index]
+    timestep = values_of(scheduler.timesteps)[index]
+    kept = values_of(scheduler.alphas_cumprod)
+    low, high = (
+        math.log((1 - kept[place]) / kept[place]) / 2 for place in (math.floor(timestep), math.ceil(timestep))
+    )
     return math.exp(low + (timestep % 1) * (high - low))

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from oseg_video.adapters.base import ModelAdapter
-from oseg_video.adapters.denoiser import BlockInputs
+from oseg_video.adapters.denoiser import BlockInputs, TextCut
 from oseg_video.engine.patching.gates import BlockPlan
 from oseg_video.parallel.sequence import SpreadSequence
 
@@ -24,24 +24,21 @@ class BlockStack:
         paths = [address.path for address in adapter.blocks(denoiser)]
         self._first, self._last = paths[0], paths[-1]
 
-    def plan(self, spread: SpreadSequence | None, *, no_padding: bool) -> BlockPlan:
-        """Blocks work on this rank's tokens; no mask where it would mask nothing."""
+    def plan(self, spread: SpreadSequence | None, text: TextCut) -> BlockPlan:
+        """Blocks work on this rank's tokens, with the mask that is left of their own."""
         plan = BlockPlan(spread=spread)
         if spread is not None:
-            plan.change_inputs = partial(self._own_tokens, spread, no_padding)
+            plan.change_inputs = partial(self._own_tokens, spread, text)
             plan.change_output = partial(self._all_tokens, spread)
-        elif no_padding:
-            plan.change_inputs = self._without_mask
+        elif text.mask is not None:
+            plan.change_inputs = partial(_without_padding, text)
         return plan
 
-    def _without_mask(self, _: nn.Module, __: str, inputs: BlockInputs) -> BlockInputs:
-        return self._adapter.padded_text.without_mask(inputs)
-
     def _own_tokens(
-        self, spread: SpreadSequence, no_padding: bool, block: nn.Module, path: str, inputs: BlockInputs
+        self, spread: SpreadSequence, text: TextCut, block: nn.Module, path: str, inputs: BlockInputs
     ) -> BlockInputs:
         """A block's inputs for this rank's tokens. The first block is given those of all ranks."""
-        args, kwargs = self._adapter.padded_text.without_mask(inputs) if no_padding else inputs
+        args, kwargs = text.inputs(inputs)
         names: list[str] = _parameters(type(block))  # type: ignore[arg-type]
         named = dict(zip(names, args, strict=False)) | kwargs
         assert self._adapter.token_inputs is not None  # else no rank shares its tokens
@@ -58,6 +55,10 @@ class BlockStack:
             return spread.gather(output, dim=1)
         hidden_states, *others = output
         return (spread.gather(hidden_states, dim=1), *others)
+
+
+def _without_padding(text: TextCut, _: nn.Module, __: str, inputs: BlockInputs) -> BlockInputs:
+    return text.inputs(inputs)
 
 
 @cache

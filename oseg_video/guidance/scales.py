@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from oseg_video.waits import read_once
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,15 +21,27 @@ def shown(scale: Scale, less: float = 0) -> str:
 
 def guides(scale: Scale) -> bool:
     """Whether a pipeline called with this guidance scale runs an unconditional branch: any entry above 1."""
-    return scale > 1 if isinstance(scale, int | float) else bool((scale > 1).any())
+    if isinstance(scale, int | float):
+        return scale > 1
+    return read_once("guides", [scale], lambda: bool((scale > 1).any()))
 
 
 def is_off(scale: Scale) -> bool:
     """Whether a scale leaves the conditional prediction as it is: exactly 1 in every entry."""
-    return scale == 1 if isinstance(scale, int | float) else bool((scale == 1).all())
+    if isinstance(scale, int | float):
+        return scale == 1
+    return read_once("off", [scale], lambda: bool((scale == 1).all()))
 
 
 def same_scale(first: Scale, second: Scale) -> bool:
     """Whether two scales are the same number in every entry."""
-    same = first == second
-    return same if isinstance(same, bool) else bool(same.all())
+    numbers = tuple(one for one in (first, second) if isinstance(one, int | float))
+    tensors = [one for one in (first, second) if not isinstance(one, int | float)]
+    if not tensors:
+        return first == second  # type: ignore[return-value]
+
+    def same() -> bool:
+        equal: Any = first == second
+        return bool(equal.all())
+
+    return read_once(("same", numbers), tensors, same)

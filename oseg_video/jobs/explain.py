@@ -10,6 +10,7 @@ from oseg_video.config import GenerateJob
 from oseg_video.guidance.plan import Branch
 from oseg_video.guidance.reuse import Reuse
 from oseg_video.jobs.counted import CountedJob, StepKind, count_job
+from oseg_video.jobs.loading.device import describe_device
 from oseg_video.jobs.ranks import AUTO, plan_degrees
 
 
@@ -28,6 +29,7 @@ def explain(job: GenerateJob, ranks: int = 1, parallel: str = AUTO) -> str:
     lines = [
         f"model      {job.model} ({adapter.family}, {len(adapter.blocks(denoiser))} blocks{note})",
         f"clip       {job.frames} frames of {job.height} x {job.width} pixels, {job.steps} steps",
+        f"device     {describe_device(job.device)}",
         f"guidance   {job.guidance.name}",
     ]
     if ranks > 1 or parallel != AUTO:

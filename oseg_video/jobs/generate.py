@@ -12,6 +12,7 @@ from oseg_video.engine.reading import check_blocks
 from oseg_video.jobs.checks import check_fits
 from oseg_video.jobs.image import load_image
 from oseg_video.jobs.loading import pipeline as loading
+from oseg_video.jobs.loading.device import describe_device
 from oseg_video.jobs.loading.meta import empty_denoiser
 from oseg_video.jobs.model import ClipResult, LoadedModel
 from oseg_video.jobs.outputs import check_outputs, plan_clips
@@ -50,6 +51,7 @@ def generate(
         degrees, why = degrees_for(ranks, parallel, job, source, len(plans))
         if why:
             logger.info(f"{ranks.size} ranks, {degrees}: {why}")
+        logger.info(f"device {describe_device(ranks.device(job.device))}")
         mesh = make_mesh(ranks, degrees, job, timeout)
         model = LoadedModel(
             source, job, mesh=mesh, device=ranks.device(job.device), shard_weights=shard_weights

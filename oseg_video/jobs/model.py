@@ -23,7 +23,9 @@ from oseg_video.files import write_text
 from oseg_video.jobs.checks import clip_settings
 from oseg_video.jobs.image import StartImage, write_image
 from oseg_video.jobs.loading import pipeline as loading
+from oseg_video.jobs.loading.device import falls_back, refuse_large
 from oseg_video.jobs.loading.memory import NotEnoughMemoryError
+from oseg_video.jobs.loading.meta import empty_denoiser
 from oseg_video.jobs.outputs import ClipPlan
 from oseg_video.jobs.progress import StepClock
 from oseg_video.media import frames_sha256, to_uint8, write_clip
@@ -73,6 +75,8 @@ class LoadedModel:
         shard_weights: the ranks that share a clip's tokens share the denoiser's weights, too.
         """
         placed = dataclasses.replace(job, device=device or job.device)
+        if falls_back(placed.device):
+            refuse_large(job.model, empty_denoiser(source))
         with naming_lack_of_memory():
             self.pipe = loading.load_pipeline(source, placed, mesh=mesh, shard_weights=shard_weights)
         self.mesh = mesh

@@ -15,11 +15,11 @@ import torch
 from oseg_video.config import GenerateJob, job_to_plain, resolve_job
 from oseg_video.jobs.generate import check_job
 from oseg_video.jobs.image import load_image
+from oseg_video.jobs.loading.device import resolve_device
 from oseg_video.jobs.loading.pipeline import (
     ModelSource,
     fingerprint,
     recipe_of,
-    resolve_device,
     resolve_dtype,
 )
 from oseg_video.jobs.outputs import prompt_stem

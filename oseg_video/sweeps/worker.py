@@ -15,8 +15,8 @@ from oseg_video.config import GenerateJob
 from oseg_video.console import quietly
 from oseg_video.jobs.generate import check_job
 from oseg_video.jobs.image import load_image
+from oseg_video.jobs.loading.device import resolve_device
 from oseg_video.jobs.loading.memory import NotEnoughMemoryError
-from oseg_video.jobs.loading.pipeline import resolve_device
 from oseg_video.jobs.model import LoadedModel
 from oseg_video.jobs.outputs import ClipPlan
 from oseg_video.jobs.ranks import AUTO, Ranks, degrees_for, make_mesh

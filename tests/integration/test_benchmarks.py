@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import importlib
 import json
+import sys
 from pathlib import Path
+from typing import Any
 
 import bench_cost
+import bench_gpu
 import bench_parallel
 import marked
 import methods_table
@@ -66,3 +69,29 @@ def test_stored_costs_of_ranks_are_those_of_the_code() -> None:
     again = bench_parallel.count_recipe(wan, full_size_denoiser(wan).bfloat16(), "cfg", ranks=[2])
     row = rows["wan", "cfg"]
     assert again == {**row, "layouts": {text: row["layouts"][text] for text in again["layouts"]}}
+
+
+def test_the_benchmark_of_a_gpu_runs_small_and_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "tiny.json"
+
+    def run(*more: str) -> dict[str, Any]:
+        monkeypatch.setattr(sys, "argv", ["bench_gpu.py", "--tiny", "--out", str(out), *more])
+        bench_gpu.main()
+        return json.loads(out.read_text()) if out.exists() else {}
+
+    assert run("--seconds", "-1") == {}
+    assert "out of time" in capsys.readouterr().out
+    first = run()
+    runs = ["stock CFG", "CFG", "STG, whole passes", "OSEG", "OSEG, reuse"]
+    assert list(first["results"]) == [*runs, "transform", *(f"{name}, compiled" for name in runs)]
+    assert all(one["seconds"] > 0 for one in first["results"].values())
+    missing = first["results"].pop("OSEG")
+    out.write_text(json.dumps(first))
+    again = run()["results"]
+    assert again.pop("OSEG") != missing
+    assert again == first["results"]
+    with pytest.raises(SystemExit):
+        run("--family", "wan")
+    assert "has other results (mochi on CPU)" in capsys.readouterr().err

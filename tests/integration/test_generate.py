@@ -17,6 +17,7 @@ from oseg_video.adapters.mochi import MochiAdapter
 from oseg_video.cli import main
 from oseg_video.config.manifest import read_manifest
 from oseg_video.jobs.counted import count_job
+from oseg_video.jobs.loading import device as device_module
 from oseg_video.jobs.loading import hub, memory
 from oseg_video.jobs.loading import pipeline as loading
 from oseg_video.media import frames_sha256, read_clip, to_uint8, writing
@@ -456,6 +457,17 @@ def test_an_unexpected_error_is_one_line_too(capsys, tmp_path, mochi, monkeypatc
 
     monkeypatch.setattr(loading, "load_pipeline", fail)
     assert main(["generate", *mochi, "--prompt", "x", "--out", str(tmp_path / "a.mp4")]) == 1
-    assert (
-        capsys.readouterr().err == "oseg-video: error: RuntimeError: something broke (--debug shows where)\n"
-    )
+    *said, error = capsys.readouterr().err.splitlines()
+    assert error == "oseg-video: error: RuntimeError: something broke (--debug shows where)"
+    assert len(said) == 1 and said[0].startswith("oseg-video: device ")
+
+
+def test_a_large_model_is_not_run_on_a_cpu_that_nobody_asked_for(capsys, tmp_path, mochi, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(device_module, "_LARGE", 1000)
+    monkeypatch.setattr(loading, "load_pipeline", lambda *_, **__: pytest.fail("weights were read"))
+    flags = ["generate", *mochi, "--prompt", "x", "--out", str(tmp_path / "a.mp4")]
+    assert main([*flags, "--device", "auto"]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("oseg-video: error: ") and "would run on the CPU" in error
+    assert "--device cpu" in error

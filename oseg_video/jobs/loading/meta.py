@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from oseg_video.adapters import ModelAdapter
-from oseg_video.jobs.loading.pipeline import LoadError, ModelSource
+from oseg_video.jobs.loading.errors import LoadError
+from oseg_video.jobs.loading.pipeline import ModelSource
 
 
 def full_size_denoiser(adapter: ModelAdapter) -> nn.Module:

@@ -17,12 +17,13 @@ from oseg_video.adapters import ModelAdapter, adapter_for_class, all_adapters
 from oseg_video.config import GenerateJob
 from oseg_video.embedded import MODEL_PATH
 from oseg_video.jobs.loading import hub
+from oseg_video.jobs.loading.device import resolve_device
+from oseg_video.jobs.loading.errors import LoadError
 from oseg_video.jobs.loading.memory import Weights, check_memory
 from oseg_video.jobs.loading.weights import check_shareable, encoder_components, share_weights
 from oseg_video.jobs.progress import loading_bars
 from oseg_video.parallel.mesh import ONE_RANK, Mesh
 from oseg_video.settings.suggest import known_or_nearest
-from oseg_video.types import OsegVideoError
 
 EMBEDDED = "embedded"
 _INDEX = "model_index.json"
@@ -31,10 +32,6 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 # Files up to this many bytes count for a model's fingerprint in full, larger ones by size and both ends.
 _FINGERPRINT_BYTES = 1 << 20
 _MODEL_FILES = (".json", ".safetensors", ".model", ".txt")
-
-
-class LoadError(OsegVideoError):
-    """A model that cannot be found or loaded as asked; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -181,22 +178,6 @@ def load_pipeline(
         for denoiser in source.adapter.denoisers(pipe):
             source.adapter.compile_blocks(denoiser)
     return pipe
-
-
-def resolve_device(name: str) -> torch.device:
-    """The device; `auto` is the first GPU, else the CPU. Raises LoadError if it is not there."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise LoadError(f"--device {name}: no such device; use auto, cpu, cuda or cuda:N") from None
-    available = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
-    count = available.get(device.type, 0)
-    if (device.index or 0) >= count:
-        present = ", ".join(kind for kind, number in available.items() if number)
-        raise LoadError(f"--device {name}: not available; this machine has {present}")
-    return device
 
 
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:

@@ -129,7 +129,7 @@ def test_ranks_load_once_for_methods_of_the_same_degrees(tmp_path, painter, monk
     monkeypatch.setattr(worker_module, "make_mesh", make_mesh)
     paint = painter.make_clip
     monkeypatch.setattr(
-        painter, "make_clip", lambda self, *given: used.append(self._mesh) or paint(self, *given)
+        painter, "make_clip", lambda self, *given: used.append(self.mesh) or paint(self, *given)
     )
     guidance_scale = {"breakpoints": {1.0: 4, 0.5: 2}}  # a schedule is a setting like any other
     items = table(
