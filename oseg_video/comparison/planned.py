@@ -61,8 +61,8 @@ def default_metrics(
 ) -> list[str]:
     """What needs no weights that would have to be fetched, and suits the clips. Raises EvaluationError."""
     embedded = all(one.job.model == JOB["model"].default for one in variations)
-    images = all(one.job.frames == 1 for one in variations)
-    wanted = ("images",) if images else ("always", "embedded") if embedded else ("always",)
+    videos = not variations or any(one.job.frames > 1 for one in variations)
+    wanted = ("images",) if not videos else ("always", "embedded") if embedded else ("always",)
     suited = [name for when in wanted for name, one in known_metrics().items() if one.compared == when]
     chosen = []
     for name in suited:
