@@ -166,7 +166,7 @@ def _recipe(options: argparse.Namespace, images: Path) -> ComparisonRecipe:
             find_recipe(options.recipe, "tables", "sweeps"),
             real=Path(options.reference) if options.reference else None,
             images=images,
-            limit=options.limit,
+            first_only=options.limit,
         )
         recipe = dataclasses.replace(recipe, sweep=with_flags(recipe.sweep, options))
     baseline = recipe.baseline if recipe.baseline in recipe.sweep.methods else None

@@ -44,20 +44,27 @@ class ComparisonRecipe:
 
 
 def read_comparison(
-    path: Path, *, real: Path | None = None, images: Path, limit: int | None = None
+    path: Path,
+    *,
+    real: Path | None = None,
+    images: Path,
+    limit: int | None = None,
+    first_only: int | None = None,
 ) -> ComparisonRecipe:
     """The comparison of a YAML file; a sweep's file is one, too.
 
     real: folder of the real clips whose first frames it may ask for; these are written into `images`.
-    limit: of the prompts only the first so many; of a single one, of the seeds. Raises ConfigError naming the
-    file and the key.
+    limit: of the prompts only the first so many; of a single one, of the seeds. first_only: of the first
+    frames only so many, for a caller that limits the prompts afterwards.
+
+    Raises ConfigError naming the file and the key.
     """
     content = dict(load_yaml(path))
     prompts = content.get("prompts")
     starts_from_real = False
     if isinstance(prompts, dict) and {*prompts} == {"first_frames"}:
         starts_from_real = True
-        names = read_prompts(path.parent / str(prompts["first_frames"]))[:limit]
+        names = read_prompts(path.parent / str(prompts["first_frames"]))[: first_only or limit]
         if real is None or not real.is_dir():
             raise ConfigError(
                 f"{path.name} starts from first frames of real clips: --reference must be their folder, "

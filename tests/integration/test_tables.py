@@ -116,7 +116,8 @@ def test_table_3_from_prompts_to_a_table_beside_the_reported_one(tmp_path, paint
     check_metrics(recipe.metrics, planned, MetricOptions())
     assert all(clip.frames / clip.fps < 5 for clips in planned.values() for clip in clips)
 
-    small = {name: {**model, "height": 64, "width": 64} for name, model in recipe.sweep.models.items()}
+    changes = {"height": 64, "width": 64, "device": "cpu"}
+    small = {name: {**model, **changes} for name, model in recipe.sweep.models.items()}
     short = dataclasses.replace(recipe.sweep, subjects=recipe.sweep.subjects[:2], models=small)
     done = compare(
         short, tmp_path / "out", recipe.metrics, baseline=recipe.baseline, reported=recipe.reported
