@@ -1,4 +1,4 @@
-"""Line and point charts as SVG text, for pages and READMEs."""
+"""Line charts as SVG text, for pages."""
 
 from __future__ import annotations
 
@@ -15,16 +15,10 @@ _LINE_HEIGHT = 15
 
 @dataclass(frozen=True)
 class Series:
-    """Points of one colour."""
+    """A line of one colour through points."""
 
     name: str
     points: Sequence[tuple[float, float]]
-    intervals: Sequence[tuple[float, float]] = ()
-    """Low and high of each point's y, drawn as error bars."""
-    labels: Sequence[str] = ()
-    """Text beside each point."""
-    line: bool = True
-    """Whether the points are joined."""
     dashed: bool = False
 
 
@@ -36,7 +30,6 @@ def chart(
     y: str,
     width: int = 420,
     height: int = 260,
-    legend: bool = True,
 ) -> str:
     """One `<svg>` element. x, y: names of the axes. Points that are no finite numbers are left out.
 
@@ -44,22 +37,20 @@ def chart(
     """
     drawn = [[point for point in one.points if all(map(math.isfinite, point))] for one in series]
     ys = [value for points in drawn for _, value in points]
-    ys += [end for one in series for pair in one.intervals for end in pair if math.isfinite(end)]
     xs = [value for points in drawn for value, _ in points]
     if not xs:
         raise ValueError("a chart needs at least one point")
-    rows = len(series) if legend else 0
     frame = _Frame(_axis(xs), _axis(ys), width, height)
+    whole = height + len(series) * _LINE_HEIGHT
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height + rows * _LINE_HEIGHT}" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {whole}" '
         f'width="{width}" font-family="sans-serif" font-size="11">',
         f'<text x="{_LEFT}" y="15" font-size="13" font-weight="bold">{html.escape(title)}</text>',
         *frame.grid(x, y),
     ]
     for index, one in enumerate(series):
         parts += frame.series(one, COLOURS[index % len(COLOURS)])
-        if legend:
-            parts.append(_legend(one, COLOURS[index % len(COLOURS)], height + index * _LINE_HEIGHT))
+        parts.append(_legend(one, COLOURS[index % len(COLOURS)], height + index * _LINE_HEIGHT))
     return "\n".join([*parts, "</svg>"])
 
 
@@ -104,22 +95,15 @@ class _Frame:
     def series(self, one: Series, colour: str) -> list[str]:
         parts = []
         places = [(self.x(a), self.y(b)) for a, b in one.points if math.isfinite(a) and math.isfinite(b)]
-        if one.line and len(places) > 1:
+        if len(places) > 1:
             path = "L".join(f"{a} {b}" for a, b in places)
             dash = ' stroke-dasharray="4 3"' if one.dashed else ""
             parts.append(f'<path d="M{path}" fill="none" stroke="{colour}" stroke-width="1.5"{dash}/>')
-        for index, (a, b) in enumerate(one.points):
-            if not (math.isfinite(a) and math.isfinite(b)):
-                continue
-            if index < len(one.intervals) and all(map(math.isfinite, one.intervals[index])):
-                low, high = one.intervals[index]
-                parts.append(f'<path d="M{self.x(a)} {self.y(low)}V{self.y(high)}" stroke="{colour}"/>')
-            said = f"<title>{html.escape(f'{one.name}: {a:g}, {b:.4g}')}</title>"
-            place = f'cx="{self.x(a)}" cy="{self.y(b)}" r="2.5" fill="{colour}"'
-            parts.append(f"<circle {place}>{said}</circle>")
-            if index < len(one.labels):
-                label = html.escape(one.labels[index])
-                parts.append(f'<text x="{self.x(a) + 5}" y="{self.y(b) - 4}" fill="{colour}">{label}</text>')
+        for a, b in one.points:
+            if math.isfinite(a) and math.isfinite(b):
+                said = f"<title>{html.escape(f'{one.name}: {a:g}, {b:.4g}')}</title>"
+                place = f'cx="{self.x(a)}" cy="{self.y(b)}" r="2.5" fill="{colour}"'
+                parts.append(f"<circle {place}>{said}</circle>")
         return parts
 
 
