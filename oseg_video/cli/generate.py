@@ -17,7 +17,7 @@ from oseg_video.cli.parsing import (
     seconds,
     whole_number,
 )
-from oseg_video.cli.settings import add_setting_flags, job_of
+from oseg_video.cli.settings import add_config_flag, add_setting_flags, job_of
 from oseg_video.config import GenerateJob
 from oseg_video.parallel.degrees import Degrees
 
@@ -35,11 +35,7 @@ def register(commands: Commands) -> None:
         commands, "generate", _run, help="make clips from prompts or an image", epilog=EXAMPLES
     )
     add_setting_flags(parser)
-    parser.add_argument(
-        "--config",
-        metavar="RECIPE",
-        help="settings in a YAML file, or the name of a shipped one (oseg-video recipes); flags win over it",
-    )
+    add_config_flag(parser)
     add_run_flags(parser)
     _add_parallel_flags(parser)
     parser.add_argument(

@@ -9,7 +9,7 @@ from oseg_video import console
 from oseg_video.cli.output import announce_loading
 from oseg_video.cli.parsing import Commands, UsageError, add_command
 from oseg_video.cli.probe import LEFT_OUT, numbers
-from oseg_video.cli.settings import add_setting_flags, job_of
+from oseg_video.cli.settings import add_config_flag, add_setting_flags, job_of
 from oseg_video.config import known_keys
 from oseg_video.files import atomic_path, check_place
 
@@ -51,11 +51,7 @@ def register(commands: Commands) -> None:
         help="the one whose attention is drawn (default: the middle)",
     )
     add_setting_flags(parser, [name for name in known_keys() if name not in LEFT_OUT])
-    parser.add_argument(
-        "--config",
-        metavar="RECIPE",
-        help="settings in a YAML file, or the name of a shipped one (oseg-video recipes); flags win over it",
-    )
+    add_config_flag(parser)
     run = parser.add_argument_group("this run")
     run.add_argument(
         "--out",

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from oseg_video import console
 from oseg_video.cli.output import announce_loading
 from oseg_video.cli.parsing import Commands, UsageError, add_command, whole_number
-from oseg_video.cli.settings import add_setting_flags, job_of
+from oseg_video.cli.settings import add_config_flag, add_setting_flags, job_of
 from oseg_video.config import known_keys
 from oseg_video.files import check_place, write_text
 from oseg_video.parallel.degrees import Degrees
@@ -60,11 +60,7 @@ def register(commands: Commands) -> None:
         "--queries", metavar="N", type=whole_number, default=16, help="attention rows in each (default: 16)"
     )
     add_setting_flags(parser, [name for name in known_keys() if name not in LEFT_OUT])
-    parser.add_argument(
-        "--config",
-        metavar="RECIPE",
-        help="settings in a YAML file, or the name of a shipped one (oseg-video recipes); flags win over it",
-    )
+    add_config_flag(parser)
     several = parser.add_argument_group("several GPUs")
     several.add_argument(
         "--gpus", metavar="N", type=whole_number, help="run on N GPUs of this machine, which share the tokens"

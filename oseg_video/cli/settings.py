@@ -52,6 +52,15 @@ def add_setting_flags(parser: argparse.ArgumentParser, names: Collection[str] | 
     groups["clip"].add_argument("--prompts", metavar="FILE", help="one prompt a line; # begins a comment")
 
 
+def add_config_flag(parser: argparse.ArgumentParser) -> None:
+    """`--config`, of which `job_of` takes the settings that no flag gives."""
+    parser.add_argument(
+        "--config",
+        metavar="RECIPE",
+        help="settings in a YAML file, or the name of a shipped one (oseg-video recipes); flags win over it",
+    )
+
+
 def _help(text: str, default: Any) -> str:
     # A percent sign would be a placeholder of argparse.
     text = text.replace("%", "%%")
