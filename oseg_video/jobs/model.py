@@ -20,6 +20,7 @@ from oseg_video.config.manifest import Manifest, new_manifest
 from oseg_video.engine.guided import guided
 from oseg_video.engine.patching import replaced
 from oseg_video.files import write_text
+from oseg_video.guidance.methods import Guidance
 from oseg_video.jobs.checks import clip_settings
 from oseg_video.jobs.image import StartImage, write_image
 from oseg_video.jobs.loading import pipeline as loading
@@ -116,13 +117,10 @@ class LoadedModel:
         """
         began = time.perf_counter()
         title = plan.path.name if plan.prompt is None else plan.prompt[:30]
-        # Scales that only the pipeline can apply (one for each expert, one for each frame) are its own.
-        own_scale = any(name in job.own for name in self._adapter.own_scales)
-        running = job.guidance.without_scale() if own_scale else job.guidance
         with (
             naming_lack_of_memory(),
             StepClock(job.steps, f"{title} (seed {plan.seed})") as clock,
-            guided(self.pipe, running, reuse=job.reuse, mesh=self.mesh) as report,
+            guided(self.pipe, self.guidance(job), reuse=job.reuse, mesh=self.mesh) as report,
         ):
             frames = self._sample(job, plan, start, clock)
             clock.decoded()
@@ -179,6 +177,14 @@ class LoadedModel:
                 output_type="pt",
             )
         return to_uint8(self._adapter.clip(output))
+
+    def guidance(self, job: GenerateJob) -> Guidance:
+        """The job's method; without its scale where the pipeline has scales of its own.
+
+        Those are what only the pipeline can apply: one for each expert, one for each frame.
+        """
+        own_scale = any(name in job.own for name in self._adapter.own_scales)
+        return job.guidance.without_scale() if own_scale else job.guidance
 
     def call_arguments(
         self, job: GenerateJob, prompt: str | None, start: StartImage | None

@@ -46,10 +46,10 @@ def landscape_job(job: GenerateJob, **settings: Any) -> Landscape:
 @contextmanager
 def _loaded(job: GenerateJob, parallel: str = "") -> Iterator[tuple[Any, dict[str, Any]]]:
     """The pipeline, and what `probe` and `landscape` are called with, but for prompts and what to look at."""
-    guidance = job.guidance
-    if not isinstance(guidance, BlockGuidance):
+    if not isinstance(job.guidance, BlockGuidance):
         raise SettingError(
-            f"guidance {guidance.name} perturbs no block; probe with one that does, such as --guidance oseg"
+            f"guidance {job.guidance.name} perturbs no block; probe with one that does, such as --guidance "
+            "oseg"
         )
     ranks = Ranks.started()
     with ranks.joined(job.device), nullcontext() if ranks.rank == 0 else quietly():
@@ -61,11 +61,11 @@ def _loaded(job: GenerateJob, parallel: str = "") -> Iterator[tuple[Any, dict[st
         model = LoadedModel(source, job, mesh=mesh, device=ranks.device(job.device))
         for line in model.cut_prompts(job):
             logger.info(line)
-        # Scales that only the pipeline can apply (one for each expert, one for each frame) are its own.
-        own_scale = any(name in job.own for name in source.adapter.own_scales)
         arguments = model.call_arguments(job, job.prompts[0] if job.prompts else None, start)
         arguments.pop("prompt", None)
         arguments |= {"mesh": mesh, "seed": job.seeds[0]}
-        arguments["text"] = CFG(guidance_scale=None if own_scale else guidance.guidance_scale)
+        running = model.guidance(job)
+        assert isinstance(running, BlockGuidance)
+        arguments["text"] = CFG(guidance_scale=running.guidance_scale)
         with naming_lack_of_memory():
             yield model.pipe, arguments

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -63,11 +63,23 @@ class _Interception(TorchFunctionMode):
         if func is not F.scaled_dot_product_attention or spread is None:
             return func(*args, **(kwargs or {}))
         self._count += 1
-        return _attend(spread, *args, **(kwargs or {}))
+        given = attention_arguments(*args, **(kwargs or {}))
+        return sequence_attention(
+            given.query, given.key, given.value, given.mask, spread=spread, scale=given.scale
+        )
 
 
-def _attend(
-    spread: SpreadSequence,
+class AttentionArguments(NamedTuple):
+    """What torch's attention function is given."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    mask: Tensor | None
+    scale: float | None
+
+
+def attention_arguments(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -76,7 +88,7 @@ def _attend(
     is_causal: bool = False,
     scale: float | None = None,
     enable_gqa: bool = False,
-) -> Tensor:
-    """`scaled_dot_product_attention` of a spread-out sequence, with its arguments."""
+) -> AttentionArguments:
+    """The arguments of a call of `scaled_dot_product_attention`, of those that diffusers' processors use."""
     assert not (dropout_p or is_causal or enable_gqa)
-    return sequence_attention(query, key, value, attn_mask, spread=spread, scale=scale)
+    return AttentionArguments(query, key, value, attn_mask, scale)

@@ -11,6 +11,7 @@ from torch.overrides import TorchFunctionMode
 
 from oseg_video.adapters.denoiser import AttentionSite, VideoTokens
 from oseg_video.engine.errors import SilentGuidanceError
+from oseg_video.engine.patching.attention import AttentionArguments, attention_arguments
 from oseg_video.engine.patching.sites import ChangedQueries, Fired, eager, in_this_thread
 from oseg_video.guidance.perturbations import AttentionView, QueryTransform
 
@@ -99,11 +100,10 @@ class ObservedAttention:
                 f"cannot be looked at; use diffusers' native attention backend"
             )
         for one in self._arguments.seen:
-            self._see(transform, self._view(**one))
+            self._see(transform, self._view(one))
 
-    def _view(
-        self, query: Tensor, key: Tensor, attn_mask: Tensor | None, scale: float | None
-    ) -> AttentionView:
+    def _view(self, given: AttentionArguments) -> AttentionView:
+        query, key = given.query, given.key
         tokens, spread = self._tokens, self._tokens.spread
         first = tokens.text_first
         count = tokens.video if spread is None else len(spread.shard)
@@ -113,8 +113,8 @@ class ObservedAttention:
             query_BNSD, video = (spread.gather(x, dim=2) for x in (query_BNSD, video))
         key_BNTD = _cat(key[:, :, :first], video, key[:, :, first + count :], dim=2)
         valid_BT = None
-        if attn_mask is not None:
-            mask = attn_mask.reshape((1,) * (4 - attn_mask.ndim) + attn_mask.shape)
+        if given.mask is not None:
+            mask = given.mask.reshape((1,) * (4 - given.mask.ndim) + given.mask.shape)
             row_BT = mask[:, 0, first if mask.shape[2] > 1 else 0].expand(len(query), -1)
             valid_BT = row_BT if row_BT.dtype is torch.bool else row_BT > _MASKED
             texts = valid_BT[:, :first], valid_BT[:, valid_BT.shape[1] - text_last :]
@@ -127,7 +127,7 @@ class ObservedAttention:
             key_BNTD,
             slice(tokens.start, tokens.start + tokens.grid.tokens),
             valid_BT,
-            query.shape[-1] ** -0.5 if scale is None else scale,
+            query.shape[-1] ** -0.5 if given.scale is None else given.scale,
         )
 
 
@@ -136,27 +136,12 @@ class _Arguments(TorchFunctionMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.seen: list[dict[str, Any]] = []
+        self.seen: list[AttentionArguments] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is F.scaled_dot_product_attention:
-            self.seen.append(_named(*args, **(kwargs or {})))
+            self.seen.append(attention_arguments(*args, **(kwargs or {})))
         return func(*args, **(kwargs or {}))
-
-
-def _named(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attn_mask: Tensor | None = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    scale: float | None = None,
-    enable_gqa: bool = False,
-) -> dict[str, Any]:
-    """What of the arguments of `scaled_dot_product_attention` the logits are made of."""
-    assert not (dropout_p or is_causal or enable_gqa)
-    return {"query": query, "key": key, "attn_mask": attn_mask, "scale": scale}
 
 
 def _cat(*parts: Tensor, dim: int) -> Tensor:
