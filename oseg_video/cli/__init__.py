@@ -68,21 +68,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     with heeded():
-        kept = "finished clips are kept"
         try:
-            return _code_of(arguments, debug)
-        except KeyboardInterrupt as error:
+            return _code_or_error(arguments, debug)
+        except KeyboardInterrupt as error:  # in here another one waits
             if debug:
                 raise
-            kept = str(error) or kept
-        except Exception as error:
-            if debug and not isinstance(error, BrokenPipeError | SaidElsewhereError):
-                raise
-            if not received():
-                return _code_of_error(error)
-        if _speaks_for_all():
-            say(f"interrupted; {kept}")
-        return INTERRUPTED
+            if _speaks_for_all():
+                say(f"interrupted; {str(error) or 'finished clips are kept'}")
+            return INTERRUPTED
+
+
+def _code_or_error(arguments: Sequence[str], debug: bool) -> int:
+    try:
+        return _code_of(arguments, debug)
+    except Exception as error:
+        if debug and not isinstance(error, BrokenPipeError | SaidElsewhereError):
+            raise
+        if received():  # the error is what the signal has become
+            raise KeyboardInterrupt from None
+        return _code_of_error(error)
 
 
 def _code_of(arguments: Sequence[str], debug: bool) -> int:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from oseg_video import cli
 from oseg_video.interrupts import heeded, received
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -97,3 +98,20 @@ def test_what_is_ignored_stays_ignored() -> None:
             assert not received() and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_while_an_error_is_said_is_no_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, number: int
+) -> None:
+    """As ranks get one, that lose their neighbour just before they are ended."""
+    say = cli.say
+
+    def interrupted(text: str) -> None:
+        if text.startswith("error"):
+            send(number)
+        say(text)
+
+    monkeypatch.setattr(cli, "say", interrupted)
+    assert cli.main(["info", "no-such-clip.mp4"]) == 130
+    assert capsys.readouterr().err == "oseg-video: interrupted; finished clips are kept\n"
