@@ -131,10 +131,14 @@ class BatchedMochiAttention:
         query_BNSD = torch.cat([query, text_query], dim=1).transpose(1, 2)
         key_BNSD = torch.cat([key, text_key], dim=1).transpose(1, 2)
         value_BNSD = torch.cat([value, text_value], dim=1).transpose(1, 2)
-        scores = query_BNSD @ key_BNSD.transpose(2, 3) * query_BNSD.shape[-1] ** -0.5
-        keep = torch.cat([attention_mask.new_ones(len(query), tokens), attention_mask], dim=1).bool()
-        scores = scores.float().masked_fill(~keep[:, None, None], float("-inf"))
-        mixed = (scores.softmax(-1).to(value_BNSD.dtype) @ value_BNSD).transpose(1, 2).flatten(2)
+        # Queries and keys are normalised, so no exponential overflows; padding has no value and no weight,
+        # and a column of ones in the values sums the weights: a pass over the scores less than a softmax.
+        keep = torch.cat([attention_mask.new_ones(len(query), tokens), attention_mask], dim=1)
+        value_BNSD = torch.cat([value_BNSD, torch.ones_like(value_BNSD[..., :1])], dim=-1)
+        value_BNSD = value_BNSD * keep[:, None, :, None]
+        weights = (query_BNSD * query_BNSD.shape[-1] ** -0.5 @ key_BNSD.transpose(2, 3)).exp()
+        mixed = weights.to(value_BNSD.dtype) @ value_BNSD
+        mixed = (mixed[..., :-1] / mixed[..., -1:]).transpose(1, 2).flatten(2)
         video, text = mixed[:, :tokens], mixed[:, tokens:]
         video = attn.to_out[0](video)
         return video, text if attn.context_pre_only else attn.to_add_out(text)
