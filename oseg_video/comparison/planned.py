@@ -60,9 +60,9 @@ def default_metrics(
     options: MetricOptions,
 ) -> list[str]:
     """What needs no weights that would have to be fetched, and suits the clips. Raises EvaluationError."""
-    embedded = all(one.job.model == JOB["model"].default for one in variations)
+    models = {one.job.model for one in variations} or {JOB["model"].default}
     videos = not variations or any(one.job.frames > 1 for one in variations)
-    wanted = ("images",) if not videos else ("always", "embedded") if embedded else ("always",)
+    wanted = ("images",) if not videos else ("always", *models) if len(models) == 1 else ("always",)
     suited = [name for when in wanted for name, one in known_metrics().items() if one.compared == when]
     chosen = []
     for name in suited:

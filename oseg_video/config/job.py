@@ -77,8 +77,8 @@ class GenerateJob:
 
     model: str = setting(
         TEXT,
-        "`embedded` (ships with the package), a family name such as `mochi`, or the path or hub "
-        "repository of a pipeline of a supported family",
+        "`embedded` or `embedded-two` (which ship with the package), a family name such as `mochi`, or the "
+        "path or hub repository of a pipeline of a supported family",
         default="embedded",
         group="model",
     )

@@ -8,12 +8,11 @@ from typing import Any
 
 from oseg_video.adapters import adapter_for
 from oseg_video.config import recipe
-from oseg_video.embedded import MODEL_PATH
+from oseg_video.embedded import MODELS
 from oseg_video.engine.guided import guided as guided_by
 from oseg_video.engine.report import GuidanceReport
 from oseg_video.guidance.methods import Guidance
 from oseg_video.guidance.reuse import EXACT, Reuse
-from oseg_video.jobs.loading.pipeline import EMBEDDED
 from oseg_video.parallel.mesh import ONE_RANK, Mesh
 
 
@@ -37,4 +36,5 @@ def named_method(pipe: Any, guidance: Guidance | str) -> Guidance:
 def _recipe_name(pipe: Any) -> str:
     family = adapter_for(pipe).family
     loaded_from = str(getattr(pipe, "name_or_path", "") or "")
-    return EMBEDDED if loaded_from and Path(loaded_from) == MODEL_PATH else family
+    shipped = (name for name, path in MODELS.items() if loaded_from and Path(loaded_from) == path)
+    return next(shipped, family)

@@ -53,4 +53,5 @@ class _Judgement(ChosenFrames):
 register_metrics(
     {NAME: "shares of clips of two shapes right in number, colours, kinds, motions, their binding, and all"},
     TwoShapesAlignment,
+    compared="embedded-two",
 )

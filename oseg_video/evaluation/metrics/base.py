@@ -167,8 +167,8 @@ class Declaration:
     """The options (fields of `MetricOptions`) that it reads besides `work` and `overwrite`."""
     needs_reference: bool
     """Whether there is no value without real clips to compare with."""
-    compared: Literal["always", "embedded", "images"] | None
-    """Part of a comparison that names no metrics: of any model, of the shipped model alone, or of images."""
+    compared: Literal["always", "embedded", "embedded-two", "images"] | None
+    """Part of a comparison that names no metrics: of any model, of a shipped model alone, or of images."""
 
 
 _REGISTRY: dict[str, Declaration] = {}
@@ -180,7 +180,7 @@ def register_metrics(
     *,
     reads: Sequence[str] = (),
     needs_reference: bool = False,
-    compared: Literal["always", "embedded", "images"] | None = None,
+    compared: Literal["always", "embedded", "embedded-two", "images"] | None = None,
 ) -> None:
     """Register metrics that share a look at the clips, by exact name -> one line of what each is.
 

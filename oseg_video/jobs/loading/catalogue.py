@@ -6,8 +6,8 @@ from typing import Any
 
 from oseg_video.adapters import all_adapters
 from oseg_video.config import read_notes, recipe_names, recipe_path
-from oseg_video.embedded import MODEL_PATH
-from oseg_video.jobs.loading.pipeline import EMBEDDED, find_model
+from oseg_video.embedded import MODELS
+from oseg_video.jobs.loading.pipeline import find_model
 from oseg_video.types import OsegVideoError
 
 _KINDS = ("text to video", "text to image", "image to video")
@@ -15,7 +15,7 @@ _KINDS = ("text to video", "text to image", "image to video")
 
 def catalogue() -> list[dict[str, Any]]:
     """One entry per name that --model takes besides paths and hub repositories."""
-    return [_embedded(), *(_family(adapter) for adapter in all_adapters())]
+    return [*(_shipped(name) for name in MODELS), *(_family(adapter) for adapter in all_adapters())]
 
 
 def describe(entry: dict[str, Any]) -> str:
@@ -28,13 +28,12 @@ def describe(entry: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _embedded() -> dict[str, Any]:
+def _shipped(name: str) -> dict[str, Any]:
     try:
-        source = find_model(EMBEDDED)
-        pipeline, weights = source.pipeline, f"in the package ({MODEL_PATH})"
+        pipeline, weights = find_model(name).pipeline, f"in the package ({MODELS[name]})"
     except OsegVideoError as error:
         pipeline, weights = None, f"missing from this installation: {error}"
-    return {"name": EMBEDDED, "weights": weights, "text to video": pipeline, **_notes(EMBEDDED)}
+    return {"name": name, "weights": weights, "text to video": pipeline, **_notes(name)}
 
 
 def _family(adapter: Any) -> dict[str, Any]:
@@ -54,5 +53,11 @@ def _family(adapter: Any) -> dict[str, Any]:
 def _notes(name: str) -> dict[str, Any]:
     path = recipe_path(name)
     notes = read_notes(path) if path else {}
-    recipes = [recipe for recipe in recipe_names() if recipe == name or recipe.startswith(f"{name}-")]
+    recipes = [recipe for recipe in recipe_names() if _model_of(recipe) == name]
     return {"about": notes.get("about", ""), "tested": notes.get("tested", "not tested"), "recipes": recipes}
+
+
+def _model_of(recipe: str) -> str | None:
+    """The model whose name a recipe's begins with, the longest."""
+    names = [*MODELS, *(adapter.family for adapter in all_adapters())]
+    return max((name for name in names if f"{recipe}-".startswith(f"{name}-")), key=len, default=None)

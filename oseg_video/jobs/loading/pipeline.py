@@ -15,7 +15,7 @@ import torch
 
 from oseg_video.adapters import ModelAdapter, adapter_for_class, all_adapters
 from oseg_video.config import GenerateJob
-from oseg_video.embedded import MODEL_PATH
+from oseg_video.embedded import MODELS, component_path, shared_components
 from oseg_video.jobs.loading import hub
 from oseg_video.jobs.loading.device import resolve_device
 from oseg_video.jobs.loading.errors import LoadError
@@ -25,7 +25,6 @@ from oseg_video.jobs.progress import loading_bars
 from oseg_video.parallel.mesh import ONE_RANK, Mesh
 from oseg_video.settings.suggest import known_or_nearest
 
-EMBEDDED = "embedded"
 _INDEX = "model_index.json"
 _LIBRARIES = ("diffusers", "transformers")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -44,7 +43,7 @@ class ModelSource:
     """diffusers class named by the model's index."""
     adapter: ModelAdapter
     recipe: str
-    """Name of its recipe: the family, or `embedded`."""
+    """Name of its recipe: its own for a model in the package, of others the family."""
     directory: Path | None
     """Folder of a local pipeline; None if it is on the hub."""
     repository: str | None = None
@@ -59,7 +58,8 @@ class ModelSource:
         if name == _INDEX:
             return self.index
         if self.directory is not None:
-            return _read_json(self.directory / name)
+            component, _, file = name.rpartition("/")
+            return _read_json(component_path(self.directory, component) / file)
         return _read_json(hub.fetch_file(str(self.repository), str(self.commit), name))
 
     def pipeline_for(self, *, image: bool) -> str:
@@ -84,14 +84,14 @@ class ModelSource:
 
 
 def find_model(name: str, revision: str | None = None, *, image: bool = False) -> ModelSource:
-    """What `--model NAME` stands for: `embedded`, a family, a pipeline directory or a hub repository.
+    """What `--model NAME` stands for: a shipped model, a family, a pipeline directory or a hub repository.
 
     image: whether a family's weights for image to video are wanted. Reads the model's index only. Raises
     LoadError, HubError, or UnsupportedPipelineError naming the supported pipelines.
     """
     families = _families()
-    if name == EMBEDDED:
-        return _find_directory(name, MODEL_PATH, recipe=EMBEDDED)
+    if name in MODELS:
+        return _find_directory(name, MODELS[name], recipe=name)
     if name in families:
         adapter = families[name]
         repository = (image and adapter.image_repository) or adapter.hub_repository
@@ -103,7 +103,7 @@ def find_model(name: str, revision: str | None = None, *, image: bool = False) -
         raise LoadError(f"{name} is a file; --model takes the folder of a diffusers pipeline")
     if _HUB_ID.fullmatch(name) and not name.startswith((".", "~")):
         return _find_repository(name, name, revision)
-    known = [EMBEDDED, *families]
+    known = [*MODELS, *families]
     raise LoadError(
         f"no model {name!r}: no such folder, and not a hub repository (owner/name); "
         f"{known_or_nearest(name, known)}"
@@ -112,7 +112,7 @@ def find_model(name: str, revision: str | None = None, *, image: bool = False) -
 
 def recipe_of(name: str, revision: str | None = None) -> str:
     """The recipe of `--model NAME`, without a look at the files of a family. Raises as `find_model`."""
-    return name if name == EMBEDDED or family(name) else find_model(name, revision).recipe
+    return name if name in MODELS or family(name) else find_model(name, revision).recipe
 
 
 def family(name: str) -> ModelAdapter | None:
@@ -156,12 +156,17 @@ def load_pipeline(
     pipeline_class = source.adapter.pipeline_class(source.pipeline_for(image=job.image is not None))
     try:
         with loading_bars():
+            shared = {
+                name: _known_class(*source.index[name]).from_pretrained(folder, torch_dtype=dtypes[name])
+                for name, folder in shared_components(directory).items()
+            }
             pipe = pipeline_class.from_pretrained(
                 directory,
                 torch_dtype={"default": dtype, **dtypes},
                 variant=variant,
                 use_safetensors=True,
                 local_files_only=True,
+                **shared,
                 **dict.fromkeys(absent),
             )
     except torch.OutOfMemoryError:
@@ -191,9 +196,17 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
 def fingerprint(directory: Path) -> str:
     """SHA-256 over a pipeline's files: names, sizes, and contents (both ends only of files above 1 MiB)."""
     digest = hashlib.sha256()
-    for path in sorted(p for p in directory.rglob("*") if p.suffix in _MODEL_FILES):
+    folders = {"": directory, **shared_components(directory)}
+    paths = {
+        Path(at, path.relative_to(folder)): path
+        for at, folder in folders.items()
+        for path in folder.rglob("*")
+    }
+    for name, path in sorted(paths.items()):
+        if path.suffix not in _MODEL_FILES:
+            continue
         size = path.stat().st_size
-        digest.update(f"{path.relative_to(directory).as_posix()}:{size}:".encode())
+        digest.update(f"{name.as_posix()}:{size}:".encode())
         with open(path, "rb") as file:
             digest.update(file.read(_FINGERPRINT_BYTES))
             if size > _FINGERPRINT_BYTES:
@@ -218,7 +231,7 @@ def weight_files(directory: Path, variant: str | None) -> Iterator[tuple[str, li
     """The weight files of every model component, preferring the variant's where the component has them."""
     index = _read_json(directory / _INDEX)
     for name in index:
-        folder = directory / name
+        folder = component_path(directory, name)
         if name.startswith("_") or not (folder / "config.json").is_file():
             continue
         files = sorted(folder.glob("*.safetensors"))
@@ -242,7 +255,7 @@ def _float32_modules(entry: Any, dtype: torch.dtype) -> Collection[str]:
         library, class_name = entry
         if library not in _LIBRARIES:
             return ()
-        component = getattr(importlib.import_module(library), class_name)
+        component = _known_class(library, class_name)
     except (ImportError, AttributeError, TypeError, ValueError):  # an unknown class: loading it will say so
         return ()
     strict = getattr(component, "_keep_in_fp32_modules_strict", None) or ()
@@ -251,10 +264,14 @@ def _float32_modules(entry: Any, dtype: torch.dtype) -> Collection[str]:
     return {*strict, *(loose if library == "diffusers" or dtype == torch.float16 else ())}
 
 
+def _known_class(library: str, name: str) -> Any:
+    return getattr(importlib.import_module(library), name)
+
+
 def _check_weights(directory: Path, components: dict[str, Weights]) -> None:
     for name, weights in components.items():
         if not weights.files:
-            raise LoadError(f"missing weights: {directory / name} has no .safetensors file")
+            raise LoadError(f"missing weights: {component_path(directory, name)} has no .safetensors file")
 
 
 def _find_directory(name: str, directory: Path, recipe: str | None = None) -> ModelSource:
@@ -303,15 +320,14 @@ def _is_known_class(library: Any = None, name: Any = None, *_: Any) -> bool:
 def _check_attention(directory: Path, names: Iterable[str]) -> None:
     """Refuse components whose attention is a kernel that transformers would fetch from the hub and run."""
     for name in names:
-        asked = [_read_json(directory / name / "config.json")]
+        folder = component_path(directory, name)
+        asked = [_read_json(folder / "config.json")]
         for config in asked:
             for key, value in config.items():
                 if isinstance(value, dict):
                     asked.append(value)
                 elif key.endswith("attn_implementation") and "/" in str(value):
-                    raise LoadError(
-                        f"{directory / name}: {key} {value!r} would run code from the hub; remove it"
-                    )
+                    raise LoadError(f"{folder}: {key} {value!r} would run code from the hub; remove it")
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -1,0 +1,135 @@
+"""Which guidance helps on the model of two shapes? Search, test, and the questions behind it.
+
+    python scripts/run_study.py --run-dir runs/study
+
+Stages: search, test, inside, regimes, blocks, reuse. Every stage goes on where it was stopped; results join
+`scripts/study/results.json` and replace those of the same stage. Clips are sampled in batches, with bfloat16
+autocast.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import platform
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from marked import read_stored, store
+from study import controls  # noqa: F401  (registers the method)
+from study.bench import Bench
+from study.questions import (
+    Study,
+    cost_of_reuse,
+    gain_of_blocks,
+    search_methods,
+    test_winners,
+    what_does_the_work,
+)
+from study.statistics import Statistics
+
+from oseg_video.embedded import MODEL_PATH, MODEL_TWO_PATH
+from oseg_video.evaluation.features.classifier import TWO_SHAPES
+from oseg_video.evaluation.features.networks import TwoShapesJudge
+from oseg_video.evaluation.features.real_clips import look_at_drawn
+from oseg_video.evaluation.metrics.base import MetricOptions
+from oseg_video.evaluation.results import evaluation_versions
+
+FOLDER = Path(__file__).with_name("study")
+
+
+def main() -> int:
+    """Run the stages asked for, in order."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--stage", nargs="+", choices=STAGES, default=list(STAGES))
+    parser.add_argument("--run-dir", type=Path, default=Path("runs/study"), help="rows of clips")
+    parser.add_argument("--out", type=Path, default=FOLDER / "results.json")
+    parser.add_argument("--methods", type=Path, default=FOLDER / "methods.yaml")
+    parser.add_argument("--model", type=Path, default=MODEL_TWO_PATH, help="folder of the pipeline")
+    parser.add_argument("--regimes", type=int, nargs="*", default=[8, 25], help="other numbers of steps")
+    parser.add_argument("--other", type=Path, nargs="*", default=[], help="other weights, for regimes")
+    parser.add_argument("--steps", type=int, default=16)
+    parser.add_argument("--budget", type=int, default=640, help="clips of a method's search")
+    parser.add_argument("--clips", type=int, default=1024, help="clips of an arm of the test")
+    parser.add_argument("--fewer", type=int, default=512, help="clips of an arm in regimes, blocks, reuse")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    results = read_stored(arguments.out)
+    extractor = TwoShapesJudge("fvd:two", MetricOptions())
+    reference, _ = look_at_drawn(extractor.features, TWO_SHAPES)
+    study = Study(
+        bench=Bench(arguments.model, MODEL_PATH / "vae", arguments.run_dir),
+        statistics=Statistics(arguments.clips, reference),
+        recipe=yaml.safe_load(arguments.methods.read_text()),
+        steps=arguments.steps,
+        budget=arguments.budget,
+    )
+    for stage in arguments.stage:
+        results[stage] = {
+            "made with": {
+                "model": study.bench.digest,
+                "steps": arguments.steps,
+                "clips": {"search": arguments.budget, "test": arguments.clips, "fewer": arguments.fewer},
+                "machine": f"{platform.machine()}, {arguments.threads} threads",
+            },
+            "versions": evaluation_versions(),
+            "found": _plain(STAGES[stage](study, results, arguments)),
+        }
+        store(arguments.out, "run_study", results)
+    return 0
+
+
+def _found(results: dict[str, Any]) -> dict[str, Any]:
+    if "search" not in results:
+        raise SystemExit("the other stages need what search finds: run --stage search first")
+    found: dict[str, Any] = results["search"]["found"]
+    return found
+
+
+def _fewer(study: Study, arguments: argparse.Namespace) -> Study:
+    return replace(study, statistics=replace(study.statistics, clips=arguments.fewer))
+
+
+def _regimes(study: Study, results: dict[str, Any], arguments: argparse.Namespace) -> dict[str, Any]:
+    """The winners with fewer and more steps, and on other weights, with the settings of the search."""
+    study, found = _fewer(study, arguments), _found(results)
+    table = {
+        f"{steps} steps": test_winners(replace(study, steps=steps), found) for steps in arguments.regimes
+    }
+    for model in arguments.other:
+        other = replace(study, bench=Bench(model, MODEL_PATH / "vae", arguments.run_dir))
+        table[model.name] = test_winners(other, found)
+    return table
+
+
+STAGES: dict[str, Callable[[Study, dict[str, Any], argparse.Namespace], Any]] = {
+    "search": lambda study, results, arguments: search_methods(study),
+    "test": lambda study, results, arguments: test_winners(study, _found(results)),
+    "inside": lambda study, results, arguments: what_does_the_work(study, _found(results)),
+    "regimes": _regimes,
+    "blocks": lambda study, results, arguments: gain_of_blocks(_fewer(study, arguments), _found(results)),
+    "reuse": lambda study, results, arguments: cost_of_reuse(_fewer(study, arguments), _found(results)),
+}
+
+
+def _plain(value: Any) -> Any:
+    """As JSON has it: an interval is [value, low, high], rounded to what its width tells."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {str(name): _plain(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    return float(f"{value:.4g}") if isinstance(value, float) else value
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,154 @@
+"""Clips of the two-shape model, many at a time, and what its judge says of them.
+
+B clips of a batch, T latent frames, C channels, H W latent rows and columns, D features.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from diffusers import AutoencoderKLMochi, MochiPipeline
+from torch import Tensor
+from tqdm import tqdm
+
+from oseg_video.embedded.drawing import FRAMES, SIZE
+from oseg_video.embedded.two_shapes import caption, sample_attributes
+from oseg_video.embedded.two_shapes_judge import agreement, load_two_shape_judge
+from oseg_video.engine.guided import guided
+from oseg_video.guidance.flat import guidance_from_flat
+from oseg_video.guidance.reuse import EXACT, Reuse
+
+PARTS = ("count", "colour", "shape", "motion", "binding", "background", "all")
+"""Of a clip, as `agreement` tells them."""
+CLIPS_PER_PROMPT = 2
+"""How far apart the clips of one prompt are is their diversity."""
+BATCH = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What the clips of an arm are made with, besides the model."""
+
+    guidance: Mapping[str, Any]
+    """Flat keys of a method, `guidance` among them."""
+    steps: int
+    seed: int
+    """Decides prompts and noise."""
+    reuse: Reuse = EXACT
+
+    def key(self, model: str) -> str:
+        """Name of the file of its rows."""
+        reuse = [self.reuse.prefix, dict(self.reuse.refresh), self.reuse.cache]
+        parts = [model, dict(self.guidance), self.steps, self.seed, reuse]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What was seen of clips, one row each."""
+
+    right: Tensor
+    """Whether each of `PARTS` is right, bool [clips, parts]."""
+    features: Tensor
+    """The judge's features, float16 [clips, D]."""
+    flicker: Tensor
+    """Mean absolute difference of neighbouring frames, of 255, float32 [clips]."""
+    keys: Tensor
+    """The clean latents, which are the key frames at low resolution, float16 [clips, C, T, H, W]."""
+    passes: Tensor
+    """Passes through the whole denoiser that a step took, float32 [clips]."""
+
+    def first(self, count: int) -> Rows:
+        """The first so many."""
+        return Rows(**{name: value[:count] for name, value in vars(self).items()})
+
+    def part(self, name: str) -> Tensor:
+        """Whether a part of each clip is right, float64 [clips]."""
+        return self.right[:, PARTS.index(name)].double()
+
+
+class Bench:
+    """One set of weights, and the rows of every setting that clips were made with; they are kept on disk."""
+
+    def __init__(self, model: Path, vae: Path, folder: Path) -> None:
+        self._model, self._vae, self._folder = model, vae, folder
+        folder.mkdir(parents=True, exist_ok=True)
+
+    @cached_property
+    def digest(self) -> str:
+        """Of the weights that clips depend on."""
+        found = hashlib.sha256()
+        for path in sorted([*self._model.rglob("*.safetensors"), *self._vae.rglob("*.safetensors")]):
+            found.update(path.read_bytes())
+        return found.hexdigest()[:16]
+
+    def rows(self, setting: Setting, clips: int, label: str) -> Rows:
+        """Of the first so many clips; those that are missing are made. label: for the progress bar."""
+        path = self._folder / f"{setting.key(self.digest)}.pt"
+        there = [Rows(**torch.load(path, weights_only=True))] if path.exists() else []
+        start = len(there[0].right) if there else 0
+        batches = range(start, clips, BATCH)
+        for first in tqdm(batches, desc=label, unit="batch", file=sys.stderr, disable=not batches):
+            there.append(self._made(setting, range(first, min(first + BATCH, clips))))
+            there = [Rows(**{name: torch.cat([getattr(r, name) for r in there]) for name in vars(there[0])})]
+            partial = path.with_suffix(".partial")
+            torch.save(vars(there[0]), partial)
+            os.replace(partial, path)
+        return there[0].first(clips)
+
+    call_arguments: ClassVar[Mapping[str, Any]] = {
+        "height": SIZE,
+        "width": SIZE,
+        "num_frames": FRAMES,
+        "max_sequence_length": 32,
+        "output_type": "latent",
+    }
+
+    @cached_property
+    def pipe(self) -> MochiPipeline:
+        """The pipeline."""
+        vae = AutoencoderKLMochi.from_pretrained(self._vae, torch_dtype=torch.float32)
+        pipe = MochiPipeline.from_pretrained(self._model, vae=vae, torch_dtype=torch.float32)
+        pipe.set_progress_bar_config(disable=True)
+        return pipe
+
+    @cached_property
+    def _judge(self) -> Any:
+        return load_two_shape_judge()
+
+    @torch.no_grad()
+    def _made(self, setting: Setting, indices: range) -> Rows:
+        pipe, method = self.pipe, dict(setting.guidance)
+        guidance = guidance_from_flat(method.pop("guidance"), method)
+        wanted = [sample_attributes(setting.seed, index // CLIPS_PER_PROMPT) for index in indices]
+        noise = [torch.Generator().manual_seed(setting.seed * 1_000_003 + index) for index in indices]
+        torch.manual_seed(indices.start)  # for controls; the clips' own noise is theirs
+        with torch.autocast("cpu", torch.bfloat16), guided(pipe, guidance, reuse=setting.reuse) as report:
+            latents = pipe(
+                prompt=[caption(one) for one in wanted],
+                num_inference_steps=setting.steps,
+                # Above 1 the pipeline runs its unconditional branch; the scale is the guidance's own.
+                guidance_scale=1.0 if guidance.largest_guidance_scale == 1 else 2.0,
+                generator=noise,
+                **self.call_arguments,
+            ).frames.float()
+        with torch.autocast("cpu", torch.bfloat16):
+            decoded = pipe.vae.decode(latents / pipe.vae.config.scaling_factor).sample.float()
+        clips_BFCHW = ((decoded.transpose(1, 2) / 2 + 0.5).clamp(0, 1) * 255).round() / 255
+        right = [agreement(a, b) for a, b in zip(wanted, self._judge.judge(clips_BFCHW), strict=True)]
+        return Rows(
+            right=torch.tensor([[one[part] for part in PARTS] for one in right]),
+            features=self._judge.features(clips_BFCHW).half(),
+            flicker=clips_BFCHW.diff(dim=1).abs().mean(dim=(1, 2, 3, 4)) * 255,
+            keys=latents.half(),
+            passes=torch.full((len(indices),), report.block_passes / setting.steps),
+        )

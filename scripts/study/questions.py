@@ -1,0 +1,228 @@
+"""The parts of the study. Each takes what the ones before it found, and returns plain results.
+
+Values and differences are `Interval95`; a dictionary of them has the names of `Statistics.values`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from scipy.stats import spearmanr
+
+from oseg_video.embedded.two_shapes import caption, sample_attributes
+from oseg_video.guidance.flat import guidance_from_flat
+from oseg_video.guidance.methods import BlockGuidance
+from oseg_video.guidance.reuse import Reuse
+from oseg_video.probing.probe import probe
+from study.bench import Bench, Rows, Setting
+from study.search import Found, arms_of, search_all
+from study.statistics import Statistics, distance
+
+SEARCH_SEED, TEST_SEED = 500, 900
+NONE: Mapping[str, Any] = {"guidance": "cfg", "guidance_scale": 1}
+GROUPS = ("plain", "alone", "with text")
+PROBE_PROMPTS = 8
+
+
+@dataclass(frozen=True)
+class Study:
+    """What all parts share."""
+
+    bench: Bench
+    statistics: Statistics
+    """Of the test."""
+    recipe: Mapping[str, Any]
+    """methods.yaml."""
+    steps: int
+    budget: int
+    """Clips of a method in a search."""
+    blocks: int = 5
+
+    @property
+    def search_setting(self) -> Setting:
+        """For the arms of a search."""
+        return Setting(guidance=NONE, steps=self.steps, seed=SEARCH_SEED)
+
+    def rows(self, guidance: Mapping[str, Any], label: str, **changes: Any) -> Rows:
+        """Of the test."""
+        setting = Setting(guidance=guidance, steps=self.steps, seed=TEST_SEED)
+        return self.bench.rows(replace(setting, **changes), self.statistics.clips, label)
+
+
+def search_methods(study: Study) -> dict[str, dict[str, Found]]:
+    """By group, the best arm of every method. Text guidance is searched first, the others use its scale."""
+    plain = {label: axes for label, axes in study.recipe["plain"].items() if label != "none"}
+    found = {"plain": _searched(study, plain, NONE)}
+    cfg = found["plain"]["cfg"].guidance
+    found["alone"] = _searched(study, study.recipe["alone"], NONE, guidance_scale=1)
+    best = cfg["guidance_scale"]
+    found["with text"] = _searched(
+        study, study.recipe["with text"], cfg, guidance_scale=[(1 + best) / 2, best]
+    )
+    return found
+
+
+def _searched(study: Study, methods: Mapping[str, Any], baseline: Mapping[str, Any], **more: Any) -> dict:
+    arms = {
+        label: arms_of(label, {**axes, **more}, study.recipe["arms"], study.blocks)
+        for label, axes in methods.items()
+    }
+    setting, statistics = study.search_setting, study.statistics
+    return search_all(study.bench, arms, baseline, setting, study.budget, statistics)
+
+
+def winners(found: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
+    """Group, label and settings of each arm of the test, baselines first."""
+    yield "plain", "none", NONE
+    for group in GROUPS:
+        for label, one in found[group].items():
+            yield group, label, one["guidance"]
+
+
+def test_winners(
+    study: Study, found: Mapping[str, Mapping[str, Any]], **changes: Any
+) -> list[dict[str, Any]]:
+    """Values of each winner, and paired differences to its baseline and to the OSEG of its group.
+
+    The baseline is no guidance, of methods with text guidance CFG at its best scale.
+    changes: of the setting, such as other steps.
+    """
+    arms = list(winners(found))
+    rows = {(group, label): study.rows(one, f"{group}: {label}", **changes) for group, label, one in arms}
+    table = []
+    for group, label, guidance in arms:
+        own = rows[group, label]
+        base = ("plain", "cfg") if group == "with text" else ("plain", "none")
+        row = {"group": group, "label": label, "guidance": dict(guidance)}
+        row |= {"values": study.statistics.values(own)}
+        if (group, label) != base:
+            row["minus"] = base[1]
+            row["differences"] = study.statistics.differences(own, rows[base])
+        if group != "plain" and label != "oseg":
+            row["oseg minus it"] = study.statistics.differences(rows[group, "oseg"], own)
+        table.append(row)
+    return table
+
+
+def what_does_the_work(study: Study, found: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """OSEG's parts and a control, each at its own best scale, at OSEG's block and sigma, without text."""
+    oseg = found["alone"]["oseg"]["guidance"]
+    same = {"blocks": [oseg["blocks"]], "guidance_scale": 1}
+    scales, sigma = [0.25, 0.5, 1, 2, 4, 8], oseg["blur_sigma"]
+    methods = {
+        "orthogonal part smoothed, rest dropped (OSEG)": {
+            **{"guidance": "oseg", "oseg_scale": scales, "blur_sigma": sigma}
+        },
+        "orthogonal part smoothed, rest kept (OSEG, kappa 1)": {
+            **{"guidance": "oseg", "oseg_scale": scales, "blur_sigma": sigma, "keep_parallel": 1}
+        },
+        "all smoothed (SEG)": {"guidance": "seg", "seg_scale": scales, "blur_sigma": sigma},
+        "nothing smoothed, rest dropped (OSEG, sigma 0)": {
+            **{"guidance": "oseg", "oseg_scale": scales, "blur_sigma": 0}
+        },
+        "random direction of OSEG's length": {
+            **{"guidance": "random-direction", "random_direction_scale": scales, "blur_sigma": sigma}
+        },
+    }
+    best = _searched(study, {label: {**axes, **same} for label, axes in methods.items()}, NONE)
+    none = study.rows(NONE, "none")
+    return {
+        label: {
+            "guidance": dict(one.guidance),
+            "differences": study.statistics.differences(study.rows(one.guidance, label), none),
+        }
+        for label, one in best.items()
+    }
+
+
+def gain_of_blocks(study: Study, found: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Gain of each method at each block, at the scale that the search chose; what the probe says of each
+    block; and the rank correlations of the two, over the blocks of all methods."""
+    none = study.rows(NONE, "none")
+    gains, probed, pairs = {}, {}, {}
+    prompts = [caption(sample_attributes(SEARCH_SEED, index)) for index in range(PROBE_PROMPTS)]
+    for label in ("pag", "seg", "stg", "oseg"):
+        chosen = found["alone"][label]["guidance"]
+        gains[label] = [
+            study.statistics.differences(study.rows({**chosen, "blocks": [b]}, f"{label} block {b}"), none)
+            for b in range(study.blocks)
+        ]
+        settings = {name: value for name, value in chosen.items() if name != "guidance"}
+        method = guidance_from_flat(chosen["guidance"], settings)
+        assert isinstance(method, BlockGuidance)
+        seen = probe(
+            study.bench.pipe,
+            method,
+            prompts,
+            num_inference_steps=study.steps,
+            **study.bench.call_arguments,
+        )
+        probed[label] = _by_block(seen, study.blocks)
+        for quantity, values in probed[label].items():
+            pairs.setdefault(quantity, []).extend(
+                zip(values, [one["score"].value for one in gains[label]], strict=True)
+            )
+    correlations = {quantity: _correlation(values) for quantity, values in pairs.items()}
+    return {"gains": gains, "probe": probed, "spearman over methods and blocks": correlations}
+
+
+def _by_block(seen: Any, blocks: int) -> dict[str, list[float]]:
+    """Each quantity of the probe, mean over the noise levels: one value a block."""
+    found: dict[str, list[list[float]]] = {}
+    for row in seen.attention:
+        if row.queries == "as it is":
+            for quantity in row.heads:
+                found.setdefault(quantity, [[] for _ in range(blocks)])[row.block].append(row.mean(quantity))
+    for row in seen.effects:
+        for quantity in ("change", "cosine"):
+            if getattr(row, quantity) is not None:
+                every = found.setdefault(f"effect: {quantity}", [[] for _ in range(blocks)])
+                every[row.block].append(getattr(row, quantity))
+    return {name: [sum(one) / len(one) for one in every] for name, every in found.items()}
+
+
+def _correlation(pairs: list[tuple[float, float]]) -> dict[str, float]:
+    result = spearmanr(*zip(*pairs, strict=True))
+    return {"rho": float(result.statistic), "p": float(result.pvalue), "points": len(pairs)}
+
+
+def cost_of_reuse(study: Study, found: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """What reused branches do to clips: differences to the same method without reuse, and passes."""
+    table = []
+    methods = {
+        "CFG": (found["plain"]["cfg"]["guidance"], ("uncond",)),
+        "STG with text": (found["with text"]["stg"]["guidance"], ("uncond", "perturbed")),
+        "OSEG with text": (found["with text"]["oseg"]["guidance"], ("uncond", "perturbed")),
+        "OSEG alone": (found["alone"]["oseg"]["guidance"], ("perturbed",)),
+    }
+    for label, (guidance, branches) in methods.items():
+        exact = study.rows(guidance, label)
+        base = float(exact.passes.mean())
+        table.append({"label": label, "reuse": "none", "passes": base})
+        for reuse in _policies(branches):
+            said = " ".join([*(f"{n}={k:g}" for n, k in reuse.refresh.items()), f"cache={reuse.cache:g}"])
+            own = study.rows(guidance, f"{label} {said}", reuse=reuse)
+            table.append(
+                {
+                    "label": label,
+                    "reuse": said,
+                    "passes": float(own.passes.mean()),
+                    "differences": study.statistics.differences(own, exact),
+                    "distance": study.statistics.mean(distance(own, exact)),
+                }
+            )
+    return table
+
+
+def _policies(branches: tuple[str, ...]) -> Iterator[Reuse]:
+    for every in (2, 3, 4):
+        yield Reuse(refresh=dict.fromkeys(branches, every))
+    if len(branches) > 1:
+        for uncond, perturbed in ((1, 2), (1, 4), (2, 3), (2, 4), (3, 4)):
+            yield Reuse(refresh={"uncond": uncond, "perturbed": perturbed})
+    yield Reuse(refresh=dict.fromkeys(branches, 0.5))
+    for cache in (0.05, 0.1, 0.2):
+        yield Reuse(cache=cache)
+    yield Reuse(refresh=dict.fromkeys(branches, 2), cache=0.1)

@@ -1,0 +1,98 @@
+"""Values of arms and paired differences between them, with 95 % intervals over prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from oseg_video.evaluation.bootstrap import Interval95, interval_of, resampled
+from oseg_video.evaluation.features.frechet import Moments, frechet_distance, moments_of_rows
+from study.bench import CLIPS_PER_PROMPT, Rows
+
+SHARES = ("colour", "shape", "motion", "binding", "all")
+SCORED = ("colour", "shape", "motion", "binding")
+MEANS_RESAMPLES, FRECHET_RESAMPLES = 1000, 200
+
+
+def score(rows: Rows) -> Tensor:
+    """What a search goes by: the mean over `SCORED` of each clip, which tells more than `all` alone."""
+    return torch.stack([rows.part(name) for name in SCORED]).mean(dim=0)
+
+
+def diversity(rows: Rows) -> Tensor:
+    """Root mean square distance of the latents of a prompt's two clips; of each clip, that of its prompt."""
+    pairs = rows.keys.float().flatten(1).unflatten(0, (-1, CLIPS_PER_PROMPT))
+    return (
+        (pairs[:, 0] - pairs[:, 1]).square().mean(dim=1).sqrt().double().repeat_interleave(CLIPS_PER_PROMPT)
+    )
+
+
+def distance(rows: Rows, other: Rows) -> Tensor:
+    """Root mean square distance of each clip's latents to those of the same clip of another arm."""
+    return (rows.keys.float() - other.keys.float()).flatten(1).square().mean(dim=1).sqrt().double()
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Over clips that are paired by their place: two of each prompt, one after the other."""
+
+    clips: int
+    reference: Moments
+    """Of drawn clips."""
+
+    def mean(self, values: Tensor) -> Interval95:
+        """Of one value a clip."""
+        draws = [float(values[index].mean()) for index in self._resamples(MEANS_RESAMPLES)]
+        return interval_of(float(values.mean()), draws, self._groups)
+
+    def frechet(self, rows: Rows) -> Interval95:
+        """Distance to drawn clips."""
+        return self._of_sets(lambda index: self._distance(rows, index))
+
+    def frechet_minus(self, rows: Rows, other: Rows) -> Interval95:
+        """Difference of two distances, paired."""
+        return self._of_sets(lambda index: self._distance(rows, index) - self._distance(other, index))
+
+    def values(self, rows: Rows) -> dict[str, Any]:
+        """All values of an arm."""
+        return {
+            **{name: self.mean(rows.part(name)) for name in SHARES},
+            "score": self.mean(score(rows)),
+            "frechet": self.frechet(rows),
+            "flicker": self.mean(rows.flicker.double()),
+            "diversity": self.mean(diversity(rows)),
+            "passes": float(rows.passes.mean()),
+        }
+
+    def differences(self, rows: Rows, other: Rows) -> dict[str, Interval95]:
+        """All paired differences, `rows` minus `other`."""
+        return {
+            **{name: self.mean(rows.part(name) - other.part(name)) for name in SHARES},
+            "score": self.mean(score(rows) - score(other)),
+            "frechet": self.frechet_minus(rows, other),
+            "flicker": self.mean((rows.flicker - other.flicker).double()),
+            "diversity": self.mean(diversity(rows) - diversity(other)),
+        }
+
+    @cached_property
+    def _prompts(self) -> list[int]:
+        return [index // CLIPS_PER_PROMPT for index in range(self.clips)]
+
+    @property
+    def _groups(self) -> int:
+        return len(set(self._prompts))
+
+    def _resamples(self, count: int) -> list[Tensor]:
+        return list(resampled(self._prompts, count))
+
+    def _of_sets(self, statistic: Callable[[Tensor], float]) -> Interval95:
+        draws = [statistic(index) for index in self._resamples(FRECHET_RESAMPLES)]
+        return interval_of(statistic(torch.arange(self.clips)), draws, self._groups)
+
+    def _distance(self, rows: Rows, index: Tensor) -> float:
+        return frechet_distance(moments_of_rows(rows.features.float(), index), self.reference)

@@ -1,0 +1,65 @@
+"""The study as it is run, with few clips of few steps."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+METHODS = """
+arms: 2
+plain:
+  none: {guidance: cfg, guidance_scale: 1}
+  cfg: {guidance: cfg, guidance_scale: [1.5, 3]}
+alone:
+  pag: {guidance: pag, blocks: [1], pag_scale: 0.25}
+  seg: {guidance: seg, blocks: [2], seg_scale: 1, blur_sigma: .inf}
+  stg: {guidance: stg, blocks: [0], stg_scale: 0.5}
+  oseg: {guidance: oseg, blocks: [4], oseg_scale: 1, blur_sigma: 1}
+with text:
+  stg: {guidance: stg, blocks: [3], stg_scale: 0.5}
+  oseg: {guidance: oseg, blocks: [3], oseg_scale: 0.5, blur_sigma: 5, perturb_unconditional: false}
+"""
+
+
+def run(folder: Path, *stages: str) -> dict:
+    out = folder / "results.json"
+    arguments = ["--methods", folder / "methods.yaml", "--run-dir", folder / "rows", "--out", out]
+    arguments += ["--steps", "2", "--regimes", "3", "--budget", "12", "--clips", "4", "--fewer", "4"]
+    command = [
+        sys.executable,
+        ROOT / "scripts" / "run_study.py",
+        *arguments,
+        "--threads",
+        "1",
+        "--stage",
+        *stages,
+    ]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    return json.loads(out.read_text())
+
+
+def test_every_stage_runs_and_a_second_time_makes_no_clip_again(tmp_path: Path) -> None:
+    (tmp_path / "methods.yaml").write_text(METHODS)
+    stages = ("search", "test", "inside", "regimes", "blocks", "reuse")
+    found = run(tmp_path, *stages)
+    assert [*found] == ["made_by", *stages]
+    labels = ["none", "cfg", "pag", "seg", "stg", "oseg", "stg", "oseg"]
+    assert [row["label"] for row in found["test"]["found"]] == labels
+    assert [row.get("minus") for row in found["test"]["found"]] == [None, *["none"] * 5, "cfg", "cfg"]
+    passes = {row["label"]: row["values"]["passes"] for row in found["test"]["found"][:6]}
+    assert passes == {"none": 1, "cfg": 2, "pag": 1.8, "seg": 1.6, "stg": 2, "oseg": 1.2}
+    for row in found["reuse"]["found"]:
+        if row["reuse"] != "none":
+            low, high = row["differences"]["all"][1:]
+            assert low <= high and row["distance"][0] >= 0
+    assert {*found["blocks"]["found"]["probe"]["oseg"]} >= {"effect: change"}
+    made = {path: path.stat().st_mtime_ns for path in (tmp_path / "rows").iterdir()}
+    again = run(tmp_path, "search", "test")
+    assert again["test"]["found"] == found["test"]["found"]
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "rows").iterdir()} == made

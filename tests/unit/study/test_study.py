@@ -1,0 +1,126 @@
+"""The parts of the study: statistics over pairs, searches with equal budgets, and the control's length."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from study.bench import PARTS, Rows, Setting
+from study.questions import winners
+from study.search import arms_of, search_all
+from study.statistics import Statistics, distance, diversity, score
+
+from oseg_video.evaluation.features.frechet import Moments
+from oseg_video.guidance.flat import guidance_from_flat
+from oseg_video.guidance.reuse import Reuse
+
+METHODS = Path(__file__).parents[3] / "scripts" / "study" / "methods.yaml"
+NONE = {"guidance": "cfg", "guidance_scale": 1}
+
+
+def rows(right: torch.Tensor, seed: int = 0) -> Rows:
+    generator = torch.Generator().manual_seed(seed)
+    clips = len(right)
+    return Rows(
+        right=right[:, None].expand(-1, len(PARTS)).clone(),
+        features=torch.randn(clips, 4, generator=generator).half(),
+        flicker=torch.rand(clips, generator=generator),
+        keys=torch.randn(clips, 3, 2, 2, 2, generator=generator).half(),
+        passes=torch.ones(clips),
+    )
+
+
+def statistics(clips: int) -> Statistics:
+    generator = torch.Generator().manual_seed(9)
+    return Statistics(clips, Moments.of(torch.randn(500, 4, generator=generator)))
+
+
+class PlantedBench:
+    """A clip is right with a chance that depends on the setting; what was asked for is counted."""
+
+    def __init__(self, best: dict) -> None:
+        self.best, self.asked = best, {}
+
+    def rows(self, setting: Setting, clips: int, label: str) -> Rows:
+        self.asked[label] = max(clips, self.asked.get(label, 0))
+        chance = 0.9 if {**setting.guidance, **self.best} == dict(setting.guidance) else 0.3
+        generator = torch.Generator().manual_seed(setting.seed)
+        return rows(torch.rand(clips, generator=generator) < chance)
+
+
+def test_a_search_finds_the_planted_arm_and_keeps_to_its_budget() -> None:
+    bench = PlantedBench({"blocks": [3], "stg_scale": 0.5})
+    axes = {"guidance": "stg", "blocks": "all", "stg_scale": [0.25, 0.5], "guidance_scale": 1}
+    arms = arms_of("stg", axes, 20, blocks=5)
+    assert len(arms) == 10
+    setting = Setting(guidance=NONE, steps=2, seed=5)
+    found = search_all(bench, {"stg": arms}, NONE, setting, 400, statistics(8))["stg"]
+    assert (found.guidance["blocks"], found.guidance["stg_scale"]) == ([3], 0.5)
+    assert 100 < sum(bench.asked.values()) <= 400
+    assert all(count % 2 == 0 for count in bench.asked.values())
+
+
+def test_differences_are_paired_and_intervals_are_over_prompts() -> None:
+    """Right in the same clips and a few more: the difference is certain, the values are not."""
+    chance = torch.rand(200, generator=torch.Generator().manual_seed(1)).repeat_interleave(2)
+    less, more = rows(chance < 0.5), rows(chance < 0.6, seed=1)
+    counted = statistics(400)
+    difference = counted.differences(more, less)["all"]
+    assert difference.value == pytest.approx(
+        float((chance < 0.6).double().mean() - (chance < 0.5).double().mean())
+    )
+    assert difference.low > 0
+    value = counted.values(less)["all"]
+    # 200 prompts, not 400 clips: sqrt(p (1 - p) / 200) on each side, times 1.96.
+    assert value.high - value.low == pytest.approx(2 * 1.96 * (0.25 / 200) ** 0.5, rel=0.2)
+    assert counted.differences(less, less)["frechet"] == (0, 0, 0)
+
+
+def test_score_diversity_and_distance() -> None:
+    right = torch.zeros(4, len(PARTS), dtype=torch.bool)
+    right[0, PARTS.index("colour")] = right[0, PARTS.index("motion")] = right[1, PARTS.index("all")] = True
+    one = Rows(
+        right=right,
+        features=torch.zeros(4, 2).half(),
+        flicker=torch.zeros(4),
+        keys=torch.tensor([[0.0, 0.0], [3.0, 3.0], [1.0, 1.0], [1.0, 1.0]]).half(),
+        passes=torch.ones(4),
+    )
+    assert score(one).tolist() == [0.5, 0, 0, 0]
+    assert diversity(one).tolist() == [3, 3, 0, 0]
+    moved = Rows(**{**vars(one), "keys": one.keys + 2})
+    assert distance(moved, one).tolist() == [2, 2, 2, 2]
+
+
+def test_every_setting_has_rows_of_its_own() -> None:
+    one = Setting(guidance=NONE, steps=2, seed=5)
+    others = [
+        Setting(guidance=NONE, steps=3, seed=5),
+        Setting(guidance=NONE, steps=2, seed=6),
+        Setting(guidance={**NONE, "guidance_scale": 2}, steps=2, seed=5),
+        Setting(guidance=NONE, steps=2, seed=5, reuse=Reuse(refresh={"uncond": 2})),
+        Setting(guidance=NONE, steps=2, seed=5, reuse=Reuse(cache=0.1)),
+    ]
+    keys = [setting.key("a") for setting in (one, *others)] + [one.key("b")]
+    assert len(set(keys)) == len(keys) and one.key("a") == Setting(guidance=dict(NONE), steps=2, seed=5).key(
+        "a"
+    )
+
+
+def test_every_arm_of_the_study_is_a_method() -> None:
+    recipe = yaml.safe_load(METHODS.read_text())
+    for group in ("plain", "alone", "with text"):
+        for label, axes in recipe[group].items():
+            arms = arms_of(label, axes, recipe["arms"], blocks=5)
+            assert label == "none" or len(arms) > 1
+            for arm in arms:
+                settings = dict(arm.settings)
+                guidance_from_flat(settings.pop("guidance"), settings)
+    found = {
+        group: {label: {"guidance": NONE} for label in recipe[group] if label != "none"}
+        for group in recipe
+        if group != "arms"
+    }
+    assert [label for _, label, _ in winners(found)][:3] == ["none", "cfg", "apg"]
