@@ -59,6 +59,7 @@ def main() -> int:
     parser.add_argument("--budget", type=int, default=640, help="clips of a method's search")
     parser.add_argument("--clips", type=int, default=1024, help="clips of an arm of the test")
     parser.add_argument("--fewer", type=int, default=512, help="clips of an arm in regimes, blocks, reuse")
+    parser.add_argument("--resamples", type=int, default=200, help="for intervals of Fréchet distances")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -67,7 +68,7 @@ def main() -> int:
     reference, _ = look_at_drawn(extractor.features, TWO_SHAPES)
     study = Study(
         bench=Bench(arguments.model, MODEL_PATH / "vae", arguments.run_dir),
-        statistics=Statistics(arguments.clips, reference),
+        statistics=Statistics(arguments.clips, reference, arguments.resamples),
         recipe=yaml.safe_load(arguments.methods.read_text()),
         steps=arguments.steps,
         budget=arguments.budget,

@@ -202,7 +202,9 @@ def cost_of_reuse(study: Study, found: Mapping[str, Mapping[str, Any]]) -> list[
         base = float(exact.passes.mean())
         table.append({"label": label, "reuse": "none", "passes": base})
         for reuse in _policies(branches):
-            said = " ".join([*(f"{n}={k:g}" for n, k in reuse.refresh.items()), f"cache={reuse.cache:g}"])
+            said = " ".join(
+                [*(f"{n}={k:g}" for n, k in dict(reuse.refresh).items()), f"cache={reuse.cache:g}"]
+            )
             own = study.rows(guidance, f"{label} {said}", reuse=reuse)
             table.append(
                 {

@@ -16,7 +16,7 @@ from study.bench import CLIPS_PER_PROMPT, Rows
 
 SHARES = ("colour", "shape", "motion", "binding", "all")
 SCORED = ("colour", "shape", "motion", "binding")
-MEANS_RESAMPLES, FRECHET_RESAMPLES = 1000, 200
+MEANS_RESAMPLES = 1000
 
 
 def score(rows: Rows) -> Tensor:
@@ -44,6 +44,8 @@ class Statistics:
     clips: int
     reference: Moments
     """Of drawn clips."""
+    resamples: int = 200
+    """For Fréchet distances, which take longer than means."""
 
     def mean(self, values: Tensor) -> Interval95:
         """Of one value a clip."""
@@ -91,7 +93,7 @@ class Statistics:
         return list(resampled(self._prompts, count))
 
     def _of_sets(self, statistic: Callable[[Tensor], float]) -> Interval95:
-        draws = [statistic(index) for index in self._resamples(FRECHET_RESAMPLES)]
+        draws = [statistic(index) for index in self._resamples(self.resamples)]
         return interval_of(statistic(torch.arange(self.clips)), draws, self._groups)
 
     def _distance(self, rows: Rows, index: Tensor) -> float:

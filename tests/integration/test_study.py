@@ -28,7 +28,20 @@ with text:
 def run(folder: Path, *stages: str) -> dict:
     out = folder / "results.json"
     arguments = ["--methods", folder / "methods.yaml", "--run-dir", folder / "rows", "--out", out]
-    arguments += ["--steps", "2", "--regimes", "3", "--budget", "12", "--clips", "4", "--fewer", "4"]
+    arguments += [
+        "--steps",
+        "2",
+        "--regimes",
+        "3",
+        "--budget",
+        "12",
+        "--clips",
+        "4",
+        "--fewer",
+        "4",
+        "--resamples",
+        "3",
+    ]
     command = [
         sys.executable,
         ROOT / "scripts" / "run_study.py",
