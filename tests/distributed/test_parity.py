@@ -67,7 +67,7 @@ def method(name: str, case: Case) -> Guidance:
         "pag": PAG(**text, blocks=(1, 3), scale=1.5),
         "sag": SAG(**text, blocks=(2,), scale=1.5),
         "seg": SEG(**text, blocks=(2,), scale=1.5, blur_sigma=1.0),
-        "oseg": OSEG(**text, blocks=(2,), scale=1.5, blur_sigma=1.0, perturb_unconditional=False),
+        "oseg": OSEG(**text, blocks=(2,), scale=1.5, blur_sigma=1.0, perturb="cond"),
         "oseg, both": OSEG(**text, blocks=(1, 2), scale=1.5, blur_sigma=(2.0, 1.0)),
         "oseg, frame": OSEG(**text, blocks=(2,), scale=1.5, reference="frame", boundary="reflect"),
         "oseg, principal": OSEG(**text, blocks=(2,), scale=1.5, reference="principal:2"),

@@ -129,6 +129,10 @@ def slides(p: Predictions) -> Tensor:
     return p["cond"] + text + PUSH * (p["cond"] - p["cond_perturbed"])
 
 
+def from_perturbed_uncond(p: Predictions) -> Tensor:
+    return p["uncond_perturbed"] + SCALE * (p["cond"] - p["uncond_perturbed"])
+
+
 _TEXT: dict[str, Any] = {"guidance_scale": SCALE}
 _PROJECTED = {"eta": 0.25, "momentum": 0.0}
 EXPECTED: dict[str, tuple[Guidance, Callable[[Predictions], Tensor]]] = {
@@ -151,6 +155,8 @@ EXPECTED: dict[str, tuple[Guidance, Callable[[Predictions], Tensor]]] = {
         STG(**_TEXT, blocks=BLOCKS, scale=PUSH, mode="attention_values"),
         pushed(text_term),
     ),
+    "stg, uncond": (STG(**_TEXT, blocks=BLOCKS, perturb="uncond"), from_perturbed_uncond),
+    "stg, both": (STG(**_TEXT, blocks=BLOCKS, scale=PUSH, perturb="both"), slides),
     # All that it may draw, so that it differs from STG's block in both steps.
     "s2": (
         S2(**_TEXT, blocks=(1, 2), scale=PUSH, dropped=1, interval=(0.0, 1.0)),
@@ -165,7 +171,7 @@ EXPECTED: dict[str, tuple[Guidance, Callable[[Predictions], Tensor]]] = {
             **_TEXT,
             blocks=BLOCKS,
             scale=PUSH,
-            perturb_unconditional=False,
+            perturb="cond",
             text=CFGZeroStar(zero_steps=0),
         ),
         pushed(zero_star_term),

@@ -9,7 +9,18 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from oseg_video.guidance.methods import CFG, METHODS, OSEG, PAG, SEG, STG, Guidance, OSEGReleased
+from oseg_video.guidance.methods import (
+    APG,
+    CFG,
+    METHODS,
+    OSEG,
+    PAG,
+    S2,
+    SEG,
+    STG,
+    Guidance,
+    OSEGReleased,
+)
 from oseg_video.guidance.perturbations import BlurQueries, ReplaceAttention, SkipBlock
 from oseg_video.guidance.plan import Branch, Step
 from oseg_video.settings.schedule import Schedule
@@ -66,8 +77,32 @@ def test_stg_pag_and_seg_push_away_from_the_perturbed_conditional_branch(method:
     assert_close(guidance.plan(step()).rule(**p), expected)
 
 
-def test_oseg_as_on_the_slides_perturbs_both_branches() -> None:
-    guidance = OSEG(guidance_scale=3.0, scale=0.5, blocks=(5,))
+@pytest.mark.parametrize("method", (STG, PAG, SEG, S2, OSEG))
+def test_a_perturbed_uncond_takes_the_place_of_a_third_branch(method: type) -> None:
+    guidance = method(guidance_scale=3.0, blocks=(5,), interval=(0.0, 0.5), perturb="uncond")
+    assert branches_of(guidance, step()) == {"cond": ("cond", False), "uncond_perturbed": ("uncond", True)}
+    p = predictions(["cond", "uncond_perturbed"])
+    expected = p["uncond_perturbed"] + 3 * (p["cond"] - p["uncond_perturbed"])
+    assert_close(guidance.plan(step()).rule(**p), expected)
+    assert guidance.plan(step()).formula == "C + 2 (C - U~)"
+    # lambda weighs a push that there is not; outside of the interval, and at scale 1, nothing is perturbed.
+    assert method(guidance_scale=3.0, blocks=(5,), scale=0.0, perturb="uncond").blocks_used == (5,)
+    assert branches_of(guidance, step(index=7)) == {"cond": ("cond", False), "uncond": ("uncond", False)}
+    follows = method(blocks=(5,), perturb="uncond", interval=(0.0, 0.5))
+    assert branches_of(follows, step(pipeline_scale=1.0)) == {"cond": ("cond", False)}
+
+
+def test_a_perturbed_uncond_is_treated_as_the_plain_one() -> None:
+    guidance = STG(guidance_scale=3.0, blocks=(5,), perturb="uncond", text=APG(eta=0.0, momentum=0.0))
+    p = predictions(["cond", "uncond_perturbed"])
+    c, d = p["cond"].double(), (p["cond"] - p["uncond_perturbed"]).double()
+    along = (c * d).sum((1, 2), keepdim=True) / (c * c).sum((1, 2), keepdim=True) * c
+    assert_close(guidance.plan(step()).rule(**p).double(), c + 2 * (d - along), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", (STG, PAG, SEG, OSEG))
+def test_every_method_may_perturb_both_as_on_osegs_slides(method: type) -> None:
+    guidance = method(guidance_scale=3.0, scale=0.5, blocks=(5,), perturb="both")
     assert branches_of(guidance, step()) == {
         "cond": ("cond", False),
         "uncond_perturbed": ("uncond", True),
@@ -76,6 +111,8 @@ def test_oseg_as_on_the_slides_perturbs_both_branches() -> None:
     p = predictions(["cond", "uncond_perturbed", "cond_perturbed"])
     expected = p["cond"] + 2 * (p["cond"] - p["uncond_perturbed"]) + 0.5 * (p["cond"] - p["cond_perturbed"])
     assert_close(guidance.plan(step()).rule(**p), expected)
+    if method is OSEG:
+        assert guidance == OSEG(guidance_scale=3.0, scale=0.5, blocks=(5,))
 
 
 def test_oseg_without_text_guidance_or_without_its_own_term_leaves_that_branch_out() -> None:
@@ -177,7 +214,7 @@ def test_blocks_used_are_those_of_a_method_that_perturbs() -> None:
     assert STG(blocks=(1,), scale=Schedule(((1.0, 0.0), (0.5, 0.0)))).blocks_used == ()
     assert STG(blocks=(1,), scale=FALLING).blocks_used == (1,)
     assert OSEG(blocks=(1,), scale=0.0).blocks_used == (1,)
-    assert OSEG(blocks=(1,), scale=0.0, perturb_unconditional=False).blocks_used == ()
+    assert OSEG(blocks=(1,), scale=0.0, perturb="cond").blocks_used == ()
 
 
 def test_the_largest_guidance_scale_says_whether_uncond_is_needed() -> None:
@@ -230,6 +267,12 @@ def test_an_interval_applies_to_schedules_too() -> None:
             CFG,
             {"rescale": Schedule(((1.0, 0.0), (0.5, 1.5)))},
             "rescale must be from 0 to 1, got 1.5",
+        ),
+        (STG, {"blocks": (1,), "perturb": "U"}, "perturb must be one of cond, uncond, both, got 'U'"),
+        (
+            PAG,
+            {"blocks": (1,), "perturb": "uncond", "guidance_scale": 1.0},
+            "perturb uncond needs text guidance, a guidance_scale other than 1",
         ),
         (STG, {"blocks": (2, 2)}, "blocks must be blocks that are each named once"),
         (SEG, {"blocks": (1,), "blur_sigma": -1.0}, "blur_sigma must be at least 0, got -1.0"),
