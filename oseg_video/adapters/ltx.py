@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from oseg_video.adapters.base import ModelAdapter, register_adapter
 from oseg_video.adapters.blocks import BlockAddress
-from oseg_video.adapters.denoiser import Attention, DenoiserCall, TokenInputs, VideoTokens, random_like
+from oseg_video.adapters.denoiser import (
+    Attention,
+    DenoiserCall,
+    TextAttention,
+    TokenInputs,
+    VideoTokens,
+    random_like,
+)
 from oseg_video.adapters.settings import ARGUMENTS, ClipSize
 from oseg_video.parallel.shards import Shard
 from oseg_video.types import TokenGrid
@@ -44,6 +51,7 @@ class LTXAdapter(ModelAdapter):
         channel_dim=2,
     )
     site = Attention("attn1", norm_layout="BSC")
+    text_attention = TextAttention(mask="encoder_attention_mask")
     token_inputs = TokenInputs({"image_rotary_emb": 1}, _times)
 
     def video_tokens(self, denoiser: Any, arguments: Mapping[str, Any], address: BlockAddress) -> VideoTokens:

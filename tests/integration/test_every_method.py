@@ -21,6 +21,7 @@ from oseg_video import (
     FDG,
     MAMBOG,
     MG,
+    NAG,
     OSEG,
     PAG,
     S2,
@@ -181,6 +182,11 @@ EXPECTED: dict[str, tuple[Guidance, Callable[[Predictions], Tensor]]] = {
 SELF_ATTENTION = {
     "sag": (SAG(**_TEXT, blocks=BLOCKS, scale=PUSH), pushed_from_uncond),
 }
+# For families with cross-attention to a text.
+CROSS_ATTENTION = {
+    "nag": (NAG(), lambda p: p["cond"]),
+    "nag, text": (NAG(**_TEXT), text_term),
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -218,7 +224,7 @@ class Recorded(Guidance):
 
 def test_every_method_is_here() -> None:
     assert {*METHODS} - {"none", "oseg-released"} <= {
-        guidance.name for guidance, _ in (EXPECTED | SELF_ATTENTION).values()
+        guidance.name for guidance, _ in (EXPECTED | SELF_ATTENTION | CROSS_ATTENTION).values()
     }
 
 
@@ -237,7 +243,8 @@ def test_the_scheduler_gets_the_formula(case: Case, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(pipe.scheduler, "step", record)
     maps = adapter_for(pipe).attention_maps(pipe.unet) if hasattr(pipe, "unet") else []
-    methods = EXPECTED | SELF_ATTENTION if maps else EXPECTED
+    methods = EXPECTED | (SELF_ATTENTION if maps else {})
+    methods |= CROSS_ATTENTION if adapter_for(pipe).text_attention else {}
     for name, (guidance, expected) in methods.items():
         recorded = Recorded(inner=guidance)
         given.clear()

@@ -51,6 +51,8 @@ class Guidance:
 
     name: ClassVar[str]
     """The method's name on the command line."""
+    follows_pipeline: ClassVar[bool] = True
+    """Whether it takes the pipeline's own guidance scale where it has none."""
 
     def __post_init__(self) -> None:
         check_settings(self)

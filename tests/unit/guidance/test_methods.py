@@ -13,6 +13,7 @@ from oseg_video.guidance.methods import (
     APG,
     CFG,
     METHODS,
+    NAG,
     OSEG,
     PAG,
     S2,
@@ -44,7 +45,7 @@ def branches_of(guidance: Guidance, at: Step) -> dict[str, tuple[str, bool]]:
 def test_every_method_is_known_by_its_name() -> None:
     assert {name: method.name for name, method in METHODS.items()} == {n: n for n in METHODS}
     assert set(METHODS) == {
-        *("none", "cfg", "cfg-zero", "apg", "fdg", "mambo-g", "mg", "smc-cfg", "tag", "tag-cfg"),
+        *("none", "cfg", "cfg-zero", "apg", "fdg", "mambo-g", "mg", "nag", "smc-cfg", "tag", "tag-cfg"),
         *("stg", "s2", "pag", "sag", "seg", "oseg", "oseg-released"),
     }
 
@@ -123,6 +124,27 @@ def test_oseg_without_text_guidance_or_without_its_own_term_leaves_that_branch_o
     p = predictions(["cond", "uncond_perturbed"])
     expected = p["cond"] + 2 * (p["cond"] - p["uncond_perturbed"])
     assert_close(only_text.plan(step()).rule(**p), expected)
+
+
+def test_nag_runs_the_conditional_branch_alone_which_reads_the_negative_text() -> None:
+    branch = NAG().plan(step(pipeline_scale=2.0)).branches["cond"]
+    assert set(NAG().plan(step()).branches) == {"cond"} and branch.reads_negative
+    assert branch.conditions == {"cond", "uncond"} and Branch("cond").conditions == {"cond"}
+    p = predictions(["cond", "uncond"])
+    assert torch.equal(NAG().plan(step()).rule(cond=p["cond"]), p["cond"])
+    with_text = NAG(guidance_scale=3.0)
+    assert branches_of(with_text, step()) == {"uncond": ("uncond", False), "cond": ("cond", True)}
+    assert_close(with_text.plan(step()).rule(**p), p["uncond"] + 3 * (p["cond"] - p["uncond"]))
+    assert with_text.plan(step()).formula == "C~ + 2 (C~ - U)"
+
+
+def test_nag_asks_the_pipeline_for_a_negative_text_where_it_acts() -> None:
+    assert NAG().largest_guidance_scale > 1 and NAG(guidance_scale=1.0).largest_guidance_scale > 1
+    assert NAG(guidance_scale=5.0).largest_guidance_scale == 5.0
+    for off in (NAG(scale=1.0), NAG(alpha=0.0), NAG(scale=Schedule(((1.0, 1.0), (0.5, 1.0))))):
+        assert off.largest_guidance_scale == 1.0 and off.blocks_used == ()
+        assert branches_of(off, step()) == {"cond": ("cond", False)}
+    assert NAG(scale=Schedule(((1.0, 1.0), (0.5, 3.0)))).blocks_used == ("all",)
 
 
 def test_the_released_rule_is_that_of_the_released_code() -> None:
@@ -232,6 +254,9 @@ def test_an_interval_applies_to_schedules_too() -> None:
 @pytest.mark.parametrize(
     ("method", "settings", "message"),
     (
+        (NAG, {"scale": 0.5}, "scale must be at least 1, got 0.5"),
+        (NAG, {"tau": 0.9}, "tau must be at least 1, got 0.9"),
+        (NAG, {"alpha": 1.5}, "alpha must be from 0 to 1, got 1.5"),
         (CFG, {"guidance_scale": -1.0}, "guidance_scale must be at least 0, got -1.0"),
         (CFG, {"guidance_scale": math.nan}, "guidance_scale must be a number, got nan"),
         (CFG, {"guidance_scale": True}, "guidance_scale must be a number, got True"),
