@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -15,8 +16,10 @@ from oseg_video.adapters.denoiser import (
     VideoTokens,
     random_like,
 )
-from oseg_video.adapters.settings import ARGUMENTS, ClipSize
+from oseg_video.adapters.settings import ARGUMENTS, ClipSize, ReadJson
 from oseg_video.parallel.shards import Shard
+from oseg_video.settings import Setting
+from oseg_video.settings.kinds import NUMBERS
 from oseg_video.types import TokenGrid
 from oseg_video.waits import read_once
 
@@ -46,6 +49,15 @@ class LTXAdapter(ModelAdapter):
     spatial_compression = 32
     denoiser_class = "LTXVideoTransformer3DModel"
     frame_multiple = 8
+    own_settings: ClassVar[Mapping[str, Setting]] = {
+        "timesteps": Setting(
+            kind=NUMBERS,
+            help="timesteps of distilled weights, from 1000 down, one for each step",
+            default=None,
+            low=0,
+            high=1000,
+        )
+    }
     denoiser_call = DenoiserCall(
         rows=("hidden_states", "encoder_hidden_states", "timestep", "encoder_attention_mask", "video_coords"),
         channel_dim=2,
@@ -53,6 +65,16 @@ class LTXAdapter(ModelAdapter):
     site = Attention("attn1", norm_layout="BSC")
     text_attention = TextAttention(mask="encoder_attention_mask")
     token_inputs = TokenInputs({"image_rotary_emb": 1}, _times)
+
+    def objection(self, settings: Mapping[str, Any], read: ReadJson) -> str | None:
+        timesteps = settings.get("timesteps")
+        if timesteps is None:
+            return None
+        if len(timesteps) != settings["steps"]:
+            return f"steps {settings['steps']}: timesteps names {len(timesteps)}"
+        if any(later >= earlier for earlier, later in itertools.pairwise(timesteps)):
+            return f"timesteps must fall from step to step, got {', '.join(f'{one:g}' for one in timesteps)}"
+        return None
 
     def video_tokens(self, denoiser: Any, arguments: Mapping[str, Any], address: BlockAddress) -> VideoTokens:
         return _video_tokens(arguments)

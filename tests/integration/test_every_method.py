@@ -229,6 +229,24 @@ def test_every_method_is_here() -> None:
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_without_text_guidance_a_perturbed_branch_is_pushed_away_from(case: Case) -> None:
+    """`C + lambda (C - P)`, two passes, as distilled models are run."""
+    pipe = case.build()
+    pipe.set_progress_bar_config(disable=True)
+    for method in (STG, S2, PAG, SEG, OSEG):
+        interval = {"interval": (0.0, 1.0), "dropped": 1.0} if method is S2 else {}
+        recorded = Recorded(inner=method(guidance_scale=1.0, blocks=BLOCKS, scale=PUSH, **interval))
+        with guided(pipe, recorded) as report:
+            case.run(pipe, guidance_scale=1.0, num_inference_steps=2)
+        assert len(recorded.taken) == 2, method
+        for p, result in recorded.taken:
+            assert set(p) in ({"cond", "perturbed"}, {"cond", "cond_perturbed"})
+            cond, weak = p.values()
+            assert_close(result.double(), cond + PUSH * (cond - weak), rtol=1e-4, atol=1e-4)
+        assert all(sum(len(one.branches) for one in step.passes) == 2 for step in report.steps)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_the_scheduler_gets_the_formula(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     pipe = case.build()
     pipe.set_progress_bar_config(disable=True)
