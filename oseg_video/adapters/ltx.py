@@ -26,6 +26,7 @@ from oseg_video.waits import read_once
 if TYPE_CHECKING:
     from torch import Tensor
 
+_TAKES_TIMESTEPS = "LTXConditionPipeline"  # the others pass sigmas besides, which diffusers refuses
 _TEXT_TOKENS = 128  # default max_sequence_length of the pipeline
 
 
@@ -41,8 +42,8 @@ class LTXAdapter(ModelAdapter):
     family = "ltx"
     text_to_video = "LTXPipeline"
     image_to_video = "LTXImageToVideoPipeline"
-    other_pipelines = ("LTXConditionPipeline",)
-    universal_pipelines = ("LTXConditionPipeline",)
+    other_pipelines = (_TAKES_TIMESTEPS,)
+    universal_pipelines = (_TAKES_TIMESTEPS,)
     arguments: ClassVar[Mapping[str, str]] = {**ARGUMENTS, "fps": "frame_rate"}
     hub_repository = "Lightricks/LTX-Video"
     size_multiple = 32
@@ -52,7 +53,7 @@ class LTXAdapter(ModelAdapter):
     own_settings: ClassVar[Mapping[str, Setting]] = {
         "timesteps": Setting(
             kind=NUMBERS,
-            help="timesteps of distilled weights, from 1000 down, one for each step",
+            help="timesteps of distilled weights, from 1000 down, one for each step (LTXConditionPipeline)",
             default=None,
             low=0,
             high=1000,
@@ -70,6 +71,11 @@ class LTXAdapter(ModelAdapter):
         timesteps = settings.get("timesteps")
         if timesteps is None:
             return None
+        pipeline = read("model_index.json").get("_class_name", _TAKES_TIMESTEPS)
+        if pipeline != _TAKES_TIMESTEPS:
+            return (
+                f"timesteps: {pipeline}, which this model is for, sets its own; {_TAKES_TIMESTEPS} takes them"
+            )
         if len(timesteps) != settings["steps"]:
             return f"steps {settings['steps']}: timesteps names {len(timesteps)}"
         if any(later >= earlier for earlier, later in itertools.pairwise(timesteps)):

@@ -75,7 +75,8 @@ class NAG(ScaledGuidance):
 
     @property
     def largest_guidance_scale(self) -> float | None:
-        largest = super().largest_guidance_scale or 1.0
+        own = super().largest_guidance_scale
+        largest = 1.0 if own is None else own
         return largest if self.change.identity else max(largest, _ASKS_FOR_TEXT)
 
     def plan(self, step: Step) -> StepPlan:

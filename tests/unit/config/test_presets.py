@@ -87,11 +87,11 @@ def source_of(tmp_path_factory):
     """What the configuration files of a family's weights say, as far as a job is checked against them."""
 
     @cache
-    def source(family: str) -> ModelSource:
+    def source(family: str, pipeline: str | None = None) -> ModelSource:
         if family == EMBEDDED:
             return find_model(EMBEDDED)
         adapter, folder = ADAPTERS[family], tmp_path_factory.mktemp(family)
-        pipeline = adapter.text_to_video or adapter.image_to_video
+        pipeline = pipeline or adapter.text_to_video or adapter.image_to_video
         denoiser = adapter.denoiser_attributes[0]
         files = {
             "model_index.json": {"_class_name": pipeline},
@@ -216,13 +216,17 @@ def test_image_presets_have_the_slides_scales():
     assert pag.scale == 3.0
 
 
+# With the pipelines of their weights.
+DISTILLED = {"ltx-13b-distilled": "LTXConditionPipeline", "sdxl-turbo": "StableDiffusionXLPipeline"}
+
+
 @pytest.mark.parametrize("method", ("", "pag", "seg", "oseg", "cfg"))
-@pytest.mark.parametrize("name", ("ltx-13b-distilled", "sdxl-turbo"))
+@pytest.mark.parametrize("name", DISTILLED)
 def test_distilled_weights_run_without_an_unconditional_pass(name, method, source_of):
     """By the name of the recipe a negative prompt in one pass; with a method's name behind it, two passes."""
     family = name.partition("-")[0]
     job = resolve(family, f"{name}-{method}" if method else name)
-    check_fits(job, source_of(family))
+    check_fits(job, source_of(family, DISTILLED[name]))
     assert job.guidance.name == method or (job.guidance.name == "nag" and not method)
     steps = [Step(index, job.steps, 1 - index / job.steps, 1.0) for index in range(job.steps)]
     branches = [one for step in steps for one in job.guidance.plan(step).branches.values()]
@@ -240,7 +244,8 @@ def test_distilled_weights_run_without_an_unconditional_pass(name, method, sourc
 )
 def test_timesteps_of_distilled_weights_are_checked(given, message, source_of):
     with pytest.raises(SettingError, match=message):
-        check_fits(resolve("ltx", "ltx-13b-distilled", **given), source_of("ltx"))
+        job = resolve("ltx", "ltx-13b-distilled", **given)
+        check_fits(job, source_of("ltx", "LTXConditionPipeline"))
 
 
 def test_hunyuan_runs_true_guidance_only_where_it_says_so():
