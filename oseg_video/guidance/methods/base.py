@@ -433,7 +433,9 @@ def _text_and_push(
     if weak is None:
         prediction = _shaped_alone(text, step, cond=cond)
     else:
-        prediction = text.guided(cond, others[weak], scale, step)
+        # `U + w (C - U)` as CFG has it, `C + (w - 1) (C - U~)` as OSEG has it.
+        guided = text.guided if weak == "uncond" else text.extrapolated
+        prediction = guided(cond, others[weak], scale, step)
     if push is None:
         return prediction
     plain = {"cond": cond, **others}[push.plain]
