@@ -24,14 +24,17 @@ def table() -> str:
     lines = ["| method (`--guidance`) | guided prediction | what is perturbed | |", "|---|---|---|---|"]
     for name, method in sorted(METHODS.items()):
         known = settings_of(method)
-        given = {"guidance_scale": _W, "blocks": (1,), "scale": _LAMBDA}
+        given = {"guidance_scale": _W, "blocks": (1,)}
+        if issubclass(method, BlockGuidance):
+            given["scale"] = _LAMBDA
         guidance = method(**{key: value for key, value in given.items() if key in known})
         plan = guidance.plan(Step(index=5, count=10, noise_level=0.5, pipeline_scale=3.0))
         formula = plan.formula
         for number, letter in ((_W, "w"), (_W - 1, "(w - 1)"), (_LAMBDA, "lambda")):
             formula = formula.replace(f"{number:g} ", f"{letter} ")
         formula = re.sub(r"; .*?\)", ")", formula)
-        words = guidance.change.words if isinstance(guidance, BlockGuidance) else "nothing"
+        change = getattr(guidance, "change", None)
+        words = change.words if change else "nothing"
         about = (method.__doc__ or "").strip().split("\n")[0].rstrip(".")
         lines.append(f"| `{name}` | `{formula}` | {words} | {about.replace('|', chr(92) + '|')} |")
     return "\n".join(lines)

@@ -64,8 +64,15 @@ class _Call:
         conditions: tuple[Condition, ...],
         noise_level: float,
         cache: StepCache | None,
+        negative: Mapping[str, Any] | None = None,
     ) -> tuple[dict[str, Tensor], list[PassRecord]]:
-        return self.runner.run(self.denoiser, self.arguments, branches, conditions, cache=cache)
+        call = self.denoiser, self.arguments, branches, conditions
+        return self.runner.run(*call, negative=negative, cache=cache)
+
+    def rows_of(self, condition: Condition, conditions: tuple[Condition, ...]) -> Mapping[str, Any]:
+        batch = len(self.arguments[self.adapter.denoiser_call.sample]) // len(conditions)
+        first = conditions.index(condition) * batch
+        return self.adapter.denoiser_call.take_rows(self.arguments, slice(first, first + batch))
 
     def blank(self, conditions: tuple[Condition, ...]) -> Tensor:
         call = self.adapter.denoiser_call

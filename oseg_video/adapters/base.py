@@ -17,6 +17,7 @@ from oseg_video.adapters.denoiser import (
     AttentionSite,
     DenoiserCall,
     PaddedText,
+    TextAttention,
     TokenInputs,
     VideoTokens,
 )
@@ -72,6 +73,8 @@ class ModelAdapter(FamilySettings, ABC):
     """What a block returns: the first ones of its inputs, by name, in their order."""
     site: ClassVar[Attention]
     """The spatio-temporal self-attention of a block."""
+    text_attention: ClassVar[TextAttention | None] = None
+    """A block's cross-attention to the text; None where video and text attend at once, or without text."""
     padded_text: ClassVar[PaddedText] = PaddedText()
     """Text that can be cut to its valid tokens."""
     token_inputs: ClassVar[TokenInputs | None] = TokenInputs({})

@@ -41,6 +41,8 @@ class BlockAddress:
 
     def matches(self, selector: int | str) -> bool:
         """Whether a selector (see `resolve_blocks`) names this block."""
+        if selector == "all":
+            return True
         if isinstance(selector, int):
             return selector == self.index
         return all(self._has(part) for part in selector.split(":"))
@@ -96,7 +98,7 @@ def resolve_blocks(
 ) -> list[BlockAddress]:
     """Those of the blocks that selectors name, in order of execution. Raises `UnknownBlockError`.
 
-    A selector is a running index, or parts joined by ":", all of which must hold: a stage ("dual",
+    A selector is "all", a running index, or parts joined by ":", all of which must hold: a stage ("dual",
     "up.1"; "up" stands for every "up.N"), a kind ("spatial"), a position in its stage and kind ("2").
     """
     chosen: dict[int, BlockAddress] = {}

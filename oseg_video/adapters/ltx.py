@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from oseg_video.adapters.base import ModelAdapter, register_adapter
 from oseg_video.adapters.blocks import BlockAddress
-from oseg_video.adapters.denoiser import Attention, DenoiserCall, TokenInputs, VideoTokens, random_like
-from oseg_video.adapters.settings import ARGUMENTS, ClipSize
+from oseg_video.adapters.denoiser import (
+    Attention,
+    DenoiserCall,
+    TextAttention,
+    TokenInputs,
+    VideoTokens,
+    random_like,
+)
+from oseg_video.adapters.settings import ARGUMENTS, ClipSize, ReadJson
 from oseg_video.parallel.shards import Shard
+from oseg_video.settings import Setting
+from oseg_video.settings.kinds import NUMBERS
 from oseg_video.types import TokenGrid
 from oseg_video.waits import read_once
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+_TAKES_TIMESTEPS = "LTXConditionPipeline"  # the others pass sigmas besides, which diffusers refuses
 _TEXT_TOKENS = 128  # default max_sequence_length of the pipeline
 
 
@@ -31,20 +42,45 @@ class LTXAdapter(ModelAdapter):
     family = "ltx"
     text_to_video = "LTXPipeline"
     image_to_video = "LTXImageToVideoPipeline"
-    other_pipelines = ("LTXConditionPipeline",)
-    universal_pipelines = ("LTXConditionPipeline",)
+    other_pipelines = (_TAKES_TIMESTEPS,)
+    universal_pipelines = (_TAKES_TIMESTEPS,)
     arguments: ClassVar[Mapping[str, str]] = {**ARGUMENTS, "fps": "frame_rate"}
     hub_repository = "Lightricks/LTX-Video"
     size_multiple = 32
     spatial_compression = 32
     denoiser_class = "LTXVideoTransformer3DModel"
     frame_multiple = 8
+    own_settings: ClassVar[Mapping[str, Setting]] = {
+        "timesteps": Setting(
+            kind=NUMBERS,
+            help="timesteps of distilled weights, from 1000 down, one for each step (LTXConditionPipeline)",
+            default=None,
+            low=0,
+            high=1000,
+        )
+    }
     denoiser_call = DenoiserCall(
         rows=("hidden_states", "encoder_hidden_states", "timestep", "encoder_attention_mask", "video_coords"),
         channel_dim=2,
     )
     site = Attention("attn1", norm_layout="BSC")
+    text_attention = TextAttention(mask="encoder_attention_mask")
     token_inputs = TokenInputs({"image_rotary_emb": 1}, _times)
+
+    def objection(self, settings: Mapping[str, Any], read: ReadJson) -> str | None:
+        timesteps = settings.get("timesteps")
+        if timesteps is None:
+            return None
+        pipeline = read("model_index.json").get("_class_name", _TAKES_TIMESTEPS)
+        if pipeline != _TAKES_TIMESTEPS:
+            return (
+                f"timesteps: {pipeline}, which this model is for, sets its own; {_TAKES_TIMESTEPS} takes them"
+            )
+        if len(timesteps) != settings["steps"]:
+            return f"steps {settings['steps']}: timesteps names {len(timesteps)}"
+        if any(later >= earlier for earlier, later in itertools.pairwise(timesteps)):
+            return f"timesteps must fall from step to step, got {', '.join(f'{one:g}' for one in timesteps)}"
+        return None
 
     def video_tokens(self, denoiser: Any, arguments: Mapping[str, Any], address: BlockAddress) -> VideoTokens:
         return _video_tokens(arguments)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from oseg_video.adapters.base import register_adapter
 from oseg_video.adapters.blocks import BlockAddress
-from oseg_video.adapters.denoiser import DenoiserCall, VideoTokens, random_like
+from oseg_video.adapters.denoiser import DenoiserCall, TextAttention, VideoTokens, random_like
 from oseg_video.adapters.settings import ARGUMENTS, ClipSize
 from oseg_video.adapters.unet import Stages, UNetAdapter, level_size
 from oseg_video.types import TokenGrid
@@ -58,6 +58,7 @@ class SDXLAdapter(UNetAdapter):
         output="diffusers.models.unets.unet_2d_condition.UNet2DConditionOutput",
     )
     blocks = Stages(("", "transformer_blocks"))
+    text_attention = TextAttention()
 
     def text_limit(self, pipe: Any) -> int | None:
         return int(pipe.tokenizer.model_max_length)

@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from oseg_video.adapters.base import ModelAdapter, register_adapter
 from oseg_video.adapters.blocks import BlockAddress, Stacks
-from oseg_video.adapters.denoiser import Attention, DenoiserCall, TokenInputs, VideoTokens, random_like
+from oseg_video.adapters.denoiser import (
+    Attention,
+    DenoiserCall,
+    TextAttention,
+    TokenInputs,
+    VideoTokens,
+    random_like,
+)
 from oseg_video.adapters.sampling import Calls, Sampling
 from oseg_video.adapters.settings import ClipSize, ReadJson
 from oseg_video.parallel.shards import Shard
@@ -77,6 +84,7 @@ class WanAdapter(ModelAdapter):
     )
     blocks = Stacks(blocks="blocks")
     site = Attention("attn1", norm_layout="BSC")
+    text_attention = TextAttention()
     token_inputs = TokenInputs({"rotary_emb": 1}, _times)
 
     def objection(self, settings: Mapping[str, Any], read: ReadJson) -> str | None:

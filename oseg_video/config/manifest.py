@@ -176,6 +176,8 @@ def parse_manifest(text: str, source: str) -> Manifest:
     if schema == 1:
         with contextlib.suppress(SettingError):  # `read_job` says what is wrong
             plain["job"] = _upgraded(plain["job"])
+    elif isinstance(guidance := plain["job"].get("guidance"), dict):
+        plain["job"]["guidance"] = _with_perturb(guidance)
     known = {spec.name for spec in dataclasses.fields(Manifest)}
     return Manifest(**{name: value for name, value in plain.items() if name in known})
 
@@ -214,7 +216,7 @@ def manifest_path(clip: Path) -> Path:
 
 def _upgraded(job: Mapping[str, Any]) -> dict[str, Any]:
     """The job of a manifest of schema 1, where all settings stood side by side, null where not set."""
-    flat = {name: value for name, value in job.items() if value is not None}
+    flat = _with_perturb({name: value for name, value in job.items() if value is not None})
     released = flat.pop("rule", None) == "published"
     skip = flat.pop("published_skip", None)
     if released:
@@ -222,6 +224,13 @@ def _upgraded(job: Mapping[str, Any]) -> dict[str, Any]:
         flat["skip_conditional"] = skip
         flat["oseg_released_scale"] = flat.pop("oseg_scale", None)
     return {k: v for k, v in job_to_nested(job_from_plain(flat)).items() if k not in _NOT_RECORDED}
+
+
+def _with_perturb(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings in which OSEG's `perturb` was called `perturb_unconditional`, true or false."""
+    renamed = dict(settings)
+    before = renamed.pop("perturb_unconditional", None)
+    return renamed if before is None else {**renamed, "perturb": "both" if before else "cond"}
 
 
 def _first(values: Any, kind: type) -> Any:

@@ -111,7 +111,7 @@ def shipped_recipe(name: str) -> dict[str, Any] | None:
     for path in recipe_folder().glob("*.yaml"):
         method = name.removeprefix(f"{path.stem}-")
         if method != name and method in load_yaml(path).get(SECTIONS, {}):
-            return {METHOD: method, **_read(path, ()).of_method(method)}
+            return {**_read(path, ()).of_method(method), METHOD: method}
     return None
 
 

@@ -12,21 +12,23 @@ from torch import Tensor, nn
 
 from oseg_video.adapters.base import Condition, ModelAdapter, VideoTokens
 from oseg_video.adapters.blocks import BlockAddress
-from oseg_video.adapters.denoiser import NOTHING_CUT
+from oseg_video.adapters.denoiser import NOTHING_CUT, TextAttention
 from oseg_video.engine.errors import GuidanceError, SilentGuidanceError
 from oseg_video.engine.patching import swapped_class
 from oseg_video.engine.patching.attention import spread_attention
 from oseg_video.engine.patching.gates import BlockPlan, gated
 from oseg_video.engine.patching.observing import ObservedAttention
 from oseg_video.engine.patching.sites import ChangedQueries, ReplacedAttention
+from oseg_video.engine.patching.text import TwoTexts
 from oseg_video.engine.reading import InputChanges
 from oseg_video.engine.report import PassRecord
 from oseg_video.engine.reuse import Prefix, Written
-from oseg_video.engine.sharding import BlockStack
+from oseg_video.engine.sharding import BlockStack, named_inputs
 from oseg_video.engine.step_cache import StepCache
 from oseg_video.guidance.attended import Noise
 from oseg_video.guidance.perturbations import (
     BlurAttended,
+    ExtrapolateAttention,
     ObserveAttention,
     QueryTransform,
     ReplaceAttention,
@@ -131,6 +133,7 @@ class BranchRunner:
         conditions: tuple[Condition, ...],
         *,
         noise: Noise | None = None,
+        negative: Mapping[str, Any] | None = None,
         cache: StepCache | None = None,
     ) -> tuple[dict[str, Tensor], list[PassRecord]]:
         """The prediction of every branch, and the passes that it took.
@@ -138,6 +141,8 @@ class BranchRunner:
         call: the denoiser's own call. arguments: those that the pipeline passed, without `return_dict`.
         conditions: of the rows in `arguments`, in equal shares; every branch's condition is among them.
         noise: of this step, for branches whose input is changed.
+        negative: the arguments of the `uncond` rows, for branches that look at their text; left out, those of
+            this call.
         cache: what decides whether the step is skipped; then the plain conditional branch is all that runs.
         Raises `SilentGuidanceError` when a perturbed site did not fire, `GuidanceError` when a block was not
         called.
@@ -153,13 +158,18 @@ class BranchRunner:
         records = []
         for current in passes:
             inputs = denoiser_call.take_rows(arguments, _rows(current.conditions, conditions, batch))
+            if branches[current.names[0]].reads_negative:
+                assert self._adapter.text_attention is not None  # `check_blocks` has refused the others
+                if negative is None:
+                    negative = denoiser_call.take_rows(arguments, _rows(("uncond",), conditions, batch))
+                inputs = self._adapter.text_attention.joined(inputs, negative)
             text = self._adapter.padded_text.cut(inputs) if self.intervenes else NOTHING_CUT
             inputs = text.arguments(inputs)
             plan = self._stack.plan(self._spread(inputs), text)
             if current.perturbation is None:
                 plan.actions = changes.readings(current.names, inputs)
             elif current.perturbation.source is None:
-                plan.actions = self._actions(current.perturbation, inputs, plan.spread)
+                plan.actions = self._actions(current.perturbation, inputs, plan.spread, negative)
             else:
                 inputs, read = changes.changed(current.perturbation, inputs, predictions)
                 plan.fired += read
@@ -256,6 +266,7 @@ class BranchRunner:
         perturbation: Perturbation,
         arguments: Mapping[str, Any],
         spread: SpreadSequence | None,
+        negative: Mapping[str, Any] | None,
     ) -> dict[str, Callable[..., Any]]:
         """What the gates of the perturbed blocks do in place of the block."""
         change = perturbation.change
@@ -263,6 +274,11 @@ class BranchRunner:
         addresses = self._resolve(perturbation)
         if isinstance(change, SkipBlock):
             return {address.path: partial(self._skip_block, address) for address in addresses}
+        if isinstance(change, ExtrapolateAttention):
+            assert self._adapter.text_attention is not None and negative is not None
+            texts = self._adapter.text_attention
+            act = partial(self._attend_to_both, change, texts, negative[texts.text].shape[1])
+            return {address.path: partial(act, address) for address in addresses}
         # All sites of one stage and kind see the same tokens.
         tokens: dict[str, VideoTokens] = {}
         for address in addresses:
@@ -280,6 +296,23 @@ class BranchRunner:
         names = self._adapter.block_outputs
         given = dict(zip(names, args, strict=False)) | kwargs
         return given[names[0]] if len(names) == 1 else tuple(given[name] for name in names)
+
+    def _attend_to_both(
+        self,
+        change: ExtrapolateAttention,
+        texts: TextAttention,
+        negative_tokens: int,
+        address: BlockAddress,
+        block: nn.Module,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        """The block with its own text; its cross-attention also looks at the negative one behind that."""
+        inputs, text_BTC, mask = texts.parted(named_inputs(block, args, kwargs), negative_tokens)
+        name = f"{address.path}.{texts.attribute}"
+        attention = getattr(block, texts.attribute)
+        with TwoTexts(name, attention, text_BTC, mask, change, self._fired).installed():
+            return block(**inputs)
 
     def _change_attention(
         self,

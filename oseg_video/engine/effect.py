@@ -51,6 +51,6 @@ def plans_without_effect(
     branches = [branch for plan in plans for branch in plan.branches.values()]
     if perturbs and not any(branch.perturbation for branch in branches):
         return f"none of the {len(plans)} steps is perturbed (look at its scale, blocks and interval)"
-    if guides_text and not any(branch.condition == "uncond" for branch in branches):
+    if guides_text and not any("uncond" in branch.conditions for branch in branches):
         return f"none of the {len(plans)} steps has text guidance (look at its interval)"
     return None

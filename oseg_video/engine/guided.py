@@ -16,6 +16,7 @@ from oseg_video.console import logger
 from oseg_video.engine.assignment import assign_branches
 from oseg_video.engine.branches import BranchRunner
 from oseg_video.engine.broadcast import inputs_of_first_rank
+from oseg_video.engine.checks import check_blocks, check_reuse
 from oseg_video.engine.decoding import spread_decoding
 from oseg_video.engine.effect import plans_without_effect
 from oseg_video.engine.errors import GuidanceError, SilentGuidanceError
@@ -27,7 +28,7 @@ from oseg_video.engine.patching.calls import (
     intercepted_denoiser,
 )
 from oseg_video.engine.position import Sampler
-from oseg_video.engine.reading import check_blocks, noise_of, reads_attention
+from oseg_video.engine.reading import noise_of, reads_attention
 from oseg_video.engine.report import GuidanceReport, PassRecord, StepRecord
 from oseg_video.engine.step import OpenStep
 from oseg_video.engine.step_cache import StepCache
@@ -67,6 +68,7 @@ def guided(
     a warning.
     """
     _check_arguments(guidance, reuse, mesh)
+    check_reuse(guidance, reuse)
     adapter = adapter_for(pipe)
     if reason := adapter.sampling.refusal(pipe):
         raise UnsupportedPipelineError(reason)
@@ -141,12 +143,20 @@ class _DenoiserCall:
         conditions: tuple[Condition, ...],
         noise_level: float,
         cache: StepCache | None,
+        negative: Mapping[str, Any] | None = None,
     ) -> tuple[dict[str, Tensor], list[PassRecord]]:
         inputs = {name: value for name, value in self.arguments.items() if name != "return_dict"}
         perturbed = (branch.perturbation for branch in branches.values() if branch.perturbation is not None)
         reads = any(one.source is not None for one in perturbed)
         noise = noise_of(self.pipe, noise_level) if reads else None
-        return self.target.runner.run(self.made.again, inputs, branches, conditions, noise=noise, cache=cache)
+        return self.target.runner.run(
+            self.made.again, inputs, branches, conditions, noise=noise, negative=negative, cache=cache
+        )
+
+    def rows_of(self, condition: Condition, conditions: tuple[Condition, ...]) -> Mapping[str, Any]:
+        batch, first = len(self.sample) // len(conditions), conditions.index(condition)
+        rows = slice(first * batch, (first + 1) * batch)
+        return self.adapter.denoiser_call.take_rows(self.arguments, rows)
 
     def blank(self, conditions: tuple[Condition, ...]) -> Tensor:
         latents = self.latents(conditions)
@@ -278,9 +288,11 @@ class _Session:
         self, plan: StepPlan, step: Step, conditions: set[Condition], current: "_PipelineCall"
     ) -> None:
         name = type(self._guidance).__name__
-        if not {branch.condition for branch in plan.branches.values()} <= conditions:
+        if not all(branch.conditions <= conditions for branch in plan.branches.values()):
             scale = self._guidance.largest_guidance_scale
             needs = f"{name} with guidance_scale={scale} needs the unconditional branch, "
+            if all(branch.condition in conditions for branch in plan.branches.values()):
+                needs = f"{name} needs the text of the unconditional branch, which it does not run, "
             if current.had_text:
                 raise GuidanceError(
                     f"{needs}but the pipeline stopped running it at step {step.index + 1} of {step.count}; "

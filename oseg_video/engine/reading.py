@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,41 +14,15 @@ from oseg_video.adapters.blocks import BlockAddress
 from oseg_video.engine.errors import GuidanceError
 from oseg_video.engine.patching.observing import ObservedAttention
 from oseg_video.guidance.attended import PREDICTION_TYPES, Noise, attention_mass, blur_attended
-from oseg_video.guidance.methods import BlockGuidance, Guidance
+from oseg_video.guidance.methods import Guidance
 from oseg_video.guidance.perturbations import AttentionView, BlurAttended, QueryTransform
 from oseg_video.guidance.plan import Branch, Perturbation
-from oseg_video.settings.schedule import values_of
-from oseg_video.types import Pipeline, SettingError, TokenGrid
+from oseg_video.types import Pipeline, TokenGrid
 
 
 def reads_attention(guidance: Guidance) -> bool:
     """Whether branches of the guidance start from what the attention of another branch showed."""
     return bool(guidance.blocks_used) and isinstance(getattr(guidance, "change", None), BlurAttended)
-
-
-def check_blocks(adapter: ModelAdapter, denoiser: nn.Module, guidance: Guidance) -> None:
-    """Refuse blocks that a model lacks or that do not serve the guidance.
-
-    Raises `UnknownBlockError`; `GuidanceError` where no block of the family serves, `SettingError` for blocks
-    that do not.
-    """
-    maps = adapter.attention_maps(denoiser)
-    if reads_attention(guidance) and not maps:
-        raise GuidanceError(
-            f"{guidance.name} takes its mask from self-attention in the middle of a UNet; {adapter.family} "
-            f"is a transformer of one resolution and has no middle; use pag, seg or oseg"
-        )
-    adapter.resolve_blocks(denoiser, guidance.blocks_used)
-    if not reads_attention(guidance):
-        return
-    for blocks in values_of(cast(BlockGuidance, guidance).blocks):
-        found = adapter.resolve_blocks(denoiser, blocks)
-        if blocks and (len(found) != 1 or found[0] not in maps):
-            named, paths = ",".join(map(str, blocks)), ", ".join(one.path for one in found[:3])
-            raise SettingError(
-                f"blocks of {guidance.name} must name one block, whose self-attention looks over an image, "
-                f"such as {maps[0].group}:{maps[0].position}; {named} names {paths}"
-            )
 
 
 def noise_of(pipe: Pipeline, level: float) -> Noise:

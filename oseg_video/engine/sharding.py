@@ -5,6 +5,7 @@ is where the ranks speak with each other. Text is whole on every rank, so cross-
 """
 
 import inspect
+from collections.abc import Mapping, Sequence
 from functools import cache, partial
 from typing import Any
 
@@ -39,8 +40,7 @@ class BlockStack:
     ) -> BlockInputs:
         """A block's inputs for this rank's tokens. The first block is given those of all ranks."""
         args, kwargs = text.inputs(inputs)
-        names: list[str] = _parameters(type(block))  # type: ignore[arg-type]
-        named = dict(zip(names, args, strict=False)) | kwargs
+        named = named_inputs(block, args, kwargs)
         assert self._adapter.token_inputs is not None  # else no rank shares its tokens
         named = self._adapter.token_inputs.take(named, spread.shard)
         if path == self._first:
@@ -59,6 +59,12 @@ class BlockStack:
 
 def _without_padding(text: TextCut, _: nn.Module, __: str, inputs: BlockInputs) -> BlockInputs:
     return text.inputs(inputs)
+
+
+def named_inputs(block: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """A block's inputs by name."""
+    names: list[str] = _parameters(type(block))  # type: ignore[arg-type]
+    return {**dict(zip(names, args, strict=False)), **kwargs}
 
 
 @cache

@@ -31,8 +31,15 @@ class PipelineCall(Protocol):
         conditions: tuple[Condition, ...],
         noise_level: float,
         cache: StepCache | None,
+        negative: Mapping[str, Any] | None = None,
     ) -> tuple[dict[str, Tensor], list[PassRecord]]:
-        """The predictions of branches instead, whose conditions are among those of the call's rows."""
+        """The predictions of branches instead, whose conditions are among those of the call's rows.
+
+        negative: the arguments of a call that has the rows of `uncond`, for branches that look at their text.
+        """
+
+    def rows_of(self, condition: Condition, conditions: tuple[Condition, ...]) -> Mapping[str, Any]:
+        """The arguments of the call for the rows of one of its conditions."""
 
     def blank(self, conditions: tuple[Condition, ...]) -> Tensor:
         """A tensor like the prediction of one branch."""
@@ -66,9 +73,10 @@ class OpenStep:
             u + w (c - u) = g
 
     Where one condition is all that the branches need, the first call decides and later ones run nothing; the
-    branches that are estimated need none. Of the branches each rank of the branch axis runs some. A rank that
-    runs none of those of a call answers it at once, so that ranks work on different calls at the same time;
-    but where a step cache decides, all wait for its decision.
+    branches that are estimated need none. A branch of c that looks at the text of u (NAG) waits for the
+    second call, and then runs with the arguments of the first. Of the branches each rank of the branch axis
+    runs some. A rank that runs none of those of a call answers it at once, so that ranks work on different
+    calls at the same time; but where a step cache decides, all wait for its decision.
     """
 
     def __init__(
@@ -94,6 +102,8 @@ class OpenStep:
         self._answered = 0
         self._gathered: dict[str, Tensor] = {}
         self._late: list[tuple[Condition, LateAnswer]] = []
+        self._made: dict[tuple[Condition, ...], PipelineCall] = {}
+        """The calls up to the present one, by the conditions in their rows."""
         self._decided: dict[Condition, Tensor] | None = None
 
     @property
@@ -150,23 +160,42 @@ class OpenStep:
     def _run(
         self, call: PipelineCall, conditions: tuple[Condition, ...]
     ) -> tuple[dict[str, Tensor], list[PassRecord]]:
-        """What this rank runs for a call."""
+        """What this rank runs for a call: branches of which it brings the last condition that they need."""
         cache = self.work.cache if "cond" in conditions else None
         if cache is not None and self._group.rank > 0:
             cache.hear(call.blank(conditions))
             cache = None
+        self._made[conditions] = call
         own = {
             name: branch
             for name, branch in self.work.branches.items()
-            if branch.condition in conditions and self._ranks[name] == self._group.rank
+            if self._ranks[name] == self._group.rank
+            and branch.conditions <= self._seen
+            and not branch.conditions.isdisjoint(conditions)
         }
-        return call.run(own, conditions, self.step.noise_level, cache) if own else ({}, [])
+        negative = None
+        if any(branch.reads_negative for branch in own.values()):
+            rows = next(rows for rows in self._made if "uncond" in rows)
+            negative = self._made[rows].rows_of("uncond", rows)
+        predictions: dict[str, Tensor] = {}
+        passes: list[PassRecord] = []
+        for rows, made in self._made.items():
+            mine = {name: branch for name, branch in own.items() if branch.condition in rows}
+            if mine:
+                found, records = made.run(mine, rows, self.step.noise_level, cache, negative)
+                predictions |= found
+                passes += records
+        return predictions, passes
+
+    @property
+    def _seen(self) -> set[Condition]:
+        """The conditions of the calls up to the present one."""
+        return {condition for rows in self._made for condition in rows}
 
     @property
     def _all_seen(self) -> bool:
-        """Whether the calls up to the present one have all conditions that the branches need."""
-        seen = {condition for call in self._calls[: self._answered + 1] for condition in call}
-        return {branch.condition for branch in self.work.branches.values()} <= seen
+        """Whether these are all that the branches need."""
+        return all(branch.conditions <= self._seen for branch in self.work.branches.values())
 
     def _combined(self, blank: Callable[[], Tensor], dtype: torch.dtype) -> dict[Condition, Tensor]:
         """What the pipeline gets for each condition: the guided prediction, or without a rule its own.

@@ -22,6 +22,7 @@ METHOD = "guidance"
 RENAMED = {
     "rule": "guidance oseg has the slides' rule; that of the released code is guidance oseg-released",
     "published_skip": "it is skip_conditional of guidance oseg-released now",
+    "perturb_unconditional": "it is perturb now, both in place of true and cond in place of false",
 }
 """Settings of earlier versions, and what to write in their place."""
 

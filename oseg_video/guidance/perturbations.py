@@ -148,6 +148,36 @@ class ReplaceAttention:
 
 
 @dataclass(frozen=True)
+class ExtrapolateAttention:
+    """NAG: cross-attention to the branch's text, away from that to the negative text (arXiv 2505.21179).
+
+    The one change that looks at the text of the other condition; see `attention.extrapolated_attention`.
+    """
+
+    scale: float
+    tau: float
+    alpha: float
+
+    def __call__(self, positive_BSC: Tensor, negative_BSC: Tensor) -> Tensor:
+        from oseg_video.guidance.attention import extrapolated_attention
+
+        return extrapolated_attention(
+            positive_BSC, negative_BSC, scale=self.scale, tau=self.tau, alpha=self.alpha
+        )
+
+    @property
+    def identity(self) -> bool:
+        return self.scale == 1 or self.alpha == 0
+
+    @property
+    def words(self) -> str:
+        return (
+            f"attention to text away from that to the negative text (scale {self.scale:g}, tau "
+            f"{self.tau:g}, alpha {self.alpha:g})"
+        )
+
+
+@dataclass(frozen=True)
 class AttentionView:
     """What one self-attention computes with, of one or several rows of the batch, after rotary embedding."""
 
@@ -200,5 +230,7 @@ class BlurAttended:
         return f"its input smoothed (sigma {self.blur_sigma:g}) where self-attention gathers above average"
 
 
-Change = QueryTransform | SkipBlock | ReplaceAttention | ObserveAttention | BlurAttended
+Change = (
+    QueryTransform | SkipBlock | ReplaceAttention | ExtrapolateAttention | ObserveAttention | BlurAttended
+)
 """What makes a branch a perturbed one: `words` say it, `identity` says that it is nothing."""

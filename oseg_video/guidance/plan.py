@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from oseg_video.guidance.perturbations import Change
+from oseg_video.guidance.perturbations import Change, ExtrapolateAttention
 from oseg_video.types import TokenGrid
 
 if TYPE_CHECKING:
@@ -38,6 +38,16 @@ class Branch:
 
     condition: Condition
     perturbation: Perturbation | None = None
+
+    @property
+    def reads_negative(self) -> bool:
+        """Whether the branch looks at the text of `uncond` as well, though it is no branch of it."""
+        return self.perturbation is not None and isinstance(self.perturbation.change, ExtrapolateAttention)
+
+    @property
+    def conditions(self) -> frozenset[Condition]:
+        """The conditions that the pipeline's calls must bring for this branch."""
+        return frozenset((self.condition, "uncond") if self.reads_negative else (self.condition,))
 
 
 @dataclass(frozen=True)

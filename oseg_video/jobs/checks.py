@@ -8,7 +8,6 @@ from typing import Any
 
 from oseg_video.adapters import ModelAdapter, all_adapters
 from oseg_video.config import GenerateJob, family_settings
-from oseg_video.guidance.methods import Unguided
 from oseg_video.guidance.reuse import no_chain
 from oseg_video.jobs.loading.pipeline import ModelSource
 from oseg_video.settings.schedule import Schedule
@@ -163,8 +162,8 @@ def _check_kind(job: GenerateJob, adapter: ModelAdapter) -> None:
 
 def _check_scales(job: GenerateJob, adapter: ModelAdapter) -> None:
     given = [name for name in adapter.own_scales if name in job.own]
-    if given and isinstance(job.guidance, Unguided):
-        raise SettingError(f"{given[0]} has no effect with guidance none")
+    if given and not job.guidance.follows_pipeline:
+        raise SettingError(f"{given[0]} has no effect with guidance {job.guidance.name}")
     if given and isinstance(getattr(job.guidance, "guidance_scale", None), Schedule):
         raise SettingError(f"{given[0]} cannot go with a guidance_scale by noise level; give that one number")
 

@@ -15,7 +15,7 @@ from oseg_video.adapters.base import Condition
 from oseg_video.adapters.settings import ReadJson
 from oseg_video.config import GenerateJob
 from oseg_video.engine.branches import BranchRunner
-from oseg_video.engine.reading import check_blocks
+from oseg_video.engine.checks import check_blocks, check_reuse
 from oseg_video.guidance.methods import BlockGuidance, Guidance
 from oseg_video.guidance.plan import Step, StepPlan
 from oseg_video.guidance.reuse import Calendar, Due
@@ -87,6 +87,7 @@ def count_job(job: GenerateJob) -> CountedJob:
     """
     adapter, denoiser, read = _find(job)
     guidance = job.guidance
+    check_reuse(guidance, job.reuse)
     check_blocks(adapter, denoiser, guidance)
     check_branches(adapter, job, read)
     scale = pipeline_scale(adapter, job, read)
@@ -131,7 +132,7 @@ def _idle(guidance: Guidance, plans: Sequence[StepPlan], guides_text: bool) -> s
     if isinstance(guidance, BlockGuidance):
         if not any(branch.perturbation for branch in branches):
             return f"{guidance.name} perturbs no step: scale, blocks, schedules and interval leave none"
-    elif guides_text and not any(branch.condition == "uncond" for branch in branches):
+    elif guides_text and not any("uncond" in branch.conditions for branch in branches):
         return f"{guidance.name} guides no step: its interval leaves none"
     return None
 

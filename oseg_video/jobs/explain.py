@@ -59,7 +59,16 @@ def _describe(kind: StepKind, counted: CountedJob) -> Iterator[str]:
         replayed = f" (the first {1 - share:.0%} of the denoiser replayed)" if share < 1 else ""
         yield f"  pass      {', '.join(names)}{replayed}"
     fewest, most = (f"{count:.2f}" for count in kind.pass_count)
-    yield f"  cost      {most if fewest == most else f'{fewest} to {most}'} passes a step"
+    passes = f"{most if fewest == most else f'{fewest} to {most}'} passes a step"
+    yield f"  cost      {passes}{_second_texts(kind, counted)}"
+
+
+def _second_texts(kind: StepKind, counted: CountedJob) -> str:
+    """What is computed besides the passes."""
+    if not any(branch.reads_negative for branch in kind.plan.branches.values()):
+        return ""
+    blocks = len(counted.adapter.blocks(counted.denoiser))
+    return f", and cross-attention to a second text in {blocks} blocks"
 
 
 def _share(name: str, kind: StepKind) -> str:
@@ -82,6 +91,8 @@ def _branch(branch: Branch, adapter: ModelAdapter, denoiser: Any) -> str:
     if branch.perturbation is None:
         return condition
     blocks = adapter.resolve_blocks(denoiser, branch.perturbation.blocks)
+    if branch.reads_negative:
+        return f"{condition}, {branch.perturbation.change.words} in all {len(blocks)} blocks"
     names = ", ".join(f"{block.index} ({block.path})" for block in blocks[:4])
     more = f" and {len(blocks) - 4} more" if len(blocks) > 4 else ""
     return f"{condition}, {branch.perturbation.change.words} in block {names}{more}"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from oseg_video.config import GenerateJob
 from oseg_video.console import logger, quietly
-from oseg_video.engine.reading import check_blocks
+from oseg_video.engine.checks import check_blocks, check_reuse
 from oseg_video.jobs.checks import check_fits
 from oseg_video.jobs.image import load_image
 from oseg_video.jobs.loading import pipeline as loading
@@ -71,6 +71,7 @@ def check_job(job: GenerateJob) -> loading.ModelSource:
     source = loading.find_model(job.model, job.revision, image=job.image is not None)
     check_fits(job, source)
     check_branches(source.adapter, job, source.read_json)
+    check_reuse(job.guidance, job.reuse)
     if job.guidance.blocks_used:
         check_blocks(source.adapter, empty_denoiser(source), job.guidance)
     return source

@@ -38,7 +38,7 @@ def check_branches(adapter: ModelAdapter, job: GenerateJob, read: ReadJson = rea
     """Refuse, with a SettingError, guidance by a branch that the pipeline will not run."""
     scale = pipeline_scale(adapter, job, read)
     plans = () if guides(scale) else (plan for _, _, plan in step_kinds(job.guidance, job.steps, scale))
-    if any(branch.condition == "uncond" for plan in plans for branch in plan.branches.values()):
+    if any("uncond" in branch.conditions for plan in plans for branch in plan.branches.values()):
         raise SettingError(
             f"guidance_scale {scale:g}: {job.guidance.name} needs the unconditional branch, which "
             f"{adapter.family} runs for scales above 1 only; give it one, or 1 for no text guidance"

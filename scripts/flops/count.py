@@ -15,7 +15,13 @@ from oseg_video.adapters.base import ClipSize, Condition, ModelAdapter
 from oseg_video.engine.assignment import assign_branches, exchange_predictions
 from oseg_video.engine.branches import BranchRunner
 from oseg_video.guidance.attended import Noise
-from oseg_video.guidance.perturbations import BlurAttended, QueryTransform, ReplaceAttention, SkipBlock
+from oseg_video.guidance.perturbations import (
+    BlurAttended,
+    ExtrapolateAttention,
+    QueryTransform,
+    ReplaceAttention,
+    SkipBlock,
+)
 from oseg_video.guidance.plan import Branch
 from oseg_video.guidance.reuse import EXACT, Reuse
 from oseg_video.parallel.degrees import Degrees
@@ -115,7 +121,7 @@ class _CountedTransform:
 
 
 def _with_counted_transform(branch: Branch, counted: list[_CountedTransform]) -> Branch:
-    others = SkipBlock | ReplaceAttention | BlurAttended
+    others = SkipBlock | ReplaceAttention | ExtrapolateAttention | BlurAttended
     if branch.perturbation is None or isinstance(branch.perturbation.change, others):
         return branch
     counted.append(_CountedTransform(branch.perturbation.change))

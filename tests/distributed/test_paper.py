@@ -41,7 +41,7 @@ def branches(method: Guidance) -> dict[str, Branch]:
     return dict(method.plan(Step(1, 3, 0.5, 4.0)).branches)
 
 
-OSEG_BRANCHES = branches(OSEG(blocks=(1,), perturb_unconditional=False))
+OSEG_BRANCHES = branches(OSEG(blocks=(1,), perturb="cond"))
 
 
 def denoiser(pipeline: str, device: str = "meta", heads: int = HEADS) -> nn.Module:

@@ -13,6 +13,7 @@ from torch.testing import assert_close
 from oseg_video import (
     APG,
     CFG,
+    NAG,
     OSEG,
     PAG,
     SAG,
@@ -67,11 +68,13 @@ def method(name: str, case: Case) -> Guidance:
         "pag": PAG(**text, blocks=(1, 3), scale=1.5),
         "sag": SAG(**text, blocks=(2,), scale=1.5),
         "seg": SEG(**text, blocks=(2,), scale=1.5, blur_sigma=1.0),
-        "oseg": OSEG(**text, blocks=(2,), scale=1.5, blur_sigma=1.0, perturb_unconditional=False),
+        "oseg": OSEG(**text, blocks=(2,), scale=1.5, blur_sigma=1.0, perturb="cond"),
         "oseg, both": OSEG(**text, blocks=(1, 2), scale=1.5, blur_sigma=(2.0, 1.0)),
         "oseg, frame": OSEG(**text, blocks=(2,), scale=1.5, reference="frame", boundary="reflect"),
         "oseg, principal": OSEG(**text, blocks=(2,), scale=1.5, reference="principal:2"),
         "oseg-released": OSEGReleased(**text, blocks=(2,), scale=1.5),
+        "nag": NAG(),
+        "nag, text": NAG(**text),
         "apg": APG(**text, eta=0.2, momentum=-0.5),
         "cfg-zero": CFGZeroStar(**text, zero_steps=1),
     }
@@ -130,6 +133,15 @@ def test_a_branch_runs_where_the_attention_that_it_starts_from_was(two_ranks: Ra
     (first, *_), (second, *_) = check(two_ranks, case, "sag", AXES["branch"])
     assert [one.branches for one in first] == [("cond",)]
     assert [one.branches for one in second] == [("uncond",), ("perturbed",)]
+
+
+@pytest.mark.parametrize("axis", AXES)
+@pytest.mark.parametrize("method_name", ["nag", "nag, text"])
+@pytest.mark.parametrize("case", ["ltx", "wan", "wan-image", "sdxl"])
+def test_attention_to_two_texts(two_ranks: Ranks, case: str, method_name: str, axis: str) -> None:
+    if case in UNETS and axis != "branch":
+        pytest.skip("no sequence of tokens runs through a UNet")
+    check(two_ranks, case, method_name, AXES[axis])
 
 
 @pytest.mark.parametrize("case", ["mochi", "ltx", "hunyuan", "hunyuan15", "wan", "cogvideox"])

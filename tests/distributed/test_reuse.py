@@ -19,7 +19,7 @@ from tests.integration.families import SCALE
 STEPS = 6
 METHODS: dict[str, Guidance] = {
     "cfg": CFG(guidance_scale=SCALE),  # the pipeline's own scale: no rule
-    "oseg": OSEG(guidance_scale=SCALE, blocks=(2,), perturb_unconditional=False),
+    "oseg": OSEG(guidance_scale=SCALE, blocks=(2,), perturb="cond"),
     "oseg, both": OSEG(guidance_scale=SCALE, blocks=(2,)),
 }
 REFRESH = {"uncond": 2, "perturbed": 3}

@@ -119,7 +119,12 @@ def reference_methods(
             OSEG(scale=WEIGHT, blur_sigma=BLUR, **shared),
             off_key_blurred(grid, BLUR),
         ),
-        "oseg-plain-uncond": (OSEG(perturb_unconditional=False, **weighted), per_frame),
+        "oseg-cond": (OSEG(perturb="cond", **weighted), per_frame),
+        "stg-both": (STG(scale=WEIGHT, perturb="both", **shared), "skip"),
+        "stg-uncond": (STG(scale=WEIGHT, perturb="uncond", **shared), "skip"),
+        "pag-uncond": (PAG(scale=WEIGHT, perturb="uncond", **shared), "values"),
+        "seg-uncond": (SEG(scale=WEIGHT, perturb="uncond", **shared), mean_everywhere),
+        "oseg-uncond": (OSEG(perturb="uncond", **weighted), per_frame),
     }
 
 
@@ -140,8 +145,10 @@ def guided_prediction(
     c, u = plain(cond), plain(uncond)
     if weak is None:
         return u + scale * (c - u)
+    if method.endswith("-uncond"):
+        return weak(uncond) + scale * (c - weak(uncond))
     push = WEIGHT * (c - weak(cond))
-    if method in ("oseg", "oseg-blur"):
+    if method in ("oseg", "oseg-blur", "stg-both"):
         return c + (scale - 1) * (c - weak(uncond)) + push
     return u + scale * (c - u) + push
 

@@ -185,7 +185,9 @@ def reference_transformer(case: Case, transformer: nn.Module, change: Any) -> nn
     return model
 
 
-@pytest.mark.parametrize("method", ("cfg", "stg", "seg", "oseg", "oseg-plain-uncond"))
+@pytest.mark.parametrize(
+    "method", ("cfg", "stg", "seg", "oseg", "oseg-cond", "stg-uncond", "pag-uncond", "oseg-uncond")
+)
 def test_the_guided_prediction_is_that_of_a_slow_float64_reference(
     case: Case, pipe: Any, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -199,8 +201,14 @@ def test_the_guided_prediction_is_that_of_a_slow_float64_reference(
             OSEG(guidance_scale=scale, scale=weight, blocks=(BLOCK,), **oseg),
             slow.off_key_mean_per_frame(case.grid, 0.75),
         ),
-        "oseg-plain-uncond": (
-            OSEG(guidance_scale=scale, scale=weight, blocks=(BLOCK,), perturb_unconditional=False, **oseg),
+        "oseg-cond": (
+            OSEG(guidance_scale=scale, scale=weight, blocks=(BLOCK,), perturb="cond", **oseg),
+            slow.off_key_mean_per_frame(case.grid, 0.75),
+        ),
+        "stg-uncond": (STG(guidance_scale=scale, perturb="uncond", blocks=(BLOCK,)), "skip"),
+        "seg-uncond": (SEG(guidance_scale=scale, perturb="uncond", blocks=(BLOCK,)), slow.mean_everywhere),
+        "oseg-uncond": (
+            OSEG(guidance_scale=scale, perturb="uncond", blocks=(BLOCK,), **oseg),
             slow.off_key_mean_per_frame(case.grid, 0.75),
         ),
     }[method]
@@ -232,6 +240,8 @@ def test_the_guided_prediction_is_that_of_a_slow_float64_reference(
         expected = uncond + scale * (cond - uncond)
     elif method == "oseg":
         expected = cond + (scale - 1) * (cond - weak_uncond) + weight * (cond - weak_cond)
+    elif method.endswith("-uncond"):
+        expected = weak_uncond + scale * (cond - weak_uncond)
     else:
         expected = uncond + scale * (cond - uncond) + weight * (cond - weak_cond)
     assert_close(outputs[0].double(), expected, rtol=1e-4, atol=1e-4)

@@ -21,6 +21,7 @@ from oseg_video import (
     FDG,
     MAMBOG,
     MG,
+    NAG,
     OSEG,
     PAG,
     S2,
@@ -129,6 +130,10 @@ def slides(p: Predictions) -> Tensor:
     return p["cond"] + text + PUSH * (p["cond"] - p["cond_perturbed"])
 
 
+def from_perturbed_uncond(p: Predictions) -> Tensor:
+    return p["uncond_perturbed"] + SCALE * (p["cond"] - p["uncond_perturbed"])
+
+
 _TEXT: dict[str, Any] = {"guidance_scale": SCALE}
 _PROJECTED = {"eta": 0.25, "momentum": 0.0}
 EXPECTED: dict[str, tuple[Guidance, Callable[[Predictions], Tensor]]] = {
@@ -151,6 +156,8 @@ EXPECTED: dict[str, tuple[Guidance, Callable[[Predictions], Tensor]]] = {
         STG(**_TEXT, blocks=BLOCKS, scale=PUSH, mode="attention_values"),
         pushed(text_term),
     ),
+    "stg, uncond": (STG(**_TEXT, blocks=BLOCKS, perturb="uncond"), from_perturbed_uncond),
+    "stg, both": (STG(**_TEXT, blocks=BLOCKS, scale=PUSH, perturb="both"), slides),
     # All that it may draw, so that it differs from STG's block in both steps.
     "s2": (
         S2(**_TEXT, blocks=(1, 2), scale=PUSH, dropped=1, interval=(0.0, 1.0)),
@@ -165,7 +172,7 @@ EXPECTED: dict[str, tuple[Guidance, Callable[[Predictions], Tensor]]] = {
             **_TEXT,
             blocks=BLOCKS,
             scale=PUSH,
-            perturb_unconditional=False,
+            perturb="cond",
             text=CFGZeroStar(zero_steps=0),
         ),
         pushed(zero_star_term),
@@ -174,6 +181,11 @@ EXPECTED: dict[str, tuple[Guidance, Callable[[Predictions], Tensor]]] = {
 # For UNets only.
 SELF_ATTENTION = {
     "sag": (SAG(**_TEXT, blocks=BLOCKS, scale=PUSH), pushed_from_uncond),
+}
+# For families with cross-attention to a text.
+CROSS_ATTENTION = {
+    "nag": (NAG(), lambda p: p["cond"]),
+    "nag, text": (NAG(**_TEXT), text_term),
 }
 
 
@@ -212,8 +224,26 @@ class Recorded(Guidance):
 
 def test_every_method_is_here() -> None:
     assert {*METHODS} - {"none", "oseg-released"} <= {
-        guidance.name for guidance, _ in (EXPECTED | SELF_ATTENTION).values()
+        guidance.name for guidance, _ in (EXPECTED | SELF_ATTENTION | CROSS_ATTENTION).values()
     }
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_without_text_guidance_a_perturbed_branch_is_pushed_away_from(case: Case) -> None:
+    """`C + lambda (C - P)`, two passes, as distilled models are run."""
+    pipe = case.build()
+    pipe.set_progress_bar_config(disable=True)
+    for method in (STG, S2, PAG, SEG, OSEG):
+        interval = {"interval": (0.0, 1.0), "dropped": 1.0} if method is S2 else {}
+        recorded = Recorded(inner=method(guidance_scale=1.0, blocks=BLOCKS, scale=PUSH, **interval))
+        with guided(pipe, recorded) as report:
+            case.run(pipe, guidance_scale=1.0, num_inference_steps=2)
+        assert len(recorded.taken) == 2, method
+        for p, result in recorded.taken:
+            assert set(p) in ({"cond", "perturbed"}, {"cond", "cond_perturbed"})
+            cond, weak = p.values()
+            assert_close(result.double(), cond + PUSH * (cond - weak), rtol=1e-4, atol=1e-4)
+        assert all(sum(len(one.branches) for one in step.passes) == 2 for step in report.steps)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -231,7 +261,8 @@ def test_the_scheduler_gets_the_formula(case: Case, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(pipe.scheduler, "step", record)
     maps = adapter_for(pipe).attention_maps(pipe.unet) if hasattr(pipe, "unet") else []
-    methods = EXPECTED | SELF_ATTENTION if maps else EXPECTED
+    methods = EXPECTED | (SELF_ATTENTION if maps else {})
+    methods |= CROSS_ATTENTION if adapter_for(pipe).text_attention else {}
     for name, (guidance, expected) in methods.items():
         recorded = Recorded(inner=guidance)
         given.clear()

@@ -26,6 +26,30 @@ def test_branches_rule_and_passes_are_named(capsys: pytest.CaptureFixture[str]) 
     assert "2.50 passes a step" in text and "50.0 passes (CFG: 40)" in text
 
 
+def test_a_perturbed_uncond_is_no_third_pass(capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ("--guidance", "stg", "--blocks", "3", "--guidance-scale", "4")
+    text = explained(capsys, *flags, "--perturb", "uncond")
+    assert "rule      C + 3 (C - U~)\n" in text
+    assert "uncond_perturbed: unconditional, hidden states passed on unchanged in block 3" in text
+    assert "2.00 passes a step" in text and "40.0 passes (CFG: 40)" in text
+    text = explained(capsys, *flags, "--perturb", "uncond", "--refresh", "uncond=2", "--steps", "7")
+    assert "computed in 4 of 7 steps, else estimated" in text and "11.0 passes (CFG: 14)" in text
+
+
+def test_a_negative_prompt_without_its_pass(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreachable(*_: object, **__: object) -> None:
+        raise HubError("no network")
+
+    monkeypatch.setattr(hub, "find_commit", unreachable)
+    flags = ("--model", "wan", "--guidance", "nag", "--guidance-scale", "1", "--negative-prompt", "blurry")
+    text = explained(capsys, *flags)
+    assert "rule      C~\n" in text and "to the negative text (scale 9, tau 2.5, alpha 0.25)" in text
+    assert "1.00 passes a step, and cross-attention to a second text in 30 blocks" in text
+    assert "50.0 passes (CFG: 100)" in text and "warning" not in text
+
+
 def test_an_interval_shows_its_steps(capsys: pytest.CaptureFixture[str]) -> None:
     text = explained(capsys, "--guidance", "seg", "--interval", "0.25,0.5")
     assert [line for line in text.splitlines() if line.startswith("steps")] == [
@@ -81,6 +105,15 @@ def test_ranks_and_why_they_work_so(capsys: pytest.CaptureFixture[str]) -> None:
         ("--model ltx --prompt x --height 100", "height 100: ltx needs a multiple of 32 pixels"),
         ("--model ltx --prompt x --image missing.png", "cannot read missing.png: No such file"),
         ("--model mochi", "no prompt given"),
+        (
+            "--model hunyuan --guidance nag --prompt x",
+            "nag changes cross-attention to a text, which ltx, sdxl, sd15, wan have; hunyuan attends",
+        ),
+        ("--model wan --guidance nag --cache 0.1 --prompt x", "which nag never runs; leave them out"),
+        (
+            "--model ltx --guidance pag --perturb uncond --guidance-scale 1 --prompt x",
+            "perturb uncond needs text guidance, a guidance_scale other than 1",
+        ),
         (
             "--model ltx --prompt x --guidance-scale 0",
             "guidance_scale 0: oseg needs the unconditional branch",

@@ -26,7 +26,15 @@ from oseg_video.guidance.methods import METHODS, BlockGuidance
 from oseg_video.jobs.loading import hub
 from oseg_video.jobs.loading import pipeline as loading
 from oseg_video.media import frames_sha256, read_clip, to_uint8
-from tests.tiny import LTX_SIZE, MOCHI_SIZE, TEXT_LENGTH, LTXImageToVideoPipeline, tiny_ltx, tiny_mochi
+from tests.tiny import (
+    LTX_SIZE,
+    MOCHI_SIZE,
+    TEXT_LENGTH,
+    LTXConditionPipeline,
+    LTXImageToVideoPipeline,
+    tiny_ltx,
+    tiny_mochi,
+)
 from tests.tiny.cogvideox import COGVIDEOX_SIZE, tiny_cogvideox, tiny_cogvideox_5b
 from tests.tiny.hunyuan import (
     HUNYUAN15_SIZE,
@@ -312,6 +320,40 @@ def test_settings_reach_the_stock_pipeline(capsys, tmp_path, folders, loaded, na
         conditions["negative_prompt"] = "bad"
     (pipe,) = loaded
     assert stock(name, pipe, **conditions, **arguments) == line["sha256"]
+
+
+def test_timesteps_reach_the_pipeline_that_takes_them(capsys, tmp_path, folders, loaded):
+    tiny_ltx(LTXConditionPipeline).save_pretrained(tmp_path / "ltx")
+    flags = ["--model", tmp_path / "ltx", "--guidance=none", "--timesteps=900,400.5"]
+    (line,) = run(capsys, [*call(folders, "ltx"), *map(str, flags), "--out", str(tmp_path / "a.mp4")])
+    (pipe,) = loaded
+    arguments = {"prompt": "a red circle", "guidance_scale": 1, "timesteps": [900, 400.5], "frame_rate": 8}
+    assert stock("ltx", pipe, **arguments) == line["sha256"]
+    assert stock("ltx", pipe, **{**arguments, "timesteps": [900, 600]}) != line["sha256"]
+    message = "ltx: timesteps: LTXPipeline, which this model is for, sets its own; LTXConditionPipeline takes"
+    assert message in refused(capsys, call(folders, "ltx", "--timesteps=900,400"))
+
+
+@pytest.mark.parametrize("name", ("ltx", "wan", "wan-image", "sdxl"))
+def test_a_negative_prompt_in_one_pass(capsys, tmp_path, folders, cat, name):
+    made = []
+    for negative in ("bad", "a blue square, moving"):
+        out = tmp_path / f"{len(made)}.{'png' if name in IMAGES else 'mp4'}"
+        flags = ["--guidance=nag", "--guidance-scale=1", "--negative-prompt", negative]
+        (line,) = run(capsys, call(folders, name, *flags, image=cat, out=out))
+        made.append(line["sha256"])
+        passes = [p for kind in read_manifest(out).passes["step_kinds"] for p in kind["passes"]]
+        assert all(p["branches"] == ["cond"] and p["rows"] == 1 and p["fired"] for p in passes)
+        assert read_manifest(out).passes["block_passes"] == 2
+    assert made[0] != made[1]
+    assert main(["reproduce", str(out), "--quiet", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["identical"]
+
+
+def test_scales_that_only_a_pipeline_can_apply_are_refused_for_nag(capsys, folders, unloadable):
+    flags = ["--guidance=nag", "--guidance-scale=3", "--guidance-scale-2=2"]
+    message = "guidance_scale_2 has no effect with guidance nag"
+    assert message in refused(capsys, call(folders, "wan-experts", *flags))
 
 
 def test_one_scale_for_all_frames_is_a_level_ramp():

@@ -42,7 +42,7 @@ from tests.tiny import BLOCKS
 
 SEG_METHOD = SEG(guidance_scale=SCALE, blocks=(2, 3), blur_sigma=1.0)
 OSEG_METHOD = OSEG(guidance_scale=SCALE, blocks=(2,))
-PRINCIPAL = OSEG(guidance_scale=SCALE, blocks=(2,), perturb_unconditional=False, reference="principal:2")
+PRINCIPAL = OSEG(guidance_scale=SCALE, blocks=(2,), perturb="cond", reference="principal:2")
 METHODS = (
     STG(guidance_scale=SCALE, blocks=(2,)),
     STG(guidance_scale=SCALE, blocks=(2,), mode="attention_skip"),
@@ -100,7 +100,7 @@ def test_no_text_guidance_is_the_stock_pipeline_without_it(family: Case, pipe: A
     "guidance",
     (
         OSEG(guidance_scale=SCALE, blocks=(2,), mix=0.0),
-        OSEG(guidance_scale=SCALE, blocks=(2,), scale=0.0, perturb_unconditional=False),
+        OSEG(guidance_scale=SCALE, blocks=(2,), scale=0.0, perturb="cond"),
         OSEG(guidance_scale=SCALE, blocks=(2,), blur_sigma=0.0, keep_parallel=1.0),
         SEG(guidance_scale=SCALE, blocks=(2,), blur_sigma=0.0),
         STG(guidance_scale=SCALE, blocks=(2,), scale=0.0),
@@ -127,9 +127,9 @@ def test_prefix_reuse_changes_nothing(case: Case, pipe: Any) -> None:
         assert not torch.equal(whole, stock)
 
 
-@pytest.mark.parametrize("perturb_unconditional", (True, False))
-def test_prefix_reuse_shows_in_counted_flops(family: Case, pipe: Any, perturb_unconditional: bool) -> None:
-    guidance = OSEG(guidance_scale=SCALE, blocks=(3,), perturb_unconditional=perturb_unconditional)
+@pytest.mark.parametrize("perturb", ("both", "cond"))
+def test_prefix_reuse_shows_in_counted_flops(family: Case, pipe: Any, perturb: str) -> None:
+    guidance = OSEG(guidance_scale=SCALE, blocks=(3,), perturb=perturb)
 
     def flops(prefix: bool) -> int:
         with guided(pipe, guidance, reuse=Reuse(prefix=prefix)), FlopCounterMode(display=False) as counter:

@@ -334,7 +334,11 @@ def blurred_in_each_frame(grid: TokenGrid) -> Callable[[Tensor, Tensor], Tensor]
 
 
 @pytest.mark.parametrize(
-    "method", ("cfg", "stg", "stg-attention-skip", "pag", "seg", "seg-blur", "oseg", "oseg-plain-uncond")
+    "method",
+    (
+        *("cfg", "stg", "stg-attention-skip", "pag", "seg", "seg-blur", "oseg", "oseg-cond"),
+        *("stg-uncond", "pag-uncond", "seg-uncond", "oseg-uncond"),
+    ),
 )
 def test_the_guided_prediction_is_that_of_a_slow_float64_reference(
     case: Case, pipe: Any, method: str, monkeypatch: pytest.MonkeyPatch
@@ -353,8 +357,15 @@ def test_the_guided_prediction_is_that_of_a_slow_float64_reference(
             blurred_in_each_frame(case.grid),
         ),
         "oseg": (OSEG(**oseg, **common), slow.off_key_mean_per_frame(case.grid, 0.75)),
-        "oseg-plain-uncond": (
-            OSEG(perturb_unconditional=False, **oseg, **common),
+        "oseg-cond": (
+            OSEG(perturb="cond", **oseg, **common),
+            slow.off_key_mean_per_frame(case.grid, 0.75),
+        ),
+        "stg-uncond": (STG(perturb="uncond", **common), "skip"),
+        "pag-uncond": (PAG(perturb="uncond", **common), "values"),
+        "seg-uncond": (SEG(perturb="uncond", **common), slow.mean_everywhere),
+        "oseg-uncond": (
+            OSEG(perturb="uncond", **oseg, **common),
             slow.off_key_mean_per_frame(case.grid, 0.75),
         ),
     }[method]
@@ -366,6 +377,8 @@ def test_the_guided_prediction_is_that_of_a_slow_float64_reference(
         expected = uncond + 3.0 * (cond - uncond)
     elif method == "oseg":
         expected = cond + 2.0 * (cond - weak_uncond) + 1.5 * (cond - weak)
+    elif method.endswith("-uncond"):
+        expected = weak_uncond + 3.0 * (cond - weak_uncond)
     else:
         expected = uncond + 3.0 * (cond - uncond) + 1.5 * (cond - weak)
     given = first_steps(case, pipe, guidance, monkeypatch)

@@ -37,7 +37,8 @@ CHAINS = (MOCHI, LTX, WAN, COGVIDEOX, HUNYUAN, HUNYUAN15)
 PLAIN = CFG(guidance_scale=SCALE + 1)
 STG_METHOD = STG(guidance_scale=SCALE, blocks=(2,), scale=0.5)
 OSEG_METHOD = OSEG(guidance_scale=SCALE, blocks=(2,), scale=0.5)
-PLAIN_UNCOND = OSEG(guidance_scale=SCALE, blocks=(2,), scale=0.5, perturb_unconditional=False)
+PLAIN_UNCOND = OSEG(guidance_scale=SCALE, blocks=(2,), scale=0.5, perturb="cond")
+ONLY_UNCOND = STG(guidance_scale=SCALE, blocks=(2,), perturb="uncond")
 REFRESH = {"uncond": 2, "perturbed": 3}
 
 
@@ -53,7 +54,11 @@ def run(
 # -- against the reference
 
 
-@pytest.mark.parametrize("guidance", (PLAIN, STG_METHOD, OSEG_METHOD), ids=lambda guidance: guidance.name)
+@pytest.mark.parametrize(
+    "guidance",
+    (PLAIN, STG_METHOD, OSEG_METHOD, ONLY_UNCOND),
+    ids=("cfg", "stg", "oseg", "stg-uncond"),
+)
 @over(*CHAINS, SVD, SDXL)
 def test_refreshed_branches_follow_by_their_differences(case: Case, pipe: Any, guidance: Any) -> None:
     latents, estimated = run(case, pipe, guidance, Reuse(refresh=REFRESH))

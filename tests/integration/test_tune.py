@@ -88,9 +88,7 @@ def test_the_block_that_matters_is_found_in_a_real_pipeline(
         tmp_path,
         metric="contrast",
         baseline="none",
-        methods={
-            "oseg": {"blocks": "all", "oseg_scale": 8, "guidance_scale": 1, "perturb_unconditional": False}
-        },
+        methods={"oseg": {"blocks": "all", "oseg_scale": 8, "guidance_scale": 1, "perturb": "cond"}},
         models={"planted": {"model": str(planted)}},
         prompts=["a red circle", "a blue square", "a green cross"],
         seeds=[0, 1],

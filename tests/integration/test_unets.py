@@ -332,10 +332,14 @@ PERTURBED: dict[str, tuple[Any, Change | str]] = {
     "pag": (partial(PAG, scale=WEIGHT), "values"),
     "seg": (partial(SEG, scale=WEIGHT, blur_sigma=0.8), seg_change),
     "oseg": (partial(OSEG, scale=WEIGHT, **OSEG_OPTIONS), oseg_change),
-    "oseg-plain-uncond": (
-        partial(OSEG, scale=WEIGHT, perturb_unconditional=False, **OSEG_OPTIONS),
+    "oseg-cond": (
+        partial(OSEG, scale=WEIGHT, perturb="cond", **OSEG_OPTIONS),
         oseg_change,
     ),
+    "stg-uncond": (partial(STG, scale=WEIGHT, perturb="uncond"), "skip"),
+    "pag-uncond": (partial(PAG, perturb="uncond"), "values"),
+    "seg-uncond": (partial(SEG, blur_sigma=0.8, perturb="uncond"), seg_change),
+    "oseg-uncond": (partial(OSEG, perturb="uncond", **OSEG_OPTIONS), oseg_change),
 }
 
 
@@ -345,6 +349,8 @@ def expected_prediction(method: str, branches: list[Tensor], scale: float | Tens
         cond, weak_cond = branches
         return cond + WEIGHT * (cond - weak_cond)
     uncond, cond, weak_uncond, weak_cond = branches
+    if method.endswith("-uncond"):
+        return weak_uncond + scale * (cond - weak_uncond)
     base = weak_uncond if method == "oseg" else uncond
     return cond + (scale - 1) * (cond - base) + WEIGHT * (cond - weak_cond)
 
@@ -481,15 +487,15 @@ def test_only_the_chosen_queries_change_and_they_are_orthogonal_to_their_keys(
 # -- replayed stages
 
 
-@pytest.mark.parametrize("perturb_unconditional", (True, False))
+@pytest.mark.parametrize("perturb", ("both", "cond"))
 @pytest.mark.parametrize(("selector", "unit"), (("down.1", 1), ("mid", 3), ("up.1", 5)))
 def test_stages_before_the_first_perturbed_one_are_replayed(
-    case: Case, pipe: Any, selector: str, unit: int, perturb_unconditional: bool
+    case: Case, pipe: Any, selector: str, unit: int, perturb: str
 ) -> None:
     """Also for a batch, whose frames are folded, and for sizes at which stages round up."""
     size = SVD_ODD_SIZE if case is SVD else SDXL_ODD_SIZE
     run = partial(case.run, pipe, ["a red circle", "a blue square, x"], seed=3, **size)
-    guidance = OSEG(blocks=(selector,), perturb_unconditional=perturb_unconditional)
+    guidance = OSEG(blocks=(selector,), perturb=perturb)
     with guided(pipe, guidance, reuse=Reuse(prefix=False)):
         whole = run()
     calls = dict.fromkeys(adapter_for(pipe).blocks.units(pipe.unet), 0)
@@ -526,7 +532,7 @@ def test_sdxl_with_and_without_a_prompt(sdxl: Any, prompt: str, scale: float) ->
     assert_close(first_prediction(SDXL, sdxl, guidance, **call).double(), expected, **ROUNDING)
 
 
-@pytest.mark.parametrize("method", PERTURBED)
+@pytest.mark.parametrize("method", [method for method in PERTURBED if not method.endswith("-uncond")])
 @pytest.mark.parametrize("family", (SDXL, SD15), ids=lambda family: family.name)
 def test_without_a_prompt_it_is_one_plain_branch_and_its_perturbed_one(family: Case, method: str) -> None:
     """`U + lambda (U - U~)`, U being the prediction for the empty prompt (SAG: test_sag)."""
@@ -545,7 +551,7 @@ def test_without_a_prompt_it_is_one_plain_branch_and_its_perturbed_one(family: C
 
 def test_every_row_of_a_batch_keeps_its_own_text_and_sizes(sdxl: Any) -> None:
     """The pooled text and the sizes stand in a dictionary of their own; a mix-up would show in the image."""
-    guidance = OSEG(blocks=("up.0",), perturb_unconditional=False)
+    guidance = OSEG(blocks=("up.0",), perturb="cond")
     prompts, negative = ["a red circle", "nothing at all"], {"negative_original_size": (7, 9)}
     sizes = {"negative_target_size": (30, 20), "negative_crops_coords_top_left": (3, 5)}
     with guided(sdxl, guidance):

@@ -78,7 +78,7 @@ class ChangedQueries:
         return _from_heads(self._changed_heads(query_BNSD, key_BNSD), "BSC")
 
     def _changed(self, query_BSC: Tensor, key_BSC: Tensor) -> Tensor:
-        changed = _in_pieces(self._change, query_BSC, key_BSC, self._tokens.span, tokens=1)
+        changed = in_pieces(self._change, query_BSC, key_BSC, self._tokens.span, tokens=1)
         self._fired(self._site.name)
         return changed
 
@@ -199,12 +199,12 @@ def _changed_video(change: QueryChange, query_BNSD: Tensor, key_BNSD: Tensor, to
     """
     span, spread = tokens.span, tokens.spread
     if spread is None:
-        return _in_pieces(change, query_BNSD, key_BNSD, span, tokens=2)
+        return in_pieces(change, query_BNSD, key_BNSD, span, tokens=2)
     first = tokens.start - tokens.text_first
     clip = slice(first, first + tokens.grid.tokens)
 
     def change_whole(query_BMLD: Tensor, key_BMLD: Tensor) -> Tensor:
-        return _in_pieces(change, query_BMLD, key_BMLD, clip, tokens=2)
+        return in_pieces(change, query_BMLD, key_BMLD, clip, tokens=2)
 
     mine = slice(tokens.text_first, tokens.text_first + len(spread.shard))
     video = spread.over_heads(change_whole, query_BNSD[:, :, mine], key_BNSD[:, :, mine])
@@ -212,7 +212,7 @@ def _changed_video(change: QueryChange, query_BNSD: Tensor, key_BNSD: Tensor, to
     return _with_span(query_BNSD, video, span, dim=2)
 
 
-def _in_pieces(change: QueryChange, query: Tensor, key: Tensor, span: slice, tokens: int) -> Tensor:
+def in_pieces(change: QueryChange, query: Tensor, key: Tensor, span: slice, tokens: int) -> Tensor:
     """The queries, their tokens in `span` along dimension `tokens` changed.
 
     Heads, [B, N, S, D], are changed a few at a time, as is every batch row and, [B, S, C], every token: a

@@ -30,6 +30,7 @@ from oseg_video.guidance.methods.cfg_zero import CFGZeroStar  # noqa: E402
 from oseg_video.guidance.methods.fdg import FDG  # noqa: E402
 from oseg_video.guidance.methods.mambo_g import MAMBOG  # noqa: E402
 from oseg_video.guidance.methods.mg import MG  # noqa: E402
+from oseg_video.guidance.methods.nag import NAG  # noqa: E402
 from oseg_video.guidance.methods.none import Unguided  # noqa: E402
 from oseg_video.guidance.methods.oseg import OSEG  # noqa: E402
 from oseg_video.guidance.methods.oseg_released import OSEGReleased  # noqa: E402
@@ -49,6 +50,7 @@ __all__ = [
     "MAMBOG",
     "METHODS",
     "MG",
+    "NAG",
     "OSEG",
     "PAG",
     "S2",

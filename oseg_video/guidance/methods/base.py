@@ -6,12 +6,12 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
 
 from oseg_video.guidance.plan import Branch, Condition, Perturbation, Step, StepPlan
 from oseg_video.guidance.scales import guides, is_off, same_scale, shown
 from oseg_video.settings import check_settings, setting, settings_of
-from oseg_video.settings.kinds import BLOCKS, INTERVAL, SCALE, Blocks, Kind
+from oseg_video.settings.kinds import BLOCKS, INTERVAL, SCALE, TEXT, Blocks, Kind
 from oseg_video.settings.schedule import Interval, Schedule, value_at, values_of
 from oseg_video.types import SettingError
 
@@ -22,7 +22,11 @@ if TYPE_CHECKING:
     from oseg_video.guidance.plan import Rule
     from oseg_video.guidance.scales import Scale
 
+PERTURB = ("cond", "uncond", "both")
+"""The predictions that a perturbed method may perturb."""
 _LETTERS: Mapping[Condition, str] = {"cond": "C", "uncond": "U"}
+_WEAK = {"uncond": "U", "uncond_perturbed": "U~"}
+"""The branches that text guidance goes away from, and what they are called in formulas."""
 
 METHODS: dict[str, type[Guidance]] = {}
 """The methods by name."""
@@ -47,6 +51,8 @@ class Guidance:
 
     name: ClassVar[str]
     """The method's name on the command line."""
+    follows_pipeline: ClassVar[bool] = True
+    """Whether it takes the pipeline's own guidance scale where it has none."""
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -289,10 +295,10 @@ class BlockGuidance(ScaledGuidance):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PerturbedGuidance(BlockGuidance):
-    """`C + (w - 1) T + lambda (C - P)`: text guidance and a push away from a perturbed prediction P.
+class PushedGuidance(BlockGuidance):
+    """`C + (w - 1) T + lambda (X - P)`: text guidance, and a push from a plain prediction X away from P.
 
-    A subclass has a `change`, and settings of its own. P may be of another condition (`_perturbed_branch`).
+    A subclass has a `change`, settings of its own, and says which branch P is (`_perturbed_branch`).
     """
 
     text: TextGuidance = setting(
@@ -313,18 +319,80 @@ class PerturbedGuidance(BlockGuidance):
     def _perturbed_plan(self, blocks: Blocks, perturbed_scale: float, step: Step) -> StepPlan:
         if perturbed_scale == 0:
             return self._text_plan(self.text, step)
-        scale = self._text_scale(step)
-        branches = {} if is_off(scale) else {"uncond": Branch("uncond")}
+        branches = {} if is_off(self._text_scale(step)) else {"uncond": Branch("uncond")}
         branches["cond"] = Branch("cond")
         branches["perturbed"] = perturbed = self._perturbed_branch(blocks, branches)
-        text = self.text.shown_shaped("C") if is_off(scale) else self.text.formula(scale, "U")
-        formula = f"{text} + {perturbed_scale:g} ({_LETTERS[perturbed.condition]} - P)"
-        rule = partial(_text_and_push, self.text, scale, perturbed_scale, step, perturbed.condition)
-        return self._with_rule(branches, formula, rule, step)
+        return self._pushed_plan(branches, _Push(perturbed_scale, perturbed.condition, "perturbed"), step)
 
     def _perturbed_branch(self, blocks: Blocks, plain: Mapping[str, Branch]) -> Branch:
-        """The branch P beside the plain ones; the push begins at the plain one of its condition."""
+        """The branch P beside the plain ones; X is the plain one of its condition."""
         return Branch("cond", Perturbation(blocks, self.change))
+
+    def _pushed_plan(self, branches: Mapping[str, Branch], push: _Push | None, step: Step) -> StepPlan:
+        """Text guidance by U or U~, whichever is among the branches, and a push."""
+        scale = self._text_scale(step)
+        weak = next((name for name in _WEAK if name in branches), None)
+        formula = self.text.shown_shaped("C") if weak is None else self.text.formula(scale, _WEAK[weak])
+        if push is not None:
+            formula += f" + {push.scale:g} ({_LETTERS[push.plain]} - {push.shown})"
+        rule = partial(_text_and_push, self.text, scale, weak, push, step)
+        return self._with_rule(branches, formula, rule, step)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PerturbedGuidance(PushedGuidance):
+    """`C + (w - 1) T + lambda (C - P)`, or with `perturb` the perturbation in T: `C - U~` for `C - U`.
+
+    A subclass has a `change`, and settings of its own.
+    """
+
+    perturb: str = setting(
+        TEXT,
+        "the predictions that are perturbed: cond, a branch P of its own besides; uncond, U itself, so that "
+        "there are two passes and nothing to push away from with lambda; both",
+        default="cond",
+        choices=PERTURB,
+        source="uncond: the SLG of ComfyUI (SkipLayerGuidanceDiTSimple) and Wan2GP",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        given = () if self.guidance_scale is None else values_of(self.guidance_scale)
+        if given and self.perturb == "uncond" and self._perturbs and all(scale == 1 for scale in given):
+            raise SettingError(
+                "perturb uncond needs text guidance, a guidance_scale other than 1: without it there is no "
+                "unconditional prediction to perturb; use cond"
+            )
+
+    @property
+    def _perturbs(self) -> bool:
+        return not self.change.identity and (self.perturb != "cond" or super()._perturbs)
+
+    def _perturbed_plan(self, blocks: Blocks, perturbed_scale: float, step: Step) -> StepPlan:
+        if self.perturb == "cond":
+            return super()._perturbed_plan(blocks, perturbed_scale, step)
+        perturbation = Perturbation(blocks, self.change)
+        branches, push = {"cond": Branch("cond")}, None
+        if not is_off(self._text_scale(step)):
+            branches["uncond_perturbed"] = Branch("uncond", perturbation)
+        if self.perturb == "both" and perturbed_scale != 0:
+            branches["cond_perturbed"] = Branch("cond", perturbation)
+            push = _Push(perturbed_scale, "cond", "cond_perturbed")
+        if len(branches) == 1:
+            return self._text_plan(self.text, step)
+        return self._pushed_plan(branches, push, step)
+
+
+class _Push(NamedTuple):
+    """`scale (X - P)` of a plain and a perturbed branch, by name."""
+
+    scale: float
+    plain: Condition
+    perturbed: str
+
+    @property
+    def shown(self) -> str:
+        return "P" if self.perturbed == "perturbed" else f"{_LETTERS[self.plain]}~"
 
 
 def _cond_alone(cond: Tensor) -> Tensor:
@@ -352,23 +420,26 @@ def _text_alone(text: TextGuidance, scale: Scale, step: Step, *, cond: Tensor, u
 def _text_and_push(
     text: TextGuidance,
     scale: Scale,
-    perturbed_scale: float,
+    weak: str | None,
+    push: _Push | None,
     step: Step,
-    condition: Condition,
     *,
     cond: Tensor,
-    perturbed: Tensor,
-    uncond: Tensor | None = None,
+    **others: Tensor,
 ) -> Tensor:
+    """weak: name of the unconditional prediction; None without text guidance."""
     from oseg_video.guidance import combine
 
-    if uncond is None:
+    if weak is None:
         prediction = _shaped_alone(text, step, cond=cond)
     else:
-        prediction = text.guided(cond, uncond, scale, step)
-    plain = {"cond": cond, "uncond": uncond}[condition]
-    assert plain is not None
-    return combine.push_away(prediction, cond=plain, perturbed=perturbed, scale=perturbed_scale)
+        # `U + w (C - U)` as CFG has it, `C + (w - 1) (C - U~)` as OSEG has it.
+        guided = text.guided if weak == "uncond" else text.extrapolated
+        prediction = guided(cond, others[weak], scale, step)
+    if push is None:
+        return prediction
+    plain = {"cond": cond, **others}[push.plain]
+    return combine.push_away(prediction, cond=plain, perturbed=others[push.perturbed], scale=push.scale)
 
 
 def _rescaled(rule: Rule, factor: float, *, cond: Tensor, **predictions: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ class Unguided(Guidance):
     """The conditional prediction as it is, `C`: one pass a step."""
 
     name: ClassVar[str] = "none"
+    follows_pipeline: ClassVar[bool] = False
 
     @property
     def largest_guidance_scale(self) -> float | None:

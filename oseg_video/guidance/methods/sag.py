@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from oseg_video.guidance.methods.base import BlockGuidance, PerturbedGuidance, guidance_method
+from oseg_video.guidance.methods.base import BlockGuidance, PushedGuidance, guidance_method
 from oseg_video.guidance.perturbations import BlurAttended, Change
 from oseg_video.guidance.plan import Branch, Condition, Perturbation
 from oseg_video.settings import setting, settings_of
@@ -16,7 +16,7 @@ from oseg_video.settings.schedule import Schedule
 
 @guidance_method
 @dataclass(frozen=True, kw_only=True)
-class SAG(PerturbedGuidance):
+class SAG(PushedGuidance):
     """Self-attention guidance: P starts from latents smoothed where attention gathers (arXiv 2210.00939).
 
     `C + (w - 1) T + lambda (U - P)`: the perturbed branch is an unconditional one (equation 25), or without

@@ -139,7 +139,7 @@ def test_prompts_from_a_file(tmp_path):
         (["generate", *PROMPT, "--fps", "nan"], "--fps must be a number, got 'nan'"),
         (
             ["generate", *PROMPT, "--guidance", "sga"],
-            "guidance must be one of apg, cfg, cfg-zero, fdg, mambo-g, mg, none, ",
+            "guidance must be one of apg, cfg, cfg-zero, fdg, mambo-g, mg, nag, none, ",
         ),
         (["generate", *PROMPT, "--blocks", ""], "--blocks must be block indices (integers >= 0) or names"),
         (["generate", *PROMPT, "--blocks", "1,,2"], "names (a-z, 0-9 and _ . : -), got ''"),

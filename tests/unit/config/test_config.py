@@ -185,7 +185,7 @@ def test_every_setting_of_every_method_is_a_key():
             "text must be one of apg, cfg, cfg-zero, fdg, mambo-g, mg, smc-cfg, tag, tag-cfg, got 'zero'",
         ),
         ({"mode": "skip"}, "mode must be one of residual, attention_skip, attention_values, got 'skip'"),
-        ({"guidance": "CFG"}, "guidance must be one of apg, cfg, cfg-zero, fdg, mambo-g, mg, none, "),
+        ({"guidance": "CFG"}, "guidance must be one of apg, cfg, cfg-zero, fdg, mambo-g, mg, nag, none, "),
         ({"refresh": {"uncond": 0}}, "refresh must be numbers of steps from 1, or fractions"),
         ({"refresh": {"perturb": 2}}, "refresh must be steps by branch, which is one of uncond, perturbed"),
         ({"cache": 2}, "cache must be from 0 to 1, got 2"),
@@ -334,7 +334,7 @@ def test_every_family_takes_every_method(family, guidance):
         flags["blocks"] = [34]
     method = resolve(flags, family=family).guidance
     assert method.name == guidance
-    assert bool(method.blocks_used) == (guidance in PERTURBED)
+    assert bool(method.blocks_used) == (guidance in (*PERTURBED, "nag"))
     assert (method.largest_guidance_scale == 1.0) == (guidance == "none")
 
 

@@ -42,11 +42,21 @@ def test_a_manifest_of_schema_1_is_read() -> None:
         blocks=(3,),
         text=APG(eta=0.5, momentum=-0.25),
         blur_sigma=5.0,
-        perturb_unconditional=False,
+        perturb="cond",
     )
     assert (job.seeds, job.steps, job.frames, job.dtype, job.own) == ((3,), 2, 19, "float32", {})
     assert manifest.prompt == "a red circle moving left on a white background"
     assert manifest.method == "oseg"
+
+
+@pytest.mark.parametrize(("before", "perturb"), [(True, "both"), (False, "cond")])
+def test_an_older_name_of_perturb_is_read(before: bool, perturb: str) -> None:
+    plain = json.loads(new_manifest(read_manifest(OLD).read_job(), **MADE).text)
+    guidance = plain["job"]["guidance"]
+    del guidance["perturb"]
+    guidance["perturb_unconditional"] = before
+    job = parse_manifest(json.dumps(plain), "a.json").read_job()
+    assert isinstance(job.guidance, OSEG) and job.guidance.perturb == perturb
 
 
 def test_its_published_rule_is_a_method_of_its_own() -> None:

@@ -29,16 +29,20 @@ from oseg_video.jobs.checks import check_fits
 from oseg_video.jobs.loading.catalogue import catalogue
 from oseg_video.jobs.loading.meta import empty_denoiser, full_size_denoiser
 from oseg_video.jobs.loading.pipeline import EMBEDDED, ModelSource, find_model
+from oseg_video.types import SettingError
 
 ADAPTERS = {adapter.family: adapter for adapter in all_adapters()}
 FAMILIES = (EMBEDDED, *ADAPTERS)
 GUIDING = [name for name in METHODS if name not in ("none", "oseg-released")]
+# SAG reads attention maps, which UNets have; S2-Guidance draws from the blocks of a transformer; NAG changes
+# cross-attention.
+SERVED = {
+    "sag": {family for family, one in ADAPTERS.items() if isinstance(one, UNetAdapter)},
+    "s2": {family for family in FAMILIES if not isinstance(ADAPTERS.get(family), UNetAdapter)},
+    "nag": {"ltx", "sdxl", "sd15", "wan"},
+}
 PRESETS = [
-    (family, method)
-    for family in FAMILIES
-    for method in GUIDING
-    # SAG reads attention maps, which UNets have; S2-Guidance draws from the blocks of a transformer.
-    if method not in ("sag", "s2") or (method == "sag") == isinstance(ADAPTERS.get(family), UNetAdapter)
+    (family, method) for family in FAMILIES for method in GUIDING if family in SERVED.get(method, FAMILIES)
 ]
 # Their papers name no setting for one of the families: their defaults are for all.
 WITHOUT_SECTION = ("fdg", "mambo-g", "mg", "smc-cfg", "tag", "tag-cfg")
@@ -51,7 +55,7 @@ def adapter_of(family: str) -> ModelAdapter:
     return find_model(EMBEDDED).adapter if family == EMBEDDED else ADAPTERS[family]
 
 
-def resolve(family: str, config: Path | None = None, **flags: object) -> GenerateJob:
+def resolve(family: str, config: Path | str | None = None, **flags: object) -> GenerateJob:
     """The job that the command line makes of a family, with what its pipeline needs from the user."""
     adapter = adapter_of(family)
     given = {"model": family, **flags}
@@ -83,11 +87,11 @@ def source_of(tmp_path_factory):
     """What the configuration files of a family's weights say, as far as a job is checked against them."""
 
     @cache
-    def source(family: str) -> ModelSource:
+    def source(family: str, pipeline: str | None = None) -> ModelSource:
         if family == EMBEDDED:
             return find_model(EMBEDDED)
         adapter, folder = ADAPTERS[family], tmp_path_factory.mktemp(family)
-        pipeline = adapter.text_to_video or adapter.image_to_video
+        pipeline = pipeline or adapter.text_to_video or adapter.image_to_video
         denoiser = adapter.denoiser_attributes[0]
         files = {
             "model_index.json": {"_class_name": pipeline},
@@ -112,7 +116,7 @@ def test_every_family_has_a_recipe_of_every_method(family, method, source_of):
     assert type(guidance) is METHODS[method]
     check_fits(job, source_of(family))
     resolved = adapter_of(family).resolve_blocks(full_size(family), guidance.blocks_used)
-    assert bool(resolved) == ("blocks" in type(guidance).__dataclass_fields__)
+    assert bool(resolved) == ("blocks" in type(guidance).__dataclass_fields__ or method == "nag")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -210,6 +214,38 @@ def test_image_presets_have_the_slides_scales():
     seg, pag = preset("sdxl", "seg").guidance, preset("sdxl", "pag").guidance
     assert (seg.guidance_scale, seg.scale, seg.blur_sigma) == (3.0, 3.0, float("inf"))
     assert pag.scale == 3.0
+
+
+# With the pipelines of their weights.
+DISTILLED = {"ltx-13b-distilled": "LTXConditionPipeline", "sdxl-turbo": "StableDiffusionXLPipeline"}
+
+
+@pytest.mark.parametrize("method", ("", "pag", "seg", "oseg", "cfg"))
+@pytest.mark.parametrize("name", DISTILLED)
+def test_distilled_weights_run_without_an_unconditional_pass(name, method, source_of):
+    """By the name of the recipe a negative prompt in one pass; with a method's name behind it, two passes."""
+    family = name.partition("-")[0]
+    job = resolve(family, f"{name}-{method}" if method else name)
+    check_fits(job, source_of(family, DISTILLED[name]))
+    assert job.guidance.name == method or (job.guidance.name == "nag" and not method)
+    steps = [Step(index, job.steps, 1 - index / job.steps, 1.0) for index in range(job.steps)]
+    branches = [one for step in steps for one in job.guidance.plan(step).branches.values()]
+    assert {one.condition for one in branches} == {"cond"} and job.steps <= 8
+    assert len(branches) == job.steps * (2 if method in ("pag", "seg", "oseg") else 1)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    (
+        ({"steps": 7}, "ltx: steps 7: timesteps names 8"),
+        ({"timesteps": [1000, 500, 500], "steps": 3}, "ltx: timesteps must fall .* got 1000, 500, 500"),
+        ({"timesteps": [1001, 500], "steps": 2}, "timesteps must be from 0 to 1000, got 1001"),
+    ),
+)
+def test_timesteps_of_distilled_weights_are_checked(given, message, source_of):
+    with pytest.raises(SettingError, match=message):
+        job = resolve("ltx", "ltx-13b-distilled", **given)
+        check_fits(job, source_of("ltx", "LTXConditionPipeline"))
 
 
 def test_hunyuan_runs_true_guidance_only_where_it_says_so():

@@ -10,7 +10,7 @@ import torch
 from flops.live import LiveBytes
 from torch import Tensor
 
-from oseg_video.engine.patching.sites import _in_pieces
+from oseg_video.engine.patching.sites import in_pieces
 from oseg_video.guidance.perturbations import BlurOrthogonalQueries, BlurQueries, ReleasedQueries
 from oseg_video.types import TokenGrid
 
@@ -43,7 +43,7 @@ def in_heads(batch: int, heads: int) -> tuple[Tensor, Tensor]:
 def test_pieces_are_the_whole(name: str, shape: tuple[int, int]) -> None:
     query, key = in_heads(*shape)
     span = slice(TEXT, TEXT + GRID.tokens)
-    changed = _in_pieces(lambda q, k: CHANGES[name](q, k, GRID), query, key, span, tokens=2)
+    changed = in_pieces(lambda q, k: CHANGES[name](q, k, GRID), query, key, span, tokens=2)
     assert torch.equal(changed[:, :, span], CHANGES[name](query[:, :, span], key[:, :, span], GRID))
     assert torch.equal(changed[:, :, :TEXT], query[:, :, :TEXT])
     assert changed.stride() == query.stride()
@@ -51,7 +51,7 @@ def test_pieces_are_the_whole(name: str, shape: tuple[int, int]) -> None:
 
 def room(change: Any, query: Tensor, key: Tensor, span: slice, tokens: int) -> float:
     """Peak of live bytes, in sizes of the queries."""
-    run = partial(_in_pieces, lambda q, k: change(q, k, GRID), query, key, span, tokens)
+    run = partial(in_pieces, lambda q, k: change(q, k, GRID), query, key, span, tokens)
     run()  # matrices are kept
     with LiveBytes() as live:
         run()
@@ -72,7 +72,7 @@ def test_so_do_the_others_at_24_heads_or_more(name: str) -> None:
 def test_the_released_change_works_on_a_few_tokens() -> None:
     change = ReleasedQueries(0.67)
     query, key = pair(1, 240, 768)
-    changed = _in_pieces(lambda q, k: change(q, k, GRID), query, key, slice(0, 240), tokens=1)
+    changed = in_pieces(lambda q, k: change(q, k, GRID), query, key, slice(0, 240), tokens=1)
     assert torch.equal(changed, change(query, key, GRID))
     assert room(change, query, key, slice(0, 240), 1) <= 1.5
     whole = partial(change, query, key, GRID)

@@ -9,7 +9,19 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from oseg_video.guidance.methods import CFG, METHODS, OSEG, PAG, SEG, STG, Guidance, OSEGReleased
+from oseg_video.guidance.methods import (
+    APG,
+    CFG,
+    METHODS,
+    NAG,
+    OSEG,
+    PAG,
+    S2,
+    SEG,
+    STG,
+    Guidance,
+    OSEGReleased,
+)
 from oseg_video.guidance.perturbations import BlurQueries, ReplaceAttention, SkipBlock
 from oseg_video.guidance.plan import Branch, Step
 from oseg_video.settings.schedule import Schedule
@@ -33,7 +45,7 @@ def branches_of(guidance: Guidance, at: Step) -> dict[str, tuple[str, bool]]:
 def test_every_method_is_known_by_its_name() -> None:
     assert {name: method.name for name, method in METHODS.items()} == {n: n for n in METHODS}
     assert set(METHODS) == {
-        *("none", "cfg", "cfg-zero", "apg", "fdg", "mambo-g", "mg", "smc-cfg", "tag", "tag-cfg"),
+        *("none", "cfg", "cfg-zero", "apg", "fdg", "mambo-g", "mg", "nag", "smc-cfg", "tag", "tag-cfg"),
         *("stg", "s2", "pag", "sag", "seg", "oseg", "oseg-released"),
     }
 
@@ -66,8 +78,32 @@ def test_stg_pag_and_seg_push_away_from_the_perturbed_conditional_branch(method:
     assert_close(guidance.plan(step()).rule(**p), expected)
 
 
-def test_oseg_as_on_the_slides_perturbs_both_branches() -> None:
-    guidance = OSEG(guidance_scale=3.0, scale=0.5, blocks=(5,))
+@pytest.mark.parametrize("method", (STG, PAG, SEG, S2, OSEG))
+def test_a_perturbed_uncond_takes_the_place_of_a_third_branch(method: type) -> None:
+    guidance = method(guidance_scale=3.0, blocks=(5,), interval=(0.0, 0.5), perturb="uncond")
+    assert branches_of(guidance, step()) == {"cond": ("cond", False), "uncond_perturbed": ("uncond", True)}
+    p = predictions(["cond", "uncond_perturbed"])
+    expected = p["uncond_perturbed"] + 3 * (p["cond"] - p["uncond_perturbed"])
+    assert_close(guidance.plan(step()).rule(**p), expected)
+    assert guidance.plan(step()).formula == "C + 2 (C - U~)"
+    # lambda weighs a push that there is not; outside of the interval, and at scale 1, nothing is perturbed.
+    assert method(guidance_scale=3.0, blocks=(5,), scale=0.0, perturb="uncond").blocks_used == (5,)
+    assert branches_of(guidance, step(index=7)) == {"cond": ("cond", False), "uncond": ("uncond", False)}
+    follows = method(blocks=(5,), perturb="uncond", interval=(0.0, 0.5))
+    assert branches_of(follows, step(pipeline_scale=1.0)) == {"cond": ("cond", False)}
+
+
+def test_a_perturbed_uncond_is_treated_as_the_plain_one() -> None:
+    guidance = STG(guidance_scale=3.0, blocks=(5,), perturb="uncond", text=APG(eta=0.0, momentum=0.0))
+    p = predictions(["cond", "uncond_perturbed"])
+    c, d = p["cond"].double(), (p["cond"] - p["uncond_perturbed"]).double()
+    along = (c * d).sum((1, 2), keepdim=True) / (c * c).sum((1, 2), keepdim=True) * c
+    assert_close(guidance.plan(step()).rule(**p).double(), c + 2 * (d - along), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", (STG, PAG, SEG, OSEG))
+def test_every_method_may_perturb_both_as_on_osegs_slides(method: type) -> None:
+    guidance = method(guidance_scale=3.0, scale=0.5, blocks=(5,), perturb="both")
     assert branches_of(guidance, step()) == {
         "cond": ("cond", False),
         "uncond_perturbed": ("uncond", True),
@@ -76,6 +112,8 @@ def test_oseg_as_on_the_slides_perturbs_both_branches() -> None:
     p = predictions(["cond", "uncond_perturbed", "cond_perturbed"])
     expected = p["cond"] + 2 * (p["cond"] - p["uncond_perturbed"]) + 0.5 * (p["cond"] - p["cond_perturbed"])
     assert_close(guidance.plan(step()).rule(**p), expected)
+    if method is OSEG:
+        assert guidance == OSEG(guidance_scale=3.0, scale=0.5, blocks=(5,))
 
 
 def test_oseg_without_text_guidance_or_without_its_own_term_leaves_that_branch_out() -> None:
@@ -86,6 +124,27 @@ def test_oseg_without_text_guidance_or_without_its_own_term_leaves_that_branch_o
     p = predictions(["cond", "uncond_perturbed"])
     expected = p["cond"] + 2 * (p["cond"] - p["uncond_perturbed"])
     assert_close(only_text.plan(step()).rule(**p), expected)
+
+
+def test_nag_runs_the_conditional_branch_alone_which_reads_the_negative_text() -> None:
+    branch = NAG().plan(step(pipeline_scale=2.0)).branches["cond"]
+    assert set(NAG().plan(step()).branches) == {"cond"} and branch.reads_negative
+    assert branch.conditions == {"cond", "uncond"} and Branch("cond").conditions == {"cond"}
+    p = predictions(["cond", "uncond"])
+    assert torch.equal(NAG().plan(step()).rule(cond=p["cond"]), p["cond"])
+    with_text = NAG(guidance_scale=3.0)
+    assert branches_of(with_text, step()) == {"uncond": ("uncond", False), "cond": ("cond", True)}
+    assert_close(with_text.plan(step()).rule(**p), p["uncond"] + 3 * (p["cond"] - p["uncond"]))
+    assert with_text.plan(step()).formula == "C~ + 2 (C~ - U)"
+
+
+def test_nag_asks_the_pipeline_for_a_negative_text_where_it_acts() -> None:
+    assert NAG().largest_guidance_scale > 1 and NAG(guidance_scale=1.0).largest_guidance_scale > 1
+    assert NAG(guidance_scale=5.0).largest_guidance_scale == 5.0
+    for off in (NAG(scale=1.0), NAG(alpha=0.0), NAG(scale=Schedule(((1.0, 1.0), (0.5, 1.0))))):
+        assert off.largest_guidance_scale == 1.0 and off.blocks_used == ()
+        assert branches_of(off, step()) == {"cond": ("cond", False)}
+    assert NAG(scale=Schedule(((1.0, 1.0), (0.5, 3.0)))).blocks_used == ("all",)
 
 
 def test_the_released_rule_is_that_of_the_released_code() -> None:
@@ -177,7 +236,7 @@ def test_blocks_used_are_those_of_a_method_that_perturbs() -> None:
     assert STG(blocks=(1,), scale=Schedule(((1.0, 0.0), (0.5, 0.0)))).blocks_used == ()
     assert STG(blocks=(1,), scale=FALLING).blocks_used == (1,)
     assert OSEG(blocks=(1,), scale=0.0).blocks_used == (1,)
-    assert OSEG(blocks=(1,), scale=0.0, perturb_unconditional=False).blocks_used == ()
+    assert OSEG(blocks=(1,), scale=0.0, perturb="cond").blocks_used == ()
 
 
 def test_the_largest_guidance_scale_says_whether_uncond_is_needed() -> None:
@@ -195,6 +254,9 @@ def test_an_interval_applies_to_schedules_too() -> None:
 @pytest.mark.parametrize(
     ("method", "settings", "message"),
     (
+        (NAG, {"scale": 0.5}, "scale must be at least 1, got 0.5"),
+        (NAG, {"tau": 0.9}, "tau must be at least 1, got 0.9"),
+        (NAG, {"alpha": 1.5}, "alpha must be from 0 to 1, got 1.5"),
         (CFG, {"guidance_scale": -1.0}, "guidance_scale must be at least 0, got -1.0"),
         (CFG, {"guidance_scale": math.nan}, "guidance_scale must be a number, got nan"),
         (CFG, {"guidance_scale": True}, "guidance_scale must be a number, got True"),
@@ -230,6 +292,12 @@ def test_an_interval_applies_to_schedules_too() -> None:
             CFG,
             {"rescale": Schedule(((1.0, 0.0), (0.5, 1.5)))},
             "rescale must be from 0 to 1, got 1.5",
+        ),
+        (STG, {"blocks": (1,), "perturb": "U"}, "perturb must be one of cond, uncond, both, got 'U'"),
+        (
+            PAG,
+            {"blocks": (1,), "perturb": "uncond", "guidance_scale": 1.0},
+            "perturb uncond needs text guidance, a guidance_scale other than 1",
         ),
         (STG, {"blocks": (2, 2)}, "blocks must be blocks that are each named once"),
         (SEG, {"blocks": (1,), "blur_sigma": -1.0}, "blur_sigma must be at least 0, got -1.0"),

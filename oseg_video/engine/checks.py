@@ -1,0 +1,62 @@
+"""What a guidance needs of a model and of the way that it is run, asked before any step."""
+
+from __future__ import annotations
+
+from typing import cast
+
+from torch import nn
+
+from oseg_video.adapters.base import ModelAdapter, all_adapters
+from oseg_video.engine.errors import GuidanceError
+from oseg_video.engine.reading import reads_attention
+from oseg_video.guidance.methods import BlockGuidance, Guidance
+from oseg_video.guidance.perturbations import ExtrapolateAttention
+from oseg_video.guidance.reuse import Reuse
+from oseg_video.settings.schedule import values_of
+from oseg_video.types import SettingError
+
+
+def check_reuse(guidance: Guidance, reuse: Reuse) -> None:
+    """Refuse, with a `SettingError`, estimates for a guidance that runs no plain conditional branch."""
+    if reuse.active and _reads_negative(guidance):
+        raise SettingError(
+            f"refresh and cache follow the plain conditional prediction, which {guidance.name} never runs; "
+            f"leave them out"
+        )
+
+
+def _reads_negative(guidance: Guidance) -> bool:
+    change = getattr(guidance, "change", None)
+    return bool(guidance.blocks_used) and isinstance(change, ExtrapolateAttention)
+
+
+def check_blocks(adapter: ModelAdapter, denoiser: nn.Module, guidance: Guidance) -> None:
+    """Refuse blocks that a model lacks or that do not serve the guidance.
+
+    Raises `UnknownBlockError`; `GuidanceError` where no block of the family serves, `SettingError` for blocks
+    that do not.
+    """
+    maps = adapter.attention_maps(denoiser)
+    if reads_attention(guidance) and not maps:
+        raise GuidanceError(
+            f"{guidance.name} takes its mask from self-attention in the middle of a UNet; {adapter.family} "
+            f"is a transformer of one resolution and has no middle; use pag, seg or oseg"
+        )
+    if _reads_negative(guidance) and adapter.text_attention is None:
+        families = [one.family for one in all_adapters() if one.text_attention is not None]
+        why = "takes no text" if adapter.text == "none" else "attends to video and text at once"
+        raise GuidanceError(
+            f"{guidance.name} changes cross-attention to a text, which {', '.join(families)} have; "
+            f"{adapter.family} {why}"
+        )
+    adapter.resolve_blocks(denoiser, guidance.blocks_used)
+    if not reads_attention(guidance):
+        return
+    for blocks in values_of(cast(BlockGuidance, guidance).blocks):
+        found = adapter.resolve_blocks(denoiser, blocks)
+        if blocks and (len(found) != 1 or found[0] not in maps):
+            named, paths = ",".join(map(str, blocks)), ", ".join(one.path for one in found[:3])
+            raise SettingError(
+                f"blocks of {guidance.name} must name one block, whose self-attention looks over an image, "
+                f"such as {maps[0].group}:{maps[0].position}; {named} names {paths}"
+            )
