@@ -21,7 +21,7 @@ alone:
   oseg: {guidance: oseg, blocks: [4], oseg_scale: 1, blur_sigma: 1}
 with text:
   stg: {guidance: stg, blocks: [3], stg_scale: 0.5}
-  oseg: {guidance: oseg, blocks: [3], oseg_scale: 0.5, blur_sigma: 5, perturb_unconditional: false}
+  oseg: {guidance: oseg, blocks: [3], oseg_scale: 0.5, blur_sigma: 5, perturb: cond}
 """
 
 
