@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from oseg_video.adapters.base import ModelAdapter, register_adapter
 from oseg_video.adapters.blocks import BlockAddress
 from oseg_video.adapters.denoiser import Attention, DenoiserCall, TokenInputs, VideoTokens, random_like
-from oseg_video.adapters.settings import ARGUMENTS, ClipSize
+from oseg_video.adapters.settings import ARGUMENTS, ClipSize, ReadJson
 from oseg_video.parallel.shards import Shard
+from oseg_video.settings import Setting
+from oseg_video.settings.kinds import FINITE, NUMBERS
 from oseg_video.types import TokenGrid
 from oseg_video.waits import read_once
 
@@ -17,6 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _TEXT_TOKENS = 128  # default max_sequence_length of the pipeline
+_CONDITION = "LTXConditionPipeline"
 
 
 def _times(inputs: Mapping[str, Any], shard: Shard) -> dict[str, Any]:
@@ -31,9 +35,40 @@ class LTXAdapter(ModelAdapter):
     family = "ltx"
     text_to_video = "LTXPipeline"
     image_to_video = "LTXImageToVideoPipeline"
-    other_pipelines = ("LTXConditionPipeline",)
-    universal_pipelines = ("LTXConditionPipeline",)
+    other_pipelines = (_CONDITION,)
+    universal_pipelines = (_CONDITION,)
     arguments: ClassVar[Mapping[str, str]] = {**ARGUMENTS, "fps": "frame_rate"}
+    own_settings: ClassVar[Mapping[str, Setting]] = {
+        "timesteps": Setting(
+            kind=NUMBERS,
+            help="0.9.5 and later: the timesteps of the sampling, 1000 down to 0, as many as steps",
+            default=None,
+            low=0,
+            high=1000,
+        ),
+        "decode_timestep": Setting(
+            kind=FINITE,
+            help="0.9.1 and later: timestep that the VAE decodes at, 0 to 1",
+            default=None,
+            low=0,
+            high=1,
+        ),
+        "decode_noise_scale": Setting(
+            kind=FINITE,
+            help="0.9.1 and later: share of noise in the latents that are decoded (default: decode_timestep)",
+            default=None,
+            low=0,
+            high=1,
+        ),
+        "image_cond_noise_scale": Setting(
+            kind=FINITE,
+            help="0.9.5 and later: noise on the latents of the image, for more motion; 0 is off",
+            default=None,
+            low=0,
+            high=100,
+        ),
+    }
+    image_settings = ("image_cond_noise_scale",)
     hub_repository = "Lightricks/LTX-Video"
     size_multiple = 32
     spatial_compression = 32
@@ -45,6 +80,24 @@ class LTXAdapter(ModelAdapter):
     )
     site = Attention("attn1", norm_layout="BSC")
     token_inputs = TokenInputs({"image_rotary_emb": 1}, _times)
+
+    def objection(self, settings: Mapping[str, Any], read: ReadJson) -> str | None:
+        pipeline = read("model_index.json").get("_class_name", _CONDITION)
+        vae = read("vae/config.json") or {"timestep_conditioning": True}
+        for name in ("timesteps", "image_cond_noise_scale"):
+            if name in settings and pipeline != _CONDITION:
+                return f"{name} is for models of {_CONDITION} (0.9.5 and later); this one is of {pipeline}"
+        for name in ("decode_timestep", "decode_noise_scale"):
+            if name in settings and not vae.get("timestep_conditioning"):
+                return f"{name} {settings[name]:g}: the VAE of this model decodes without a timestep"
+        timesteps = settings.get("timesteps")
+        if timesteps is None:
+            return None
+        if len(timesteps) != settings["steps"]:
+            return f"timesteps has {len(timesteps)} of them, where steps is {settings['steps']}"
+        if any(later >= earlier for earlier, later in itertools.pairwise(timesteps)):
+            return f"timesteps must fall from each to the next, got {list(timesteps)}"
+        return None
 
     def video_tokens(self, denoiser: Any, arguments: Mapping[str, Any], address: BlockAddress) -> VideoTokens:
         return _video_tokens(arguments)

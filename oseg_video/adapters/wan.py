@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from oseg_video.adapters.base import ModelAdapter, register_adapter
 from oseg_video.adapters.blocks import BlockAddress, Stacks
 from oseg_video.adapters.denoiser import Attention, DenoiserCall, TokenInputs, VideoTokens, random_like
+from oseg_video.adapters.flow_shift import FLOW_SHIFT, shifted, unshiftable
 from oseg_video.adapters.sampling import Calls, Sampling
 from oseg_video.adapters.settings import ClipSize, ReadJson
 from oseg_video.parallel.shards import Shard
@@ -58,13 +59,14 @@ class WanAdapter(ModelAdapter):
     denoiser_class = "WanTransformer3DModel"
     full_size: ClassVar[Mapping[str, Any]] = {"num_attention_heads": 12, "ffn_dim": 8960, "num_layers": 30}
     own_settings: ClassVar[Mapping[str, Setting]] = {
+        **FLOW_SHIFT,
         "guidance_scale_2": Setting(
             kind=FINITE,
             help="2.2 with two experts: weight of the text in the second one",
             default=None,
             low=0,
             high=1000,
-        )
+        ),
     }
     own_scales = ("guidance_scale_2",)
     # As the model cards load them.
@@ -78,6 +80,9 @@ class WanAdapter(ModelAdapter):
     blocks = Stacks(blocks="blocks")
     site = Attention("attn1", norm_layout="BSC")
     token_inputs = TokenInputs({"rotary_emb": 1}, _times)
+
+    def configure(self, pipe: Any, settings: Mapping[str, Any]) -> Mapping[str, Any]:
+        return shifted(pipe, settings)
 
     def objection(self, settings: Mapping[str, Any], read: ReadJson) -> str | None:
         index = read("model_index.json")
@@ -93,7 +98,7 @@ class WanAdapter(ModelAdapter):
         if _is_there(index, "image_encoder") and text != _TEXT_TOKENS:
             # diffusers' cross-attention takes the last 512 tokens for text, whatever there is.
             return f"max_sequence_length {text}: image to video with this model takes {_TEXT_TOKENS} only"
-        return None
+        return unshiftable(settings, read)
 
     def multiples(self, read: ReadJson) -> tuple[int, int]:
         # Wan 2.2 5B has a VAE that halves once more.

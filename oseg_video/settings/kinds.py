@@ -200,6 +200,7 @@ FINITE = Kind("a finite number", "X", _finite, _number_text)
 SWITCH = Kind("true or false", "", _switch, _switch_text)
 TEXTS = Kind("one or several texts", "TEXT", _several(_text), lambda text: (_text(text),), list)
 INTEGERS = Kind("integers", "N,N", _several(_integer), _comma_separated(_integer_text), list)
+NUMBERS = Kind("finite numbers", "X,X", _several(_finite), _comma_separated(_number_text), list)
 INTERVAL = Kind(
     "two numbers with 0 <= start < stop <= 1",
     "X,Y",
