@@ -291,14 +291,14 @@ def stock(name, pipe, seed=0, **arguments):
         ),
         (
             "ltx-condition-image",
-            "cfg --guidance-scale=3 --image-cond-noise-scale=0.5 --decode-timestep=0.4",
+            "cfg --guidance-scale=3 --negative-prompt=bad --image-cond-noise-scale=0.5 --decode-timestep=0.4",
             {"guidance_scale": 3, "image_cond_noise_scale": 0.5, "decode_timestep": 0.4, "frame_rate": 8},
         ),
         ("wan", "none", {"guidance_scale": 1}),
         ("wan", "none --flow-shift=9", {"guidance_scale": 1, "scheduler": {"flow_shift": 9}}),
         (
             "wan-experts",
-            "cfg --guidance-scale=4 --guidance-scale-2=2",
+            "cfg --guidance-scale=4 --negative-prompt=bad --guidance-scale-2=2",
             {"guidance_scale": 4, "guidance_scale_2": 2},
         ),
         ("cogvideox", "cfg --guidance-scale=6", {"guidance_scale": 6}),
