@@ -39,7 +39,7 @@ class CogVideoXAdapter(JointAttentionAdapter):
     family = "cogvideox"
     text_to_video = "CogVideoXPipeline"
     image_to_video = "CogVideoXImageToVideoPipeline"
-    other_pipelines = ("CogVideoXVideoToVideoPipeline",)
+    other_pipelines = ("CogVideoXVideoToVideoPipeline", "CogVideoXFunControlPipeline")
     hub_repository = "zai-org/CogVideoX-5b"
     image_repository = "zai-org/CogVideoX-5b-I2V"
     own_settings: ClassVar[Mapping[str, Setting]] = {

@@ -53,6 +53,7 @@ class HunyuanVideoAdapter(JointAttentionAdapter):
     family = "hunyuan"
     text_to_video = "HunyuanVideoPipeline"
     image_to_video = "HunyuanVideoImageToVideoPipeline"
+    other_pipelines = ("HunyuanSkyreelsImageToVideoPipeline",)
     hub_repository = "hunyuanvideo-community/HunyuanVideo"
     image_repository = "hunyuanvideo-community/HunyuanVideo-I2V"
     size_multiple = 16

@@ -51,12 +51,16 @@ class WanAdapter(ModelAdapter):
     family = "wan"
     text_to_video = "WanPipeline"
     image_to_video = "WanImageToVideoPipeline"
-    other_pipelines = ("WanVideoToVideoPipeline",)
+    other_pipelines = (
+        *("WanVideoToVideoPipeline", "LucyEditPipeline"),
+        *("SkyReelsV2Pipeline", "SkyReelsV2ImageToVideoPipeline"),
+    )
     hub_repository = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
     image_repository = "Wan-AI/Wan2.1-I2V-14B-480P-Diffusers"
     size_multiple = 16
     frame_multiple = 4
     denoiser_class = "WanTransformer3DModel"
+    like_denoisers = ("SkyReelsV2Transformer3DModel",)
     full_size: ClassVar[Mapping[str, Any]] = {"num_attention_heads": 12, "ffn_dim": 8960, "num_layers": 30}
     own_settings: ClassVar[Mapping[str, Setting]] = {
         **FLOW_SHIFT,
