@@ -83,12 +83,11 @@ class LTXAdapter(ModelAdapter):
 
     def objection(self, settings: Mapping[str, Any], read: ReadJson) -> str | None:
         pipeline = read("model_index.json").get("_class_name", _CONDITION)
-        vae = read("vae/config.json") or {"timestep_conditioning": True}
         for name in ("timesteps", "image_cond_noise_scale"):
             if name in settings and pipeline != _CONDITION:
                 return f"{name} is for models of {_CONDITION} (0.9.5 and later); this one is of {pipeline}"
         for name in ("decode_timestep", "decode_noise_scale"):
-            if name in settings and not vae.get("timestep_conditioning"):
+            if name in settings and not _decodes_at_a_timestep(read):
                 return f"{name} {settings[name]:g}: the VAE of this model decodes without a timestep"
         timesteps = settings.get("timesteps")
         if timesteps is None:
@@ -120,6 +119,11 @@ class LTXAdapter(ModelAdapter):
             "height": height,
             "width": width,
         }
+
+
+def _decodes_at_a_timestep(read: ReadJson) -> bool:
+    vae = read("vae/config.json")
+    return not vae or bool(vae.get("timestep_conditioning"))
 
 
 def _video_tokens(arguments: Mapping[str, Any]) -> VideoTokens:
