@@ -63,6 +63,8 @@ class ModelAdapter(FamilySettings, ABC):
 
     denoiser_class: ClassVar[str]
     """diffusers class of the denoiser."""
+    like_denoisers: ClassVar[tuple[str, ...]] = ()
+    """Further classes of the family's pipelines, with the same call, blocks and attention."""
     full_size: ClassVar[Mapping[str, Any]] = {}
     """Configuration of the denoiser in `hub_repository`, as far as it differs from the class's defaults."""
     denoiser_call: ClassVar[DenoiserCall]

@@ -12,6 +12,8 @@ from oseg_video.adapters.denoiser import Attention, DenoiserCall, TokenInputs, V
 from oseg_video.adapters.joint import JointAttentionAdapter, patch_grid
 from oseg_video.adapters.sampling import Calls, Sampling
 from oseg_video.adapters.settings import ClipSize, ReadJson
+from oseg_video.settings import Setting
+from oseg_video.settings.kinds import SWITCH
 from oseg_video.types import Pipeline, TokenGrid
 from oseg_video.waits import place_in, values_of
 
@@ -37,9 +39,17 @@ class CogVideoXAdapter(JointAttentionAdapter):
     family = "cogvideox"
     text_to_video = "CogVideoXPipeline"
     image_to_video = "CogVideoXImageToVideoPipeline"
-    other_pipelines = ("CogVideoXVideoToVideoPipeline",)
+    other_pipelines = ("CogVideoXVideoToVideoPipeline", "CogVideoXFunControlPipeline")
     hub_repository = "zai-org/CogVideoX-5b"
     image_repository = "zai-org/CogVideoX-5b-I2V"
+    own_settings: ClassVar[Mapping[str, Setting]] = {
+        "use_dynamic_cfg": Setting(
+            kind=SWITCH,
+            help="let the pipeline change the guidance scale from step to step, from 1 to 1 + guidance_scale",
+            default=None,
+        )
+    }
+    own_scales = ("use_dynamic_cfg",)
     size_multiple = 16
     frame_multiple = 4
     denoiser_class = "CogVideoXTransformer3DModel"

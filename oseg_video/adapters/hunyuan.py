@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from oseg_video.adapters.base import register_adapter
 from oseg_video.adapters.blocks import Stacks
 from oseg_video.adapters.denoiser import Attention, DenoiserCall, PaddedText, TokenInputs, random_like
+from oseg_video.adapters.flow_shift import FLOW_SHIFT, shifted, unshiftable
 from oseg_video.adapters.joint import JointAttentionAdapter
 from oseg_video.adapters.sampling import Calls, Sampling
 from oseg_video.adapters.settings import ARGUMENTS, ClipSize, ReadJson
@@ -52,6 +53,7 @@ class HunyuanVideoAdapter(JointAttentionAdapter):
     family = "hunyuan"
     text_to_video = "HunyuanVideoPipeline"
     image_to_video = "HunyuanVideoImageToVideoPipeline"
+    other_pipelines = ("HunyuanSkyreelsImageToVideoPipeline",)
     hub_repository = "hunyuanvideo-community/HunyuanVideo"
     image_repository = "hunyuanvideo-community/HunyuanVideo-I2V"
     size_multiple = 16
@@ -62,6 +64,7 @@ class HunyuanVideoAdapter(JointAttentionAdapter):
         "embedded_guidance_scale": "guidance_scale",
     }
     own_settings: ClassVar[Mapping[str, Setting]] = {
+        **FLOW_SHIFT,
         "embedded_guidance_scale": Setting(
             kind=FINITE,
             help="guidance that the distilled network was taught, one of its inputs (guidance_scale is that "
@@ -69,7 +72,7 @@ class HunyuanVideoAdapter(JointAttentionAdapter):
             default=None,
             low=0,
             high=1000,
-        )
+        ),
     }
     denoiser_class = "HunyuanVideoTransformer3DModel"
     sampling = _TrueCFG(
@@ -99,7 +102,11 @@ class HunyuanVideoAdapter(JointAttentionAdapter):
             arguments.setdefault("negative_prompt", "")
         return arguments
 
+    def objection(self, settings: Mapping[str, Any], read: ReadJson) -> str | None:
+        return unshiftable(settings, read)
+
     def configure(self, pipe: Any, settings: Mapping[str, Any]) -> Mapping[str, Any]:
+        settings = shifted(pipe, settings)
         if "image" not in settings or pipe.transformer.config.image_condition_type != "latent_concat":
             return settings
         # The pipeline cuts the image's own latent frame off the clip.

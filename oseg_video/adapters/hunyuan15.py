@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from oseg_video.adapters.base import register_adapter
 from oseg_video.adapters.denoiser import Attention, DenoiserCall, PaddedText, TokenInputs, random_like
+from oseg_video.adapters.flow_shift import FLOW_SHIFT, shifted, unshiftable
 from oseg_video.adapters.joint import JointAttentionAdapter
 from oseg_video.adapters.sampling import Calls, Sampling
 from oseg_video.adapters.settings import ARGUMENTS, ClipSize, ReadJson
@@ -65,6 +66,7 @@ class HunyuanVideo15Adapter(JointAttentionAdapter):
         for name, argument in ARGUMENTS.items()
         if name not in ("guidance_scale", "max_sequence_length")
     }
+    own_settings = FLOW_SHIFT
     denoiser_class = "HunyuanVideo15Transformer3DModel"
     sampling = _Guider(
         "give its guider a guidance_scale above 1, enabled at every step: pipe.guider = pipe.guider.new(...)",
@@ -107,9 +109,13 @@ class HunyuanVideo15Adapter(JointAttentionAdapter):
     def configure(self, pipe: Any, settings: Mapping[str, Any]) -> Mapping[str, Any]:
         if "guidance_scale" in settings:
             pipe.guider = pipe.guider.new(guidance_scale=settings["guidance_scale"])
-        return settings
+        return shifted(pipe, settings)
 
     def objection(self, settings: Mapping[str, Any], read: ReadJson) -> str | None:
+        return unshiftable(settings, read) or self._unlisted(settings, read)
+
+    def _unlisted(self, settings: Mapping[str, Any], read: ReadJson) -> str | None:
+        """What is wrong with the size of a clip that starts from an image."""
         if "image" not in settings:
             return None
         from diffusers.pipelines.hunyuan_video1_5.image_processor import generate_crop_size_list

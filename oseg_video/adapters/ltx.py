@@ -19,15 +19,15 @@ from oseg_video.adapters.denoiser import (
 from oseg_video.adapters.settings import ARGUMENTS, ClipSize, ReadJson
 from oseg_video.parallel.shards import Shard
 from oseg_video.settings import Setting
-from oseg_video.settings.kinds import NUMBERS
+from oseg_video.settings.kinds import FINITE, NUMBERS
 from oseg_video.types import TokenGrid
 from oseg_video.waits import read_once
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-_TAKES_TIMESTEPS = "LTXConditionPipeline"  # the others pass sigmas besides, which diffusers refuses
 _TEXT_TOKENS = 128  # default max_sequence_length of the pipeline
+_CONDITION = "LTXConditionPipeline"
 
 
 def _times(inputs: Mapping[str, Any], shard: Shard) -> dict[str, Any]:
@@ -42,23 +42,45 @@ class LTXAdapter(ModelAdapter):
     family = "ltx"
     text_to_video = "LTXPipeline"
     image_to_video = "LTXImageToVideoPipeline"
-    other_pipelines = (_TAKES_TIMESTEPS,)
-    universal_pipelines = (_TAKES_TIMESTEPS,)
+    other_pipelines = (_CONDITION,)
+    universal_pipelines = (_CONDITION,)
     arguments: ClassVar[Mapping[str, str]] = {**ARGUMENTS, "fps": "frame_rate"}
+    own_settings: ClassVar[Mapping[str, Setting]] = {
+        "timesteps": Setting(
+            kind=NUMBERS,
+            help="0.9.5 and later: the timesteps of the sampling, 1000 down to 0, as many as steps",
+            default=None,
+            low=0,
+            high=1000,
+        ),
+        "decode_timestep": Setting(
+            kind=FINITE,
+            help="0.9.1 and later: timestep that the VAE decodes at, 0 to 1",
+            default=None,
+            low=0,
+            high=1,
+        ),
+        "decode_noise_scale": Setting(
+            kind=FINITE,
+            help="0.9.1 and later: share of noise in the latents that are decoded (default: decode_timestep)",
+            default=None,
+            low=0,
+            high=1,
+        ),
+        "image_cond_noise_scale": Setting(
+            kind=FINITE,
+            help="0.9.5 and later: noise on the latents of the image, for more motion; 0 is off",
+            default=None,
+            low=0,
+            high=100,
+        ),
+    }
+    image_settings = ("image_cond_noise_scale",)
     hub_repository = "Lightricks/LTX-Video"
     size_multiple = 32
     spatial_compression = 32
     denoiser_class = "LTXVideoTransformer3DModel"
     frame_multiple = 8
-    own_settings: ClassVar[Mapping[str, Setting]] = {
-        "timesteps": Setting(
-            kind=NUMBERS,
-            help="timesteps of distilled weights, from 1000 down, one for each step (LTXConditionPipeline)",
-            default=None,
-            low=0,
-            high=1000,
-        )
-    }
     denoiser_call = DenoiserCall(
         rows=("hidden_states", "encoder_hidden_states", "timestep", "encoder_attention_mask", "video_coords"),
         channel_dim=2,
@@ -68,18 +90,20 @@ class LTXAdapter(ModelAdapter):
     token_inputs = TokenInputs({"image_rotary_emb": 1}, _times)
 
     def objection(self, settings: Mapping[str, Any], read: ReadJson) -> str | None:
+        pipeline = read("model_index.json").get("_class_name", _CONDITION)
+        for name in ("timesteps", "image_cond_noise_scale"):
+            if name in settings and pipeline != _CONDITION:
+                return f"{name} is for models of {_CONDITION} (0.9.5 and later); this one is of {pipeline}"
+        for name in ("decode_timestep", "decode_noise_scale"):
+            if name in settings and not _decodes_at_a_timestep(read):
+                return f"{name} {settings[name]:g}: the VAE of this model decodes without a timestep"
         timesteps = settings.get("timesteps")
         if timesteps is None:
             return None
-        pipeline = read("model_index.json").get("_class_name", _TAKES_TIMESTEPS)
-        if pipeline != _TAKES_TIMESTEPS:
-            return (
-                f"timesteps: {pipeline}, which this model is for, sets its own; {_TAKES_TIMESTEPS} takes them"
-            )
         if len(timesteps) != settings["steps"]:
-            return f"steps {settings['steps']}: timesteps names {len(timesteps)}"
+            return f"timesteps has {len(timesteps)} of them, where steps is {settings['steps']}"
         if any(later >= earlier for earlier, later in itertools.pairwise(timesteps)):
-            return f"timesteps must fall from step to step, got {', '.join(f'{one:g}' for one in timesteps)}"
+            return f"timesteps must fall from each to the next, got {list(timesteps)}"
         return None
 
     def video_tokens(self, denoiser: Any, arguments: Mapping[str, Any], address: BlockAddress) -> VideoTokens:
@@ -103,6 +127,11 @@ class LTXAdapter(ModelAdapter):
             "height": height,
             "width": width,
         }
+
+
+def _decodes_at_a_timestep(read: ReadJson) -> bool:
+    vae = read("vae/config.json")
+    return not vae or bool(vae.get("timestep_conditioning"))
 
 
 def _video_tokens(arguments: Mapping[str, Any]) -> VideoTokens:

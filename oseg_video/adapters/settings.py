@@ -68,6 +68,8 @@ class FamilySettings:
     own_scales: ClassVar[tuple[str, ...]] = ()
     """Those of `own_settings` that are scales of text or image: the pipeline applies them, and the guidance
     takes the pipeline's scale."""
+    image_settings: ClassVar[tuple[str, ...]] = ()
+    """Those of `own_settings` that say what to do with the image that a clip starts from."""
     text: ClassVar[TextUse] = "needed"
     """Whether a clip needs a prompt, may have one, or has none."""
     makes_images: ClassVar[bool] = False
@@ -102,8 +104,15 @@ class FamilySettings:
         arguments = {**{name: name for name in self.own_settings}, **self.arguments}
         return {argument: settings[name] for name, argument in arguments.items() if name in settings}
 
+    def scales_set(self, own: Mapping[str, Any]) -> list[str]:
+        """Those of `own_scales` that are set and not off."""
+        return [name for name in self.own_scales if own.get(name, False) is not False]
+
     def configure(self, pipe: Any, settings: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Set what the pipeline takes from its components; the settings that are left for its call."""
+        """Set what the pipeline takes from its components; the settings that are left for its call.
+
+        Components that are replaced here are put back after the clip.
+        """
         return settings
 
     def objection(self, settings: Mapping[str, Any], read: ReadJson) -> str | None:

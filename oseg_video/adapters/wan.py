@@ -15,6 +15,7 @@ from oseg_video.adapters.denoiser import (
     VideoTokens,
     random_like,
 )
+from oseg_video.adapters.flow_shift import FLOW_SHIFT, shifted, unshiftable
 from oseg_video.adapters.sampling import Calls, Sampling
 from oseg_video.adapters.settings import ClipSize, ReadJson
 from oseg_video.parallel.shards import Shard
@@ -57,21 +58,26 @@ class WanAdapter(ModelAdapter):
     family = "wan"
     text_to_video = "WanPipeline"
     image_to_video = "WanImageToVideoPipeline"
-    other_pipelines = ("WanVideoToVideoPipeline",)
+    other_pipelines = (
+        *("WanVideoToVideoPipeline", "LucyEditPipeline"),
+        *("SkyReelsV2Pipeline", "SkyReelsV2ImageToVideoPipeline"),
+    )
     hub_repository = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
     image_repository = "Wan-AI/Wan2.1-I2V-14B-480P-Diffusers"
     size_multiple = 16
     frame_multiple = 4
     denoiser_class = "WanTransformer3DModel"
+    like_denoisers = ("SkyReelsV2Transformer3DModel",)
     full_size: ClassVar[Mapping[str, Any]] = {"num_attention_heads": 12, "ffn_dim": 8960, "num_layers": 30}
     own_settings: ClassVar[Mapping[str, Setting]] = {
+        **FLOW_SHIFT,
         "guidance_scale_2": Setting(
             kind=FINITE,
             help="2.2 with two experts: weight of the text in the second one",
             default=None,
             low=0,
             high=1000,
-        )
+        ),
     }
     own_scales = ("guidance_scale_2",)
     # As the model cards load them.
@@ -87,6 +93,9 @@ class WanAdapter(ModelAdapter):
     text_attention = TextAttention()
     token_inputs = TokenInputs({"rotary_emb": 1}, _times)
 
+    def configure(self, pipe: Any, settings: Mapping[str, Any]) -> Mapping[str, Any]:
+        return shifted(pipe, settings)
+
     def objection(self, settings: Mapping[str, Any], read: ReadJson) -> str | None:
         index = read("model_index.json")
         if "guidance_scale_2" in settings:
@@ -101,7 +110,7 @@ class WanAdapter(ModelAdapter):
         if _is_there(index, "image_encoder") and text != _TEXT_TOKENS:
             # diffusers' cross-attention takes the last 512 tokens for text, whatever there is.
             return f"max_sequence_length {text}: image to video with this model takes {_TEXT_TOKENS} only"
-        return None
+        return unshiftable(settings, read)
 
     def multiples(self, read: ReadJson) -> tuple[int, int]:
         # Wan 2.2 5B has a VAE that halves once more.

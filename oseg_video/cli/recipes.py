@@ -23,6 +23,7 @@ def _run(options: Namespace) -> int:
         else:
             print(f"{entry['name']:<24}{entry['command']:<10}{entry['path']}")
             print(f"{'':<24}{entry['about']}")
-            if entry["methods"]:
-                print(f"{'':<24}methods: {', '.join(entry['methods'])}")
+            for sections in ("methods", "weights"):
+                if entry[sections]:
+                    print(f"{'':<24}{sections}: {', '.join(entry[sections])}")
     return 0

@@ -2,8 +2,10 @@
 
 A recipe is a YAML mapping from the flat keys of a job (`config.keys`) to values, and besides
 `extends: other.yaml` (its settings come first; a path beside the file, or a shipped recipe),
-`about: ...` and `tested: ...` (text for `oseg-video models`), and `methods: {stg: {...}, ...}`, what single
-methods need: the recipe `mochi-stg` is that of `mochi` with what stands under `methods: stg`.
+`about: ...` and `tested: ...` (text for `oseg-video models`), `methods: {stg: {...}, ...}`, what single
+methods need: the recipe `mochi-stg` is that of `mochi` with what stands under `methods: stg`, and
+`weights: {Wan2.2-TI2V-5B-Diffusers: {...}, ...}`, what single weights of the family need, by the last part of
+their hub repository's name, or of their folder's.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from oseg_video.adapters import all_adapters
 from oseg_video.config.job import GenerateJob
 from oseg_video.config.keys import (
     DEFAULT_METHOD,
@@ -28,6 +31,7 @@ from oseg_video.config.strict_yaml import ConfigError, load_yaml
 from oseg_video.guidance.flat import METHOD, RENAMED, guidance_from_flat, guidance_keys, method_named
 from oseg_video.guidance.methods import METHODS, Guidance
 from oseg_video.settings import settings_of as declared_settings
+from oseg_video.settings.schedule import Schedule
 from oseg_video.settings.suggest import known_or_nearest
 from oseg_video.types import SettingError
 
@@ -35,6 +39,8 @@ NOTES = ("about", "tested")
 """Keys of a recipe that are text for the reader."""
 SECTIONS = "methods"
 """Key of a recipe under which stands what single methods need."""
+WEIGHTS = "weights"
+"""Key of a recipe under which stands what single weights need."""
 RENAMED_RECIPES = {f"{family}-oseg-published": f"{family}-oseg-released" for family in ("mochi", "hunyuan")}
 
 
@@ -47,6 +53,8 @@ class Recipe:
     methods: Mapping[str, Mapping[str, Any]]
     """What single methods need besides, by their names. What stands under `cfg` holds for all others, too,
     as far as they have such a setting and say nothing else."""
+    weights: Mapping[str, Recipe] = dataclasses.field(default_factory=dict)
+    """What single weights need besides, by their names."""
     extended: Recipe | None = None
     """The recipe that this one goes over, with all of it."""
 
@@ -55,12 +63,13 @@ class Recipe:
         """What holds for every method, with what is extended."""
         return {**(self.extended.settings if self.extended else {}), **self.own}
 
-    def of_method(self, name: str) -> dict[str, Any]:
-        """The settings with a method, which need not have a section."""
-        below = self.extended.of_method(name) if self.extended else {}
-        taken = guidance_keys(METHODS[name]) if name in METHODS else set()
+    def of(self, method: str | None, weights: str = "") -> dict[str, Any]:
+        """The settings with a method and with weights, neither of which need have a section."""
+        below = self.extended.of(method, weights) if self.extended else {}
+        taken = guidance_keys(METHODS[method]) if method in METHODS else set()
         shared = {key: value for key, value in self.methods.get("cfg", {}).items() if key in taken}
-        return {**below, **self.own, **shared, **self.methods.get(name, {})}
+        special = self.weights[weights].of(method) if weights in self.weights else {}
+        return {**below, **self.own, **shared, **self.methods.get(method or "", {}), **special}
 
 
 def recipe_folder() -> Path:
@@ -80,7 +89,7 @@ def recipe_names() -> list[str]:
 
 
 def shipped_files() -> list[dict[str, Any]]:
-    """Every shipped recipe file: its name, the command that takes it, what it is, its methods, its path."""
+    """Every shipped recipe file: name, the command that takes it, what it is, methods, weights, path."""
     found = []
     for folder, command in (("", "generate"), ("sweeps", "sweep"), ("tables", "compare"), ("tune", "tune")):
         for path in sorted((recipe_folder() / folder).glob("*.yaml")):
@@ -91,6 +100,7 @@ def shipped_files() -> list[dict[str, Any]]:
                     "command": command,
                     "about": str(content.get("about", "")),
                     "methods": list(content.get(SECTIONS, {})) if command == "generate" else [],
+                    "weights": list(content.get(WEIGHTS, {})),
                     "path": str(path),
                 }
             )
@@ -111,7 +121,7 @@ def shipped_recipe(name: str) -> dict[str, Any] | None:
     for path in recipe_folder().glob("*.yaml"):
         method = name.removeprefix(f"{path.stem}-")
         if method != name and method in load_yaml(path).get(SECTIONS, {}):
-            return {**_read(path, ()).of_method(method), METHOD: method}
+            return {**_read(path, ()).of(method), METHOD: method}
     return None
 
 
@@ -139,12 +149,13 @@ def find_recipe(name: str, *folders: str) -> Path:
 def read_recipe(path: Path) -> dict[str, Any]:
     """Settings of a recipe file as plain values, with those of the recipes it extends.
 
-    Where the file names a method, what stands for it under `methods` is among them. Raises ConfigError for a
-    file that is missing, is not YAML, extends itself, or has an unknown key or a value of the wrong type.
+    Where the file names a method, what stands for it under `methods` is among them, and what stands for its
+    model under `weights`. Raises ConfigError for a file that is missing, is not YAML, extends itself, or has
+    an unknown key or a value of the wrong type.
     """
     recipe = _read(Path(path), ())
-    method = recipe.settings.get(METHOD)
-    return recipe.of_method(method) if method else dict(recipe.settings)
+    settings = recipe.settings
+    return recipe.of(settings.get(METHOD), weights_name(settings.get("model", "")))
 
 
 def read_notes(path: Path) -> dict[str, str]:
@@ -161,20 +172,35 @@ def resolve_job(
 ) -> GenerateJob:
     """The job of flags and a configuration file, over the recipes of its model and method.
 
-    Layers, later ones win: defaults of `GenerateJob`, recipe of the model with its section of the method,
-    `config` (a file, or the name of a shipped recipe), `flags`. Empty prompts without a negative one turn the
-    recipe's guidance scale off. `family_of(model, revision)` names the recipe of a model. Raises ConfigError
+    Layers, later ones win: defaults of `GenerateJob`, recipe of the model with its sections of the method and
+    of the weights, `config` (a file, or the name of a shipped recipe), `flags`. Empty prompts without a
+    negative one turn the recipe's guidance scale off, and what a recipe says of text guidance or of an image
+    is left out of a job without. `family_of(model, revision)` names the recipe of a model. Raises ConfigError
     or SettingError.
     """
-    mine = {**(_named(config) if config else {}), **flags}
-    for name, value in mine.items():
+    mine = _named(config) if config else Recipe({}, {})
+    given = {**mine.settings, **flags}
+    weights = weights_name(given.get("model", ""), image=given.get("image") is not None)
+    given = {**mine.of(mine.settings.get(METHOD), weights), **flags}
+    for name, value in given.items():
         read_setting(name, value)
-    family = family_of(mine.get("model", JOB["model"].default), mine.get("revision"))
+    family = family_of(given.get("model", JOB["model"].default), given.get("revision"))
     path = recipe_path(family)
     recipe = _read(path, ()) if path else Recipe({}, {})
-    method = mine.get(METHOD) or recipe.settings.get(METHOD) or DEFAULT_METHOD
-    keys = {**recipe.of_method(method), **_without_text(mine, method), **mine, METHOD: method}
-    return job_from_plain(keys)
+    method = given.get(METHOD) or recipe.settings.get(METHOD) or DEFAULT_METHOD
+    keys = {**recipe.of(method, weights), **_without_text(given, method), **given, METHOD: method}
+    return _without_the_useless(job_from_plain(keys), {*mine.own, *flags})
+
+
+def weights_name(model: str, *, image: bool = False) -> str:
+    """What a recipe calls the weights of `--model`: the last part of a repository's or a folder's name.
+
+    image: whether a family's weights for image to video are wanted.
+    """
+    for adapter in all_adapters():
+        if model == adapter.family:
+            model = (image and adapter.image_repository) or adapter.hub_repository
+    return Path(model).name
 
 
 def _without_text(given: Mapping[str, Any], method: str) -> dict[str, Any]:
@@ -185,19 +211,38 @@ def _without_text(given: Mapping[str, Any], method: str) -> dict[str, Any]:
     return {key: 1.0} if prompts and not worded and key in guidance_keys(method_named(method)) else {}
 
 
-def _named(config: Path | str) -> dict[str, Any]:
-    """The settings of a recipe file, or of a shipped recipe by its name."""
+def _without_the_useless(job: GenerateJob, written: set[str]) -> GenerateJob:
+    """The job without what a recipe says and it has no use for; `written` is what the user says."""
+    scale = job.guidance.largest_guidance_scale
+    dropped = {name for adapter in all_adapters() for name in adapter.image_settings if job.image is None}
+    if scale is not None and scale <= 1:
+        dropped |= {"negative_prompt", *(name for adapter in all_adapters() for name in adapter.own_scales)}
+    elif isinstance(getattr(job.guidance, "guidance_scale", None), Schedule):
+        dropped |= {name for adapter in all_adapters() for name in adapter.own_scales}
+    dropped -= written
+    own = {name: value for name, value in job.own.items() if name not in dropped}
+    negative = None if "negative_prompt" in dropped else job.negative_prompt
+    return dataclasses.replace(job, own=own, negative_prompt=negative)
+
+
+def _named(config: Path | str) -> Recipe:
+    """A recipe file, or a shipped recipe by its name."""
     path, name = Path(config), str(config).removesuffix(".yaml")
     if path.is_file() or len(path.parts) > 1:
-        return read_recipe(path)
+        return _read(path, ())
     if name in RENAMED_RECIPES:
         raise ConfigError(f"{name} is called {RENAMED_RECIPES[name]} now")
-    settings = shipped_recipe(name)
-    if settings is None:
-        hint = known_or_nearest(name, recipe_names()) if name == str(config) else "and no recipe of that name"
-        raise ConfigError(f"cannot read {config}: No such file or directory; {hint}")
-    family = next((stem for stem in _families() if name == stem or name.startswith(f"{stem}-")), None)
-    return {**({"model": family} if family else {}), **settings}
+    families = _families()
+    file = recipe_path(name)
+    if file is not None and name not in families:
+        return _read(file, ())
+    for family in families:
+        recipe, method = _read(recipe_folder() / f"{family}.yaml", ()), name.removeprefix(f"{family}-")
+        if name == family or method in recipe.methods:
+            own = {"model": family} | ({METHOD: method} if method in recipe.methods else {})
+            return Recipe(own, {}, extended=recipe)
+    hint = known_or_nearest(name, recipe_names()) if name == str(config) else "and no recipe of that name"
+    raise ConfigError(f"cannot read {config}: No such file or directory; {hint}")
 
 
 def _families() -> list[str]:
@@ -214,7 +259,7 @@ def recipe(family: str, method: str = DEFAULT_METHOD, **settings: Any) -> Guidan
     path = recipe_path(family)
     if path is None or not load_yaml(path).get(SECTIONS):
         raise SettingError(f"no recipe for a family {family!r}; {known_or_nearest(family, _families())}")
-    keys = _read(path, ()).of_method(method)
+    keys = _read(path, ()).of(method)
     guidance = {key: value for key, value in keys.items() if known_keys()[key].group == "guidance"}
     found = guidance_from_flat(method, guidance)
     known_settings = declared_settings(found)
@@ -251,14 +296,18 @@ def settings_of(content: Mapping[Any, Any], path: Path, chain: tuple[Path, ...] 
 
 def _recipe_of(content: Mapping[Any, Any], path: Path, chain: tuple[Path, ...]) -> Recipe:
     extended = _extended(path, content["extends"], chain) if "extends" in content else None
-    apart = (*NOTES, "extends", SECTIONS)
+    apart = (*NOTES, "extends", SECTIONS, WEIGHTS)
     own = {_known(path, key, value): value for key, value in content.items() if key not in apart}
-    return Recipe(own, _sections(path, content.get(SECTIONS, {})), extended)
+    weights = {
+        name: _recipe_of(section, path, chain)
+        for name, section in _sections(path, WEIGHTS, content.get(WEIGHTS, {})).items()
+    }
+    return Recipe(own, _methods(path, content.get(SECTIONS, {})), weights, extended)
 
 
 def _known(path: Path, key: Any, value: Any) -> str:
     """The key, when it and its value are right."""
-    known = (*known_keys(), "extends", SECTIONS, *NOTES)
+    known = (*known_keys(), "extends", SECTIONS, WEIGHTS, *NOTES)
     if key not in known and key not in RENAMED:
         raise ConfigError(f"{path.name}: unknown key {key!r}; {known_or_nearest(str(key), known)}")
     try:
@@ -268,17 +317,23 @@ def _known(path: Path, key: Any, value: Any) -> str:
     return str(key)
 
 
-def _sections(path: Path, value: Any) -> dict[str, dict[str, Any]]:
+def _sections(path: Path, key: str, value: Any) -> dict[str, dict[str, Any]]:
     if not isinstance(value, dict) or not all(isinstance(own, dict) for own in value.values()):
-        raise ConfigError(f"{path.name}: {SECTIONS} must be mappings of settings by method, got {value!r}")
-    for name, own in value.items():
+        by = {SECTIONS: "method", WEIGHTS: "name"}[key]
+        raise ConfigError(f"{path.name}: {key} must be mappings of settings by {by}, got {value!r}")
+    return value
+
+
+def _methods(path: Path, value: Any) -> dict[str, dict[str, Any]]:
+    sections = _sections(path, SECTIONS, value)
+    for name, own in sections.items():
         if name not in METHODS:
             raise ConfigError(f"{path.name}: unknown method {name!r}; {known_or_nearest(str(name), METHODS)}")
         for key, one in own.items():
             _known(path, key, one)
             if key_named(key).group != "guidance":
                 raise ConfigError(f"{path.name}: {key} under {SECTIONS} is no setting of a method")
-    return value
+    return sections
 
 
 def _read(path: Path, chain: tuple[Path, ...]) -> Recipe:

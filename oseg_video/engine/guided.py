@@ -1,7 +1,7 @@
 """Guide a stock diffusers pipeline: run a method's branches in place of each denoiser call."""
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -77,7 +77,8 @@ def guided(
         for name in adapter.denoiser_attributes
         if getattr(pipe, name, None) is not None
     }
-    denoisers = {name: _unwrapped(denoiser, adapter.denoiser_class) for name, denoiser in wrapped.items()}
+    classes = {adapter.denoiser_class, *adapter.like_denoisers}
+    denoisers = {name: _unwrapped(denoiser, classes) for name, denoiser in wrapped.items()}
     runners: dict[nn.Module, BranchRunner] = {}
     for name, denoiser in denoisers.items():
         if denoiser not in runners:  # Wan's two experts may be one
@@ -353,10 +354,10 @@ def _check_arguments(guidance: Guidance, reuse: Reuse, mesh: Mesh) -> None:
         )
 
 
-def _unwrapped(denoiser: nn.Module, name: str) -> nn.Module:
-    """The denoiser of this class inside whatever wraps it (`torch.compile`, PEFT, ...), or itself."""
+def _unwrapped(denoiser: nn.Module, classes: Collection[str]) -> nn.Module:
+    """The denoiser of these classes inside whatever wraps it (`torch.compile`, PEFT, ...), or itself."""
     for module in denoiser.modules():
-        if any(one.__name__ == name for one in type(module).__mro__):
+        if any(one.__name__ in classes for one in type(module).__mro__):
             return module
     return denoiser
 

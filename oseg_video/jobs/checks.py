@@ -106,6 +106,8 @@ def _check_owned(job: GenerateJob, adapter: ModelAdapter) -> None:
         if name not in adapter.own_settings:
             owners = ", ".join(family_settings()[name].families)
             raise SettingError(f"{name} has no effect with {adapter.family}; it belongs to {owners}")
+        if name in adapter.image_settings and job.image is None:
+            raise SettingError(f"{name} has no effect without an image; give one with --image")
     if job.vae_tiling and not adapter.vae_tiles:
         raise SettingError(
             f"vae_tiling: the VAE of {adapter.family} cannot decode in tiles; those of "
@@ -161,7 +163,7 @@ def _check_kind(job: GenerateJob, adapter: ModelAdapter) -> None:
 
 
 def _check_scales(job: GenerateJob, adapter: ModelAdapter) -> None:
-    given = [name for name in adapter.own_scales if name in job.own]
+    given = adapter.scales_set(job.own)
     if given and not job.guidance.follows_pipeline:
         raise SettingError(f"{given[0]} has no effect with guidance {job.guidance.name}")
     if given and isinstance(getattr(job.guidance, "guidance_scale", None), Schedule):

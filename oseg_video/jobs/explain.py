@@ -7,6 +7,7 @@ from typing import Any
 
 from oseg_video.adapters import ModelAdapter
 from oseg_video.config import GenerateJob
+from oseg_video.config.keys import job_to_nested
 from oseg_video.guidance.plan import Branch
 from oseg_video.guidance.reuse import Reuse
 from oseg_video.jobs.counted import CountedJob, StepKind, count_job
@@ -29,6 +30,7 @@ def explain(job: GenerateJob, ranks: int = 1, parallel: str = AUTO) -> str:
     lines = [
         f"model      {job.model} ({adapter.family}, {len(adapter.blocks(denoiser))} blocks{note})",
         f"clip       {job.frames} frames of {job.height} x {job.width} pixels, {job.steps} steps",
+        *_settings(job),
         f"device     {describe_device(job.device)}",
         f"guidance   {job.guidance.name}",
     ]
@@ -46,6 +48,14 @@ def explain(job: GenerateJob, ranks: int = 1, parallel: str = AUTO) -> str:
         lines += _describe(kind, counted)
     lines += _totals(counted)
     return "\n".join(lines)
+
+
+def _settings(job: GenerateJob) -> Iterator[str]:
+    """What the pipeline is called with besides, of which a recipe may say more than the user."""
+    if job.negative_prompt is not None:
+        yield f"negative   {job.negative_prompt!r}"
+    if own := job_to_nested(job)["own"]:
+        yield f"settings   {', '.join(f'{name} {value}' for name, value in own.items())}"
 
 
 def _describe(kind: StepKind, counted: CountedJob) -> Iterator[str]:

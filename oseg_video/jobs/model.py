@@ -168,8 +168,7 @@ class LoadedModel:
         clock: StepClock,
     ) -> torch.Tensor:
         """Run the pipeline once -> uint8 [F, C, H, W]."""
-        arguments = self.call_arguments(job, plan.prompt, start)
-        with _counting_steps(self.pipe, clock):
+        with self.configured(job, plan.prompt, start) as arguments, _counting_steps(self.pipe, clock):
             output = self.pipe(
                 **arguments,
                 # On the CPU whatever the device: the same seed, the same noise.
@@ -183,17 +182,27 @@ class LoadedModel:
 
         Those are what only the pipeline can apply: one for each expert, one for each frame.
         """
-        own_scale = any(name in job.own for name in self._adapter.own_scales)
+        own_scale = self._adapter.scales_set(job.own)
         return job.guidance.without_scale() if own_scale else job.guidance
 
-    def call_arguments(
+    @contextlib.contextmanager
+    def configured(
         self, job: GenerateJob, prompt: str | None, start: StartImage | None
-    ) -> dict[str, Any]:
-        """What the pipeline is called with for one clip of the job; its components are configured for it."""
+    ) -> Iterator[dict[str, Any]]:
+        """What the pipeline is called with for one clip of the job.
+
+        While this is open its components are as the clip needs them; then they are those that it had.
+        """
         given = clip_settings(job)
         given |= {"prompt": prompt} if prompt is not None else {}
         given |= {"image": start.image} if start else {}
-        return dict(self._adapter.pipeline_arguments(self._adapter.configure(self.pipe, given)))
+        components = dict(self.pipe.components)
+        try:
+            yield self._adapter.pipeline_arguments(self._adapter.configure(self.pipe, given))
+        finally:
+            for name, component in components.items():
+                if getattr(self.pipe, name) is not component:
+                    setattr(self.pipe, name, component)
 
 
 def machine(device: torch.device) -> dict[str, Any]:

@@ -61,11 +61,11 @@ def _loaded(job: GenerateJob, parallel: str = "") -> Iterator[tuple[Any, dict[st
         model = LoadedModel(source, job, mesh=mesh, device=ranks.device(job.device))
         for line in model.cut_prompts(job):
             logger.info(line)
-        arguments = model.call_arguments(job, job.prompts[0] if job.prompts else None, start)
-        arguments.pop("prompt", None)
-        arguments |= {"mesh": mesh, "seed": job.seeds[0]}
         running = model.guidance(job)
         assert isinstance(running, BlockGuidance)
-        arguments["text"] = CFG(guidance_scale=running.guidance_scale)
-        with naming_lack_of_memory():
+        prompt = job.prompts[0] if job.prompts else None
+        with model.configured(job, prompt, start) as arguments, naming_lack_of_memory():
+            arguments.pop("prompt", None)
+            arguments |= {"mesh": mesh, "seed": job.seeds[0]}
+            arguments["text"] = CFG(guidance_scale=running.guidance_scale)
             yield model.pipe, arguments

@@ -30,6 +30,7 @@ from oseg_video.parallel.degrees import Degrees
 from oseg_video.parallel.group import ParallelError
 from oseg_video.parallel.mesh import ONE_RANK, Mesh
 from tests.integration.families import CASES, SCALE, Case
+from tests.integration.variants import COGVIDEOX_CONTROL, LUCY_EDIT, SKYREELS, SKYREELS_V2
 from tests.tiny import tiny_ltx, tiny_mochi
 from tests.tiny.hunyuan import tiny_hunyuan_image
 from tests.tiny.wan import tiny_wan_5b
@@ -42,6 +43,8 @@ BY_NAME["hunyuan-image, token replace"] = dataclasses.replace(
 )
 BY_NAME["wan 5b"] = dataclasses.replace(BY_NAME["wan"], build=tiny_wan_5b, grid=None)  # a timestep per token
 # OSEG's released transform folds the channels to an image of 64 rows.
+BY_NAME["lucy-edit"], BY_NAME["skyreels-v2"], BY_NAME["skyreels"] = LUCY_EDIT, SKYREELS_V2, SKYREELS
+BY_NAME["cogvideox-control"] = COGVIDEOX_CONTROL
 BY_NAME["mochi, 64 channels"] = dataclasses.replace(
     BY_NAME["mochi"], build=partial(tiny_mochi, attention_head_dim=16, num_attention_heads=4)
 )

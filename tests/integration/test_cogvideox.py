@@ -22,6 +22,7 @@ from tests.integration.variants import (
     COGVIDEOX_5B,
     COGVIDEOX_15,
     COGVIDEOX_15_IMAGE,
+    COGVIDEOX_CONTROL,
     COGVIDEOX_IMAGE,
     COGVIDEOX_VARIANTS,
     COGVIDEOX_VIDEO,
@@ -139,7 +140,7 @@ def test_sampling_from_a_video_starts_at_the_level_of_its_noise(case: Case, pipe
 # -- the scale that changes by the step
 
 
-@over(COGVIDEOX, COGVIDEOX_IMAGE, COGVIDEOX_VIDEO)
+@over(COGVIDEOX, COGVIDEOX_IMAGE, COGVIDEOX_VIDEO, COGVIDEOX_CONTROL)
 def test_the_dynamic_scale_of_the_pipeline_is_the_one_that_guides(case: Case, pipe: Any) -> None:
     """A rule that ends in plain CFG, with the pipeline's scale, gives the stock pipeline's clip."""
     stock = case.run(pipe, **DYNAMIC)
@@ -261,7 +262,10 @@ def slow_denoiser(denoiser: nn.Module, change: slow.Change | None) -> nn.Module:
 
 
 @pytest.mark.parametrize("method", slow.REFERENCE_METHODS)
-@over(COGVIDEOX, COGVIDEOX_IMAGE, COGVIDEOX_5B, COGVIDEOX_15, COGVIDEOX_15_IMAGE)
+@over(
+    *(COGVIDEOX, COGVIDEOX_IMAGE, COGVIDEOX_5B, COGVIDEOX_15, COGVIDEOX_15_IMAGE),
+    COGVIDEOX_CONTROL,
+)
 def test_the_guided_prediction_is_that_of_a_slow_float64_reference(
     case: Case, pipe: Any, method: str
 ) -> None:
@@ -285,7 +289,7 @@ def predicted(denoiser: nn.Module, arguments: dict[str, Any]) -> Tensor:
         return denoiser(**slow.doubled(arguments))[0]
 
 
-@over(COGVIDEOX, COGVIDEOX_5B, COGVIDEOX_15)
+@over(COGVIDEOX, COGVIDEOX_5B, COGVIDEOX_15, COGVIDEOX_CONTROL)
 def test_only_the_video_queries_change_and_they_are_orthogonal_to_their_keys(case: Case, pipe: Any) -> None:
     """Without blur the query that attention sees, rotated, is the part of the plain one off its own key."""
     guidance = OSEG(guidance_scale=1.0, blocks=(BLOCK,), blur_sigma=0.0)

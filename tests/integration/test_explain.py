@@ -134,3 +134,18 @@ def test_what_needs_no_hub_is_checked_without_it(capsys, monkeypatch, arguments,
     output = capsys.readouterr()
     assert output.out == "" and re.fullmatch(r"oseg-video: error: [^\n]+\n", output.err)
     assert message in output.err
+
+
+def test_settings_of_the_family_and_the_negative_prompt_are_named(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of which a recipe may say more than the user; offline the family's name is enough."""
+
+    def unreached(*_: object) -> None:
+        raise HubError("not reached")
+
+    monkeypatch.setattr(hub, "find_commit", unreached)
+    text = explained(capsys, "--model", "wan", "--guidance", "cfg", "--negative-prompt", "a boat")
+    assert "\nnegative   'a boat'\nsettings   flow_shift 3.0\n" in text
+    text = explained(capsys, "--model", "hunyuan", "--guidance", "cfg", "--flow-shift", "5")
+    assert "\nsettings   embedded_guidance_scale 6.0, flow_shift 5.0\n" in text and "negative" not in text

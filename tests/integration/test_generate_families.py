@@ -21,10 +21,12 @@ from PIL import Image
 
 from oseg_video.adapters import adapter_for_class, all_adapters
 from oseg_video.cli import main
+from oseg_video.config import GenerateJob
 from oseg_video.config.manifest import read_manifest
-from oseg_video.guidance.methods import METHODS, BlockGuidance
+from oseg_video.guidance.methods import CFG, METHODS, BlockGuidance
 from oseg_video.jobs.loading import hub
 from oseg_video.jobs.loading import pipeline as loading
+from oseg_video.jobs.model import LoadedModel
 from oseg_video.media import frames_sha256, read_clip, to_uint8
 from tests.tiny import (
     LTX_SIZE,
@@ -52,7 +54,8 @@ from tests.tiny.wan import (
     tiny_wan_two_experts,
 )
 
-PROMPT = ("--prompt", "a red circle")
+RED = "a red circle"
+PROMPT = ("--prompt", RED)
 SHORT_TEXT = (f"--max-sequence-length={TEXT_LENGTH}",)
 
 
@@ -71,10 +74,15 @@ class Model:
 # On the list of sizes of image to video, and one that the pipeline passes over for an image of this size.
 HUNYUAN15_LISTED_SIZE = {"height": 80, "width": 48, "num_frames": 9}
 
+LTX_CONDITION = partial(tiny_ltx, LTXConditionPipeline, timestep_vae=True)
+
 MODELS = {
     "mochi": Model(tiny_mochi, MOCHI_SIZE, SHORT_TEXT),
     "ltx": Model(tiny_ltx, LTX_SIZE, SHORT_TEXT),
     "ltx-image": Model(partial(tiny_ltx, LTXImageToVideoPipeline), LTX_SIZE, SHORT_TEXT, image=True),
+    "ltx-timestep-vae": Model(partial(tiny_ltx, timestep_vae=True), LTX_SIZE, SHORT_TEXT),
+    "ltx-condition": Model(LTX_CONDITION, LTX_SIZE, SHORT_TEXT),
+    "ltx-condition-image": Model(LTX_CONDITION, LTX_SIZE, SHORT_TEXT, image=True),
     "hunyuan": Model(tiny_hunyuan, HUNYUAN_SIZE, block="dual:1"),
     "hunyuan-image": Model(tiny_hunyuan_image, HUNYUAN_SIZE, image=True, block="single:1"),
     "hunyuan-image-replace": Model(
@@ -248,6 +256,8 @@ def stock(name, pipe, seed=0, **arguments):
     model = MODELS[name]
     if name == "hunyuan15":
         pipe.guider = pipe.guider.new(guidance_scale=arguments.pop("guider_scale"))
+    if "scheduler" in arguments:
+        pipe.scheduler = pipe.scheduler.from_config(pipe.scheduler.config, **arguments.pop("scheduler"))
     size = {key: value for key, value in model.size.items() if name not in IMAGES or key != "num_frames"}
     if model.flags:
         arguments["max_sequence_length"] = TEXT_LENGTH
@@ -269,15 +279,41 @@ def stock(name, pipe, seed=0, **arguments):
             "cfg --guidance-scale=3 --negative-prompt=bad --fps=12",
             {"guidance_scale": 3, "frame_rate": 12},
         ),
+        (
+            "ltx-timestep-vae",
+            "none --decode-timestep=0.4 --decode-noise-scale=0.3",
+            {"guidance_scale": 1, "decode_timestep": 0.4, "decode_noise_scale": 0.3, "frame_rate": 8},
+        ),
+        (
+            "ltx-condition",
+            "none --decode-timestep=0.4 --timesteps=1000,725",
+            {"guidance_scale": 1, "decode_timestep": 0.4, "timesteps": [1000, 725], "frame_rate": 8},
+        ),
+        (
+            "ltx-condition-image",
+            "cfg --guidance-scale=3 --negative-prompt=bad --image-cond-noise-scale=0.5 --decode-timestep=0.4",
+            {"guidance_scale": 3, "image_cond_noise_scale": 0.5, "decode_timestep": 0.4, "frame_rate": 8},
+        ),
         ("wan", "none", {"guidance_scale": 1}),
+        ("wan", "none --flow-shift=9", {"guidance_scale": 1, "scheduler": {"flow_shift": 9}}),
         (
             "wan-experts",
-            "cfg --guidance-scale=4 --guidance-scale-2=2",
+            "cfg --guidance-scale=4 --negative-prompt=bad --guidance-scale-2=2",
             {"guidance_scale": 4, "guidance_scale_2": 2},
         ),
         ("cogvideox", "cfg --guidance-scale=6", {"guidance_scale": 6}),
+        (
+            "cogvideox",
+            "cfg --guidance-scale=6 --use-dynamic-cfg",
+            {"guidance_scale": 6, "use_dynamic_cfg": True},
+        ),
         # The guidance-distilled mode: one branch per step.
         ("hunyuan", "none --embedded-guidance-scale=4", {"guidance_scale": 4}),
+        (
+            "hunyuan",
+            "none --embedded-guidance-scale=4 --flow-shift=9",
+            {"guidance_scale": 4, "scheduler": {"shift": 9}},
+        ),
         (
             "hunyuan",
             "cfg --guidance-scale=3 --embedded-guidance-scale=2",
@@ -285,6 +321,7 @@ def stock(name, pipe, seed=0, **arguments):
         ),
         ("hunyuan15", "cfg --guidance-scale=3", {"guider_scale": 3}),
         ("hunyuan15", "none", {"guider_scale": 1}),
+        ("hunyuan15", "none --flow-shift=9", {"guider_scale": 1, "scheduler": {"shift": 9}}),
         ("sdxl", "cfg --guidance-scale=5", {"guidance_scale": 5}),
         ("sd15", "cfg --guidance-scale=5", {"guidance_scale": 5}),
         ("svd", "cfg --fps=8", {"fps": 8}),
@@ -315,23 +352,12 @@ def test_settings_reach_the_stock_pipeline(capsys, tmp_path, folders, loaded, na
     chunk = ["--decode-chunk-size=3"] if name == "svd" and "decode_chunk_size" not in arguments else []
     line_flags = ["--guidance", method, *given, *chunk]
     (line,) = run(capsys, call(folders, name, *line_flags, image=tmp_path / "start.png", out=out))
-    conditions = {"image": image} if MODELS[name].image else {"prompt": "a red circle"}
+    conditions = {"prompt": RED} if MODELS[name].prompt else {}
+    conditions |= {"image": image} if MODELS[name].image else {}
     if "--negative-prompt=bad" in given:
         conditions["negative_prompt"] = "bad"
     (pipe,) = loaded
     assert stock(name, pipe, **conditions, **arguments) == line["sha256"]
-
-
-def test_timesteps_reach_the_pipeline_that_takes_them(capsys, tmp_path, folders, loaded):
-    tiny_ltx(LTXConditionPipeline).save_pretrained(tmp_path / "ltx")
-    flags = ["--model", tmp_path / "ltx", "--guidance=none", "--timesteps=900,400.5"]
-    (line,) = run(capsys, [*call(folders, "ltx"), *map(str, flags), "--out", str(tmp_path / "a.mp4")])
-    (pipe,) = loaded
-    arguments = {"prompt": "a red circle", "guidance_scale": 1, "timesteps": [900, 400.5], "frame_rate": 8}
-    assert stock("ltx", pipe, **arguments) == line["sha256"]
-    assert stock("ltx", pipe, **{**arguments, "timesteps": [900, 600]}) != line["sha256"]
-    message = "ltx: timesteps: LTXPipeline, which this model is for, sets its own; LTXConditionPipeline takes"
-    assert message in refused(capsys, call(folders, "ltx", "--timesteps=900,400"))
 
 
 @pytest.mark.parametrize("name", ("ltx", "wan", "wan-image", "sdxl"))
@@ -354,6 +380,67 @@ def test_scales_that_only_a_pipeline_can_apply_are_refused_for_nag(capsys, folde
     flags = ["--guidance=nag", "--guidance-scale=3", "--guidance-scale-2=2"]
     message = "guidance_scale_2 has no effect with guidance nag"
     assert message in refused(capsys, call(folders, "wan-experts", *flags))
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"use_dynamic_shifting": True}, "the scheduler of this model shifts by the size of the clip"),
+        ({"use_flow_sigmas": False}, "UniPCMultistepScheduler shifts no noise levels"),
+    ],
+)
+def test_a_shift_that_the_scheduler_would_not_heed_is_refused(
+    capsys, tmp_path, folders, unloadable, config, said
+):
+    shutil.copytree(folders("wan"), tmp_path / "m")
+    path = tmp_path / "m" / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | config))
+    flags = ["--guidance=none", "--flow-shift=3", "--model", tmp_path / "m"]
+    error = refused(capsys, call(folders, "wan", *flags, out=tmp_path / "a.mp4"))
+    assert f"wan: flow_shift 3: {said}" in error
+
+
+@pytest.mark.parametrize("name", ["wan", "hunyuan15"])
+def test_components_that_a_clip_needs_otherwise_are_put_back(folders, name):
+    own = {"flow_shift": 9.0}
+    settings = {**MODELS[name].size, "steps": 2, "fps": 8.0, "dtype": "float32", "own": own}
+    job = GenerateJob(
+        model=str(folders(name)),
+        prompts=(RED,),
+        guidance=CFG(guidance_scale=3.0),
+        frames=settings.pop("num_frames"),
+        **settings,
+    )
+    model = LoadedModel(loading.find_model(job.model), job)
+    before = dict(model.pipe.components)
+
+    def unchanged() -> bool:
+        return all(getattr(model.pipe, name) is component for name, component in before.items())
+
+    with model.configured(job, RED, None) as arguments:
+        assert "flow_shift" not in arguments
+        config = model.pipe.scheduler.config
+        assert config.get("flow_shift", config.get("shift")) == 9.0
+        assert not unchanged()
+    assert unchanged()
+    with pytest.raises(KeyboardInterrupt), model.configured(job, RED, None):
+        raise KeyboardInterrupt
+    assert unchanged()
+
+
+def test_settings_of_a_family_are_in_the_manifest_and_reproduced(capsys, tmp_path, folders, cat):
+    own = {
+        "timesteps": [1000.0, 725.0],
+        "decode_timestep": 0.4,
+        "decode_noise_scale": 0.3,
+        "image_cond_noise_scale": 0.5,
+    }
+    (tmp_path / "own.yaml").write_text(json.dumps(own))
+    flags = ["--guidance=cfg", "--guidance-scale=3", "--config", tmp_path / "own.yaml"]
+    (line,) = run(capsys, call(folders, "ltx-condition-image", *flags, image=cat, out=tmp_path / "a.mp4"))
+    assert read_manifest(tmp_path / "a.mp4").job["own"] == own
+    assert main(["reproduce", line["path"], "--quiet", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["identical"]
 
 
 def test_one_scale_for_all_frames_is_a_level_ramp():
@@ -392,8 +479,28 @@ REFUSED = {
         "--embedded-guidance-scale=6": "embedded_guidance_scale has no effect with mochi; it belongs to",
     },
     "ltx": {
+        "--decode-timestep=0.05": "decode_timestep 0.05: the VAE of this model decodes without a timestep",
+        "--decode-noise-scale=0.1": "decode_noise_scale 0.1: the VAE of this model decodes without",
+        "--decode-timestep=2": "--decode-timestep must be from 0 to 1, got 2",
+        "--timesteps=1000,500": (
+            "timesteps is for models of LTXConditionPipeline (0.9.5 and later); this one is of LTXPipeline"
+        ),
+        "--image-cond-noise-scale=0.1": "image_cond_noise_scale has no effect without an image; give one",
+        "--flow-shift=3": "flow_shift has no effect with ltx; it belongs to hunyuan, hunyuan15, wan",
         "--motion-bucket-id=6": "motion_bucket_id has no effect with ltx; it belongs to svd",
         "--prompt=": "a prompt must not be empty",
+    },
+    "ltx-image": {
+        "--image-cond-noise-scale=0.1": (
+            "image_cond_noise_scale is for models of LTXConditionPipeline (0.9.5 and later); this one is of "
+            "LTXImageToVideoPipeline"
+        ),
+    },
+    "ltx-condition": {
+        "--timesteps=1000,725,500": "timesteps has 3 of them, where steps is 2",
+        "--timesteps=500,1000": "timesteps must fall from each to the next, got [500.0, 1000.0]",
+        "--timesteps=1000,x": "--timesteps must be a number, got 'x'",
+        "--timesteps=1001,3": "--timesteps must be from 0 to 1000, got 1001",
     },
     "hunyuan15": {
         "--max-sequence-length=9": "max_sequence_length has no effect with hunyuan15; it belongs",
@@ -406,6 +513,8 @@ REFUSED = {
     "wan": {
         "--guidance-scale-2=2": "wan: guidance_scale_2 2: this model has one expert",
         "--image={cat}": "makes clips from text only; for --image use weights of a WanImageToVideoPipeline",
+        "--flow-shift=0": "--flow-shift must be between 0 and 1000, got 0",
+        "--flow-shift=x": "--flow-shift must be a number, got 'x'",
         "--frames=8": "frames 8: wan makes 4 k + 1 frames; nearest: 5 or 9",
     },
     "wan-experts": {
@@ -428,6 +537,7 @@ REFUSED = {
         "--height=64": "64: this model has learned its positions and makes height 48 and width 64 only",
     },
     "cogvideox": {
+        "--use-dynamic-cfg --guidance=none": "use_dynamic_cfg has no effect with guidance none",
         "--max-sequence-length=9": "max_sequence_length 9: this model takes 24 only",
     },
     "sdxl": {

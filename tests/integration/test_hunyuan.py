@@ -26,6 +26,7 @@ from tests.integration import slow
 from tests.integration.checks import ACROSS_BATCHES, assert_off_key
 from tests.integration.families import CASES, HUNYUAN, HUNYUAN15, SCALE, STEPS, Case, plain_scale, quiet
 from tests.integration.slow_hunyuan import Change, SlowHunyuan
+from tests.integration.variants import SKYREELS
 from tests.tiny.hunyuan import tiny_hunyuan_image
 
 _BY_NAME = {case.name: case for case in CASES}
@@ -287,6 +288,7 @@ def test_any_mask_is_trimmed_where_the_network_sorts_the_text(monkeypatch: pytes
 # -- what attention sees
 
 
+@pytest.mark.parametrize("case", (*ALL, SKYREELS), ids=lambda case: case.name)
 @pytest.mark.parametrize("block", (1, 3))
 def test_only_the_video_queries_change_and_they_are_orthogonal_to_their_keys(
     case: Case, pipe: Any, block: int, monkeypatch: pytest.MonkeyPatch
@@ -333,6 +335,7 @@ def blurred_in_each_frame(grid: TokenGrid) -> Callable[[Tensor, Tensor], Tensor]
     return change
 
 
+@pytest.mark.parametrize("case", (*ALL, SKYREELS), ids=lambda case: case.name)
 @pytest.mark.parametrize(
     "method",
     (

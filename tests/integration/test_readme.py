@@ -17,10 +17,11 @@ import torch
 from oseg_video.adapters import all_adapters
 from oseg_video.cli import main
 from oseg_video.config import resolve_job
+from oseg_video.embedded import MODELS
 from oseg_video.embedded.classifier import load_classifier
 from oseg_video.embedded.dataset import parse_caption
 from oseg_video.guidance.methods import METHODS
-from oseg_video.jobs.loading.pipeline import EMBEDDED, find_model
+from oseg_video.jobs.loading.pipeline import find_model
 from oseg_video.media import read_clip
 from tests.integration.families import CASES
 
@@ -107,8 +108,8 @@ def test_the_table_of_models_is_of_what_there_is() -> None:
     rows = {re.search(r"`(.+)`", row[family])[1]: row for row in table("family (`--model`)")}
     served = {name: [f"{one}Pipeline" for one in row[pipelines].split(", ")] for name, row in rows.items()}
     expected = {adapter.family: list(adapter.pipelines) for adapter in all_adapters()}
-    assert served == {EMBEDDED: [find_model(EMBEDDED).pipeline], **expected}
-    assert rows.pop(EMBEDDED)[tested] == "end to end"
+    assert served == {**{name: [find_model(name).pipeline] for name in MODELS}, **expected}
+    assert {rows.pop(name)[tested] for name in MODELS} == {"end to end"}
     for name, row in rows.items():  # test_every_method runs all of these cases
         assert row[tested] == "tiny" and name in {case.name for case in CASES}
 

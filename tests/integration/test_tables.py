@@ -80,6 +80,7 @@ def repositories(tmp_path, monkeypatch):
                 denoiser: ["diffusers", adapter.denoiser_class],
             },
             f"{denoiser}/config.json": adapter.full_size,
+            "scheduler/scheduler_config.json": {"shift": 1.0},
         }
         path = tmp_path / "hub" / name
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -34,7 +34,7 @@ from tests.integration.families import (
     Case,
     over,
 )
-from tests.integration.variants import SECOND_SCALE, WAN_EXPERTS
+from tests.integration.variants import SECOND_SCALE, SKYREELS_V2, WAN_EXPERTS
 
 PERTURBED = OSEG(guidance_scale=SCALE, blocks=(2,))
 
@@ -248,7 +248,7 @@ def wrap(pipe: Any, wrapped: Any) -> None:
     vars(pipe)[component] = wrapped(getattr(pipe, component))
 
 
-@over(MOCHI, LTX, WAN, COGVIDEOX, HUNYUAN, SVD, SDXL)
+@over(MOCHI, LTX, WAN, SKYREELS_V2, COGVIDEOX, HUNYUAN, SVD, SDXL)
 def test_a_wrapped_denoiser_is_guided_by_what_is_inside(case: Case, pipe: Any) -> None:
     text = (CFG(guidance_scale=3.0), APG(guidance_scale=3.0), CFGZeroStar(guidance_scale=3.0))
     pipe_wrapped = companion(case, pipe)

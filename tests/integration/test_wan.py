@@ -20,7 +20,10 @@ from tests.integration import slow
 from tests.integration.checks import ACROSS_BATCHES, assert_off_key, state_of
 from tests.integration.families import SCALE, STEPS, WAN, Case, over, quiet
 from tests.integration.variants import (
+    LUCY_EDIT,
     SECOND_SCALE,
+    SKYREELS_V2,
+    SKYREELS_V2_IMAGE,
     WAN_5B,
     WAN_5B_IMAGE,
     WAN_EXPERTS,
@@ -47,7 +50,8 @@ def denoisers_of(pipe: Any) -> list[nn.Module]:
 
 @over(*EVERY)
 def test_the_stock_pipeline_calls_once_per_condition_and_cond_comes_first(case: Case, pipe: Any) -> None:
-    embeds = wan_prompt_embeds("a red circle", 512 if case in (WAN_IMAGE, WAN_FIRST_LAST) else TEXT_LENGTH)
+    padded = case in (WAN_IMAGE, WAN_FIRST_LAST, SKYREELS_V2_IMAGE)
+    embeds = wan_prompt_embeds("a red circle", 512 if padded else TEXT_LENGTH)
     arguments = embeds if "prompt_embeds" in case.condition("") else embeds | {"prompt": None}
     with slow.recorded(pipe, denoisers_of(pipe)) as steps:
         case.run(pipe, **arguments)
@@ -261,7 +265,8 @@ class SlowBlock(nn.Module):
         super().__init__()
         self.block, self.grid, self.change = block, grid, change
 
-    def forward(self, x: Tensor, context: Tensor, times: Tensor, _: Any) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor, times: Tensor, _: Any, mask: None = None) -> Tensor:
+        assert mask is None  # which SkyReels V2 takes, too
         if self.change == "skip":
             return x
         block = self.block
@@ -344,7 +349,10 @@ def slow_denoiser(denoiser: nn.Module, grid: Any, change: slow.Change | None) ->
 
 
 @pytest.mark.parametrize("method", slow.REFERENCE_METHODS)
-@over(WAN, WAN_IMAGE, WAN_FIRST_LAST, WAN_EXPERTS, WAN_5B, WAN_5B_IMAGE)
+@over(
+    *(WAN, WAN_IMAGE, WAN_FIRST_LAST, WAN_EXPERTS, WAN_5B, WAN_5B_IMAGE),
+    *(LUCY_EDIT, SKYREELS_V2, SKYREELS_V2_IMAGE),
+)
 def test_the_guided_prediction_is_that_of_a_slow_float64_reference(
     case: Case, pipe: Any, method: str
 ) -> None:
@@ -393,7 +401,7 @@ def test_treatments_of_the_text_reach_across_the_two_calls_and_the_experts(case:
             assert_close(step.prediction.double(), expected, rtol=1e-4, atol=1e-4)
 
 
-@over(WAN, WAN_IMAGE, WAN_5B)
+@over(WAN, WAN_IMAGE, WAN_5B, LUCY_EDIT, SKYREELS_V2)
 def test_only_the_video_queries_change_and_they_are_orthogonal_to_their_keys(case: Case, pipe: Any) -> None:
     """Without blur the query that attention sees, rotated, is the part of the plain one off its own key."""
     guidance = OSEG(guidance_scale=1.0, blocks=(BLOCK,), blur_sigma=0.0)

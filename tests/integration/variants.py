@@ -1,4 +1,4 @@
-"""Configurations of Wan and CogVideoX beside those in `families`, each with a path of its own."""
+"""Configurations of Wan, CogVideoX and HunyuanVideo beside those in `families`, each with its own path."""
 
 from __future__ import annotations
 
@@ -10,21 +10,26 @@ from typing import Any
 from diffusers import (
     CogVideoXImageToVideoPipeline,
     CogVideoXVideoToVideoPipeline,
+    SkyReelsV2ImageToVideoPipeline,
     WanImageToVideoPipeline,
     WanVideoToVideoPipeline,
 )
 
-from tests.integration.families import CASES, COGVIDEOX, WAN, Case, gradient
+from tests.integration.families import CASES, COGVIDEOX, HUNYUAN, WAN, Case, gradient
 from tests.tiny import TEXT_LENGTH
 from tests.tiny.cogvideox import (
     COGVIDEOX_15_SIZE,
     COGVIDEOX_SIZE,
     tiny_cogvideox_5b,
     tiny_cogvideox_15,
+    tiny_cogvideox_control,
 )
+from tests.tiny.hunyuan import HUNYUAN_SIZE, tiny_skyreels
 from tests.tiny.wan import (
     WAN_5B_SIZE,
     WAN_SIZE,
+    tiny_lucy_edit,
+    tiny_skyreels_v2,
     tiny_wan,
     tiny_wan_5b,
     tiny_wan_two_experts,
@@ -52,6 +57,10 @@ def image_of(case: Case, name: str, build: Callable[..., Any], size: dict[str, i
     )
 
 
+def _frames(size: dict[str, int]) -> list[Any]:
+    return [gradient(size).rotate(10 * i) for i in range(size["num_frames"])]
+
+
 def video_of(case: Case, pipeline: type, **changes: Any) -> Case:
     """A video-to-video case from the parts of a text-to-video one; of 5 steps the last 3 run."""
 
@@ -60,7 +69,7 @@ def video_of(case: Case, pipeline: type, **changes: Any) -> Case:
         parts = ("tokenizer", "text_encoder", "transformer", "vae", "scheduler")
         return pipeline(**{name: getattr(pipe, name) for name in parts})
 
-    frames = [gradient(case.size).rotate(10 * i) for i in range(9)]
+    frames = _frames({**case.size, "num_frames": 9})
     return replace(
         case,
         name=f"{case.name}-video",
@@ -87,6 +96,16 @@ WAN_IMAGE_EXPERTS = image_of(
 )
 WAN_5B = replace(WAN, name="wan-5b", build=tiny_wan_5b, size=WAN_5B_SIZE)
 WAN_5B_IMAGE = image_of(WAN, "wan-5b-image", tiny_wan_5b, WAN_5B_SIZE)
+SKYREELS_V2 = replace(WAN, name="skyreels-v2", build=tiny_skyreels_v2)
+SKYREELS_V2_IMAGE = replace(
+    WAN_IMAGE, name="skyreels-v2-image", build=partial(tiny_skyreels_v2, SkyReelsV2ImageToVideoPipeline)
+)
+LUCY_EDIT = replace(
+    WAN_5B,
+    name="lucy-edit",
+    build=tiny_lucy_edit,
+    extra=lambda: {"video": _frames(WAN_5B_SIZE)},
+)
 WAN_VIDEO = video_of(WAN, WanVideoToVideoPipeline, condition=partial(wan_prompt_embeds, length=TEXT_LENGTH))
 
 COGVIDEOX_IMAGE = _BY_NAME["cogvideox-image"]
@@ -99,6 +118,13 @@ COGVIDEOX_15_IMAGE = replace(
     build=partial(tiny_cogvideox_15, CogVideoXImageToVideoPipeline),
     extra=lambda: {"image": gradient(COGVIDEOX_SIZE)},
 )
+COGVIDEOX_CONTROL = replace(
+    COGVIDEOX,
+    name="cogvideox-control",
+    build=tiny_cogvideox_control,
+    size={side: COGVIDEOX_SIZE[side] for side in ("height", "width")},
+    extra=lambda: {"control_video": _frames(COGVIDEOX_SIZE)},
+)
 COGVIDEOX_VIDEO = video_of(COGVIDEOX, CogVideoXVideoToVideoPipeline)
 
 WAN_VARIANTS = (
@@ -108,6 +134,18 @@ WAN_VARIANTS = (
     WAN_5B,
     WAN_5B_IMAGE,
     WAN_VIDEO,
+    LUCY_EDIT,
+    SKYREELS_V2,
+    SKYREELS_V2_IMAGE,
 )
-COGVIDEOX_VARIANTS = (COGVIDEOX_5B, COGVIDEOX_15, COGVIDEOX_15_IMAGE, COGVIDEOX_VIDEO)
-VARIANTS = (*WAN_VARIANTS, *COGVIDEOX_VARIANTS)
+COGVIDEOX_VARIANTS = (
+    COGVIDEOX_5B,
+    COGVIDEOX_15,
+    COGVIDEOX_15_IMAGE,
+    COGVIDEOX_VIDEO,
+    COGVIDEOX_CONTROL,
+)
+SKYREELS = replace(
+    HUNYUAN, name="skyreels", build=tiny_skyreels, extra=lambda: {"image": gradient(HUNYUAN_SIZE)}
+)
+VARIANTS = (*WAN_VARIANTS, *COGVIDEOX_VARIANTS, SKYREELS)

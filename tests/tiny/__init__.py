@@ -67,8 +67,11 @@ def tiny_mochi(*, seed: int = 0, **overrides: Any) -> MochiPipeline:
     )
 
 
-def tiny_ltx(cls: type = LTXPipeline, *, seed: int = 0, **overrides: Any) -> Any:
-    """An LTX pipeline of class `cls` with 5 blocks of 2 heads; `overrides` go to the transformer."""
+def tiny_ltx(cls: type = LTXPipeline, *, seed: int = 0, timestep_vae: bool = False, **overrides: Any) -> Any:
+    """An LTX pipeline of class `cls` with 5 blocks of 2 heads; `overrides` go to the transformer.
+
+    timestep_vae: the VAE decodes at a timestep, as from LTX-Video 0.9.1 on.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         tokenizer = tiny_tokenizer()
@@ -94,6 +97,7 @@ def tiny_ltx(cls: type = LTXPipeline, *, seed: int = 0, **overrides: Any) -> Any
             spatio_temporal_scaling=(True, False, False, False),
             decoder_spatio_temporal_scaling=(True, False, False, False),
             patch_size=4,
+            timestep_conditioning=timestep_vae,
         )
         for module in (transformer, vae):
             randomise(module)

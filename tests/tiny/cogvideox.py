@@ -37,6 +37,7 @@ from diffusers import (
     AutoencoderKLCogVideoX,
     CogVideoXDDIMScheduler,
     CogVideoXDPMScheduler,
+    CogVideoXFunControlPipeline,
     CogVideoXImageToVideoPipeline,
     CogVideoXPipeline,
     CogVideoXTransformer3DModel,
@@ -80,6 +81,12 @@ def tiny_cogvideox_15(cls: type = CogVideoXPipeline, *, seed: int = 0, **overrid
         "ofs_embed_dim": 32 if cls is CogVideoXImageToVideoPipeline else None,
     }
     return _pipeline(cls, cogvideox_scheduler("dpm"), seed, invert_scale_latents=True, **options | overrides)
+
+
+def tiny_cogvideox_control(*, seed: int = 0, **overrides: Any) -> Any:
+    """CogVideoX-Fun 5B: sees the latents of a control video beside those of the clip; DDIM of diffusers."""
+    options = {"use_rotary_positional_embeddings": True, "in_channels": 2 * _LATENT_CHANNELS}
+    return _pipeline(CogVideoXFunControlPipeline, cogvideox_scheduler("ddim"), seed, **options | overrides)
 
 
 def cogvideox_scheduler(kind: str) -> Any:

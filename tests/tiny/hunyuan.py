@@ -16,6 +16,7 @@ from diffusers import (
     AutoencoderKLHunyuanVideo15,
     ClassifierFreeGuidance,
     FlowMatchEulerDiscreteScheduler,
+    HunyuanSkyreelsImageToVideoPipeline,
     HunyuanVideo15ImageToVideoPipeline,
     HunyuanVideo15Pipeline,
     HunyuanVideo15Transformer3DModel,
@@ -130,6 +131,18 @@ def tiny_hunyuan_image(
             size={"shortest_edge": side}, crop_size={"height": side, "width": side}
         ),
         **components,
+    )
+
+
+def tiny_skyreels(*, seed: int = 0, **overrides: Any) -> HunyuanSkyreelsImageToVideoPipeline:
+    """SkyReels V1: HunyuanVideo for text that sees the image's latents beside the clip's; not distilled."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        tokenizer = _llama_tokenizer(pipeline_hunyuan_video.DEFAULT_PROMPT_TEMPLATE)
+        language = LlamaModel(LlamaConfig(vocab_size=len(tokenizer), **_LANGUAGE))
+        components = _hunyuan_components(**{"in_channels": 8, "guidance_embeds": False, **overrides})
+    return HunyuanSkyreelsImageToVideoPipeline(
+        tokenizer=tokenizer, text_encoder=language.eval(), **components
     )
 
 

@@ -36,6 +36,10 @@ import torch
 from diffusers import (
     AutoencoderKLWan,
     FlowMatchEulerDiscreteScheduler,
+    LucyEditPipeline,
+    SkyReelsV2ImageToVideoPipeline,
+    SkyReelsV2Pipeline,
+    SkyReelsV2Transformer3DModel,
     UniPCMultistepScheduler,
     WanImageToVideoPipeline,
     WanPipeline,
@@ -108,6 +112,25 @@ def tiny_wan_5b(cls: type = WanPipeline, *, seed: int = 0, **overrides: Any) -> 
         )
         transformer = _transformer(channels, with_image=False, **overrides)
     return cls(**parts, transformer=transformer, expand_timesteps=True, scheduler=wan_scheduler(5.0))
+
+
+def tiny_lucy_edit(*, seed: int = 0, **overrides: Any) -> LucyEditPipeline:
+    """Lucy Edit: Wan 2.2 5B that sees the latents of the video to edit beside those of the clip."""
+    pipe = tiny_wan_5b(seed=seed, **{"in_channels": 12, "out_channels": 6} | overrides)
+    return LucyEditPipeline(**pipe.components, expand_timesteps=True)
+
+
+def tiny_skyreels_v2(cls: type = SkyReelsV2Pipeline, *, seed: int = 0, **overrides: Any) -> Any:
+    """SkyReels V2: Wan 2.1 with a transformer class of its own."""
+    with_image = cls is SkyReelsV2ImageToVideoPipeline
+    pipe = tiny_wan(WanImageToVideoPipeline if with_image else WanPipeline, seed=seed, **overrides)
+    transformer = SkyReelsV2Transformer3DModel.from_config(
+        {name: value for name, value in pipe.transformer.config.items() if not name.startswith("_")}
+    )
+    missing = transformer.load_state_dict(pipe.transformer.state_dict(), strict=False).missing_keys
+    assert not missing
+    parts = {name: part for name, part in pipe.components.items() if name != "transformer_2"}
+    return cls(**{**parts, "transformer": transformer.eval()})
 
 
 def wan_prompt_embeds(prompt: str | list[str], length: int = WAN_IMAGE_TEXT_LENGTH) -> dict[str, Any]:

@@ -280,6 +280,10 @@ def test_a_recipe_has_sections_for_methods(tmp_path):
     [
         ("methods: [stg]", "methods must be mappings of settings by method, got ['stg']"),
         ("methods: {stg: 3}", "methods must be mappings of settings by method"),
+        ("weights: {tiny: 3}", "weights must be mappings of settings by name, got {'tiny': 3}"),
+        ("weights: {tiny: {stpes: 3}}", "unknown key 'stpes'; did you mean 'steps'?"),
+        ("weights: {tiny: {steps: x}}", "steps must be an integer, got 'x'"),
+        ("weights: {tiny: {methods: {cfg: {steps: 3}}}}", "steps under methods is no setting of a method"),
         ("methods: {stgg: {}}", "unknown method 'stgg'; did you mean 'stg'?"),
         ("methods: {stg: {blocs: [1]}}", "unknown key 'blocs'; did you mean 'blocks'?"),
         ("methods: {stg: {steps: 3}}", "steps under methods is no setting of a method"),
@@ -395,3 +399,102 @@ def test_a_setting_of_another_method_is_refused():
         make_job(guidance="stg", blocks=(1,), mix=0.5)
     with pytest.raises(SettingError, match="guidance_scale has no effect with guidance none"):
         make_job(guidance="none", guidance_scale=3.0)
+
+
+# -- what single weights need
+
+
+OWN_WEIGHTS = """
+negative_prompt: bad
+steps: 9
+weights:
+  tiny-1.0:
+    steps: 5
+    flow_shift: 2.0
+    methods:
+      cfg: {guidance_scale: 4}
+      stg: {stg_scale: 7}
+"""
+
+
+@pytest.mark.parametrize("model", ["owner/tiny-1.0", "/models/tiny-1.0", "models/tiny-1.0/"])
+def test_weights_have_what_stands_under_their_name(tmp_path, model):
+    path = write_yaml(tmp_path, OWN_WEIGHTS)
+    job = resolve({"model": model, "guidance": "stg", "blocks": [1]}, path)
+    assert (job.steps, job.own, job.negative_prompt) == (5, {"flow_shift": 2.0}, "bad")
+    other = resolve({"model": "owner/tiny-1.1", "guidance": "stg", "blocks": [1]}, path)
+    assert other.steps == 9 and other.own == {}
+
+
+def test_weights_go_over_what_they_extend_and_under_what_extends_them(tmp_path):
+    write_yaml(tmp_path, OWN_WEIGHTS, "base.yaml")
+    path = write_yaml(tmp_path, "extends: base.yaml\nmodel: owner/tiny-1.0\nguidance: cfg\nsteps: 3\n")
+    settings = read_recipe(path)
+    assert (settings["steps"], settings["flow_shift"], settings["guidance_scale"]) == (3, 2.0, 4)
+
+
+@pytest.mark.parametrize(
+    ("model", "image", "steps"),
+    [
+        ("wan", None, 50),
+        ("wan", "a.png", 40),
+        ("Wan-AI/Wan2.1-I2V-14B-480P-Diffusers", "a.png", 40),
+    ],
+)
+@pytest.mark.parametrize("config", [None, "wan-cfg"])
+def test_a_family_name_stands_for_its_weights(model, image, steps, config):
+    flags = {"model": model, **({"image": image} if image else {}), **({} if config else {"guidance": "cfg"})}
+    assert resolve(flags, config, family="wan").steps == steps
+
+
+def test_what_stands_in_flags_goes_over_the_weights():
+    flags = {"model": "Wan-AI/Wan2.2-TI2V-5B-Diffusers", "guidance": "cfg", "flow_shift": 4.0, "fps": 30.0}
+    job = resolve(flags, family="wan")
+    assert (job.own, job.fps, job.frames, job.height) == ({"flow_shift": 4.0}, 30.0, 121, 704)
+
+
+EXPERTS = {"model": "Wan-AI/Wan2.2-T2V-A14B-Diffusers"}
+
+
+def test_what_a_recipe_says_of_text_guidance_is_left_out_without():
+    job = resolve({**EXPERTS, "guidance": "cfg"}, family="wan")
+    assert job.negative_prompt.startswith("Bright tones") and job.own["guidance_scale_2"] == 3.0
+    for flags in ({"guidance": "none"}, {"guidance": "cfg", "guidance_scale": 1.0}):
+        for config in (None, "wan-cfg") if "guidance_scale" in flags else (None,):
+            job = resolve({**EXPERTS, **flags}, config, family="wan")
+            assert job.negative_prompt is None and set(job.own) == {"flow_shift"}
+    scheduled = {"guidance": "cfg", "guidance_scale": {"breakpoints": {1.0: 4, 0.5: 2}}}
+    job = resolve({**EXPERTS, **scheduled}, family="wan")
+    assert job.negative_prompt and set(job.own) == {"flow_shift"}
+
+
+def test_what_the_user_says_of_it_stays_to_be_refused(tmp_path):
+    said = {"negative_prompt": "x", "guidance_scale_2": 2.0}
+    job = resolve({**EXPERTS, **said, "guidance": "none"}, family="wan")
+    assert (job.negative_prompt, job.own["guidance_scale_2"]) == ("x", 2.0)
+    path = write_yaml(tmp_path, "extends: wan.yaml\nnegative_prompt: x\nguidance: none\n")
+    assert resolve(EXPERTS, path, family="wan").negative_prompt == "x"
+
+
+def test_what_a_recipe_says_of_an_image_is_left_out_without():
+    flags = {"model": "Lightricks/LTX-Video-0.9.5", "guidance": "cfg"}
+    assert "image_cond_noise_scale" not in resolve(flags, family="ltx").own
+    assert resolve({**flags, "image": "a.png"}, family="ltx").own["image_cond_noise_scale"] == 0.025
+    said = {**flags, "image_cond_noise_scale": 0.1}
+    assert resolve(said, family="ltx").own["image_cond_noise_scale"] == 0.1
+
+
+def test_ltx_has_its_text_whole():
+    for method in ("cfg", "stg"):
+        assert resolve({"model": "ltx", "guidance": method}, family="ltx").max_sequence_length == 256
+    job = resolve({}, recipe_path("ltx-13b-stg"), family="ltx")
+    assert job.max_sequence_length == 256
+    assert job.own == {"decode_timestep": 0.05, "decode_noise_scale": 0.025}
+
+
+def test_hunyuan_has_its_embedded_guidance_for_an_image_too():
+    for flags in ({}, {"image": "a.png"}):
+        job = resolve({"model": "hunyuan", "guidance": "cfg", **flags}, family="hunyuan")
+        assert job.own["embedded_guidance_scale"] == 6.0
+    flags = {"model": "hunyuanvideo-community/HunyuanVideo-I2V-33ch", "image": "a.png", "guidance": "cfg"}
+    assert resolve(flags, family="hunyuan").own["embedded_guidance_scale"] == 1.0

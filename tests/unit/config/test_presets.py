@@ -20,7 +20,9 @@ from oseg_video.config import (
     resolve_job,
     shipped_recipe,
 )
-from oseg_video.config.recipes import NOTES, SECTIONS, recipe_folder
+from oseg_video.config.keys import job_to_plain
+from oseg_video.config.recipes import NOTES, SECTIONS, WEIGHTS, recipe_folder
+from oseg_video.config.strict_yaml import load_yaml
 from oseg_video.guidance.flat import flat_settings
 from oseg_video.guidance.methods import METHODS, OSEGReleased
 from oseg_video.guidance.perturbations import ReleasedQueries, ReplaceAttention, SkipBlock
@@ -28,11 +30,12 @@ from oseg_video.guidance.plan import Step
 from oseg_video.jobs.checks import check_fits
 from oseg_video.jobs.loading.catalogue import catalogue
 from oseg_video.jobs.loading.meta import empty_denoiser, full_size_denoiser
-from oseg_video.jobs.loading.pipeline import EMBEDDED, ModelSource, find_model
+from oseg_video.embedded import MODELS
+from oseg_video.jobs.loading.pipeline import ModelSource, find_model
 from oseg_video.types import SettingError
 
 ADAPTERS = {adapter.family: adapter for adapter in all_adapters()}
-FAMILIES = (EMBEDDED, *ADAPTERS)
+FAMILIES = (*MODELS, *ADAPTERS)
 GUIDING = [name for name in METHODS if name not in ("none", "oseg-released")]
 # SAG reads attention maps, which UNets have; S2-Guidance draws from the blocks of a transformer; NAG changes
 # cross-attention.
@@ -48,11 +51,11 @@ PRESETS = [
 WITHOUT_SECTION = ("fdg", "mambo-g", "mg", "smc-cfg", "tag", "tag-cfg")
 RELEASED = ("mochi-oseg-released", "hunyuan-oseg-released")
 # Flow matching, the only kind of model that CFG-Zero*'s zero steps are for.
-PREDICTS_VELOCITY = ("embedded", "mochi", "ltx", "hunyuan", "hunyuan15", "wan")
+PREDICTS_VELOCITY = ("embedded", "embedded-two", "mochi", "ltx", "hunyuan", "hunyuan15", "wan")
 
 
 def adapter_of(family: str) -> ModelAdapter:
-    return find_model(EMBEDDED).adapter if family == EMBEDDED else ADAPTERS[family]
+    return find_model(family).adapter if family in MODELS else ADAPTERS[family]
 
 
 def resolve(family: str, config: Path | str | None = None, **flags: object) -> GenerateJob:
@@ -77,8 +80,8 @@ def released(name: str) -> GenerateJob:
 @cache
 def full_size(family: str):
     """The denoiser of the family's weights on the meta device."""
-    if family == EMBEDDED:
-        return empty_denoiser(find_model(EMBEDDED))
+    if family in MODELS:
+        return empty_denoiser(find_model(family))
     return full_size_denoiser(ADAPTERS[family])
 
 
@@ -88,8 +91,8 @@ def source_of(tmp_path_factory):
 
     @cache
     def source(family: str, pipeline: str | None = None) -> ModelSource:
-        if family == EMBEDDED:
-            return find_model(EMBEDDED)
+        if family in MODELS:
+            return find_model(family)
         adapter, folder = ADAPTERS[family], tmp_path_factory.mktemp(family)
         pipeline = pipeline or adapter.text_to_video or adapter.image_to_video
         denoiser = adapter.denoiser_attributes[0]
@@ -97,6 +100,7 @@ def source_of(tmp_path_factory):
             "model_index.json": {"_class_name": pipeline},
             f"{denoiser}/config.json": dict(full_size(family).config),
             "vae/config.json": {},
+            "scheduler/scheduler_config.json": {},
         }
         for name, content in files.items():
             (folder / name).parent.mkdir(exist_ok=True)
@@ -124,6 +128,83 @@ def test_without_guidance_the_recipe_of_the_family_is_enough(family):
     assert preset(family, "none").guidance.largest_guidance_scale == 1
 
 
+# What the files of the weights say, as far as a job with them is checked against it.
+TIMESTEP_VAE = {"vae/config.json": {"timestep_conditioning": True}}
+LTX_CONDITION = {"model_index.json": {"_class_name": "LTXConditionPipeline"}, **TIMESTEP_VAE}
+ROTARY = {"transformer/config.json": {"use_rotary_positional_embeddings": True, "max_text_seq_length": 224}}
+OF_WEIGHTS = {
+    "LTX-Video-0.9.1": TIMESTEP_VAE,
+    "LTX-Video-0.9.5": LTX_CONDITION,
+    "LTX-Video-0.9.7-dev": LTX_CONDITION,
+    "LTX-Video-0.9.7-distilled": LTX_CONDITION,
+    "LTX-Video-0.9.8-13B-distilled": LTX_CONDITION,
+    "CogVideoX1.5-5B": ROTARY,
+    "CogVideoX1.5-5B-I2V": ROTARY,
+    "Wan2.2-T2V-A14B-Diffusers": {
+        "model_index.json": {"_class_name": "WanPipeline", "boundary_ratio": 0.875}
+    },
+    "Wan2.2-I2V-A14B-Diffusers": {
+        "model_index.json": {"_class_name": "WanImageToVideoPipeline", "boundary_ratio": 0.9}
+    },
+    "Wan2.2-TI2V-5B-Diffusers": {
+        "model_index.json": {"_class_name": "WanPipeline", "expand_timesteps": True},
+        "vae/config.json": {"scale_factor_spatial": 16},
+    },
+    "HunyuanVideo-1.5-Diffusers-720p_i2v": {"transformer/config.json": {"target_size": 960}},
+    "HunyuanVideo-1.5-Diffusers-720p_i2v_distilled": {"transformer/config.json": {"target_size": 960}},
+}
+ALL_WEIGHTS = [
+    (path.stem, name)
+    for path in sorted(recipe_folder().glob("*.yaml"))
+    for name in load_yaml(path).get(WEIGHTS, {})
+]
+
+
+def shown_an_image(adapter: ModelAdapter, weights: str) -> bool:
+    return (
+        weights in LTX_CONDITION or adapter.text_to_video is None or "I2V" in weights.upper().split("TI2V")[0]
+    )
+
+
+@pytest.mark.parametrize(("family", "weights"), ALL_WEIGHTS)
+@pytest.mark.parametrize("method", ["none", "cfg", "cfg-zero", "stg", "oseg"])
+def test_what_single_weights_need_fits_them(family, weights, method, tmp_path):
+    adapter = ADAPTERS[family]
+    image = shown_an_image(adapter, weights)
+    pipeline = adapter.image_to_video if image else adapter.text_to_video
+    files: dict[str, dict] = {"transformer/config.json": {}, "vae/config.json": {}}
+    files |= {
+        "model_index.json": {"_class_name": pipeline},
+        "scheduler/scheduler_config.json": {"shift": 1.0},
+    }
+    for name, content in OF_WEIGHTS.get(weights, {}).items():
+        files[name] = {**files[name], **content}
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(json.dumps(content))
+    index = files["model_index.json"]
+    source = ModelSource(weights, index["_class_name"], adapter, family, tmp_path, index=index)
+    shown = {"image": "image.png"} if image else {}
+    prompts = [] if adapter.text == "none" else ["a red ball"]
+    job = resolve_job(
+        {"model": f"owner/{weights}", "guidance": method, "prompts": prompts, **shown},
+        family_of=lambda model, revision: family,
+    )
+    check_fits(job, source)
+    if method == "cfg-zero" and family in PREDICTS_VELOCITY:
+        assert job.guidance.zero_steps <= 0.04 * job.steps
+    written = dict(load_yaml(recipe_path(family))[WEIGHTS][weights])
+    sections = written.pop(SECTIONS, {})
+    guidance = {**sections.get("cfg", {}), **sections.get(method, {})}
+    settings = job_to_plain(job)
+    without_text = job.guidance.largest_guidance_scale == 1
+    for name, value in written.items():
+        if not (without_text and name in adapter.own_scales):
+            assert settings[name] == value, name
+    if method != "none":
+        assert {name: settings[name] for name in guidance} == guidance
+
+
 FILES = sorted(path.stem for path in recipe_folder().glob("*.yaml"))
 
 
@@ -135,7 +216,9 @@ def test_every_setting_of_a_recipe_has_its_source_above(name):
         key = re.match(r" *([\w-]+):", line)
         if line.lstrip().startswith("#"):
             sourced = True
-        elif not line or (key and key[1] in ("extends", SECTIONS, *METHODS, *NOTES)):
+        elif not line or (key and key[1] in ("extends", SECTIONS, WEIGHTS, *METHODS, *NOTES)):
+            sourced = False
+        elif re.fullmatch(r"  [\w.]+-[\w.-]+:", line):  # a name of weights
             sourced = False
         elif key:
             assert sourced, f"{name}.yaml line {number}: no source above {key[1]}"
