@@ -23,6 +23,7 @@ from oseg_video.config import (
 from oseg_video.config.keys import job_to_plain
 from oseg_video.config.recipes import NOTES, SECTIONS, WEIGHTS, recipe_folder
 from oseg_video.config.strict_yaml import load_yaml
+from oseg_video.embedded import MODELS
 from oseg_video.guidance.flat import flat_settings
 from oseg_video.guidance.methods import METHODS, OSEGReleased
 from oseg_video.guidance.perturbations import ReleasedQueries, ReplaceAttention, SkipBlock
@@ -30,7 +31,6 @@ from oseg_video.guidance.plan import Step
 from oseg_video.jobs.checks import check_fits
 from oseg_video.jobs.loading.catalogue import catalogue
 from oseg_video.jobs.loading.meta import empty_denoiser, full_size_denoiser
-from oseg_video.embedded import MODELS
 from oseg_video.jobs.loading.pipeline import ModelSource, find_model
 from oseg_video.types import SettingError
 
