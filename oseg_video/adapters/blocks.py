@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from oseg_video.guidance.plan import ALL_BLOCKS
 from oseg_video.types import SettingError
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ class BlockAddress:
         """Whether a selector (see `resolve_blocks`) names this block."""
         if isinstance(selector, int):
             return selector == self.index
-        return all(self._has(part) for part in selector.split(":"))
+        return selector == ALL_BLOCKS or all(self._has(part) for part in selector.split(":"))
 
     def _has(self, part: str) -> bool:
         if part.isdecimal():
@@ -97,7 +98,8 @@ def resolve_blocks(
     """Those of the blocks that selectors name, in order of execution. Raises `UnknownBlockError`.
 
     A selector is a running index, or parts joined by ":", all of which must hold: a stage ("dual",
-    "up.1"; "up" stands for every "up.N"), a kind ("spatial"), a position in its stage and kind ("2").
+    "up.1"; "up" stands for every "up.N"), a kind ("spatial"), a position in its stage and kind ("2"). "all"
+    names every block.
     """
     chosen: dict[int, BlockAddress] = {}
     for selector in selectors:

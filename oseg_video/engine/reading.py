@@ -9,14 +9,16 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from oseg_video.adapters.base import ModelAdapter, VideoTokens
+from oseg_video.adapters.base import ModelAdapter, VideoTokens, all_adapters
 from oseg_video.adapters.blocks import BlockAddress
 from oseg_video.engine.errors import GuidanceError
 from oseg_video.engine.patching.observing import ObservedAttention
 from oseg_video.guidance.attended import PREDICTION_TYPES, Noise, attention_mass, blur_attended
+from oseg_video.guidance.flat import flat_name
 from oseg_video.guidance.methods import BlockGuidance, Guidance
 from oseg_video.guidance.perturbations import AttentionView, BlurAttended, QueryTransform
 from oseg_video.guidance.plan import Branch, Perturbation
+from oseg_video.settings import settings_of
 from oseg_video.settings.schedule import values_of
 from oseg_video.types import Pipeline, SettingError, TokenGrid
 
@@ -24,6 +26,17 @@ from oseg_video.types import Pipeline, SettingError, TokenGrid
 def reads_attention(guidance: Guidance) -> bool:
     """Whether branches of the guidance start from what the attention of another branch showed."""
     return bool(guidance.blocks_used) and isinstance(getattr(guidance, "change", None), BlurAttended)
+
+
+def check_sound(adapter: ModelAdapter, guidance: Guidance) -> None:
+    """Refuse, with a SettingError, what only means something to models that make sound."""
+    for name, declared in settings_of(guidance).items():
+        if declared.sound and adapter.audio is None and getattr(guidance, name) != declared.default:
+            makers = ", ".join(one.family for one in all_adapters() if one.audio is not None)
+            raise SettingError(
+                f"{flat_name(guidance.name, name, declared)} has no effect with {adapter.family}, "
+                f"which makes no sound; it is for {makers}"
+            )
 
 
 def check_blocks(adapter: ModelAdapter, denoiser: nn.Module, guidance: Guidance) -> None:

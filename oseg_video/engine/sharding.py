@@ -39,8 +39,7 @@ class BlockStack:
     ) -> BlockInputs:
         """A block's inputs for this rank's tokens. The first block is given those of all ranks."""
         args, kwargs = text.inputs(inputs)
-        names: list[str] = _parameters(type(block))  # type: ignore[arg-type]
-        named = dict(zip(names, args, strict=False)) | kwargs
+        named = dict(zip(parameters_of(block), args, strict=False)) | kwargs
         assert self._adapter.token_inputs is not None  # else no rank shares its tokens
         named = self._adapter.token_inputs.take(named, spread.shard)
         if path == self._first:
@@ -61,8 +60,13 @@ def _without_padding(text: TextCut, _: nn.Module, __: str, inputs: BlockInputs) 
     return text.inputs(inputs)
 
 
+def parameters_of(block: nn.Module) -> list[str]:
+    """Names of a block's inputs, in order. Blocks without a use for further inputs have no name for them."""
+    names: list[str] = _parameters(type(block))  # type: ignore[arg-type]
+    return names
+
+
 @cache
 def _parameters(block_class: Any) -> list[str]:
-    """Names of a block's inputs, in order. Blocks without a use for further inputs have no name for them."""
     _, *parameters = inspect.signature(block_class.forward).parameters.values()
     return [parameter.name for parameter in parameters if parameter.kind is parameter.POSITIONAL_OR_KEYWORD]

@@ -148,6 +148,14 @@ class ReplaceAttention:
 
 
 @dataclass(frozen=True)
+class IsolateStreams:
+    """No stream attends to the other: LTX-2's modality guidance (diffusers' `isolate_modalities`)."""
+
+    identity: ClassVar[bool] = False
+    words: ClassVar[str] = "attention between video and audio off"
+
+
+@dataclass(frozen=True)
 class AttentionView:
     """What one self-attention computes with, of one or several rows of the batch, after rotary embedding."""
 
@@ -200,5 +208,5 @@ class BlurAttended:
         return f"its input smoothed (sigma {self.blur_sigma:g}) where self-attention gathers above average"
 
 
-Change = QueryTransform | SkipBlock | ReplaceAttention | ObserveAttention | BlurAttended
+Change = QueryTransform | SkipBlock | ReplaceAttention | IsolateStreams | ObserveAttention | BlurAttended
 """What makes a branch a perturbed one: `words` say it, `identity` says that it is nothing."""

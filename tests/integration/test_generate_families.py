@@ -14,6 +14,7 @@ import torch
 from diffusers import (
     CogVideoXImageToVideoPipeline,
     HunyuanVideo15ImageToVideoPipeline,
+    LTX2ImageToVideoPipeline,
     WanImageToVideoPipeline,
     WanVideoToVideoPipeline,
 )
@@ -35,6 +36,7 @@ from tests.tiny.hunyuan import (
     tiny_hunyuan15,
     tiny_hunyuan_image,
 )
+from tests.tiny.ltx2 import LTX2_SIZE, tiny_ltx2
 from tests.tiny.unet import SDXL_SIZE, SVD_SIZE, tiny_sd15, tiny_sdxl, tiny_svd
 from tests.tiny.wan import (
     WAN_5B_SIZE,
@@ -67,6 +69,8 @@ MODELS = {
     "mochi": Model(tiny_mochi, MOCHI_SIZE, SHORT_TEXT),
     "ltx": Model(tiny_ltx, LTX_SIZE, SHORT_TEXT),
     "ltx-image": Model(partial(tiny_ltx, LTXImageToVideoPipeline), LTX_SIZE, SHORT_TEXT, image=True),
+    "ltx2": Model(tiny_ltx2, LTX2_SIZE, SHORT_TEXT),
+    "ltx2-image": Model(partial(tiny_ltx2, LTX2ImageToVideoPipeline), LTX2_SIZE, SHORT_TEXT, image=True),
     "hunyuan": Model(tiny_hunyuan, HUNYUAN_SIZE, block="dual:1"),
     "hunyuan-image": Model(tiny_hunyuan_image, HUNYUAN_SIZE, image=True, block="single:1"),
     "hunyuan-image-replace": Model(

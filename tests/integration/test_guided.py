@@ -85,7 +85,11 @@ def test_plain_cfg_is_bit_equal_to_the_stock_pipeline(case: Case, pipe: Any, dty
 def test_the_guidance_scale_of_the_guidance_counts(case: Case, pipe: Any) -> None:
     stock = case.run(pipe, guidance_scale=6.0, **one_scale(case, 6.0))
     with guided(pipe, CFG(guidance_scale=6.0)):
-        assert torch.equal(case.run(pipe, guidance_scale=2.0), stock)
+        ours = case.run(pipe, guidance_scale=2.0)
+    if adapter_for(pipe).sampling.combines_denoised:  # there and back: the pipeline does so once more
+        assert_close(ours, stock, **ACROSS_BATCHES)
+    else:
+        assert torch.equal(ours, stock)
 
 
 def test_no_text_guidance_is_the_stock_pipeline_without_it(family: Case, pipe: Any) -> None:
@@ -242,7 +246,8 @@ def test_the_pipeline_is_as_it_was_afterwards(
     before = state_of(pipe)
 
     steps: list[Any] = []
-    real_step = pipe.scheduler.step
+    scheduler = type(pipe.scheduler)  # LTX-2 steps with a copy besides
+    real_step = scheduler.step
 
     def interrupt(*args: Any, **kwargs: Any) -> Any:
         steps.append(args)
@@ -253,7 +258,7 @@ def test_the_pipeline_is_as_it_was_afterwards(
     def run() -> None:
         # Not every pipeline has a callback.
         with monkeypatch.context() as patch, guided(pipe, OSEG_METHOD):
-            patch.setattr(pipe.scheduler, "step", interrupt)
+            patch.setattr(scheduler, "step", interrupt)
             case.run(pipe)
 
     if error is None:

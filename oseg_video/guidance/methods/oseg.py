@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from oseg_video.guidance.methods.base import PerturbedGuidance, TextGuidance, guidance_method
 from oseg_video.guidance.methods.seg import blur_sigma_setting, boundary_setting
 from oseg_video.guidance.perturbations import BlurOrthogonalQueries
-from oseg_video.guidance.plan import Branch, Perturbation, Step, StepPlan
+from oseg_video.guidance.plan import Branch, Step, StepPlan
 from oseg_video.guidance.scales import is_off
 from oseg_video.guidance.validation import BlurSigma, parse_reference
 from oseg_video.settings import setting
@@ -91,7 +91,7 @@ class OSEG(PerturbedGuidance):
         scale = self._text_scale(step)
         if is_off(scale) and perturbed_scale == 0:
             return self._text_plan(self.text, step)
-        perturbation = Perturbation(blocks, self.change)
+        perturbation = self._perturbation(blocks)
         branches = {"cond": Branch("cond")}
         if not is_off(scale):
             branches["uncond_perturbed"] = Branch("uncond", perturbation)
