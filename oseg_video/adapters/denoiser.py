@@ -110,6 +110,8 @@ class AudioStream:
     """Its self-attention in a block."""
     isolated: Mapping[str, Any]
     """Inputs of a block with which neither stream attends to the other."""
+    reads_video: str
+    """Attribute of a block: the attention from its tokens to the video's."""
 
 
 @dataclass(frozen=True)

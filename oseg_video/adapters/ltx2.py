@@ -7,9 +7,17 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from oseg_video.adapters.base import ModelAdapter, register_adapter
 from oseg_video.adapters.blocks import BlockAddress
-from oseg_video.adapters.denoiser import Attention, AudioStream, DenoiserCall, VideoTokens, random_like
+from oseg_video.adapters.denoiser import (
+    Attention,
+    AudioStream,
+    DenoiserCall,
+    TokenInputs,
+    VideoTokens,
+    random_like,
+)
 from oseg_video.adapters.sampling import Sampling
 from oseg_video.adapters.settings import ARGUMENTS, ClipSize, ReadJson
+from oseg_video.parallel.shards import Shard
 from oseg_video.types import Pipeline, TokenGrid
 
 if TYPE_CHECKING:
@@ -18,6 +26,17 @@ if TYPE_CHECKING:
 _TEXT_TOKENS = 1024  # default max_sequence_length of the pipeline
 _FPS = 24.0  # its default frame_rate
 _AUDIO_LATENTS = 25.0  # a second: 16,000 samples, of which 160 make a spectrum and 4 spectra a latent
+
+
+def _own_inputs(inputs: Mapping[str, Any], shard: Shard) -> dict[str, Any]:
+    """Rotations, by head or not, and a timestep per token where some are given; every rank has the sound."""
+    own: dict[str, Any] = {}
+    for name in ("video_rotary_emb", "ca_video_rotary_emb"):
+        own[name] = tuple(shard.take(x, x.ndim - 2) for x in inputs[name])
+    for name in ("temb", "temb_ca_scale_shift", "temb_ca_gate"):
+        if inputs[name].shape[1] > 1:
+            own[name] = shard.take(inputs[name], 1)
+    return own
 
 
 class LTX2Sampling(Sampling):
@@ -77,8 +96,9 @@ class LTX2Adapter(ModelAdapter):
     audio = AudioStream(
         Attention("audio_attn1", norm_layout="BSC"),
         isolated={"use_a2v_cross_attention": False, "use_v2a_cross_attention": False},
+        reads_video="video_to_audio_attn",
     )
-    token_inputs = None
+    token_inputs = TokenInputs({}, _own_inputs)
 
     def video_tokens(self, denoiser: Any, arguments: Mapping[str, Any], address: BlockAddress) -> VideoTokens:
         return VideoTokens(self.prediction_grid(arguments), behind=self.latents_behind(arguments))
