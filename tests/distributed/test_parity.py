@@ -255,7 +255,11 @@ def _in_bfloat16(case_name: str, method_name: str, degrees: Degrees | None) -> A
             for case in ("mochi", "hunyuan15", "svd", "sdxl")
             for name in ("cfg", "oseg")
         ),
-        *((case, "oseg", axis) for case in ("mochi", "hunyuan", "wan", "ltx2") for axis in ("ulysses", "ring")),
+        *(
+            (case, "oseg", axis)
+            for case in ("mochi", "hunyuan", "wan", "ltx2")
+            for axis in ("ulysses", "ring")
+        ),
     ],
 )
 def test_latents_keep_their_number_type(two_ranks: Ranks, case: str, method_name: str, axis: str) -> None:

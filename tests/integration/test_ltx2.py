@@ -199,7 +199,7 @@ def rotated() -> Iterator[list[Tensor]]:
         yield seen
 
 
-def slow_mean(query: Tensor, heads: int) -> Tensor:
+def slow_mean(query: Tensor) -> Tensor:
     """SEG with an infinite sigma: every query is the mean over the stream's tokens, in float64."""
     return query.double().mean(dim=1, keepdim=True).expand_as(query)
 
@@ -231,9 +231,8 @@ def in_block(case: SoundCase, pipe: Any, method: Any) -> dict[str, tuple[Tensor,
     with rotated() as seen, guided(pipe, method) as report:
         run(case, pipe, guidance_scale=1.0, audio_guidance_scale=1.0, num_inference_steps=1)
     assert len(report.steps[0].passes) == 2
-    calls = (
-        8  # two for each of four attentions of a block; the text's connectors have a function of their own
-    )
+    calls = 8  # two for each of four attentions of a block
+    seen = seen[4:]  # of the two connectors of the text
     assert len(seen) == calls * (BLOCKS + BLOCKS - BLOCK)
     plain, perturbed = seen[calls * BLOCK :], seen[calls * BLOCKS :]
     names = ("query", "key", "audio_query", "audio_key")
@@ -251,7 +250,7 @@ def test_seg_smooths_the_queries_of_the_streams_that_it_names(
     for stream, name in (("video", "query"), ("audio", "audio_query")):
         plain, perturbed = found[name]
         if streams in (stream, "both"):
-            assert_close(perturbed.double(), slow_mean(plain, 2), rtol=1e-4, atol=1e-5)
+            assert_close(perturbed.double(), slow_mean(plain), rtol=1e-4, atol=1e-5)
             assert (perturbed - plain).abs().max() > 0.1
         else:
             assert torch.equal(plain, perturbed)
@@ -273,7 +272,7 @@ def test_oseg_smooths_what_is_orthogonal_to_the_own_key_of_each_stream(case: Sou
     assert_close(perturbed.double(), expected, rtol=1e-4, atol=1e-5)
     found = in_block(case, pipe, OSEG(blocks=(BLOCK,), blur_sigma=float("inf")))
     query, perturbed = found["query"]
-    expected = slow_mean(off_key(query, found["key"][0]), 2)
+    expected = slow_mean(off_key(query, found["key"][0]))
     assert_close(perturbed.double(), expected, rtol=1e-4, atol=1e-5)
 
 

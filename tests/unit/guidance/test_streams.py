@@ -34,9 +34,7 @@ def steps(video_scale: float = 3.0, audio_scale: float = 7.0, level: float = 0.7
 
 
 def predictions(*names: str) -> dict[str, tuple[Tensor, Tensor]]:
-    return {
-        name: (noise(2, *VIDEO, seed=i), noise(2, *AUDIO, seed=50 + i)) for i, name in enumerate(names)
-    }
+    return {name: (noise(2, *VIDEO, seed=i), noise(2, *AUDIO, seed=50 + i)) for i, name in enumerate(names)}
 
 
 def guided(plan: Any, parts: dict[str, tuple[Tensor, Tensor]]) -> tuple[Tensor, ...]:
