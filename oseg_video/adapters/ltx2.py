@@ -141,8 +141,10 @@ class LTX2Adapter(ModelAdapter):
 
     def objection(self, settings: Mapping[str, Any], read: ReadJson) -> str | None:
         length = settings.get("max_sequence_length")
+        if length is None:
+            return None
         registers = read("connectors/config.json").get("video_connector_num_learnable_registers")
-        if length is not None and registers and length % registers:
+        if registers and length % registers:
             return f"max_sequence_length must be a multiple of {registers}, got {length}"
         return None
 

@@ -86,3 +86,5 @@ class StepPlan:
     """The guided prediction with its numbers, for the reader: C cond, U uncond, P perturbed, ~ queries of the
     same branch perturbed, a projection scale."""
     rule: Rule | None = None
+    of_prediction: bool = False
+    """Whether the rule is about what the model predicts, also where others act on denoised latents."""

@@ -92,7 +92,7 @@ def _by_stream(
     for place, (plan, step) in enumerate(zip(plans, steps, strict=True)):
         own = {name: parts[name][place] for name in plan.branches}
         rule = plan.rule or partial(_pipelines_own, step)
-        if denoised is None:
+        if denoised is None or plan.of_prediction:
             guided.append(rule(**own))
         else:
             guided.append(_in_denoised(rule, step, denoised.sigmas[place], own))

@@ -177,7 +177,7 @@ class ScaledGuidance(Guidance):
         """Text guidance alone; the pipeline's own rule where it computes just that."""
         scale = self._text_scale(step)
         if text.zeroes(step):
-            return StepPlan({"cond": Branch("cond")}, "0", _zero)
+            return StepPlan({"cond": Branch("cond")}, "0", _zero, of_prediction=True)
         isolates = self._isolated_scale(step) != 0
         if is_off(scale):
             if not text.acts_alone and not isolates:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from oseg_video.guidance.methods import APG, CFG, METHODS, OSEG, STG, Unguided
+from oseg_video.guidance.methods import APG, CFG, METHODS, OSEG, STG, CFGZeroStar, Unguided
 from oseg_video.guidance.methods.base import ScaledGuidance
 from oseg_video.guidance.plan import Branch, Step
 from oseg_video.guidance.streams import Denoised, JoinedStreams, plan_streams
@@ -121,6 +121,14 @@ def test_scale_1_is_one_branch_whatever_the_pipelines_are() -> None:
         assert plan.branches == {"cond": Branch("cond")}
         parts = predictions("cond")
         assert all(map(torch.allclose, guided(plan, parts), parts["cond"]))
+
+
+def test_the_zero_of_cfg_zero_is_a_velocity() -> None:
+    method = CFGZeroStar(guidance_scale=3.0, audio_guidance_scale=5.0, zero_steps=5)
+    plan = plan_streams(method, steps(), JOINED, Denoised(SIGMAS))
+    assert plan.formula == "0"
+    for made in guided(plan, predictions("cond")):
+        assert not made.any()
 
 
 def test_memories_are_apart() -> None:
