@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
 import diffusers.models.transformers.transformer_ltx2 as stock
 import pytest
 import torch
+from diffusers import LTX2LatentUpsamplePipeline
+from diffusers.pipelines.ltx2 import LTX2LatentUpsamplerModel
 from diffusers.pipelines.ltx2.pipeline_ltx2_condition import LTX2VideoCondition
 from torch import Tensor
 from torch.testing import assert_close
@@ -23,7 +25,7 @@ from oseg_video.settings.schedule import Schedule
 from oseg_video.types import SettingError
 from tests.integration.checks import ACROSS_BATCHES
 from tests.integration.families import CASES, LTX, LTX2, STEPS, SoundCase, gradient, over
-from tests.tiny import BLOCKS
+from tests.tiny import BLOCKS, TEXT_LENGTH
 from tests.tiny.ltx2 import AUDIO_TOKENS, LTX2_SIZE, tiny_ltx2
 
 BLOCK = 3
@@ -357,6 +359,54 @@ def test_treated_text_differences_act_on_denoised_latents(case: SoundCase, pipe:
 
 
 # -- the rest
+
+
+@over(LTX2)
+def test_two_stages_with_the_latent_upsampler(case: SoundCase, pipe: Any) -> None:
+    """The first stage guided, its latents upsampled, a second stage of a few steps at scale 1."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        upsampler = LTX2LatentUpsamplerModel(in_channels=8, mid_channels=32, num_blocks_per_stage=1)
+    upsample = LTX2LatentUpsamplePipeline(vae=pipe.vae, latent_upsampler=upsampler.eval())
+    upsample.set_progress_bar_config(disable=True)
+    sigmas = [0.909375, 0.725, 0.421875]  # those of Lightricks' second stage
+
+    def both(guided_by: Any, off: dict[str, float]) -> tuple[Tensor, list[Any]]:
+        shared = {"max_sequence_length": TEXT_LENGTH, "output_type": "latent", **off}
+        reports = []
+        with guided_by(STG(**OURS, mode="attention_values", blocks=(BLOCK,))) as report:
+            reports.append(report)
+            generator = torch.Generator().manual_seed(0)
+            first = pipe("a red circle", **case.size, num_inference_steps=2, generator=generator, **shared)
+        larger = upsample(latents=first.frames, output_type="latent", return_dict=False, **case.size)[0]
+        assert larger.shape == (1, 8, 5, 8, 16)
+        with guided_by(Unguided()) as report:
+            reports.append(report)
+            second = pipe(
+                "a red circle",
+                latents=larger,
+                audio_latents=first.audio,
+                noise_scale=sigmas[0],
+                sigmas=sigmas,
+                num_inference_steps=3,
+                guidance_scale=1.0,
+                audio_guidance_scale=1.0,
+                generator=torch.Generator().manual_seed(0),
+                **{**case.size, "height": 64, "width": 128},
+                **shared,
+            )
+        return case.latents(second), reports
+
+    ours, (one, other) = both(partial(guided, pipe), {})
+    assert one.block_passes == pytest.approx(2 * 3.4) and other.block_passes == 3
+    assert [step.passes[0].rows for step in other.steps] == [1, 1, 1]
+
+    def stage(method: Any) -> Any:
+        # The stock second stage on the guided first one.
+        return guided(pipe, method) if isinstance(method, STG) else nullcontext()
+
+    stock, _ = both(stage, OFF)
+    assert torch.equal(ours, stock) and ours.isfinite().all()
 
 
 @over(LTX)
