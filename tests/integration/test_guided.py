@@ -29,6 +29,7 @@ from tests.integration.families import (
     HUNYUAN,
     HUNYUAN15,
     LTX,
+    LTX2,
     MOCHI,
     SCALE,
     STEPS,
@@ -147,7 +148,7 @@ def test_prefix_reuse_shows_in_counted_flops(family: Case, pipe: Any, perturb_un
 
 
 @pytest.mark.parametrize("guidance", (SEG_METHOD, OSEG_METHOD, PRINCIPAL), ids=lambda guidance: guidance.name)
-@over(MOCHI, LTX, WAN, WAN_EXPERTS, WAN_5B, COGVIDEOX, COGVIDEOX_15)
+@over(MOCHI, LTX, LTX2, WAN, WAN_EXPERTS, WAN_5B, COGVIDEOX, COGVIDEOX_15)
 def test_a_clip_does_not_depend_on_its_batch(case: Case, pipe: Any, guidance: Any) -> None:
     prompts = ["a red circle", "a much longer prompt, x"]
     with guided(pipe, guidance):
@@ -194,7 +195,7 @@ def test_the_released_rule_runs(family: Case) -> None:
 # -- what else may wrap the pipeline
 
 
-@over(MOCHI, LTX, WAN_EXPERTS, COGVIDEOX)
+@over(MOCHI, LTX, LTX2, WAN_EXPERTS, COGVIDEOX)
 def test_model_offload_keeps_the_guidance_over_several_calls(case: Case, pipe: Any) -> None:
     with guided(pipe, OSEG_METHOD):
         expected = case.run(pipe)
@@ -206,7 +207,7 @@ def test_model_offload_keeps_the_guidance_over_several_calls(case: Case, pipe: A
     assert len(report.steps) == 2 * STEPS
 
 
-@over(MOCHI, LTX, WAN_EXPERTS, COGVIDEOX, HUNYUAN, HUNYUAN15)
+@over(MOCHI, LTX, LTX2, WAN_EXPERTS, COGVIDEOX, HUNYUAN, HUNYUAN15)
 def test_compiled_blocks_are_perturbed_all_the_same(case: Case, pipe: Any) -> None:
     guidance = OSEG(guidance_scale=SCALE, blocks=(1, 3))
     with guided(pipe, guidance):
