@@ -298,6 +298,12 @@ def test_text_of_a_length_that_its_connectors_do_not_take(capsys, tmp_path, fold
     assert "ltx2: max_sequence_length must be a multiple of 8, got 20" in refused(capsys, arguments)
 
 
+def test_the_probe_refuses_two_streams_before_it_loads(capsys, folders, unloadable):
+    arguments = call(folders, "ltx2", "--guidance=oseg", "--blocks=1")
+    error = refused(capsys, ["probe", *arguments[1:]])
+    assert "the probe looks at one stream of tokens; ltx2 has two, video and audio" in error
+
+
 def test_explain_names_every_branch_and_what_each_stream_gets(capsys, folders, unloadable):
     flags = ["--guidance=stg", "--blocks=3", "--audio-guidance-scale=7", "--guidance-scale=3", "--explain"]
     arguments = call(folders, "ltx2", *flags)
