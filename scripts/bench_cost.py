@@ -40,7 +40,7 @@ from oseg_video.guidance.methods import CFG, OSEG, PAG, SEG, STG, Guidance
 from oseg_video.guidance.plan import Branch, Step
 from oseg_video.guidance.reuse import REFRESH, Calendar, Reuse
 from oseg_video.jobs.loading.meta import full_size_denoiser
-from oseg_video.jobs.step_kinds import pipeline_scale
+from oseg_video.jobs.step_kinds import pipeline_scales
 
 SMALL = {
     "num_attention_heads": 4,
@@ -120,7 +120,7 @@ def recipe(adapter: ModelAdapter, method: str) -> tuple[ClipSize, Guidance, Step
         flags["prompts"] = ["a cat"]
     job = resolve_job(flags, None, family_of=lambda model, revision: model)
     guidance = job.guidance
-    step = Step(job.steps // 2, job.steps, 0.5, pipeline_scale(adapter, job, guidance))
+    step = Step(job.steps // 2, job.steps, 0.5, pipeline_scales(adapter, job)["video"])
     return ClipSize(job.frames, job.height, job.width), guidance, step
 
 

@@ -1,6 +1,6 @@
 """Adapters: one file per model family; importing this package registers them all."""
 
-from oseg_video.adapters import cogvideox, hunyuan, hunyuan15, ltx, mochi, sd15, sdxl, svd, wan
+from oseg_video.adapters import cogvideox, hunyuan, hunyuan15, ltx, ltx2, mochi, sd15, sdxl, svd, wan
 from oseg_video.adapters.base import (
     AttentionSite,
     ModelAdapter,
@@ -28,6 +28,7 @@ __all__ = [
     "hunyuan",
     "hunyuan15",
     "ltx",
+    "ltx2",
     "mochi",
     "sd15",
     "sdxl",

@@ -15,6 +15,7 @@ from oseg_video.adapters.blocks import BlockAddress, BlockLayout, Stacks, resolv
 from oseg_video.adapters.denoiser import (
     Attention,
     AttentionSite,
+    AudioStream,
     DenoiserCall,
     PaddedText,
     TextAttention,
@@ -23,6 +24,7 @@ from oseg_video.adapters.denoiser import (
 )
 from oseg_video.adapters.sampling import Condition, Sampling
 from oseg_video.adapters.settings import ClipSize, FamilySettings
+from oseg_video.guidance.plan import STREAMS, Stream
 from oseg_video.types import OsegVideoError, Pipeline, TokenGrid
 
 if TYPE_CHECKING:
@@ -77,6 +79,8 @@ class ModelAdapter(FamilySettings, ABC):
     """The spatio-temporal self-attention of a block."""
     text_attention: ClassVar[TextAttention | None] = None
     """A block's cross-attention to the text; None where video and text attend at once, or without text."""
+    audio: ClassVar[AudioStream | None] = None
+    """The sound that the denoiser predicts beside the video, if it does."""
     padded_text: ClassVar[PaddedText] = PaddedText()
     """Text that can be cut to its valid tokens."""
     token_inputs: ClassVar[TokenInputs | None] = TokenInputs({})
@@ -87,11 +91,15 @@ class ModelAdapter(FamilySettings, ABC):
         """The clip's tokens at a block's attention, from the arguments of a denoiser call."""
 
     def prediction_grid(self, arguments: Mapping[str, Any]) -> TokenGrid | None:
-        """The clip's latents where a prediction is a sequence of them, [B, S, C], which they end.
+        """The clip's latents where a prediction is a sequence of them, [B, S, C].
 
         None where height and width are its last two dimensions.
         """
         return None
+
+    def latents_behind(self, arguments: Mapping[str, Any]) -> int:
+        """How many latents of such a sequence stand behind the clip's own; all others are before them."""
+        return 0
 
     @abstractmethod
     def example_arguments(self, denoiser: Any, clip: ClipSize, rows: int) -> dict[str, Any]:
@@ -109,6 +117,27 @@ class ModelAdapter(FamilySettings, ABC):
         return []
 
     # -- what follows
+
+    @property
+    def streams(self) -> tuple[Stream, ...]:
+        """What the denoiser predicts."""
+        return STREAMS if self.audio is not None else ("video",)
+
+    def tokens(
+        self, denoiser: Any, arguments: Mapping[str, Any], address: BlockAddress, stream: Stream
+    ) -> VideoTokens:
+        """A stream's tokens at a block's attention: `video_tokens`, or those of the sound along time."""
+        if stream == "video":
+            return self.video_tokens(denoiser, arguments, address)
+        assert self.denoiser_call.audio_sample is not None
+        return VideoTokens(TokenGrid(arguments[self.denoiser_call.audio_sample].shape[1], 1, 1))
+
+    def stream_site(self, block: nn.Module, address: BlockAddress, stream: Stream) -> AttentionSite:
+        """A stream's self-attention in a block."""
+        if stream == "video":
+            return self.site(block, address)
+        assert self.audio is not None
+        return self.audio.site(block, address)
 
     @property
     def sequence_parallel(self) -> bool:

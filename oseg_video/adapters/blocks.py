@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from oseg_video.guidance.plan import ALL_BLOCKS
 from oseg_video.types import SettingError
 
 if TYPE_CHECKING:
@@ -41,11 +42,9 @@ class BlockAddress:
 
     def matches(self, selector: int | str) -> bool:
         """Whether a selector (see `resolve_blocks`) names this block."""
-        if selector == "all":
-            return True
         if isinstance(selector, int):
             return selector == self.index
-        return all(self._has(part) for part in selector.split(":"))
+        return selector == ALL_BLOCKS or all(self._has(part) for part in selector.split(":"))
 
     def _has(self, part: str) -> bool:
         if part.isdecimal():

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from oseg_video.adapters.blocks import BlockAddress
+from oseg_video.guidance.streams import JoinedStreams
 from oseg_video.parallel.shards import Shard, with_size
 from oseg_video.types import TokenGrid
 from oseg_video.waits import read_once
@@ -33,18 +34,21 @@ class VideoTokens:
     """Index of the clip's first token; tokens outside [start, start + grid.tokens) are never changed."""
     text_first: int = 0
     """How many of the tokens before `start` are text; the others are video that is no part of the clip."""
+    behind: int = 0
+    """Number of video tokens behind the clip's that are no part of it."""
     spread: SpreadSequence | None = None
     """How the video tokens are spread over ranks, if they are."""
 
     @property
     def video(self) -> int:
-        """Number of video tokens: the clip's, and those before it."""
-        return self.start - self.text_first + self.grid.tokens
+        """Number of video tokens: the clip's, and those before and behind it."""
+        return self.start - self.text_first + self.grid.tokens + self.behind
 
     @property
     def span(self) -> slice:
         """The clip's tokens along the sequence dimension, of those that this rank has."""
-        first, stop = self.start - self.text_first, self.video
+        first = self.start - self.text_first
+        stop = first + self.grid.tokens
         if self.spread is not None:
             first, stop = self.spread.shard.local(first), self.spread.shard.local(stop)
         return slice(self.text_first + first, self.text_first + stop)
@@ -71,6 +75,11 @@ class AttentionSite:
     def norm_k(self) -> nn.Module | None:
         """Key normalisation."""
         return getattr(self.attention, "norm_k", None)
+
+    @property
+    def to_gate_logits(self) -> nn.Module | None:
+        """What gates each head before the output projection, by `2 sigmoid(logits)`, if anything."""
+        return getattr(self.attention, "to_gate_logits", None)
 
     @property
     def to_out(self) -> nn.Module | None:
@@ -126,6 +135,18 @@ class TextAttention:
 
 
 @dataclass(frozen=True)
+class AudioStream:
+    """A second sequence of tokens in a denoiser, beside the video's: its sound, along time alone."""
+
+    site: Attention
+    """Its self-attention in a block."""
+    isolated: Mapping[str, Any]
+    """Inputs of a block with which neither stream attends to the other."""
+    reads_video: str
+    """Attribute of a block: the attention from its tokens to the video's."""
+
+
+@dataclass(frozen=True)
 class DenoiserCall:
     """What the denoiser takes and returns."""
 
@@ -134,6 +155,8 @@ class DenoiserCall:
     entries for each row of the sample, row by row."""
     sample: str = "hidden_states"
     """The argument that holds the noisy latents, batch first."""
+    audio_sample: str | None = None
+    """The argument that holds those of a sound, [B, S, C], which is predicted beside the video."""
     channel_dim: int = 1
     """Dimension of the channels in sample and prediction."""
     output: str = "diffusers.models.modeling_outputs.Transformer2DModelOutput"
@@ -147,15 +170,32 @@ class DenoiserCall:
             for name, value in arguments.items()
         }
 
+    def samples(self, denoiser: Any, arguments: Mapping[str, Any]) -> tuple[Tensor, ...]:
+        """The noisy latents of each stream that the denoiser predicts, without channels of an image."""
+        sample = arguments[self.sample]
+        shape = self.prediction_shape(denoiser, sample)
+        video = sample[tuple(slice(size) for size in shape)]
+        return (video,) if self.audio_sample is None else (video, arguments[self.audio_sample])
+
+    def joined(self, samples: Sequence[Tensor]) -> JoinedStreams:
+        """How predictions for these latents lie in one tensor."""
+        return JoinedStreams(tuple(tuple(one.shape[1:]) for one in samples))
+
+    def prediction(self, output: Sequence[Tensor]) -> Tensor:
+        """The prediction of all streams in what the denoiser returns (`return_dict=False`)."""
+        streams = output[: 1 if self.audio_sample is None else 2]
+        return self.joined(streams).join(streams)
+
     def prediction_shape(self, denoiser: Any, sample: Tensor) -> tuple[int, ...]:
-        """Shape of the denoiser's prediction."""
+        """Shape of the denoiser's prediction of the video."""
         config = denoiser.config
         return with_size(sample.shape, self.channel_dim, config.out_channels or config.in_channels)
 
-    def wrap_output(self, prediction: Tensor) -> Any:
-        """The denoiser's output object (`return_dict=True`) around a prediction."""
+    def wrap_output(self, predictions: Sequence[Tensor]) -> Any:
+        """The denoiser's output object (`return_dict=True`) around the predictions of its streams."""
         module, _, name = self.output.rpartition(".")
-        return getattr(importlib.import_module(module), name)(sample=prediction)
+        named = dict(zip(("sample", "audio_sample"), predictions, strict=False))
+        return getattr(importlib.import_module(module), name)(**named)
 
 
 @dataclass(frozen=True)

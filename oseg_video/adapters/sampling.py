@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from oseg_video.guidance.plan import Condition
@@ -28,6 +28,12 @@ class Sampling:
 
     unconditional_hint: str = "give it a guidance_scale above 1"
     """How to call the pipeline so that it runs an unconditional branch, for error messages."""
+    combines_denoised: bool = False
+    """Whether the pipeline combines denoised latents, `x - sigma v` of a velocity v, and not predictions as
+    they are; guidance then does so, too."""
+    own_guidance: Mapping[str, float] = field(default_factory=dict)
+    """Arguments of the pipeline's call by which it would guide by itself -> values that switch them off. They
+    are off where the call leaves them out, whatever their defaults, and it must give no others."""
     latents_take_prediction_dtype: bool = False
     """Whether the pipeline feeds its latents back without casting them to the denoiser's dtype; guided
     predictions are then handed to it in the dtype of plain ones, not in float32."""
@@ -47,6 +53,14 @@ class Sampling:
         """
         scale: float | Tensor = pipe.guidance_scale
         return scale
+
+    def audio_scale(self, pipe: Pipeline, call: Mapping[str, Any]) -> float:
+        """That of the sound, where the pipeline makes sound."""
+        return float(pipe.audio_guidance_scale)
+
+    def schedulers(self, pipe: Pipeline) -> tuple[Any, ...]:
+        """The scheduler of each stream that the denoiser predicts."""
+        return (pipe.scheduler,)
 
     def rescale(self, pipe: Pipeline, call: Mapping[str, Any]) -> float:
         """The pipeline's own rescaling of the guided prediction; 0 is off."""

@@ -141,6 +141,11 @@ class FamilySettings:
         scale: float = call["guidance_scale"]
         return scale
 
+    def call_audio_scale(self, call: Mapping[str, Any]) -> float:
+        """That of the sound, in families that make sound."""
+        scale: float = call["audio_guidance_scale"] or call["guidance_scale"]
+        return scale
+
     def text_limit(self, pipe: Any) -> int | None:
         """Tokens of a prompt that count, where that is no argument of the call."""
         return None
@@ -149,6 +154,10 @@ class FamilySettings:
         """(frames, height, width) of a clip's latents."""
         frames = (clip.frames - 1) // self.frame_multiple + 1
         return frames, clip.height // self.spatial_compression, clip.width // self.spatial_compression
+
+    def sound(self, pipe: Any, output: Any) -> tuple[Tensor, int] | None:
+        """The sound [channels, samples] in a pipeline's output, and samples a second, if there is any."""
+        return None
 
     def clip(self, output: Any) -> Tensor:
         """The clip [F, C, H, W] in a pipeline's output, made with `output_type="pt"`."""

@@ -61,6 +61,9 @@ def _summary(manifest: Manifest) -> Iterator[tuple[str, Any]]:
     yield "method", manifest.method
     size = f"{clip.get('frames')} frames of {clip.get('height')} x {clip.get('width')}"
     yield "clip", _joined(", ", size, clip.get("fps") and f"{clip.get('fps')} a second")
+    if isinstance(sound := clip.get("sound"), Mapping):
+        channels, samples, rate = (sound.get(name) for name in ("channels", "samples", "rate"))
+        yield "sound", f"{channels} channels, {samples} samples at {rate} Hz"
     for name in ("seeds", "guidance", "model", "revision", "frames", "height", "width", "fps"):
         settings.pop(name, None)
     yield "settings", _joined(", ", *(f"{name} {_plain(value)}" for name, value in settings.items()))

@@ -30,8 +30,10 @@ def _run(options: Namespace) -> int:
     print_clip(done.result, options, identical=done.identical, differences=list(done.differences))
     if done.identical:
         if not (options.quiet or options.json):
-            print(f"identical: every frame equals those of {options.file}")
+            parts = "frame and every sample" if "sound" in done.result.manifest.clip else "frame"
+            print(f"identical: every {parts} equals those of {options.file}")
         return 0
     changed = ", ".join(done.differences) or "nothing that the manifest records"
-    say(f"the frames differ from those of {options.file}; {len(done.differences)} differences: {changed}")
+    parts = "frames or samples" if "sound" in done.result.manifest.clip else "frames"
+    say(f"the {parts} differ from those of {options.file}; {len(done.differences)} differences: {changed}")
     return 1

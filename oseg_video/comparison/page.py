@@ -83,6 +83,7 @@ def page_data(
             "height": clip.height,
             "width": clip.width,
             "still": clip.frames == 1 and clip.path.is_file() and clip.reader == "pillow",
+            "sound": clip.sound,
             "settings": shared.setdefault(json.dumps(same), len(shared)),
         }
     for gap in gaps:

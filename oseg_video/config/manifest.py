@@ -57,7 +57,8 @@ class Manifest:
     model: Mapping[str, Any] = field(default_factory=dict)
     """Its name, pipeline class, repository, commit, and the SHA-256 of its files."""
     clip: Mapping[str, Any] = field(default_factory=dict)
-    """Frames, height, width, fps, and the SHA-256 of the frames before any lossy encoding."""
+    """Frames, height, width, fps, and the SHA-256 of the frames before any lossy encoding; of a sound its
+    channels, samples, rate and SHA-256."""
     versions: Mapping[str, str] = field(default_factory=dict)
     """Of Python and of the packages that pixels may depend on."""
     machine: Mapping[str, Any] = field(default_factory=dict)

@@ -188,7 +188,8 @@ def resolve_job(
     path = recipe_path(family)
     recipe = _read(path, ()) if path else Recipe({}, {})
     method = given.get(METHOD) or recipe.settings.get(METHOD) or DEFAULT_METHOD
-    keys = {**recipe.of(method, weights), **_without_text(given, method), **given, METHOD: method}
+    below = recipe.of(method, weights)
+    keys = {**below, **_without_text(given, below, method), **given, METHOD: method}
     return _without_the_useless(job_from_plain(keys), {*mine.own, *flags})
 
 
@@ -203,12 +204,16 @@ def weights_name(model: str, *, image: bool = False) -> str:
     return Path(model).name
 
 
-def _without_text(given: Mapping[str, Any], method: str) -> dict[str, Any]:
+def _without_text(given: Mapping[str, Any], recipe: Mapping[str, Any], method: str) -> dict[str, Any]:
     """Without a word to guide by, the guidance scale of a recipe is off: `U + lambda (U - U~)` is left."""
     prompts = given.get("prompts") or []
     worded = any(prompt.strip() for prompt in prompts) or given.get("negative_prompt") is not None
-    key = "guidance_scale"
-    return {key: 1.0} if prompts and not worded and key in guidance_keys(method_named(method)) else {}
+    if not prompts or worded:
+        return {}
+    taken = guidance_keys(method_named(method))
+    # Left out, the audio's is that of the video.
+    scales = ["guidance_scale", *(["audio_guidance_scale"] if "audio_guidance_scale" in recipe else [])]
+    return {key: 1.0 for key in scales if key in taken}
 
 
 def _without_the_useless(job: GenerateJob, written: set[str]) -> GenerateJob:

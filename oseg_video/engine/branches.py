@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from oseg_video.adapters.base import Condition, ModelAdapter, VideoTokens
+from oseg_video.adapters.base import AttentionSite, Condition, ModelAdapter, VideoTokens
 from oseg_video.adapters.blocks import BlockAddress
 from oseg_video.adapters.denoiser import NOTHING_CUT, TextAttention
 from oseg_video.engine.errors import GuidanceError, SilentGuidanceError
@@ -29,12 +29,13 @@ from oseg_video.guidance.attended import Noise
 from oseg_video.guidance.perturbations import (
     BlurAttended,
     ExtrapolateAttention,
+    IsolateStreams,
     ObserveAttention,
     QueryTransform,
     ReplaceAttention,
     SkipBlock,
 )
-from oseg_video.guidance.plan import Branch, Perturbation
+from oseg_video.guidance.plan import Branch, Perturbation, Stream
 from oseg_video.guidance.reuse import EXACT, PLAIN, USE_OURS, Reuse, no_chain
 from oseg_video.parallel.mesh import ONE_RANK
 from oseg_video.parallel.sequence import SequenceGroup, SpreadSequence
@@ -185,7 +186,7 @@ class BranchRunner:
             if cache is not None and deciding:
                 cache.watch(plan, self._units, self._written)
             with self._following(plan):
-                prediction: Tensor = call(**inputs, return_dict=False)[0]
+                prediction = denoiser_call.prediction(call(**inputs, return_dict=False))
             self._require_passed(plan)
             if current.perturbation is not None:
                 self._require_fired(current.perturbation, plan)
@@ -205,12 +206,15 @@ class BranchRunner:
         plain = {branch.condition for branch in branches.values() if branch.perturbation is None}
         perturbed = (branch.perturbation for branch in branches.values() if branch.perturbation is not None)
         inside = [one for one in perturbed if one.source is None]
-        first = min((self._resolve(one)[0].unit for one in inside), default=0) if self._reuse.prefix else 0
+        starts = {one: self._resolve(one)[0].unit for one in inside} if self._reuse.prefix else {}
+        # One prefix serves all passes that leave out any blocks.
+        first = min(filter(None, starts.values()), default=0)
         apart = self._reuse.cache > 0
         groups: dict[tuple[Perturbation | None, int, Condition | None], list[str]] = {}
         for name in sorted(branches, key=lambda name: conditions.index(branches[name].condition)):
             branch = branches[name]
-            start = first if branch.perturbation in inside and branch.condition in plain else 0
+            replays = branch.perturbation is not None and starts.get(branch.perturbation, 0) > 0
+            start = first if replays and branch.condition in plain else 0
             group = branch.perturbation, start, branch.condition if apart else None
             groups.setdefault(group, []).append(name)
         passes = [
@@ -272,30 +276,60 @@ class BranchRunner:
         change = perturbation.change
         assert not isinstance(change, BlurAttended)
         addresses = self._resolve(perturbation)
+        streams = self._streams(perturbation)
         if isinstance(change, SkipBlock):
-            return {address.path: partial(self._skip_block, address) for address in addresses}
+            return {address.path: partial(self._skip_block, address, streams) for address in addresses}
         if isinstance(change, ExtrapolateAttention):
             assert self._adapter.text_attention is not None and negative is not None
             texts = self._adapter.text_attention
             act = partial(self._attend_to_both, change, texts, negative[texts.text].shape[1])
             return {address.path: partial(act, address) for address in addresses}
+        if isinstance(change, IsolateStreams):
+            return {address.path: partial(self._isolate, address) for address in addresses}
         # All sites of one stage and kind see the same tokens.
-        tokens: dict[str, VideoTokens] = {}
+        tokens: dict[str, dict[Stream, VideoTokens]] = {}
         for address in addresses:
             if address.group not in tokens:
-                found = self._adapter.video_tokens(self._denoiser, arguments, address)
-                tokens[address.group] = replace(found, spread=spread)
+                found = {
+                    one: self._adapter.tokens(self._denoiser, arguments, address, one) for one in streams
+                }
+                tokens[address.group] = {
+                    one: replace(those, spread=spread) if one == "video" else those
+                    for one, those in found.items()
+                }
         return {
             address.path: partial(self._change_attention, change, tokens[address.group], address)
             for address in addresses
         }
 
-    def _skip_block(self, address: BlockAddress, _: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        """The block's inputs for its outputs."""
+    def _streams(self, perturbation: Perturbation) -> tuple[Stream, ...]:
+        """The model's streams that are perturbed."""
+        return tuple(one for one in self._adapter.streams if one in perturbation.streams)
+
+    def _skip_block(
+        self,
+        address: BlockAddress,
+        streams: tuple[Stream, ...],
+        block: nn.Module,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        """The block's inputs for its outputs, of these streams."""
         self._fired(address.path)
         names = self._adapter.block_outputs
         given = dict(zip(names, args, strict=False)) | kwargs
-        return given[names[0]] if len(names) == 1 else tuple(given[name] for name in names)
+        outputs = tuple(given[name] for name in names)
+        if streams != self._adapter.streams:
+            # Then each output is a stream.
+            ran = zip(self._adapter.streams, outputs, block(*args, **kwargs), strict=True)
+            return tuple(skipped if one in streams else made for one, skipped, made in ran)
+        return outputs[0] if len(names) == 1 else outputs
+
+    def _isolate(self, address: BlockAddress, block: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        """The block without attention from one stream to the other."""
+        assert self._adapter.audio is not None  # checked before
+        self._fired(address.path)
+        return block(**{**named_inputs(block, args, kwargs), **self._adapter.audio.isolated})
 
     def _attend_to_both(
         self,
@@ -317,24 +351,32 @@ class BranchRunner:
     def _change_attention(
         self,
         change: QueryTransform | ReplaceAttention | ObserveAttention,
-        tokens: VideoTokens,
+        tokens: Mapping[Stream, VideoTokens],
         address: BlockAddress,
         block: nn.Module,
         *args: Any,
         **kwargs: Any,
     ) -> Any:
-        site = self._adapter.site(block, address)
-        hooks: AbstractContextManager[Any]
-        if isinstance(change, ReplaceAttention):
-            hooks = ReplacedAttention(site, change.source, tokens, self._fired).installed()
-        elif isinstance(change, ObserveAttention):
-            see = partial(change.see, address.index)
-            hooks = ObservedAttention(site, tokens, change.transforms, see, self._fired).installed()
-        else:
-            apply = partial(_apply, change, tokens.grid)
-            hooks = ChangedQueries(site, tokens, apply, self._fired).installed(change.site)
-        with hooks:
+        with ExitStack() as hooks:
+            for stream, those in tokens.items():
+                site = self._adapter.stream_site(block, address, stream)
+                hooks.enter_context(self._changed_site(change, site, those, address))
             return block(*args, **kwargs)
+
+    def _changed_site(
+        self,
+        change: QueryTransform | ReplaceAttention | ObserveAttention,
+        site: AttentionSite,
+        tokens: VideoTokens,
+        address: BlockAddress,
+    ) -> AbstractContextManager[Any]:
+        if isinstance(change, ReplaceAttention):
+            return ReplacedAttention(site, change.source, tokens, self._fired).installed()
+        if isinstance(change, ObserveAttention):
+            see = partial(change.see, address.index)
+            return ObservedAttention(site, tokens, change.transforms, see, self._fired).installed()
+        apply = partial(_apply, change, tokens.grid)
+        return ChangedQueries(site, tokens, apply, self._fired).installed(change.site)
 
     def _fired(self, name: str) -> None:
         plan = self._current_plan()
@@ -352,8 +394,11 @@ class BranchRunner:
                 )
 
     def _require_fired(self, perturbation: Perturbation, plan: BlockPlan) -> None:
+        whole = isinstance(perturbation.change, SkipBlock | IsolateStreams)
+        expected = 1 if whole or perturbation.source else len(self._streams(perturbation))
         for address in self._resolve(perturbation):
-            if not any(fired == address.path or fired.startswith(f"{address.path}.") for fired in plan.fired):
+            own = {one for one in plan.fired if one == address.path or one.startswith(f"{address.path}.")}
+            if len(own) < expected:
                 raise SilentGuidanceError(
                     f"block {address.index} ({address.path}) was to be perturbed, but its attention site "
                     f"never fired; fused projections or a foreign attention processor may bypass it"

@@ -19,7 +19,7 @@ _ENCODERS = (
     *("_encode_vae_image", "prepare_cond_latents_and_mask"),
 )
 """Methods of pipelines that turn prompts and images into embeddings and latents, and draw no noise."""
-_LATENTS = ("prepare_latents",)
+_LATENTS = ("prepare_latents", "prepare_audio_latents")
 
 
 @contextmanager

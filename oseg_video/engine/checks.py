@@ -9,11 +9,24 @@ from torch import nn
 from oseg_video.adapters.base import ModelAdapter, all_adapters
 from oseg_video.engine.errors import GuidanceError
 from oseg_video.engine.reading import reads_attention
+from oseg_video.guidance.flat import flat_name
 from oseg_video.guidance.methods import BlockGuidance, Guidance
 from oseg_video.guidance.perturbations import ExtrapolateAttention
 from oseg_video.guidance.reuse import Reuse
+from oseg_video.settings import settings_of
 from oseg_video.settings.schedule import values_of
 from oseg_video.types import SettingError
+
+
+def check_sound(adapter: ModelAdapter, guidance: Guidance) -> None:
+    """Refuse, with a SettingError, what only means something to models that make sound."""
+    for name, declared in settings_of(guidance).items():
+        if declared.sound and adapter.audio is None and getattr(guidance, name) != declared.default:
+            makers = ", ".join(one.family for one in all_adapters() if one.audio is not None)
+            raise SettingError(
+                f"{flat_name(guidance.name, name, declared)} has no effect with {adapter.family}, "
+                f"which makes no sound; it is for {makers}"
+            )
 
 
 def check_reuse(guidance: Guidance, reuse: Reuse) -> None:

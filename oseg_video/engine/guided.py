@@ -16,7 +16,7 @@ from oseg_video.console import logger
 from oseg_video.engine.assignment import assign_branches
 from oseg_video.engine.branches import BranchRunner
 from oseg_video.engine.broadcast import inputs_of_first_rank
-from oseg_video.engine.checks import check_blocks, check_reuse
+from oseg_video.engine.checks import check_blocks, check_reuse, check_sound
 from oseg_video.engine.decoding import spread_decoding
 from oseg_video.engine.effect import plans_without_effect
 from oseg_video.engine.errors import GuidanceError, SilentGuidanceError
@@ -33,11 +33,12 @@ from oseg_video.engine.report import GuidanceReport, PassRecord, StepRecord
 from oseg_video.engine.step import OpenStep
 from oseg_video.engine.step_cache import StepCache
 from oseg_video.guidance.methods import Guidance
-from oseg_video.guidance.plan import Branch, Step, StepPlan
+from oseg_video.guidance.plan import STREAMS, Branch, Step, StepPlan, Stream
 from oseg_video.guidance.reuse import EXACT, USE_OURS, Reuse
 from oseg_video.guidance.scales import guides
+from oseg_video.guidance.streams import Denoised, plan_streams
 from oseg_video.parallel.mesh import ONE_RANK, Mesh
-from oseg_video.types import Pipeline, SettingError
+from oseg_video.types import Pipeline, SettingError, TokenGrid
 
 __all__ = ["GuidanceError", "SilentGuidanceError", "guided"]
 
@@ -70,6 +71,7 @@ def guided(
     _check_arguments(guidance, reuse, mesh)
     check_reuse(guidance, reuse)
     adapter = adapter_for(pipe)
+    check_sound(adapter, guidance)
     if reason := adapter.sampling.refusal(pipe):
         raise UnsupportedPipelineError(reason)
     wrapped = {
@@ -161,18 +163,18 @@ class _DenoiserCall:
 
     def blank(self, conditions: tuple[Condition, ...]) -> Tensor:
         latents = self.latents(conditions)
-        return torch.zeros(latents.shape, dtype=latents.dtype, device=latents.device)
+        return torch.zeros_like(self.adapter.denoiser_call.joined(latents).join(latents))
 
-    def latents(self, conditions: tuple[Condition, ...]) -> Tensor:
-        """The noisy latents of one condition, without the channels of an image behind them."""
-        rows = self.sample[: len(self.sample) // len(conditions)]
-        shape = self.adapter.denoiser_call.prediction_shape(self.target.denoiser, rows)
-        return rows[tuple(slice(size) for size in shape)]
+    def latents(self, conditions: tuple[Condition, ...]) -> tuple[Tensor, ...]:
+        """The noisy latents of one condition, for each stream."""
+        samples = self.adapter.denoiser_call.samples(self.target.denoiser, self.arguments)
+        return tuple(one[: len(one) // len(conditions)] for one in samples)
 
     def result(self, prediction: Tensor) -> Any:
-        if self.arguments.get("return_dict", True):
-            return self.adapter.denoiser_call.wrap_output(prediction)
-        return (prediction,)
+        call = self.adapter.denoiser_call
+        samples = call.samples(self.target.denoiser, self.arguments)
+        predictions = call.joined(samples).split(prediction)
+        return call.wrap_output(predictions) if self.arguments.get("return_dict", True) else predictions
 
 
 class _Session:
@@ -195,20 +197,37 @@ class _Session:
         self._mesh = mesh
         self._call: _PipelineCall | None = None
 
-    def sample(self, as_made: Callable[[], Any], arguments: Mapping[str, Any]) -> Any:
-        """One call of the pipeline."""
+    def sample(
+        self, as_made: Callable[..., Any], arguments: Mapping[str, Any], given: Mapping[str, Any]
+    ) -> Any:
+        """One call of the pipeline, without what it would guide by itself."""
         if self._call is not None:
             raise GuidanceError("the pipeline was called again while a call of it is running")
+        off = {name: value for name, value in self._switched_off(given).items() if name in arguments}
         call = self._call = _PipelineCall(
-            arguments, Sampler(self._pipe), KeptPredictions(self._reuse, self._mesh)
+            {**arguments, **off}, Sampler(self._pipe), KeptPredictions(self._reuse, self._mesh)
         )
         try:
-            output = as_made()
+            output = as_made(**off)
         finally:
             self._call = None
         if self._mesh.clip.rank == 0 and (reason := self._without_effect(call)):
             logger.warning("%s changed nothing: %s", type(self._guidance).__name__, reason)
         return output
+
+    def _switched_off(self, given: Mapping[str, Any]) -> dict[str, float]:
+        """Values that switch the pipeline's own guidance off, by argument, of those that its call leaves out.
+
+        Raises `GuidanceError` for one that it gives.
+        """
+        own = self._adapter.sampling.own_guidance
+        for name, off in own.items():
+            if given.get(name, off) not in (off, None):
+                raise GuidanceError(
+                    f"the pipeline was called with {name}={given[name]}, by which it would guide on its own; "
+                    f"leave it out, and give {type(self._guidance).__name__} what it should do"
+                )
+        return {name: off for name, off in own.items() if given.get(name) is None}
 
     def predict(self, target: _Target, made: MadeCall) -> Any:
         """The guided prediction for one denoiser call of the pipeline."""
@@ -248,17 +267,26 @@ class _Session:
                 "a step cache decides by the conditional prediction, which this pipeline asks for too late"
             )
         every = tuple(condition for one in calls for condition in one)
-        scale = sampling.scale(self._pipe, arguments, call.target.name) if "uncond" in every else 1.0
-        step = Step(
-            position.index,
-            position.count,
-            position.noise_level,
-            scale,
-            current.memory,
-            call.latents(calls[0]),
-            self._adapter.prediction_grid(call.arguments),
-        )
-        plan = self._guidance.plan(step)
+        latents = call.latents(calls[0])
+        steps = {
+            stream: Step(
+                position.index,
+                position.count,
+                position.noise_level,
+                self._scale(current, call, stream) if "uncond" in every else 1.0,
+                current.memory[stream],
+                sample,
+                self._grid(call, sample, stream),
+                self._adapter.latents_behind(call.arguments) if stream == "video" else 0,
+            )
+            for stream, sample in zip(self._adapter.streams, latents, strict=True)
+        }
+        denoised = None
+        if sampling.combines_denoised:
+            denoised = Denoised(tuple(map(current.sampler.sigma, sampling.schedulers(self._pipe))))
+        joined = self._adapter.denoiser_call.joined(latents)
+        plan = plan_streams(self._guidance, steps, joined, denoised)
+        step = steps["video"]
         self._check_plan(plan, step, set(every), current)
         current.plans.append(plan)
         current.had_text = current.had_text or "uncond" in every
@@ -269,6 +297,19 @@ class _Session:
         ranks = assign_branches(call.target.runner, work.branches, every, branch.size)
         keep_dtype = sampling.latents_take_prediction_dtype
         return OpenStep(step, work, calls, ranks, branch, keep_dtype=keep_dtype)
+
+    def _scale(self, current: "_PipelineCall", call: _DenoiserCall, stream: Stream) -> float | Tensor:
+        """The scale of the pipeline's own text guidance of a stream."""
+        sampling = self._adapter.sampling
+        if stream == "audio":
+            return sampling.audio_scale(self._pipe, current.arguments)
+        return sampling.scale(self._pipe, current.arguments, call.target.name)
+
+    def _grid(self, call: _DenoiserCall, sample: Tensor, stream: Stream) -> TokenGrid | None:
+        """The latents of a stream where its prediction is a sequence of them."""
+        if stream == "audio":
+            return TokenGrid(sample.shape[1], 1, 1)
+        return self._adapter.prediction_grid(call.arguments)
 
     def _require_same_sample(self, index: int, sample: Tensor) -> None:
         """Ranks that sample apart from each other would mix parts of different clips."""
@@ -329,7 +370,7 @@ class _PipelineCall:
         self.sampler = sampler
         self.kept = kept
         self.thread = threading.get_ident()
-        self.memory: dict[str, Tensor] = {}
+        self.memory: dict[Stream, dict[str, Tensor]] = {stream: {} for stream in STREAMS}
         self.open_step: OpenStep | None = None
         self.plans: list[StepPlan] = []
         self.had_text = False

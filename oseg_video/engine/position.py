@@ -43,6 +43,10 @@ class Sampler:
         level = noise_level(self._pipe.scheduler, self._last)
         return Position(self._last - self._first, self._pipe.num_timesteps, min(max(level, 0.0), 1.0))
 
+    def sigma(self, scheduler: Any) -> float:
+        """The noise level of a scheduler of flow matching at the step that was begun last."""
+        return values_of(scheduler.sigmas)[self._last]
+
     def in_same_step(self, timestep: Any) -> bool:
         """Whether a denoiser call belongs to the step that was begun last."""
         return self._place(timestep, self._last) == self._last

@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+_MOST_NAMES = 4
+"""Sites that a table names; LTX-2's isolated pass has one in every block."""
+
 
 @dataclass(frozen=True)
 class PassRecord:
@@ -92,7 +95,7 @@ class GuidanceReport:
                 [
                     ", ".join(one.branches),
                     f"{one.start_block} to {one.stop_block - 1} of {self.block_count}",
-                    ", ".join(one.fired) or "-",
+                    _shortened(one.fired) or "-",
                 ]
                 for one in passes
             ]
@@ -121,6 +124,12 @@ class GuidanceReport:
                 for (passes, estimated), count in self._kinds().items()
             ],
         }
+
+
+def _shortened(names: Sequence[str]) -> str:
+    """The first names and the number of the others."""
+    more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+    return ", ".join(names[:_MOST_NAMES]) + more
 
 
 def _plain(record: PassRecord) -> dict[str, Any]:

@@ -69,6 +69,5 @@ def named_inputs(block: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any
 
 @cache
 def _parameters(block_class: Any) -> list[str]:
-    """Names of a block's inputs, in order. Blocks without a use for further inputs have no name for them."""
     _, *parameters = inspect.signature(block_class.forward).parameters.values()
     return [parameter.name for parameter in parameters if parameter.kind is parameter.POSITIONAL_OR_KEYWORD]

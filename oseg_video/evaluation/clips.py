@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from oseg_video import console
-from oseg_video.config.manifest import manifest_path, parse_manifest
+from oseg_video.config.manifest import Manifest, manifest_path, parse_manifest
 from oseg_video.evaluation.errors import EvaluationError
 from oseg_video.evaluation.folders import find_paths
 from oseg_video.media import FRAME_SUFFIXES, MediaError, frame_files, probe_clip
@@ -44,6 +44,8 @@ class ClipFile:
     of the manifest; without a manifest its path in the folder, without suffix where that is enough."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """The job in the manifest; empty without one."""
+    sound: bool = False
+    """Whether the file has sound, as its manifest says."""
     reader: str = ""
     """What reads it: "pyav" or "pillow"; "" of a clip that is not made yet."""
 
@@ -220,7 +222,8 @@ def _labels(folders: Sequence[Path]) -> list[str]:
 
 def _clip_file(path: Path, name: str, inner: str, method: str) -> ClipFile:
     shape = probe_clip(path)
-    job = _job_beside(path)
+    manifest = _manifest_beside(path)
+    job = manifest.settings if manifest else {}
     prompt, seed = _first(job, "prompts", str), _first(job, "seeds", int)
     bare = Path(inner).with_suffix("").as_posix() if path.is_file() else inner
     known = [str(part) for part in (prompt, job.get("image")) if part is not None]
@@ -236,6 +239,7 @@ def _clip_file(path: Path, name: str, inner: str, method: str) -> ClipFile:
         seed=seed,
         start="\n".join(known) if known else bare,  # an empty prompt is one
         settings=job,
+        sound=manifest is not None and "sound" in manifest.clip and path.suffix.lower() == ".mp4",
         reader=shape.reader,
     )
 
@@ -249,12 +253,12 @@ def _first(job: Mapping[str, Any], name: str, kind: type) -> Any:
     return values[0] if isinstance(values, list) and values and isinstance(values[0], kind) else None
 
 
-def _job_beside(path: Path) -> dict[str, Any]:
-    """The settings in the manifest beside a clip; empty if there is none of ours."""
+def _manifest_beside(path: Path) -> Manifest | None:
+    """The manifest beside a clip; None if there is none of ours."""
     try:
-        return parse_manifest(manifest_path(path).read_text(encoding="utf-8"), "").settings
+        return parse_manifest(manifest_path(path).read_text(encoding="utf-8"), "")
     except (OSError, ValueError):
-        return {}
+        return None
 
 
 def _told_apart(clips: list[ClipFile]) -> list[ClipFile]:

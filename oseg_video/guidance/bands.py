@@ -16,15 +16,15 @@ from oseg_video.types import TokenGrid
 _TAPS = (1 / 16, 4 / 16, 6 / 16, 4 / 16, 1 / 16)
 
 
-def weigh_high_band(x: Tensor, weight: float, grid: TokenGrid | None = None) -> Tensor:
+def weigh_high_band(x: Tensor, weight: float, grid: TokenGrid | None = None, behind: int = 0) -> Tensor:
     """`low + weight (x - low)`, where low is what a two-level Laplacian pyramid keeps of each frame of x.
 
     Low is x blurred, halved, doubled and blurred again (arXiv 2506.19713, equations 7 and 8). It is linear,
     so that bands of a difference are differences of bands, in every prediction type.
 
     Args:
-        x: [..., H, W], or with a `grid` [B, S, C] of which the last tokens are the clip's, frame-major. Those
-            before them keep both bands.
+        x: [..., H, W], or with a `grid` [B, S, C] of which the last tokens before the `behind` last ones are
+            the clip's, frame-major. The others keep both bands.
         weight: 1 returns x exactly.
 
     Returns:
@@ -39,10 +39,11 @@ def weigh_high_band(x: Tensor, weight: float, grid: TokenGrid | None = None) -> 
         return x
     if grid is None:
         return x + (weight - 1) * (x - low_band(x))
-    others, clip = x.tensor_split((x.shape[1] - grid.tokens,), dim=1)
+    stop = x.shape[1] - behind
+    before, clip, after = x.tensor_split((stop - grid.tokens, stop), dim=1)
     frames = clip.unflatten(1, grid.shape).movedim(-1, 2)  # [B, F, C, H, W]
     weighed = weigh_high_band(frames, weight).movedim(2, -1).flatten(1, 3)
-    return torch.cat([others, weighed], dim=1)
+    return torch.cat([before, weighed, after], dim=1)
 
 
 def low_band(x: Tensor) -> Tensor:

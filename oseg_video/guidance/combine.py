@@ -5,7 +5,7 @@ predictions have one shape [B, ...], and "per sample" reduces every dimension bu
 number, or a tensor that broadcasts against the predictions (SVD's scale grows over the frames). A guided
 prediction is a text part, `cfg` or `extrapolate`, to which `push_away` adds a perturbed term. The linear
 rules hold in every prediction type, and so do those on what is tangential to the noisy latents; others, such
-as `projection_scale` and `rescale`, act on the type that the model predicts.
+as `projection_scale` and `rescale`, act on the type that the model predicts, for LTX-2 on denoised latents.
 """
 
 from __future__ import annotations

@@ -178,6 +178,14 @@ class ExtrapolateAttention:
 
 
 @dataclass(frozen=True)
+class IsolateStreams:
+    """No stream attends to the other: LTX-2's modality guidance (diffusers' `isolate_modalities`)."""
+
+    identity: ClassVar[bool] = False
+    words: ClassVar[str] = "attention between video and audio off"
+
+
+@dataclass(frozen=True)
 class AttentionView:
     """What one self-attention computes with, of one or several rows of the batch, after rotary embedding."""
 
@@ -231,6 +239,12 @@ class BlurAttended:
 
 
 Change = (
-    QueryTransform | SkipBlock | ReplaceAttention | ExtrapolateAttention | ObserveAttention | BlurAttended
+    QueryTransform
+    | SkipBlock
+    | ReplaceAttention
+    | ExtrapolateAttention
+    | IsolateStreams
+    | ObserveAttention
+    | BlurAttended
 )
 """What makes a branch a perturbed one: `words` say it, `identity` says that it is nothing."""

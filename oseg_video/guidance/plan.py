@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 Condition = Literal["cond", "uncond"]
 BlockSelector = int | str
 """A block by its running index, or several by the adapter's names for them, such as "dual:2" or "mid"."""
+ALL_BLOCKS: BlockSelector = "all"
+"""Every block of any model."""
+Stream = Literal["video", "audio"]
+STREAMS: tuple[Stream, ...] = ("video", "audio")
+"""What a denoiser may predict at once; most have a video stream only."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,8 @@ class Perturbation:
     source: str | None = None
     """The plain branch of the same condition that a change of the input looks at, by name; None for a change
     inside the blocks."""
+    streams: tuple[Stream, ...] = STREAMS
+    """The streams that are perturbed, as far as the model has them."""
 
 
 @dataclass(frozen=True)
@@ -69,8 +76,10 @@ class Step:
     """The noisy latents that the predictions are made for, in the predictions' shape and up to a positive
     factor (some schedulers scale what they show the network); None before sampling."""
     grid: TokenGrid | None = None
-    """Latents of the clip where predictions are sequences [B, S, C], of which they are the last; None where
-    height and width are the predictions' last two dimensions."""
+    """Latents of the clip where predictions are sequences [B, S, C]; None where height and width are the
+    predictions' last two dimensions."""
+    behind: int = 0
+    """Latents of such a sequence that stand behind the clip's; all others that are none of it come first."""
 
 
 @dataclass(frozen=True)
@@ -87,3 +96,5 @@ class StepPlan:
     """The guided prediction with its numbers, for the reader: C cond, U uncond, P perturbed, ~ queries of the
     same branch perturbed, a projection scale."""
     rule: Rule | None = None
+    of_prediction: bool = False
+    """Whether the rule is about what the model predicts, also where others act on denoised latents."""

@@ -8,6 +8,7 @@ from typing import Any
 
 from oseg_video.adapters import ModelAdapter, all_adapters
 from oseg_video.config import GenerateJob, family_settings
+from oseg_video.engine.checks import check_sound
 from oseg_video.guidance.reuse import no_chain
 from oseg_video.jobs.loading.pipeline import ModelSource
 from oseg_video.settings.schedule import Schedule
@@ -21,11 +22,12 @@ _OWNED_FIELDS = ("negative_prompt", "max_sequence_length")
 def clip_settings(job: GenerateJob) -> dict[str, Any]:
     """The settings that an adapter reads, by name, without those that are not set.
 
-    `guidance_scale` is the largest that the guidance has at any noise level: it turns the pipeline's
-    unconditional branch on or off, and beyond that the guidance's own scale counts.
+    `guidance_scale`, and that of the audio, is the largest that the guidance has at any noise level: it turns
+    the pipeline's unconditional branch on or off, and beyond that the guidance's own scale counts.
     """
     values = {name: getattr(job, name) for name in (*_CLIP_FIELDS, *_OWNED_FIELDS)}
     values |= {**job.own, "guidance_scale": job.guidance.largest_guidance_scale}
+    values["audio_guidance_scale"] = job.guidance.of_stream("audio").largest_guidance_scale
     return {name: value for name, value in values.items() if value is not None}
 
 
@@ -44,6 +46,7 @@ def check_fits(job: GenerateJob, source: ModelSource) -> None:
 def check_family(job: GenerateJob, adapter: ModelAdapter) -> None:
     """Refuse, with a SettingError, what no model of the family can do, whatever its files say."""
     _check_owned(job, adapter)
+    check_sound(adapter, job.guidance)
     _check_text(job, adapter)
     _check_kind(job, adapter)
     _check_scales(job, adapter)

@@ -19,13 +19,18 @@ from oseg_video.engine.checks import check_blocks, check_reuse
 from oseg_video.guidance.methods import BlockGuidance, Guidance
 from oseg_video.guidance.plan import Step, StepPlan
 from oseg_video.guidance.reuse import Calendar, Due
-from oseg_video.guidance.scales import guides
 from oseg_video.jobs.checks import check_family, check_size
 from oseg_video.jobs.generate import check_job
 from oseg_video.jobs.loading import pipeline as loading
 from oseg_video.jobs.loading.hub import HubError
 from oseg_video.jobs.loading.meta import empty_denoiser, full_size_denoiser
-from oseg_video.jobs.step_kinds import check_branches, pipeline_scale, read_nothing, step_kinds
+from oseg_video.jobs.step_kinds import (
+    check_branches,
+    pipeline_scales,
+    read_nothing,
+    runs_uncond,
+    step_kinds,
+)
 
 
 @dataclass(frozen=True)
@@ -90,18 +95,18 @@ def count_job(job: GenerateJob) -> CountedJob:
     check_reuse(guidance, job.reuse)
     check_blocks(adapter, denoiser, guidance)
     check_branches(adapter, job, read)
-    scale = pipeline_scale(adapter, job, read)
-    conditions: tuple[Condition, ...] = ("uncond", "cond") if guides(scale) else ("cond",)
+    scales = pipeline_scales(adapter, job, read)
+    conditions: tuple[Condition, ...] = ("uncond", "cond") if runs_uncond(scales) else ("cond",)
     runner = BranchRunner(adapter, denoiser, guidance.blocks_used, reuse=job.reuse)
     kinds, calendar, index = [], Calendar(job.reuse), itertools.count()
-    for when, steps, plan in step_kinds(guidance, job.steps, scale):
+    for when, steps, plan in step_kinds(guidance, job.steps, scales):
         units = runner.unit_count
         passes = tuple(
             (one.names, (units - one.start_unit) / units) for one in runner.passes(plan.branches, conditions)
         )
         dues = []
         for _ in range(steps or 0):
-            dues.append(calendar.due(Step(next(index), job.steps, 1.0, scale), plan))
+            dues.append(calendar.due(Step(next(index), job.steps, 1.0, scales["video"]), plan))
             calendar.done(plan, dues[-1].branches)
         if steps is None:  # all of them may be computed, or estimated
             rest = {name: one for name, one in plan.branches.items() if not job.reuse.estimates(one)}
@@ -114,16 +119,16 @@ def count_job(job: GenerateJob) -> CountedJob:
         span = (fmean(fewest), fmean(most)) if steps else (min(fewest), max(most))
         computed = Counter(name for due in dues for name in due.branches) if steps else None
         kinds.append(StepKind(when, steps, plan, computed, passes, span))
-    idle = _idle(guidance, [kind.plan for kind in kinds], guides(scale))
+    idle = _idle(guidance, [kind.plan for kind in kinds], runs_uncond(scales))
     return CountedJob(adapter, denoiser, read, tuple(kinds), job.steps, len(conditions), idle)
 
 
 def idle_reason(job: GenerateJob) -> str | None:
     """`CountedJob.idle` without the rest, which takes longer. Raises OsegVideoError for an unknown model."""
     source = loading.find_model(job.model, job.revision, image=job.image is not None)
-    scale = pipeline_scale(source.adapter, job, source.read_json)
-    plans = [plan for _, _, plan in step_kinds(job.guidance, job.steps, scale)]
-    return _idle(job.guidance, plans, guides(scale))
+    scales = pipeline_scales(source.adapter, job, source.read_json)
+    plans = [plan for _, _, plan in step_kinds(job.guidance, job.steps, scales)]
+    return _idle(job.guidance, plans, runs_uncond(scales))
 
 
 def _idle(guidance: Guidance, plans: Sequence[StepPlan], guides_text: bool) -> str | None:

@@ -29,7 +29,7 @@ from oseg_video.jobs.loading.memory import NotEnoughMemoryError
 from oseg_video.jobs.loading.meta import empty_denoiser
 from oseg_video.jobs.outputs import ClipPlan
 from oseg_video.jobs.progress import StepClock
-from oseg_video.media import frames_sha256, to_uint8, write_clip
+from oseg_video.media import Sound, frames_sha256, to_uint8, write_clip
 from oseg_video.parallel.mesh import ONE_RANK, Mesh
 from oseg_video.types import OsegVideoError
 
@@ -122,7 +122,7 @@ class LoadedModel:
             StepClock(job.steps, f"{title} (seed {plan.seed})") as clock,
             guided(self.pipe, self.guidance(job), reuse=job.reuse, mesh=self.mesh) as report,
         ):
-            frames = self._sample(job, plan, start, clock)
+            frames, sound = self._sample(job, plan, start, clock)
             clock.decoded()
         report.merge(self.mesh.branch.gather_objects(report.steps))
         made, asked = tuple(frames.shape), (job.frames, 3, job.height, job.width)
@@ -150,6 +150,7 @@ class LoadedModel:
                 "width": frames.shape[3],
                 "fps": job.fps,
                 "sha256": frames_sha256(frames),
+                **({"sound": _described(sound)} if sound else {}),
             },
             passes=report.to_dict(),
             seconds=seconds,
@@ -157,7 +158,7 @@ class LoadedModel:
             image={"file": job.image, "sha256": start.sha256, "fitted": start.fitted} if start else None,
         )
         if self.mesh.clip.rank == 0:
-            _write(plan, frames, job.fps, manifest)
+            _write(plan, frames, job.fps, manifest, sound)
         return ClipResult(plan.path, plan.prompt, plan.seed, time.perf_counter() - began, step, manifest)
 
     def _sample(
@@ -166,8 +167,8 @@ class LoadedModel:
         plan: ClipPlan,
         start: StartImage | None,
         clock: StepClock,
-    ) -> torch.Tensor:
-        """Run the pipeline once -> uint8 [F, C, H, W]."""
+    ) -> tuple[torch.Tensor, Sound | None]:
+        """Run the pipeline once -> uint8 [F, C, H, W], and the sound if the model makes any."""
         with self.configured(job, plan.prompt, start) as arguments, _counting_steps(self.pipe, clock):
             output = self.pipe(
                 **arguments,
@@ -175,7 +176,8 @@ class LoadedModel:
                 generator=torch.Generator("cpu").manual_seed(plan.seed),
                 output_type="pt",
             )
-        return to_uint8(self._adapter.clip(output))
+        sound = self._adapter.sound(self.pipe, output)
+        return to_uint8(self._adapter.clip(output)), sound and Sound(sound[0].float().cpu(), sound[1])
 
     def guidance(self, job: GenerateJob) -> Guidance:
         """The job's method; without its scale where the pipeline has scales of its own.
@@ -253,7 +255,15 @@ def _counting_steps(pipe: Any, clock: StepClock) -> Iterator[None]:
         yield
 
 
-def _write(plan: ClipPlan, frames: torch.Tensor, fps: float | None, manifest: Manifest) -> None:
+def _described(sound: Sound) -> dict[str, Any]:
+    """For the manifest."""
+    channels, samples = sound.samples.shape
+    return {"channels": channels, "samples": samples, "rate": sound.rate, "sha256": sound.sha256}
+
+
+def _write(
+    plan: ClipPlan, frames: torch.Tensor, fps: float | None, manifest: Manifest, sound: Sound | None
+) -> None:
     try:
         plan.path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -262,5 +272,5 @@ def _write(plan: ClipPlan, frames: torch.Tensor, fps: float | None, manifest: Ma
         write_image(plan.path, frames, manifest.comment)
     else:
         assert fps is not None
-        write_clip(plan.path, frames, fps, format=plan.format, comment=manifest.comment)
+        write_clip(plan.path, frames, fps, format=plan.format, comment=manifest.comment, sound=sound)
     write_text(plan.manifest, manifest.text)

@@ -22,7 +22,7 @@ from oseg_video.engine.branches import BranchRunner
 from oseg_video.guidance.plan import Branch
 from oseg_video.jobs.loading.meta import empty_denoiser
 from oseg_video.jobs.loading.pipeline import ModelSource
-from oseg_video.jobs.step_kinds import pipeline_scale, step_kinds
+from oseg_video.jobs.step_kinds import pipeline_scales, step_kinds
 from oseg_video.parallel.auto import Work, check_degrees, choose_degrees
 from oseg_video.parallel.degrees import Degrees
 from oseg_video.parallel.group import ParallelError
@@ -170,9 +170,9 @@ def plan_degrees(
 def _work(
     job: GenerateJob, adapter: ModelAdapter, denoiser: torch.nn.Module, clips: int, read: ReadJson
 ) -> Work:
-    scale = pipeline_scale(adapter, job, read)
+    scales = pipeline_scales(adapter, job, read)
     costs: dict[int, float] = {1: 0.0}
-    for _, _, plan in step_kinds(job.guidance, job.steps, scale):
+    for _, _, plan in step_kinds(job.guidance, job.steps, scales):
         for count, cost in _branch_costs(adapter, denoiser, plan.branches).items():
             costs[count] = max(costs.get(count, 0.0), cost)
     if not adapter.sequence_parallel:

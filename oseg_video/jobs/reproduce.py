@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,8 @@ class Reproduction:
 
     result: ClipResult
     identical: bool
-    """Whether every generated frame equals the original's, before lossy encoding."""
+    """Whether every generated frame, and every sample of the sound, equals the original's, before lossy
+    encoding."""
     differences: tuple[str, ...]
     """What else differs between then and now: versions, machine, model files, image."""
 
@@ -50,9 +51,20 @@ def reproduce(
         (result,) = generate(job, overwrite=overwrite)
     return Reproduction(
         result,
-        identical=result.sha256 == manifest.clip.get("sha256"),
+        identical=all(
+            then.get("sha256") == now.get("sha256")
+            for then, now in (
+                (manifest.clip, result.manifest.clip),
+                (_sound(manifest), _sound(result.manifest)),
+            )
+        ),
         differences=tuple(describe_differences(manifest, result.manifest)),
     )
+
+
+def _sound(manifest: Manifest) -> Mapping[str, Any]:
+    sound = manifest.clip.get("sound")
+    return sound if isinstance(sound, Mapping) else {}
 
 
 def reproduced_path(file: Path, *, image: bool = False) -> Path:

@@ -35,6 +35,36 @@ class Clip:
 
 
 @dataclass(frozen=True)
+class Sound:
+    """The sound of a clip. Raises MediaError for anything but finite float32 [channels, samples]."""
+
+    samples: torch.Tensor
+    """float32 [channels, samples], full scale from -1 to 1."""
+    rate: int
+    """Samples a second."""
+
+    def __post_init__(self) -> None:
+        x = self.samples
+        if x.dtype != torch.float32 or x.ndim != 2 or not 1 <= len(x) <= 2 or not x.numel():
+            raise MediaError(f"a sound is float32 [1 or 2 channels, samples], got {x.dtype} {list(x.shape)}")
+        if not torch.isfinite(x).all():
+            raise MediaError("the model returned sound that is not finite numbers; try --dtype float32")
+
+    @property
+    def seconds(self) -> float:
+        """How long it lasts."""
+        return self.samples.shape[1] / self.rate
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 over rate, shape and samples: equal exactly when the sounds are equal."""
+        head = ",".join(map(str, (self.rate, *self.samples.shape)))
+        digest = hashlib.sha256(head.encode() + b":")
+        digest.update(self.samples.contiguous().cpu().numpy().tobytes())
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
 class ClipShape:
     """What can be shown of a file: as many frames as `stream_clip` gives."""
 

@@ -15,7 +15,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from oseg_video.media.clip import Clip, ClipShape, Frame, MediaError, Pixels, first_line, require_clip
+from oseg_video.media.clip import (
+    Clip,
+    ClipShape,
+    Frame,
+    MediaError,
+    Pixels,
+    Sound,
+    first_line,
+    require_clip,
+)
 from oseg_video.media.whole import require_whole
 
 VIDEO_SUFFIXES = frozenset(
@@ -84,6 +93,36 @@ def read_video(path: Path) -> Clip:
     if not frames:
         raise MediaError(f"cannot read {path}: it has no frame that can be shown")
     return Clip(torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2).contiguous(), shape.fps, "pyav")
+
+
+def has_sound(path: Path) -> bool:
+    """Whether a video file has a sound track. Raises MediaError."""
+    with _reading(path), _open(path) as (container, _):
+        return bool(container.streams.audio)
+
+
+def read_sound(path: Path) -> Sound | None:
+    """The sound of a video file; None if it has none. Lossy as AAC is. Raises MediaError."""
+    import av
+
+    require_whole(path)
+    with _reading(path), _open(path) as (container, _):
+        if not container.streams.audio:
+            return None
+        stream = container.streams.audio[0]
+        # The decoder leaves out what an encoder puts before the first sample, as the file says.
+        resampler = av.AudioResampler(format="fltp", layout=stream.layout, rate=stream.rate)
+        parts = [
+            part.to_ndarray()
+            for frame in [*container.decode(stream), None]
+            for part in resampler.resample(frame)
+        ]
+        rate = stream.rate
+        # What fills the last packet is no part of it.
+        length = round(stream.duration * stream.time_base * rate) if stream.duration else None
+    if not parts:
+        raise MediaError(f"cannot read {path}: its sound track is empty")
+    return Sound(torch.from_numpy(np.concatenate(parts, axis=1)[:, :length]).contiguous(), rate)
 
 
 def _probe(path: Path) -> tuple[ClipShape, bool]:

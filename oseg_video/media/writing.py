@@ -16,10 +16,11 @@ import torch
 from numpy.typing import NDArray
 
 from oseg_video.files import MARK, atomic_path
-from oseg_video.media.clip import MediaError, first_line, require_clip
+from oseg_video.media.clip import MediaError, Sound, first_line, require_clip
 
 # Visually lossless for x264 (0 is lossless, 51 the worst); small clips stay small.
 _CRF = "12"
+_SOUND_RATE = "192k"  # bits a second: AAC that few can tell from the original
 # Untagged files are shown with different colours by different players: convert to BT.709 and say so.
 _COLOURS = (
     "scale=in_range=pc:out_range=tv:out_color_matrix=bt709:flags=accurate_rnd+full_chroma_int,"
@@ -27,20 +28,31 @@ _COLOURS = (
 )
 
 
-def write_clip(path: Path, frames: torch.Tensor, fps: float, *, format: str, comment: str = "") -> None:
+def write_clip(
+    path: Path,
+    frames: torch.Tensor,
+    fps: float,
+    *,
+    format: str,
+    comment: str = "",
+    sound: Sound | None = None,
+) -> None:
     """Write a clip as H.264 "mp4", as "gif", or as "png", a folder of images 00000.png, 00001.png, ...
 
     `frames` is uint8 [F, 3, H, W]. mp4 is yuv420p with the index in front, so that it plays in a browser,
-    and holds `comment` as metadata; the other formats ignore it. GIF stores durations in hundredths of a
-    second, and shows equal neighbouring frames as one longer one. Raises MediaError, and FileError for what
-    cannot be written or must not be replaced.
+    and holds `comment` as metadata and `sound` as AAC; the other formats ignore both. GIF stores durations in
+    hundredths of a second, and shows equal neighbouring frames as one longer one. Raises MediaError, and
+    FileError for what cannot be written or must not be replaced.
     """
     require_clip(frames)
     path = Path(path)
-    write = {"mp4": _write_mp4, "gif": _write_gif, "png": _write_folder}[format]
     with atomic_path(path) as temporary:
         # Absolute, so that ffmpeg takes no beginning of a path for an option or a protocol.
-        write(temporary.absolute(), frames, fps, comment)
+        temporary = temporary.absolute()
+        if format == "mp4":
+            _write_mp4(temporary, frames, fps, comment, sound)
+        else:
+            {"gif": _write_gif, "png": _write_folder}[format](temporary, frames, fps)
 
 
 def read_comment(path: Path) -> str:
@@ -69,7 +81,7 @@ def _images(frames: torch.Tensor) -> NDArray[np.uint8]:
     return np.ascontiguousarray(frames.permute(0, 2, 3, 1).cpu().numpy())
 
 
-def _write_mp4(path: Path, frames: torch.Tensor, fps: float, comment: str) -> None:
+def _write_mp4(path: Path, frames: torch.Tensor, fps: float, comment: str, sound: Sound | None) -> None:
     height, width = frames.shape[2:]
     if height % 2 or width % 2:
         raise MediaError(
@@ -78,11 +90,17 @@ def _write_mp4(path: Path, frames: torch.Tensor, fps: float, comment: str) -> No
     # Metadata from a file, since an argument holds at most 128 KiB on Linux.
     notes = path.with_name("notes.txt")
     notes.write_text(f";FFMETADATA1\ncomment={_escape(comment)}\n", encoding="utf-8")
+    track: list[str] = []
+    if sound is not None:
+        raw = path.with_name("sound.f32")
+        raw.write_bytes(sound.samples.T.contiguous().cpu().numpy().astype("<f4").tobytes())
+        track = ["-f", "f32le", "-ar", str(sound.rate), "-ac", str(len(sound.samples)), "-i", str(raw)]
     command = _command(
         [
             *("-v", "error", "-f", "rawvideo", "-pix_fmt", "rgb24"),
             *("-s", f"{width}x{height}", "-r", f"{fps:.02f}", "-i", "-"),
-            *("-f", "ffmetadata", "-i", str(notes), "-map", "0", "-map_metadata", "1"),
+            *("-f", "ffmetadata", "-i", str(notes), *track, "-map", "0", "-map_metadata", "1"),
+            *(("-map", "2", "-c:a", "aac", "-b:a", _SOUND_RATE) if track else ()),
             *("-c:v", "libx264", "-pix_fmt", "yuv420p", "-vf", _COLOURS, "-crf", _CRF, "-preset", "medium"),
             *("-movflags", "+faststart", "-y", str(path)),
         ]
@@ -133,7 +151,7 @@ def _parse_metadata(text: str) -> dict[str, str]:
     return entries
 
 
-def _write_gif(path: Path, frames: torch.Tensor, fps: float, comment: str) -> None:
+def _write_gif(path: Path, frames: torch.Tensor, fps: float) -> None:
     from PIL import Image
 
     images = [Image.fromarray(image) for image in _images(frames)]
@@ -141,7 +159,7 @@ def _write_gif(path: Path, frames: torch.Tensor, fps: float, comment: str) -> No
     images[0].save(path, save_all=True, append_images=images[1:], duration=duration, loop=0, comment=MARK)
 
 
-def _write_folder(path: Path, frames: torch.Tensor, fps: float, comment: str) -> None:
+def _write_folder(path: Path, frames: torch.Tensor, fps: float) -> None:
     from PIL import Image
     from PIL.PngImagePlugin import PngInfo
 

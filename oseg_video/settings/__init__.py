@@ -44,6 +44,8 @@ class Setting:
     """Other flags for it, such as diffusers' names."""
     group: str = ""
     """Heading in `--help`."""
+    sound: bool = False
+    """Whether it only means something to models that make sound with the video."""
     per_method: bool = False
     """Whether its flat name (flags, YAML keys) starts with the name of the method: `scale` -> `stg_scale`."""
 

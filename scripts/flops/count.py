@@ -18,6 +18,7 @@ from oseg_video.guidance.attended import Noise
 from oseg_video.guidance.perturbations import (
     BlurAttended,
     ExtrapolateAttention,
+    IsolateStreams,
     QueryTransform,
     ReplaceAttention,
     SkipBlock,
@@ -99,9 +100,9 @@ def run_step(
     ranks = assign_branches(runner, branches, _CONDITIONS, group.size)
     own = {name: branch for name, branch in branches.items() if ranks[name] == group.rank}
     predictions = runner.run(denoiser, arguments, own, _CONDITIONS, noise=_NOISE)[0] if own else {}
-    sample = arguments[adapter.denoiser_call.sample]
-    shape = adapter.denoiser_call.prediction_shape(denoiser, sample[: len(sample) // len(_CONDITIONS)])
-    blank = partial(torch.empty, shape, dtype=sample.dtype, device=sample.device)
+    call = adapter.denoiser_call
+    samples = [one[: len(one) // len(_CONDITIONS)] for one in call.samples(denoiser, arguments)]
+    blank = partial(torch.empty_like, call.joined(samples).join(samples))
     return exchange_predictions(group, ranks, predictions, blank)
 
 
@@ -121,7 +122,7 @@ class _CountedTransform:
 
 
 def _with_counted_transform(branch: Branch, counted: list[_CountedTransform]) -> Branch:
-    others = SkipBlock | ReplaceAttention | ExtrapolateAttention | BlurAttended
+    others = SkipBlock | ReplaceAttention | ExtrapolateAttention | IsolateStreams | BlurAttended
     if branch.perturbation is None or isinstance(branch.perturbation.change, others):
         return branch
     counted.append(_CountedTransform(branch.perturbation.change))

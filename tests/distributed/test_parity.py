@@ -79,6 +79,10 @@ def method(name: str, case: Case) -> Guidance:
         "nag": NAG(),
         "nag, text": NAG(**text),
         "apg": APG(**text, eta=0.2, momentum=-0.5),
+        "stg, modality": STG(
+            **text, blocks=(2,), mode="attention_values", modality_scale=3.0, rescale=0.7, audio_scale=0.5
+        ),
+        "seg, sound": SEG(**text, blocks=(2,), blur_sigma=1.0, streams="audio"),
         "cfg-zero": CFGZeroStar(**text, zero_steps=1),
     }
     return methods[name]
@@ -147,7 +151,7 @@ def test_attention_to_two_texts(two_ranks: Ranks, case: str, method_name: str, a
     check(two_ranks, case, method_name, AXES[axis])
 
 
-@pytest.mark.parametrize("case", ["mochi", "ltx", "hunyuan", "hunyuan15", "wan", "cogvideox"])
+@pytest.mark.parametrize("case", ["mochi", "ltx", "ltx2", "hunyuan", "hunyuan15", "wan", "cogvideox"])
 @pytest.mark.parametrize("method_name", ["cfg", "stg", "oseg"])
 def test_branch_and_sequence_together(four_ranks: Ranks, case: str, method_name: str) -> None:
     check(four_ranks, case, method_name, Degrees(branch=2, ulysses=2))
@@ -177,13 +181,18 @@ OTHER_METHODS = (
         ("cogvideox", "pag"),
         ("cogvideox", "oseg, principal"),
         ("wan", "pag"),
+        ("ltx2", "pag"),
+        ("ltx2", "seg, sound"),
+        ("ltx2-condition", "stg, modality"),
+        ("ltx2-condition", "oseg, both"),
+        ("ltx2-image", "apg"),
     ],
 )
 def test_every_method_on_four_ranks(four_ranks: Ranks, case: str, method_name: str) -> None:
     check(four_ranks, case, method_name, Degrees(ring=2, ulysses=2))
 
 
-@pytest.mark.parametrize("case", ["mochi", "ltx", "hunyuan", "hunyuan15", "wan", "cogvideox"])
+@pytest.mark.parametrize("case", ["mochi", "ltx", "ltx2", "hunyuan", "hunyuan15", "wan", "cogvideox"])
 @pytest.mark.parametrize("axis", ["ulysses", "ring"])
 def test_prompts_of_different_lengths_in_one_batch(two_ranks: Ranks, case: str, axis: str) -> None:
     check(two_ranks, case, "oseg", AXES[axis], batch=True)
@@ -261,7 +270,11 @@ def _in_bfloat16(case_name: str, method_name: str, degrees: Degrees | None) -> A
             for case in ("mochi", "hunyuan15", "svd", "sdxl")
             for name in ("cfg", "oseg")
         ),
-        *((case, "oseg", axis) for case in ("mochi", "hunyuan", "wan") for axis in ("ulysses", "ring")),
+        *(
+            (case, "oseg", axis)
+            for case in ("mochi", "hunyuan", "wan", "ltx2")
+            for axis in ("ulysses", "ring")
+        ),
     ],
 )
 def test_latents_keep_their_number_type(two_ranks: Ranks, case: str, method_name: str, axis: str) -> None:

@@ -12,9 +12,12 @@ import torch
 from diffusers import (
     CogVideoXImageToVideoPipeline,
     HunyuanVideo15ImageToVideoPipeline,
+    LTX2ConditionPipeline,
+    LTX2ImageToVideoPipeline,
     WanImageToVideoPipeline,
 )
 from diffusers.pipelines.ltx.pipeline_ltx_condition import LTXVideoCondition
+from diffusers.pipelines.ltx2.pipeline_ltx2_condition import LTX2VideoCondition
 from PIL import Image
 
 from oseg_video.types import TokenGrid
@@ -36,11 +39,21 @@ from tests.tiny.hunyuan import (
     tiny_hunyuan15,
     tiny_hunyuan_image,
 )
+from tests.tiny.ltx2 import LTX2_SIZE, tiny_ltx2
 from tests.tiny.unet import SDXL_SIZE, SVD_SIZE, tiny_image, tiny_sd15, tiny_sdxl, tiny_svd
 from tests.tiny.wan import WAN_SIZE, tiny_wan, wan_prompt_embeds
 
 STEPS = 3
 SCALE = 4.0
+NO_OWN_GUIDANCE = {
+    "stg_scale": 0.0,
+    "audio_stg_scale": 0.0,
+    "modality_scale": 1.0,
+    "audio_modality_scale": 1.0,
+    "guidance_rescale": 0.0,
+    "audio_guidance_rescale": 0.0,
+}
+"""Arguments that switch off what LTX-2's pipelines do by default."""
 
 
 def plain_scale(scale: float) -> dict[str, Any]:
@@ -109,6 +122,8 @@ class Case:
     """Attribute of the pipeline's output."""
     handed_on: Callable[[Any, torch.Tensor], torch.Tensor] = lambda pipe, prediction: prediction
     """What the pipeline gives its scheduler of a prediction, such as all frames but the image's."""
+    own: int | None = None
+    """How much of what is handed on, along dimension 1, the pipeline mixes with nothing; None: all."""
     blocks: int = 5
     """Number of blocks of the denoiser."""
 
@@ -129,7 +144,25 @@ class Case:
             "output_type": "latent",
         }
         arguments |= self.condition(prompt) | self.scale(guidance_scale) | self.size | self.extra()
-        return getattr(pipe(**(arguments | overrides)), self.result)
+        return self.latents(pipe(**(arguments | overrides)))
+
+    def latents(self, output: Any) -> torch.Tensor:
+        """Those in what the pipeline returns."""
+        return getattr(output, self.result)
+
+
+@dataclass(frozen=True)
+class SoundCase(Case):
+    """A pipeline that makes sound as well; its stock calls are without guidance but that by text."""
+
+    scale: Callable[[float], dict[str, Any]] = lambda scale: {
+        "guidance_scale": scale,
+        "audio_guidance_scale": scale,
+        **NO_OWN_GUIDANCE,
+    }
+
+    def latents(self, output: Any) -> torch.Tensor:
+        return torch.cat([output.frames.flatten(1), output.audio.flatten(1)], dim=1)
 
 
 @dataclass(frozen=True)
@@ -148,6 +181,11 @@ def _keyframe() -> dict[str, Any]:
     return {"conditions": [LTXVideoCondition(image=gradient(), frame_index=8)]}
 
 
+def _ltx2_keyframe() -> dict[str, Any]:
+    # Its tokens stand behind those of the clip.
+    return {"conditions": [LTX2VideoCondition(frames=gradient(LTX2_SIZE), index=1)]}
+
+
 _LTX_GRID = TokenGrid(5, 4, 8)
 
 
@@ -157,6 +195,7 @@ def _all_but_the_first_frame(pipe: Any, prediction: torch.Tensor) -> torch.Tenso
 
 MOCHI = Case("mochi", tiny_mochi, MOCHI_SIZE, grid=TokenGrid(3, 3, 2))
 LTX = Case("ltx", tiny_ltx, LTX_SIZE, grid=_LTX_GRID)
+LTX2 = SoundCase("ltx2", tiny_ltx2, LTX2_SIZE, grid=TokenGrid(5, 4, 8))
 _WAN_GRID = TokenGrid(3, 3, 4)
 WAN = Case("wan", tiny_wan, WAN_SIZE, grid=_WAN_GRID)
 COGVIDEOX = Case("cogvideox", tiny_cogvideox, COGVIDEOX_SIZE, grid=TokenGrid(3, 3, 4), start=TEXT_LENGTH)
@@ -186,6 +225,23 @@ CASES = (
         grid=_LTX_GRID,
         start=_LTX_GRID.height * _LTX_GRID.width,
         handed_on=lambda pipe, prediction: -prediction,
+    ),
+    LTX2,
+    SoundCase(
+        "ltx2-image",
+        partial(tiny_ltx2, LTX2ImageToVideoPipeline),
+        LTX2_SIZE,
+        lambda: {"image": gradient(LTX2_SIZE)},
+        grid=LTX2.grid,
+        handed_on=_all_but_the_first_frame,
+    ),
+    SoundCase(
+        "ltx2-condition",
+        partial(tiny_ltx2, LTX2ConditionPipeline),
+        LTX2_SIZE,
+        _ltx2_keyframe,
+        grid=LTX2.grid,
+        own=LTX2.grid.tokens,
     ),
     WAN,
     Case(

@@ -35,6 +35,7 @@ from tests.integration.families import (
     HUNYUAN,
     HUNYUAN15,
     LTX,
+    LTX2,
     MOCHI,
     SCALE,
     SDXL,
@@ -43,7 +44,7 @@ from tests.integration.families import (
 )
 from tests.tiny.wan import tiny_wan_two_experts
 
-FAMILIES = {case.name: case for case in (MOCHI, LTX, HUNYUAN, HUNYUAN15, WAN, COGVIDEOX, SVD, SDXL)}
+FAMILIES = {case.name: case for case in (MOCHI, LTX, LTX2, HUNYUAN, HUNYUAN15, WAN, COGVIDEOX, SVD, SDXL)}
 TRANSFORMERS = ("mochi", "ltx", "hunyuan", "hunyuan15", "wan", "cogvideox")
 BLOCK = 2
 TEXT_ONLY = CFG(guidance_scale=SCALE)
@@ -75,12 +76,15 @@ def run(name: str, pipe: Any, guidance: Guidance | None, **overrides: Any) -> Te
     arguments = {"num_inference_steps": adapter_for(pipe).minimum_steps, **overrides}
     if guidance is None:
         return FAMILIES[name].run(pipe, **arguments)
-    site = sites_of(pipe)[BLOCK].name
+    adapter, denoiser = adapter_for(pipe), denoiser_of(pipe)
+    address = adapter.blocks(denoiser)[BLOCK]
+    block = denoiser.get_submodule(address.path)
+    expected = {adapter.stream_site(block, address, stream).name for stream in adapter.streams}
     with guided(pipe, guidance) as report:
         latents = FAMILIES[name].run(pipe, **arguments)
     perturbed = [one for step in report.steps for one in step.passes if "perturbed" in one.branches[0]]
     assert bool(perturbed) == bool(guidance.blocks_used)
-    assert all(set(one.fired) == {site} for one in perturbed)
+    assert all(set(one.fired) == expected for one in perturbed)
     return latents
 
 

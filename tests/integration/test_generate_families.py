@@ -14,6 +14,7 @@ import torch
 from diffusers import (
     CogVideoXImageToVideoPipeline,
     HunyuanVideo15ImageToVideoPipeline,
+    LTX2ImageToVideoPipeline,
     WanImageToVideoPipeline,
     WanVideoToVideoPipeline,
 )
@@ -27,7 +28,8 @@ from oseg_video.guidance.methods import CFG, METHODS, BlockGuidance
 from oseg_video.jobs.loading import hub
 from oseg_video.jobs.loading import pipeline as loading
 from oseg_video.jobs.model import LoadedModel
-from oseg_video.media import frames_sha256, read_clip, to_uint8
+from oseg_video.media import Sound, frames_sha256, read_clip, read_sound, to_uint8
+from tests.integration.families import NO_OWN_GUIDANCE
 from tests.tiny import (
     LTX_SIZE,
     MOCHI_SIZE,
@@ -45,6 +47,7 @@ from tests.tiny.hunyuan import (
     tiny_hunyuan15,
     tiny_hunyuan_image,
 )
+from tests.tiny.ltx2 import LTX2_SIZE, tiny_ltx2
 from tests.tiny.unet import SDXL_SIZE, SVD_SIZE, tiny_sd15, tiny_sdxl, tiny_svd
 from tests.tiny.wan import (
     WAN_5B_SIZE,
@@ -83,6 +86,8 @@ MODELS = {
     "ltx-timestep-vae": Model(partial(tiny_ltx, timestep_vae=True), LTX_SIZE, SHORT_TEXT),
     "ltx-condition": Model(LTX_CONDITION, LTX_SIZE, SHORT_TEXT),
     "ltx-condition-image": Model(LTX_CONDITION, LTX_SIZE, SHORT_TEXT, image=True),
+    "ltx2": Model(tiny_ltx2, LTX2_SIZE, SHORT_TEXT),
+    "ltx2-image": Model(partial(tiny_ltx2, LTX2ImageToVideoPipeline), LTX2_SIZE, SHORT_TEXT, image=True),
     "hunyuan": Model(tiny_hunyuan, HUNYUAN_SIZE, block="dual:1"),
     "hunyuan-image": Model(tiny_hunyuan_image, HUNYUAN_SIZE, image=True, block="single:1"),
     "hunyuan-image-replace": Model(
@@ -109,6 +114,7 @@ MODELS = {
     "sd15": Model(tiny_sd15, {**SDXL_SIZE, "num_frames": 1}, block="mid"),
 }
 IMAGES = ("sdxl", "sd15")
+WITH_SOUND = ("ltx2", "ltx2-image")
 LOSSLESS = ("--dtype=float32", "--no-vae-tiling", "--steps=2")
 
 
@@ -240,11 +246,94 @@ def test_a_clip_of_every_family(capsys, tmp_path, folders, cat, name):
     assert manifest.passes["steps"] == 2
     passes = [p for kind in manifest.passes["step_kinds"] for p in kind["passes"]]
     conditions = {branch.removesuffix("_perturbed") for p in passes for branch in p["branches"]}
-    assert conditions == {"cond", "uncond"}
+    isolated = {"isolated"} if name in WITH_SOUND else set()  # LTX-2's recipe has modality guidance
+    assert conditions == {"cond", "uncond"} | isolated
     assert (manifest.image is not None) == model.image
     assert main(["reproduce", str(out), "--quiet", "--json"]) == 0
     again = json.loads(capsys.readouterr().out)
     assert again["identical"] and again["differences"] == []
+
+
+def test_sound_is_in_the_file_and_its_digest_in_the_manifest(capsys, tmp_path, folders, loaded):
+    out = tmp_path / "a.mp4"
+    flags = ["--guidance=cfg", "--guidance-scale=3", "--audio-guidance-scale=5"]
+    run(capsys, call(folders, "ltx2", *flags, out=out))
+    (pipe,) = loaded
+    output = pipe(
+        "a red circle",
+        **LTX2_SIZE,
+        frame_rate=8,
+        num_inference_steps=2,
+        max_sequence_length=TEXT_LENGTH,
+        guidance_scale=3,
+        audio_guidance_scale=5,
+        **NO_OWN_GUIDANCE,
+        generator=torch.Generator().manual_seed(0),
+        output_type="pt",
+    )
+    expected = Sound(output.audio[0], 16000)
+    clip = read_manifest(out).clip
+    assert clip["sha256"] == frames_sha256(to_uint8(output.frames[0]))
+    assert clip["sound"] == {
+        "channels": 2,
+        "samples": expected.samples.shape[1],
+        "rate": 16000,
+        "sha256": expected.sha256,
+    }
+    track = read_sound(out)
+    assert track.samples.shape == expected.samples.shape and track.rate == 16000
+    error = (track.samples - expected.samples).norm() / expected.samples.norm()
+    assert error < 0.5  # noise of random weights, which AAC does not keep well; another sound is at 1.4
+    capsys.readouterr()
+    assert main(["info", str(out)]) == 0
+    assert f"sound    2 channels, {expected.samples.shape[1]} samples at 16000 Hz" in capsys.readouterr().out
+    assert main(["reproduce", str(out)]) == 0
+    assert f"identical: every frame and every sample equals those of {out}" in capsys.readouterr().out
+
+
+def test_another_sound_is_not_reproduced(capsys, tmp_path, folders):
+    out = tmp_path / "a.mp4"
+    run(capsys, call(folders, "ltx2", "--guidance=none", "--steps=1", out=out))
+    beside = tmp_path / "a.json"
+    manifest = json.loads(beside.read_text())
+    manifest["clip"]["sound"]["sha256"] = "0" * 64
+    beside.write_text(json.dumps(manifest))
+    assert main(["reproduce", str(beside), "--out", str(tmp_path / "b.mp4")]) == 1
+    assert "the frames or samples differ from those of" in capsys.readouterr().err
+
+
+def test_formats_without_sound_say_so(capsys, tmp_path, folders):
+    arguments = call(folders, "ltx2", "--guidance=none", "--steps=1", out=tmp_path / "a.gif")
+    capsys.readouterr()
+    assert main(arguments) == 0
+    assert "the sound is left out: gif holds none, mp4 does" in capsys.readouterr().err
+
+
+def test_text_of_a_length_that_its_connectors_do_not_take(capsys, tmp_path, folders, unloadable):
+    arguments = call(folders, "ltx2", "--max-sequence-length=20", out=tmp_path / "a.mp4")
+    assert "ltx2: max_sequence_length must be a multiple of 8, got 20" in refused(capsys, arguments)
+
+
+def test_the_probe_refuses_two_streams_before_it_loads(capsys, folders, unloadable):
+    arguments = call(folders, "ltx2", "--guidance=oseg", "--blocks=1")
+    error = refused(capsys, ["probe", *arguments[1:]])
+    assert "the probe looks at one stream of tokens; ltx2 has two, video and audio" in error
+
+
+def test_explain_names_every_branch_and_what_each_stream_gets(capsys, folders, unloadable):
+    flags = ["--guidance=stg", "--blocks=3", "--audio-guidance-scale=7", "--guidance-scale=3", "--explain"]
+    arguments = call(folders, "ltx2", *flags)
+    capsys.readouterr()
+    assert main(arguments) == 0
+    said = capsys.readouterr().out
+    push = "+ 1 (C - P) + 2 (C - M), rescaled to std(C) by 0.7"
+    assert f"rule      video: C + 2 (C - U) {push}; audio: C + 6 (C - U) {push}" in said
+    assert "isolated: conditional, attention between video and audio off in block 0" in said
+    assert "cost      3.40 passes a step" in said
+    off = ["--guidance=cfg", "--guidance-scale=1", "--audio-guidance-scale=1", "--explain"]
+    assert main(call(folders, "ltx2", *off)) == 0
+    said = capsys.readouterr().out
+    assert "rule      C\n" in said and "cost      1.00 passes a step" in said and "isolated" not in said
 
 
 def stock(name, pipe, seed=0, **arguments):

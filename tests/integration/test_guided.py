@@ -29,6 +29,7 @@ from tests.integration.families import (
     HUNYUAN,
     HUNYUAN15,
     LTX,
+    LTX2,
     MOCHI,
     SCALE,
     STEPS,
@@ -87,7 +88,11 @@ def test_plain_cfg_is_bit_equal_to_the_stock_pipeline(case: Case, pipe: Any, dty
 def test_the_guidance_scale_of_the_guidance_counts(case: Case, pipe: Any) -> None:
     stock = case.run(pipe, guidance_scale=6.0, **one_scale(case, 6.0))
     with guided(pipe, CFG(guidance_scale=6.0)):
-        assert torch.equal(case.run(pipe, guidance_scale=2.0), stock)
+        ours = case.run(pipe, guidance_scale=2.0)
+    if adapter_for(pipe).sampling.combines_denoised:  # there and back: the pipeline does so once more
+        assert_close(ours, stock, **ACROSS_BATCHES)
+    else:
+        assert torch.equal(ours, stock)
 
 
 def test_no_text_guidance_is_the_stock_pipeline_without_it(family: Case, pipe: Any) -> None:
@@ -145,7 +150,7 @@ def test_prefix_reuse_shows_in_counted_flops(family: Case, pipe: Any, perturb: s
 
 
 @pytest.mark.parametrize("guidance", (SEG_METHOD, OSEG_METHOD, PRINCIPAL), ids=lambda guidance: guidance.name)
-@over(MOCHI, LTX, WAN, WAN_EXPERTS, WAN_5B, COGVIDEOX, COGVIDEOX_15)
+@over(MOCHI, LTX, LTX2, WAN, WAN_EXPERTS, WAN_5B, COGVIDEOX, COGVIDEOX_15)
 def test_a_clip_does_not_depend_on_its_batch(case: Case, pipe: Any, guidance: Any) -> None:
     prompts = ["a red circle", "a much longer prompt, x"]
     with guided(pipe, guidance):
@@ -192,7 +197,7 @@ def test_the_released_rule_runs(family: Case) -> None:
 # -- what else may wrap the pipeline
 
 
-@over(MOCHI, LTX, WAN_EXPERTS, COGVIDEOX)
+@over(MOCHI, LTX, LTX2, WAN_EXPERTS, COGVIDEOX)
 def test_model_offload_keeps_the_guidance_over_several_calls(case: Case, pipe: Any) -> None:
     with guided(pipe, OSEG_METHOD):
         expected = case.run(pipe)
@@ -204,7 +209,7 @@ def test_model_offload_keeps_the_guidance_over_several_calls(case: Case, pipe: A
     assert len(report.steps) == 2 * STEPS
 
 
-@over(MOCHI, LTX, WAN_EXPERTS, COGVIDEOX, HUNYUAN, HUNYUAN15)
+@over(MOCHI, LTX, LTX2, WAN_EXPERTS, COGVIDEOX, HUNYUAN, HUNYUAN15)
 def test_compiled_blocks_are_perturbed_all_the_same(case: Case, pipe: Any) -> None:
     guidance = OSEG(guidance_scale=SCALE, blocks=(1, 3))
     with guided(pipe, guidance):
@@ -244,7 +249,8 @@ def test_the_pipeline_is_as_it_was_afterwards(
     before = state_of(pipe)
 
     steps: list[Any] = []
-    real_step = pipe.scheduler.step
+    scheduler = type(pipe.scheduler)  # LTX-2 steps with a copy besides
+    real_step = scheduler.step
 
     def interrupt(*args: Any, **kwargs: Any) -> Any:
         steps.append(args)
@@ -255,7 +261,7 @@ def test_the_pipeline_is_as_it_was_afterwards(
     def run() -> None:
         # Not every pipeline has a callback.
         with monkeypatch.context() as patch, guided(pipe, OSEG_METHOD):
-            patch.setattr(pipe.scheduler, "step", interrupt)
+            patch.setattr(scheduler, "step", interrupt)
             case.run(pipe)
 
     if error is None:

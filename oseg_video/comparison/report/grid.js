@@ -8,6 +8,7 @@ class Grid {
     this.data = data;
     this.player = player;
     this.methods = new Set(data.methods);
+    this.heard = null; // the cell whose sound is on
     this.rows = data.rows.map((row) => this.makeRow(row));
     this.inSight = new Set();
     place.append(...this.rows.map((row) => row.node));
@@ -42,11 +43,30 @@ class Grid {
       screen.style.aspectRatio = `${clip.width} / ${clip.height}`;
       if (clip.width <= SMALL) screen.classList.add("small");
       node.append(this.makeDetails(row, method, clip));
+      if (clip.sound) node.querySelector("figcaption").append(this.makeSound(cell));
     } else {
       screen.classList.add("missing");
       screen.append(clip ? `failed: ${clip.failed}` : "no clip");
     }
     return cell;
+  }
+
+  makeSound(cell) {
+    cell.sound = element("button", { class: "sound", type: "button", "aria-pressed": "false",
+      title: "hear this clip, and no other" }, "sound");
+    cell.sound.addEventListener("click", () => this.hear(this.heard === cell ? null : cell));
+    return cell.sound;
+  }
+
+  // One clip is heard at a time; at first none is.
+  hear(heard) {
+    this.heard = heard;
+    for (const row of this.rows) {
+      for (const cell of row.cells.values()) {
+        if (cell.video && !cell.clip.still) cell.video.muted = cell !== heard;
+        cell.sound?.setAttribute("aria-pressed", String(cell === heard));
+      }
+    }
   }
 
   // Settings and metric values of a clip, filled when first opened: a page may hold hundreds.
@@ -83,7 +103,7 @@ class Grid {
     const still = cell.clip.still;
     const video = still ? element("img", { alt: cell.method, draggable: "false" })
       : element("video", { muted: "", playsinline: "", preload: "auto", "aria-label": cell.method });
-    video.muted = true; // the attribute alone does not mute what a script adds
+    video.muted = cell !== this.heard; // the attribute alone does not mute what a script adds
     video.addEventListener("error", () => {
       if (cell.video === video) cell.screen.dataset.error = `cannot ${still ? "show" : "play"} ${cell.clip.name}`;
     });

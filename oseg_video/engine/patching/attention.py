@@ -1,4 +1,6 @@
-"""Attention over the tokens of all ranks in place of torch's own, inside the self-attention modules only."""
+"""Attention over the tokens of all ranks in place of torch's own, where tokens of the video are keys."""
+
+from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -20,23 +22,49 @@ def spread_attention(
 ) -> Iterator[None]:
     """Let every self-attention of the denoiser's blocks see the tokens of all ranks, while this is open.
 
+    And what looks at the video from another stream, which every rank has whole.
+
     Attention processors of every family end in `scaled_dot_product_attention`, so that is what is replaced,
     inside the self-attention modules only, as long as `current` names a sequence (for this thread).
     """
     with ExitStack() as stack:
         for address in adapter.blocks(denoiser):
-            site = adapter.site(denoiser.get_submodule(address.path), address)
-            _Interception(site.name, current).install(site.attention, stack)
+            block = denoiser.get_submodule(address.path)
+            site = adapter.site(block, address)
+            _Interception(site.name, current, _among_all).install(site.attention, stack)
+            if adapter.audio is not None:
+                name = adapter.audio.reads_video
+                reader = _Interception(f"{address.path}.{name}", current, _to_all)
+                reader.install(getattr(block, name), stack)
         yield
+
+
+def _among_all(given: AttentionArguments, spread: SpreadSequence) -> Tensor:
+    """The video tokens of all ranks attend to each other."""
+    return sequence_attention(
+        given.query, given.key, given.value, given.mask, spread=spread, scale=given.scale
+    )
+
+
+def _to_all(given: AttentionArguments, spread: SpreadSequence) -> Tensor:
+    """Queries that every rank has attend to the video tokens of all ranks."""
+    key, value = (spread.gather(x, dim=2) for x in (given.key, given.value))
+    return F.scaled_dot_product_attention(given.query, key, value, given.mask, scale=given.scale)
 
 
 class _Interception(TorchFunctionMode):
     """Replaces the attention inside one module, from its call to its return."""
 
-    def __init__(self, name: str, current: Callable[[], SpreadSequence | None]) -> None:
+    def __init__(
+        self,
+        name: str,
+        current: Callable[[], SpreadSequence | None],
+        attend: Callable[[AttentionArguments, SpreadSequence], Tensor],
+    ) -> None:
         super().__init__()
         self._name = name
         self._current = current
+        self._attend = attend
         self._count = 0
 
     def install(self, attention: nn.Module, stack: ExitStack) -> None:
@@ -63,10 +91,7 @@ class _Interception(TorchFunctionMode):
         if func is not F.scaled_dot_product_attention or spread is None:
             return func(*args, **(kwargs or {}))
         self._count += 1
-        given = attention_arguments(*args, **(kwargs or {}))
-        return sequence_attention(
-            given.query, given.key, given.value, given.mask, spread=spread, scale=given.scale
-        )
+        return self._attend(attention_arguments(*args, **(kwargs or {})), spread)
 
 
 class AttentionArguments(NamedTuple):

@@ -45,9 +45,12 @@ class MadeCall:
 
 @contextmanager
 def intercepted_calls(
-    pipe: Pipeline, answer: Callable[[Callable[[], Any], Mapping[str, Any]], Any]
+    pipe: Pipeline,
+    answer: Callable[[Callable[..., Any], Mapping[str, Any], Mapping[str, Any]], Any],
 ) -> Iterator[None]:
-    """Send calls of this one pipeline through `answer(call as it was made, arguments with defaults)`.
+    """Send calls of this one pipeline through `answer(the call, arguments with defaults, those given)`.
+
+    The call is that which was made; keyword arguments add to what it was given.
 
     The instance gets a subclass of its class for the time being, because `__call__` is looked up on the
     class. (`torch.nn.utils.parametrize` swaps classes in the same way.) Copies, pickles and `components` of
@@ -63,7 +66,8 @@ def intercepted_calls(
 
     def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
         as_made = partial(original.__call__, self, *args, **kwargs)
-        return answers[0](as_made, _named(signatures, args, kwargs))
+        named = [_named(signatures, args, kwargs, defaults=defaults) for defaults in (True, False)]
+        return answers[0](as_made, *named)
 
     def __reduce_ex__(self: Any, protocol: Any) -> Any:
         reduced: Any = original.__reduce_ex__(self, protocol)
@@ -165,9 +169,13 @@ def denoiser_signature(denoiser: nn.Module, inner: nn.Module, sample: str) -> in
 
 
 def _named(
-    signatures: Sequence[inspect.Signature], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    signatures: Sequence[inspect.Signature],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    *,
+    defaults: bool,
 ) -> dict[str, Any]:
-    """Arguments of a call by name, with defaults. A subclass may hand on `*args` and `**kwargs`.
+    """Arguments of a call by name, with defaults or without. A subclass may hand on `*args` and `**kwargs`.
 
     What no signature knows is left out: a subclass may take it out before it goes on, and if not, the call
     itself will complain.
@@ -176,16 +184,17 @@ def _named(
     takes_any = any(one.kind is one.VAR_KEYWORD for one in outer.parameters.values())
     known = {name: value for name, value in kwargs.items() if takes_any or name in outer.parameters}
     bound = outer.bind_partial(*args, **known)
-    bound.apply_defaults()
+    if defaults:
+        bound.apply_defaults()
     named = dict(bound.arguments)
     rest: dict[Any, Any] = {
         parameter.kind: named.pop(name)
         for name, parameter in outer.parameters.items()
-        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        if name in named and parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
     }
     positional = rest.get(inspect.Parameter.VAR_POSITIONAL, ())
     keywords = rest.get(inspect.Parameter.VAR_KEYWORD, {})
-    return (_named(inner, positional, keywords) if inner else keywords) | named
+    return (_named(inner, positional, keywords, defaults=defaults) if inner else keywords) | named
 
 
 def _without_self(function: Callable[..., Any]) -> inspect.Signature:

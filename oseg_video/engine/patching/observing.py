@@ -123,7 +123,7 @@ class ObservedAttention:
         start = tokens.start - first
         return AttentionView(
             tokens.grid,
-            query_BNSD[:, :, start:],
+            query_BNSD[:, :, start : start + tokens.grid.tokens],
             key_BNTD,
             slice(tokens.start, tokens.start + tokens.grid.tokens),
             valid_BT,

@@ -107,17 +107,25 @@ class ReplacedAttention:
         self._source = source
         self._span = tokens.span
         self._fired = fired
+        self._heads: int = site.attention.heads
         self._noted_BSC: Tensor | None = None
+        self._logits_BSN: Tensor | None = None
 
     def installed(self) -> "_Hooks":
         """A context in which it is replaced."""
         attention, to_out = self._site.attention, self._site.to_out
         if to_out is None:
             return _hooks((attention.to_v, self._note), (attention, self._after_attention))
-        return _hooks((attention.to_v, self._note), before=(to_out, self._before_projection))
+        noted: list[tuple[nn.Module, Callable[..., Any]]] = [(attention.to_v, self._note)]
+        if self._site.to_gate_logits is not None:
+            noted.append((self._site.to_gate_logits, self._note_gates))
+        return _hooks(*noted, before=(to_out, self._before_projection))
 
     def _note(self, _: nn.Module, args: tuple[Tensor, ...], value_BSC: Tensor) -> None:
         self._noted_BSC = value_BSC if self._source == "values" else args[0]
+
+    def _note_gates(self, _: nn.Module, __: Any, logits_BSN: Tensor) -> None:
+        self._logits_BSN = logits_BSN
 
     def _before_projection(self, _: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         return None if self._noted_BSC is None else (self._replaced(args[0], self._noted_BSC), *args[1:])
@@ -127,6 +135,9 @@ class ReplacedAttention:
 
     def _replaced(self, mixed_BSC: Tensor, noted_BSC: Tensor) -> Tensor:
         self._fired(self._site.name)
+        if self._logits_BSN is not None:
+            gates_BSN1 = (2.0 * torch.sigmoid(self._logits_BSN)).unsqueeze(-1)
+            noted_BSC = (noted_BSC.unflatten(2, (self._heads, -1)) * gates_BSN1).flatten(2)
         return _with_span(mixed_BSC, noted_BSC[:, self._span].to(mixed_BSC.dtype), self._span, dim=1)
 
 

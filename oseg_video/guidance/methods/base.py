@@ -8,7 +8,17 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
 
-from oseg_video.guidance.plan import Branch, Condition, Perturbation, Step, StepPlan
+from oseg_video.guidance.perturbations import IsolateStreams
+from oseg_video.guidance.plan import (
+    ALL_BLOCKS,
+    STREAMS,
+    Branch,
+    Condition,
+    Perturbation,
+    Step,
+    StepPlan,
+    Stream,
+)
 from oseg_video.guidance.scales import guides, is_off, same_scale, shown
 from oseg_video.settings import check_settings, setting, settings_of
 from oseg_video.settings.kinds import BLOCKS, INTERVAL, SCALE, TEXT, Blocks, Kind
@@ -85,6 +95,10 @@ class Guidance:
         """The method with the pipeline's own guidance scale in place of its own."""
         return self
 
+    def of_stream(self, stream: Stream) -> Guidance:
+        """The method as it guides one stream: the audio with the values of its `audio_...` settings."""
+        return self
+
 
 @dataclass(frozen=True, kw_only=True)
 class ScaledGuidance(Guidance):
@@ -108,6 +122,23 @@ class ScaledGuidance(Guidance):
     interval: tuple[float, float] = setting(
         INTERVAL, "fraction of the steps in which the method acts, such as 0.1,0.9", default=(0.0, 1.0)
     )
+    modality_scale: float | Schedule[float] = setting(
+        SCALE,
+        "weight m of (m - 1) (C - M), away from video and audio that do not attend to each other; 1 is off",
+        default=1.0,
+        low=0,
+        sound=True,
+        source="diffusers' LTX2Pipeline",
+    )
+    audio_guidance_scale: float | Schedule[float] | None = setting(
+        SCALE, "guidance_scale of the audio; left out, that of the video", default=None, low=0, sound=True
+    )
+    audio_rescale: float | Schedule[float] | None = setting(
+        SCALE, "rescale of the audio; left out, that of the video", default=None, low=0, high=1, sound=True
+    )
+    audio_modality_scale: float | Schedule[float] | None = setting(
+        SCALE, "modality_scale of the audio; left out, that of the video", default=None, low=0, sound=True
+    )
 
     @property
     def largest_guidance_scale(self) -> float | None:
@@ -115,6 +146,23 @@ class ScaledGuidance(Guidance):
 
     def without_scale(self) -> Guidance:
         return dataclasses.replace(self, guidance_scale=None)
+
+    def of_stream(self, stream: Stream) -> Guidance:
+        if stream == "video":
+            return self
+        own = {name: getattr(self, name) for name in settings_of(self) if name.startswith("audio_")}
+        given = {name.removeprefix("audio_"): value for name, value in own.items() if value is not None}
+        changed: dict[str, Any] = {**dict.fromkeys(own), **given}
+        return dataclasses.replace(self, **changed)
+
+    @property
+    def blocks_used(self) -> Blocks:
+        scales = [one for one in (self.modality_scale, self.audio_modality_scale) if one is not None]
+        return (ALL_BLOCKS,) if any(one != 1 for scale in scales for one in values_of(scale)) else ()
+
+    def _isolated_scale(self, step: Step) -> float:
+        """Weight of `C - M` at this step; 0 is off."""
+        return value_at(self.modality_scale, step.noise_level) - 1 if self._active(step) else 0
 
     def _active(self, step: Step) -> bool:
         return Interval(*self.interval).contains(step.index, step.count)
@@ -135,15 +183,16 @@ class ScaledGuidance(Guidance):
         """Text guidance alone; the pipeline's own rule where it computes just that."""
         scale = self._text_scale(step)
         if text.zeroes(step):
-            return StepPlan({"cond": Branch("cond")}, "0", _zero)
+            return StepPlan({"cond": Branch("cond")}, "0", _zero, of_prediction=True)
+        isolates = self._isolated_scale(step) != 0
         if is_off(scale):
-            if not text.acts_alone:
+            if not text.acts_alone and not isolates:
                 return self._plain_plan(step)
             alone = partial(_shaped_alone, text, step)
             return self._with_rule({"cond": Branch("cond")}, text.shown_shaped("C"), alone, step)
         branches = {"uncond": Branch("uncond"), "cond": Branch("cond")}
         plain = text.is_pipelines_rule and value_at(self.rescale, step.noise_level) == 0
-        if plain and same_scale(scale, step.pipeline_scale):
+        if plain and not isolates and same_scale(scale, step.pipeline_scale):
             return StepPlan(branches, text.formula(scale, "U"))
         rule = partial(_text_alone, text, scale, step)
         return self._with_rule(branches, text.formula(scale, "U"), rule, step)
@@ -153,7 +202,11 @@ class ScaledGuidance(Guidance):
         return StepPlan({"cond": Branch("cond")}, "C", _cond_alone if guides(step.pipeline_scale) else None)
 
     def _with_rule(self, branches: Mapping[str, Branch], formula: str, rule: Rule, step: Step) -> StepPlan:
-        """The plan, its rule followed by the rescaling that this step asks for."""
+        """The plan, its rule followed by the push away from isolated streams and by the rescaling."""
+        if (away := self._isolated_scale(step)) != 0:
+            branches = {**branches, "isolated": Branch("cond", Perturbation((ALL_BLOCKS,), IsolateStreams()))}
+            formula = f"{formula} + {away:g} (C - M)"
+            rule = partial(_pushed_from_isolated, rule, away)
         factor = value_at(self.rescale, step.noise_level)
         if factor == 0:
             return StepPlan(branches, formula, rule)
@@ -256,6 +309,21 @@ class BlockGuidance(ScaledGuidance):
         "YAML file)",
         default=(),
     )
+    audio_scale: float | Schedule[float] | None = setting(
+        SCALE,
+        "weight of C - P of the audio; left out, that of the video",
+        default=None,
+        low=0,
+        per_method=True,
+        sound=True,
+    )
+    streams: str = setting(
+        TEXT,
+        "what is perturbed: both, or only the video's or the audio's tokens",
+        default="both",
+        choices=("both", *STREAMS),
+        sound=True,
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -272,7 +340,8 @@ class BlockGuidance(ScaledGuidance):
 
     @property
     def blocks_used(self) -> Blocks:
-        used = {block for blocks in values_of(self.blocks) for block in blocks} if self._perturbs else ()
+        used = {block for blocks in values_of(self.blocks) for block in blocks} if self._perturbs else set()
+        used |= set(super().blocks_used)
         return tuple(sorted(used, key=lambda block: (isinstance(block, str), block)))
 
     def plan(self, step: Step) -> StepPlan:
@@ -288,7 +357,13 @@ class BlockGuidance(ScaledGuidance):
     @property
     def _perturbs(self) -> bool:
         """Whether any step may need a perturbed branch."""
-        return any(values_of(self.scale)) and not self.change.identity
+        audio = () if self.audio_scale is None else values_of(self.audio_scale)
+        return any((*values_of(self.scale), *audio)) and not self.change.identity
+
+    def _perturbation(self, blocks: Blocks, change: Change | None = None) -> Perturbation:
+        """`change` in these blocks, the method's own by default, of the streams that it perturbs."""
+        streams = STREAMS if self.streams == "both" else tuple(one for one in STREAMS if one == self.streams)
+        return Perturbation(blocks, change or self.change, streams=streams)
 
     def _perturbed_plan(self, blocks: Blocks, perturbed_scale: float, step: Step) -> StepPlan:
         raise NotImplementedError
@@ -326,7 +401,7 @@ class PushedGuidance(BlockGuidance):
 
     def _perturbed_branch(self, blocks: Blocks, plain: Mapping[str, Branch]) -> Branch:
         """The branch P beside the plain ones; X is the plain one of its condition."""
-        return Branch("cond", Perturbation(blocks, self.change))
+        return Branch("cond", self._perturbation(blocks))
 
     def _pushed_plan(self, branches: Mapping[str, Branch], push: _Push | None, step: Step) -> StepPlan:
         """Text guidance by U or U~, whichever is among the branches, and a push."""
@@ -371,7 +446,7 @@ class PerturbedGuidance(PushedGuidance):
     def _perturbed_plan(self, blocks: Blocks, perturbed_scale: float, step: Step) -> StepPlan:
         if self.perturb == "cond":
             return super()._perturbed_plan(blocks, perturbed_scale, step)
-        perturbation = Perturbation(blocks, self.change)
+        perturbation = self._perturbation(blocks)
         branches, push = {"cond": Branch("cond")}, None
         if not is_off(self._text_scale(step)):
             branches["uncond_perturbed"] = Branch("uncond", perturbation)
@@ -440,6 +515,15 @@ def _text_and_push(
         return prediction
     plain = {"cond": cond, **others}[push.plain]
     return combine.push_away(prediction, cond=plain, perturbed=others[push.perturbed], scale=push.scale)
+
+
+def _pushed_from_isolated(
+    rule: Rule, scale: float, *, cond: Tensor, isolated: Tensor, **predictions: Tensor
+) -> Tensor:
+    from oseg_video.guidance import combine
+
+    prediction = rule(cond=cond, **predictions)
+    return combine.push_away(prediction, cond=cond, perturbed=isolated, scale=scale)
 
 
 def _rescaled(rule: Rule, factor: float, *, cond: Tensor, **predictions: Tensor) -> Tensor:

@@ -37,7 +37,8 @@ class FDG(TextGuidance):
     def difference(self, cond: Tensor, uncond: Tensor, step: Step) -> Tensor:
         from oseg_video.guidance import bands, combine
 
-        return bands.weigh_high_band(combine.difference(cond, uncond), self.detail, step.grid)
+        difference = combine.difference(cond, uncond)
+        return bands.weigh_high_band(difference, self.detail, step.grid, step.behind)
 
     def shown_difference(self, uncond: str) -> str:
         return f"FDG(C - {uncond}; high frequencies times {self.detail:g})"

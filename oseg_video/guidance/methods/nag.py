@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 from oseg_video.guidance.methods.base import ScaledGuidance, guidance_method
 from oseg_video.guidance.methods.cfg import CFG
 from oseg_video.guidance.perturbations import ExtrapolateAttention
-from oseg_video.guidance.plan import Branch, Perturbation, Step, StepPlan
+from oseg_video.guidance.plan import ALL_BLOCKS, Branch, Perturbation, Step, StepPlan
 from oseg_video.guidance.scales import is_off, shown
 from oseg_video.settings import setting
 from oseg_video.settings.kinds import FINITE, SCALE, Blocks
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from oseg_video.guidance.scales import Scale
 
-_ALL: Blocks = ("all",)
+_ALL: Blocks = (ALL_BLOCKS,)
 _ASKS_FOR_TEXT = 2.0
 """A guidance scale at which every pipeline takes a negative text; its number does not count."""
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 from oseg_video.guidance.methods.base import BlockGuidance, guidance_method
 from oseg_video.guidance.methods.oseg import mix_setting
 from oseg_video.guidance.perturbations import Change, ReleasedQueries, SkipBlock
-from oseg_video.guidance.plan import Branch, Perturbation, Step, StepPlan
+from oseg_video.guidance.plan import Branch, Step, StepPlan
 from oseg_video.guidance.scales import shown
 from oseg_video.settings import setting
 from oseg_video.settings.kinds import SWITCH, Blocks
@@ -53,10 +53,10 @@ class OSEGReleased(BlockGuidance):
             return StepPlan({"cond": Branch("cond")}, "0.1 C", _tenth_of_cond)
         branches = {
             "cond": Branch("cond"),
-            "uncond_perturbed": Branch("uncond", Perturbation(blocks, self.change)),
+            "uncond_perturbed": Branch("uncond", self._perturbation(blocks)),
         }
         if self.skip_conditional:
-            branches["cond_perturbed"] = Branch("cond", Perturbation(blocks, SkipBlock()))
+            branches["cond_perturbed"] = Branch("cond", self._perturbation(blocks, SkipBlock()))
         scale = self._text_scale(step)
         away = "C~" if self.skip_conditional else "C"
         formula = f"C + {shown(scale, less=1)} (C - 0.98 a U~) + {perturbed_scale:g} (C - 0.98 a {away})"

@@ -25,7 +25,7 @@ from oseg_video.config import (
     shipped_recipe,
 )
 from oseg_video.config.job import LARGEST_SEED
-from oseg_video.guidance.flat import flat_settings
+from oseg_video.guidance.flat import flat_name, flat_settings
 from oseg_video.guidance.methods import APG, METHODS, OSEG, STG, CFGZeroStar
 from oseg_video.guidance.reuse import Reuse
 from oseg_video.settings import settings_of
@@ -150,7 +150,8 @@ def test_every_setting_of_every_method_is_a_key():
     flat = flat_settings()
     for method in METHODS.values():
         for name, one in settings_of(method).items():
-            key = f"{method.name.replace('-', '_')}_scale" if name == "scale" else name
+            key = flat_name(method.name, name, one)
+            assert one.per_method == (name in ("scale", "audio_scale"))
             assert method.name in flat[key].owners
             assert known_keys()[key].group == "guidance"
             assert one.help.removesuffix(".") in known_keys()[key].help

@@ -51,7 +51,7 @@ PRESETS = [
 WITHOUT_SECTION = ("fdg", "mambo-g", "mg", "smc-cfg", "tag", "tag-cfg")
 RELEASED = ("mochi-oseg-released", "hunyuan-oseg-released")
 # Flow matching, the only kind of model that CFG-Zero*'s zero steps are for.
-PREDICTS_VELOCITY = ("embedded", "embedded-two", "mochi", "ltx", "hunyuan", "hunyuan15", "wan")
+PREDICTS_VELOCITY = ("embedded", "embedded-two", "mochi", "ltx", "ltx2", "hunyuan", "hunyuan15", "wan")
 
 
 def adapter_of(family: str) -> ModelAdapter:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import json
 import os
 import random
 import shutil
@@ -11,6 +12,7 @@ import torch
 from PIL import Image
 
 from oseg_video import media
+from oseg_video.comparison.page import page_data
 from oseg_video.evaluation import observe, rows
 from oseg_video.evaluation.clips import find_clips
 from oseg_video.evaluation.metrics.base import MetricValue
@@ -96,6 +98,25 @@ def test_settings_that_vary_tell_clips_of_one_guidance_apart(tmp_path):
         "oseg (scale=1.0, blocks=2)",
         "oseg (scale=2.0, blocks=2,3)",
     ]
+
+
+def test_the_manifest_tells_of_sound_and_the_page_of_it(tmp_path):
+    for format in ("mp4", "gif"):
+        (clip,) = write_drawn(tmp_path / format, 1, format=format)
+        beside = clip.with_suffix(".json")
+        manifest = json.loads(beside.read_text())
+        manifest["clip"] = {**manifest.get("clip", {}), "sound": {"rate": 24000}}
+        beside.write_text(json.dumps(manifest))
+    write_drawn(tmp_path / "silent", 1, format="mp4")
+    found = {folder: find_clips([tmp_path / folder]).clips[0] for folder in ("mp4", "gif", "silent")}
+    assert {folder: clip.sound for folder, clip in found.items()} == {
+        "mp4": True,
+        "gif": False,  # which holds none
+        "silent": False,
+    }
+    for clip in found.values():
+        (row,) = page_data(tmp_path, [clip], [clip.method])["rows"]
+        assert row["clips"][clip.method]["sound"] is clip.sound
 
 
 def test_several_folders_are_a_method_each_and_pair_by_file_name(tmp_path):
