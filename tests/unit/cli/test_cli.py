@@ -12,6 +12,7 @@ from oseg_video.adapters import all_adapters
 from oseg_video.cli import main, parse
 from oseg_video.cli.settings import flag_settings
 from oseg_video.config import known_keys
+from oseg_video.embedded import MODELS
 from oseg_video.types import OsegVideoError, SettingError
 
 PROMPT = ("--prompt", "a red circle")
@@ -201,7 +202,7 @@ def test_models_lists_families_pipelines_recipes_and_tests(capsys):
     assert main(["models", "--json"]) == 0
     entries = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     families = {adapter.family for adapter in all_adapters()}
-    assert {entry["name"] for entry in entries} == {"embedded", *families} >= {"embedded", "mochi", "ltx"}
+    assert {entry["name"] for entry in entries} == {*MODELS, *families} >= {"embedded", "mochi", "ltx"}
     kinds = {e["name"]: [kind for kind in e if " to " in kind and e[kind]] for e in entries}
     assert kinds["wan"] == ["text to video", "image to video"] and kinds["mochi"] == ["text to video"]
     assert kinds["svd"] == ["image to video"] and kinds["sdxl"] == ["text to image"]
