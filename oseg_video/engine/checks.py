@@ -58,6 +58,8 @@ def check_blocks(adapter: ModelAdapter, denoiser: nn.Module, guidance: Guidance)
     if _reads_negative(guidance) and adapter.text_attention is None:
         families = [one.family for one in all_adapters() if one.text_attention is not None]
         why = "takes no text" if adapter.text == "none" else "attends to video and text at once"
+        if adapter.audio is not None:
+            why = "has two streams, each with a text of its own"
         raise GuidanceError(
             f"{guidance.name} changes cross-attention to a text, which {', '.join(families)} have; "
             f"{adapter.family} {why}"

@@ -186,7 +186,7 @@ def reference_transformer(case: Case, transformer: nn.Module, change: Any) -> nn
 
 
 @pytest.mark.parametrize(
-    "method", ("cfg", "stg", "seg", "oseg", "oseg-cond", "stg-uncond", "pag-uncond", "oseg-uncond")
+    "method", ("cfg", "stg", "seg", "oseg", "oseg-cond", "stg-uncond", "seg-uncond", "oseg-uncond")
 )
 def test_the_guided_prediction_is_that_of_a_slow_float64_reference(
     case: Case, pipe: Any, method: str, monkeypatch: pytest.MonkeyPatch

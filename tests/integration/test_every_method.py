@@ -240,7 +240,7 @@ def test_without_text_guidance_a_perturbed_branch_is_pushed_away_from(case: Case
         recorded = Recorded(inner=method(guidance_scale=1.0, blocks=BLOCKS, scale=PUSH, **interval))
         with guided(pipe, recorded) as report:
             case.run(pipe, guidance_scale=1.0, num_inference_steps=2)
-        assert len(recorded.taken) == 2, method
+        assert len(recorded.taken) == 2 * len(adapter_for(pipe).streams), method
         for p, result in recorded.taken:
             assert set(p) in ({"cond", "perturbed"}, {"cond", "cond_perturbed"})
             cond, weak = p.values()

@@ -24,6 +24,7 @@ from tests.integration.families import (
     HUNYUAN,
     HUNYUAN15,
     LTX,
+    LTX2,
     MOCHI,
     SCALE,
     SD15,
@@ -35,7 +36,7 @@ from tests.integration.families import (
 )
 from tests.integration.variants import WAN_5B, WAN_EXPERTS, WAN_FIRST_LAST, WAN_IMAGE
 
-LTX_CASES = tuple(case for case in CASES if case.name.startswith("ltx"))
+LTX_CASES = tuple(case for case in CASES if case.name.startswith("ltx") and not case.name.startswith("ltx2"))
 PAPER = NAG(scale=5.0, alpha=0.4)
 LONG = "a red circle that moves up, then down, and at last out of sight"
 
@@ -287,9 +288,11 @@ def test_an_error_inside_an_attention_leaves_nothing_behind(case: Case, pipe: An
 # -- what is refused
 
 
-@over(MOCHI, COGVIDEOX, HUNYUAN, HUNYUAN15, SVD)
+@over(MOCHI, COGVIDEOX, HUNYUAN, HUNYUAN15, SVD, LTX2)
 def test_a_family_without_cross_attention_to_text_is_refused(case: Case, pipe: Any) -> None:
-    why = "takes no text" if case is SVD else "attends to video and text at once"
+    why = {SVD: "takes no text", LTX2: "has two streams, each with a text of its own"}.get(
+        case, "attends to video and text at once"
+    )
     with pytest.raises(GuidanceError, match=f"nag .* which ltx, .*wan have; {case.name} {why}"):
         with guided(pipe, NAG()):
             pass
