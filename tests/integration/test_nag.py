@@ -290,8 +290,8 @@ def test_an_error_inside_an_attention_leaves_nothing_behind(case: Case, pipe: An
 
 @over(MOCHI, COGVIDEOX, HUNYUAN, HUNYUAN15, SVD, LTX2)
 def test_a_family_without_cross_attention_to_text_is_refused(case: Case, pipe: Any) -> None:
-    why = {SVD: "takes no text", LTX2: "has two streams, each with a text of its own"}.get(
-        case, "attends to video and text at once"
+    why = {"svd": "takes no text", "ltx2": "has two streams, each with a text of its own"}.get(
+        case.name, "attends to video and text at once"
     )
     with pytest.raises(GuidanceError, match=f"nag .* which ltx, .*wan have; {case.name} {why}"):
         with guided(pipe, NAG()):
