@@ -45,6 +45,7 @@ def generate(
         plans = plan_clips(job, images=source.adapter.makes_images)
         if ranks.rank == 0:
             check_outputs(plans, overwrite=overwrite)
+        ranks.meet()  # or a fast rank's first clip would be there already
         if source.adapter.audio is not None and (kinds := {one.format for one in plans} - {"mp4"}):
             logger.info(f"the sound is left out: {' and '.join(sorted(kinds))} holds none, mp4 does")
         start = load_image(Path(job.image), job.height, job.width) if job.image else None

@@ -60,6 +60,11 @@ class Ranks:
             return f"cuda:{self.local_rank}"
         return asked
 
+    def meet(self) -> None:
+        """Wait for all ranks, inside `joined`."""
+        if self.size > 1:
+            dist.broadcast(torch.zeros(1), 0)  # on the CPU: a barrier would take a GPU that is not chosen yet
+
     @contextmanager
     def joined(self, device: str, timeout: float = COLLECTIVE_TIMEOUT) -> Iterator[None]:
         """Join the process group for as long as this is open; nothing for a single process.
