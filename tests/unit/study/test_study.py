@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,10 @@ from study.statistics import Statistics, distance, diversity, score
 
 from oseg_video.evaluation.features.frechet import Moments
 from oseg_video.guidance.flat import guidance_from_flat
+from oseg_video.guidance.methods import base
+from oseg_video.guidance.queries import oseg_queries
 from oseg_video.guidance.reuse import Reuse
+from oseg_video.types import TokenGrid
 
 METHODS = Path(__file__).parents[3] / "scripts" / "study" / "methods.yaml"
 NONE = {"guidance": "cfg", "guidance_scale": 1}
@@ -124,3 +128,18 @@ def test_every_arm_of_the_study_is_a_method() -> None:
         if group != "arms"
     }
     assert [label for _, label, _ in winners(found)][:3] == ["none", "cfg", "apg"]
+
+
+def test_the_control_moves_each_query_as_far_as_oseg_does_and_elsewhere(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(base, "METHODS", {})  # it is a method of the study alone
+    controls = importlib.import_module("study.controls")
+    grid = TokenGrid(2, 3, 4)
+    generator = torch.Generator().manual_seed(3)
+    query, key = (torch.randn(2, 3, 24, 16, generator=generator, dtype=torch.float64) for _ in range(2))
+    torch.manual_seed(4)
+    change = controls.MoveAnywhere(5.0)(query, key, grid) - query
+    osegs = oseg_queries(query, key, grid, blur_sigma=5.0) - query
+    torch.testing.assert_close(change.norm(dim=-1), osegs.norm(dim=-1))
+    assert torch.cosine_similarity(change, osegs, dim=-1).mean().abs() < 0.1
