@@ -33,6 +33,7 @@ def test_a_colour_and_a_kind_stand_for_their_shape_and_its_motion(tmp_path: Path
     rows = batch.words[:, 0].tolist()
     dropped = TASK.batch - len(set(rows))
     assert 0 < dropped < 20 and len(rows) == 4 * (TASK.batch - dropped)
+    named: dict[int, set[str]] = {}
     for (row, column), bound in zip(batch.words.tolist(), batch.bound.tolist(), strict=True):
         caption = parse_caption(tokens.decode(batch.token_ids[row], skip_special_tokens=True))
         word = tokens.decode(batch.token_ids[row, column]).strip().lower()
@@ -42,6 +43,8 @@ def test_a_colour_and_a_kind_stand_for_their_shape_and_its_motion(tmp_path: Path
             shape.shape,
             shape.motion,
         ]
+        named.setdefault(row, set()).add(word)
+    assert all(len(words) == 4 for words in named.values())
 
 
 def test_the_loss_is_that_of_the_words_of_the_same_shape(tmp_path: Path) -> None:
