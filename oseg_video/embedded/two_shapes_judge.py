@@ -43,15 +43,20 @@ LEAST_AREA = 80.0
 
 Edges between two shapes look like thin shapes of a third colour; the smallest visible shape has twice that.
 """
+LEAST_PIECE = 40.0
+"""Area in pixels of a piece that counts: half of what the smallest visible shape shows."""
 OUTLINE_DIM, PATH_DIM = 8, 8
 FEATURE_DIM = len(COLOURS) * (OUTLINE_DIM + PATH_DIM + 2) + 3 + 1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SeenClip:
-    """What a clip shows: any number of shapes, of different colours."""
+    """What a clip shows."""
 
     shapes: frozenset[MovingShape]
+    """One of every colour, as if no two had the same."""
+    pieces: int
+    """Separate areas of one colour, in half of the frames or more: a second red circle is one more."""
     background: str
 
 
@@ -59,15 +64,15 @@ def agreement(wanted: TwoShapes, seen: SeenClip) -> dict[str, bool]:
     """What of a caption a clip shows.
 
     `count`: two shapes. `colour`, `shape`, `motion`: the two words, whichever shape has them. `binding`: the
-    colour, kind and motion of each shape belong together. `all`: these and the background.
+    colour, kind and motion of each shape belong together. `all`: these, the count and the background.
     """
-    right = {"count": len(seen.shapes) == 2}
+    right = {"count": seen.pieces == 2}
     for name in SHAPE_VOCABULARIES:
         words = sorted(getattr(shape, name) for shape in seen.shapes)
         right[name] = words == sorted(getattr(shape, name) for shape in wanted.shapes)
     right["binding"] = seen.shapes == frozenset(wanted.shapes)
     right["background"] = seen.background == wanted.background
-    right["all"] = right["binding"] and right["background"]
+    right["all"] = right["count"] and right["binding"] and right["background"]
     return right
 
 
@@ -183,7 +188,7 @@ class TwoShapeJudge(nn.Module):
         return (outlines * weight[..., None]).sum(dim=1), self.path(torch.cat(seen, dim=1))
 
     def judge(self, clips_BFCHW: Tensor) -> list[SeenClip]:
-        """What every clip shows; every colour with enough area is one shape."""
+        """What every clip shows; every colour with enough area is a shape."""
         return self.judge_frames(_seen(clips_BFCHW))
 
     @torch.no_grad()
@@ -195,12 +200,14 @@ class TwoShapeJudge(nn.Module):
         shapes = self.shape(outline).argmax(dim=1).tolist()
         motions = self.motion(path).argmax(dim=1).tolist()
         seen: list[set[MovingShape]] = [set() for _ in range(len(frames_BTCHW))]
+        pieces = [0] * len(frames_BTCHW)
         for row, slot, shape, motion in zip(rows.tolist(), slots.tolist(), shapes, motions, strict=True):
             seen[row].add(MovingShape(colour=COLOURS[slot], shape=SHAPES[shape], motion=MOTIONS[motion]))
+            pieces[row] += _pieces(maps.share_BTKHW[row, :, slot])
         background = torch.cdist(maps.border_BC, self.backgrounds_GC).argmin(dim=1).tolist()
         return [
-            SeenClip(shapes=frozenset(found), background=BACKGROUNDS[number])
-            for found, number in zip(seen, background, strict=True)
+            SeenClip(shapes=frozenset(found), pieces=count, background=BACKGROUNDS[number])
+            for found, count, number in zip(seen, pieces, background, strict=True)
         ]
 
 
@@ -231,6 +238,18 @@ def _seen(clips_BFCHW: Tensor) -> Tensor:
             f"{tuple(clips_BFCHW.shape)}"
         )
     return clips_BFCHW[:, seen_frames(clips_BFCHW.shape[1])]
+
+
+def _pieces(share_THW: Tensor) -> int:
+    """Separate areas of a colour: their median number over the frames, at least one."""
+    from scipy.ndimage import label
+
+    counts = []
+    for share_HW in share_THW > 0:
+        labels, _ = label(share_HW.cpu().numpy())
+        areas = torch.from_numpy(labels).flatten().bincount()[1:] * POOL**2
+        counts.append(int((areas >= LEAST_PIECE).sum()))
+    return max(1, sorted(counts)[(len(counts) - 1) // 2])
 
 
 def _windows(maps_NCHW: Tensor, centre_N2: Tensor) -> Tensor:

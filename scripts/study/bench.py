@@ -1,6 +1,6 @@
 """Clips of the two-shape model, many at a time, and what its judge says of them.
 
-B clips of a batch, T latent frames, C channels, H W latent rows and columns, D features.
+B clips of a batch, F frames, T latent frames, C channels, H W rows and columns, D features.
 """
 
 from __future__ import annotations
@@ -62,8 +62,9 @@ class Rows:
     """The judge's features, float16 [clips, D]."""
     flicker: Tensor
     """Mean absolute difference of neighbouring frames, of 255, float32 [clips]."""
-    keys: Tensor
-    """The clean latents, which are the key frames at low resolution, float16 [clips, C, T, H, W]."""
+    diversity: Tensor
+    """Root mean square distance of the clean latents of a prompt's two clips; of each clip, that of its prompt,
+    float32 [clips]."""
     passes: Tensor
     """Passes through the whole denoiser that a step took, float32 [clips]."""
 
@@ -149,6 +150,11 @@ class Bench:
             right=torch.tensor([[one[part] for part in PARTS] for one in right]),
             features=self._judge.features(clips_BFCHW).half(),
             flicker=clips_BFCHW.diff(dim=1).abs().mean(dim=(1, 2, 3, 4)) * 255,
-            keys=latents.half(),
+            diversity=_diversity(latents),
             passes=torch.full((len(indices),), report.block_passes / setting.steps),
         )
+
+
+def _diversity(latents_BCTHW: Tensor) -> Tensor:
+    pairs = latents_BCTHW.flatten(1).unflatten(0, (-1, CLIPS_PER_PROMPT))
+    return (pairs[:, 0] - pairs[:, 1]).square().mean(dim=1).sqrt().repeat_interleave(CLIPS_PER_PROMPT)

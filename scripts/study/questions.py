@@ -18,7 +18,7 @@ from oseg_video.guidance.reuse import Reuse
 from oseg_video.probing.probe import probe
 from study.bench import Bench, Rows, Setting
 from study.search import Found, arms_of, search_all
-from study.statistics import Statistics, distance
+from study.statistics import Statistics
 
 SEARCH_SEED, TEST_SEED = 500, 900
 NONE: Mapping[str, Any] = {"guidance": "cfg", "guidance_scale": 1}
@@ -52,16 +52,26 @@ class Study:
 
 
 def search_methods(study: Study) -> dict[str, dict[str, Found]]:
-    """By group, the best arm of every method. Text guidance is searched first, the others use its scale."""
+    """By group, the best arm of every method.
+
+    Text guidance is searched first: the others use its scale. Where the axes with text say nothing of sigma, it
+    is what the method has alone.
+    """
     plain = {label: axes for label, axes in study.recipe["plain"].items() if label != "none"}
     found = {"plain": _searched(study, plain, NONE)}
     cfg = found["plain"]["cfg"].guidance
     found["alone"] = _searched(study, study.recipe["alone"], NONE, guidance_scale=1)
     best = cfg["guidance_scale"]
-    found["with text"] = _searched(
-        study, study.recipe["with text"], cfg, guidance_scale=[(1 + best) / 2, best]
-    )
+    with_text = {
+        label: {**_sigma(found["alone"].get(label, found["alone"][axes["guidance"]])), **axes}
+        for label, axes in study.recipe["with text"].items()
+    }
+    found["with text"] = _searched(study, with_text, cfg, guidance_scale=[(1 + best) / 2, best])
     return found
+
+
+def _sigma(found: Found) -> dict[str, Any]:
+    return {name: value for name, value in found.guidance.items() if name == "blur_sigma"}
 
 
 def _searched(study: Study, methods: Mapping[str, Any], baseline: Mapping[str, Any], **more: Any) -> dict:
@@ -212,7 +222,6 @@ def cost_of_reuse(study: Study, found: Mapping[str, Mapping[str, Any]]) -> list[
                     "reuse": said,
                     "passes": float(own.passes.mean()),
                     "differences": study.statistics.differences(own, exact),
-                    "distance": study.statistics.mean(distance(own, exact)),
                 }
             )
     return table

@@ -24,19 +24,6 @@ def score(rows: Rows) -> Tensor:
     return torch.stack([rows.part(name) for name in SCORED]).mean(dim=0)
 
 
-def diversity(rows: Rows) -> Tensor:
-    """Root mean square distance of the latents of a prompt's two clips; of each clip, that of its prompt."""
-    pairs = rows.keys.float().flatten(1).unflatten(0, (-1, CLIPS_PER_PROMPT))
-    return (
-        (pairs[:, 0] - pairs[:, 1]).square().mean(dim=1).sqrt().double().repeat_interleave(CLIPS_PER_PROMPT)
-    )
-
-
-def distance(rows: Rows, other: Rows) -> Tensor:
-    """Root mean square distance of each clip's latents to those of the same clip of another arm."""
-    return (rows.keys.float() - other.keys.float()).flatten(1).square().mean(dim=1).sqrt().double()
-
-
 @dataclass(frozen=True)
 class Statistics:
     """Over clips that are paired by their place: two of each prompt, one after the other."""
@@ -67,7 +54,7 @@ class Statistics:
             "score": self.mean(score(rows)),
             "frechet": self.frechet(rows),
             "flicker": self.mean(rows.flicker.double()),
-            "diversity": self.mean(diversity(rows)),
+            "diversity": self.mean(rows.diversity.double()),
             "passes": float(rows.passes.mean()),
         }
 
@@ -78,7 +65,7 @@ class Statistics:
             "score": self.mean(score(rows) - score(other)),
             "frechet": self.frechet_minus(rows, other),
             "flicker": self.mean((rows.flicker - other.flicker).double()),
-            "diversity": self.mean(diversity(rows) - diversity(other)),
+            "diversity": self.mean((rows.diversity - other.diversity).double()),
         }
 
     @cached_property

@@ -70,7 +70,7 @@ def test_every_stage_runs_and_a_second_time_makes_no_clip_again(tmp_path: Path) 
     for row in found["reuse"]["found"]:
         if row["reuse"] != "none":
             low, high = row["differences"]["all"][1:]
-            assert low <= high and row["distance"][0] >= 0
+            assert low <= high
     assert {*found["blocks"]["found"]["probe"]["oseg"]} >= {"effect: change"}
     made = {path: path.stat().st_mtime_ns for path in (tmp_path / "rows").iterdir()}
     again = run(tmp_path, "search", "test")

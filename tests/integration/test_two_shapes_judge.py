@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from oseg_video.embedded import dataset, two_shapes
-from oseg_video.embedded.drawing import ClipGeometry
+from oseg_video.embedded.drawing import COLOUR_RGB, ClipGeometry, colours_of, coverage
 from oseg_video.embedded.two_shapes import MovingShape, TwoShapes
 from oseg_video.embedded.two_shapes_judge import (
     FEATURE_DIM,
@@ -78,7 +78,9 @@ def test_one_shape_is_counted_as_one(judge):
 
 
 def test_an_empty_clip_shows_nothing(judge):
-    assert judge.judge(torch.zeros(1, 19, 3, 64, 64)) == [SeenClip(shapes=frozenset(), background="black")]
+    assert judge.judge(torch.zeros(1, 19, 3, 64, 64)) == [
+        SeenClip(shapes=frozenset(), pieces=0, background="black")
+    ]
 
 
 def test_swapped_colours_are_seen_as_wrongly_bound(judge):
@@ -100,17 +102,40 @@ def test_swapped_colours_are_seen_as_wrongly_bound(judge):
 
 
 def test_agreement_of_clips_that_lack_or_add_a_shape():
-    lacking = agreement(WANTED, SeenClip(shapes=frozenset([RED_CIRCLE]), background="black"))
+    lacking = agreement(WANTED, SeenClip(shapes=frozenset([RED_CIRCLE]), pieces=1, background="black"))
     assert not any(lacking[name] for name in ("count", "colour", "shape", "motion", "binding", "all"))
     third = MovingShape(colour="green", shape="cross", motion="down")
-    added = agreement(
-        WANTED, SeenClip(shapes=frozenset([RED_CIRCLE, BLUE_SQUARE, third]), background="black")
-    )
+    every = frozenset([RED_CIRCLE, BLUE_SQUARE, third])
+    added = agreement(WANTED, SeenClip(shapes=every, pieces=3, background="black"))
     assert not any(added[name] for name in ("count", "colour", "shape", "motion", "binding", "all"))
 
 
+def test_a_second_shape_of_the_same_colour_is_one_too_many(judge):
+    places = [(44.0, 16.0), (44.0, 48.0), (16.0, 32.0)]
+    clips = []
+    for shown in (places[:2], places):
+        clip_BFCHW = torch.zeros(1, 19, 3, 64, 64)
+        looks = (("circle", "red"), ("square", "blue"), ("circle", "red"))
+        for place, (kind, colour) in zip(shown, looks, strict=False):
+            cover_BFHW = coverage([kind], [26.0], torch.tensor([[place] * 19]))
+            colour_BC = colours_of([colour], COLOUR_RGB) / 255
+            clip_BFCHW = clip_BFCHW.lerp(colour_BC[:, None, :, None, None], cover_BFHW[:, :, None])
+        clips.append(clip_BFCHW)
+    two, three = judge.judge(torch.cat(clips))
+    assert (two.pieces, three.pieces) == (2, 3)
+    assert {shape.colour for shape in three.shapes} == {"red", "blue"}
+
+
+def test_the_count_is_a_part_of_all_right():
+    seen = SeenClip(shapes=frozenset([RED_CIRCLE, BLUE_SQUARE]), pieces=3, background="black")
+    right = agreement(WANTED, seen)
+    assert right["binding"] and not right["count"] and not right["all"]
+
+
 def test_agreement_tells_the_background_apart():
-    right = agreement(WANTED, SeenClip(shapes=frozenset([RED_CIRCLE, BLUE_SQUARE]), background="white"))
+    right = agreement(
+        WANTED, SeenClip(shapes=frozenset([RED_CIRCLE, BLUE_SQUARE]), pieces=2, background="white")
+    )
     assert right["binding"] and not right["background"] and not right["all"]
 
 

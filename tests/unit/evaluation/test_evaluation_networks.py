@@ -639,7 +639,7 @@ def test_alignment_of_two_shapes_counts_what_the_prompt_says(tmp_path):
 
     def truth(clip) -> dict[str, bool]:
         drawn = asked[clip.seed] if clip.method == "none" else shown[clip.seed]
-        seen = SeenClip(shapes=frozenset(drawn.shapes), background=drawn.background)
+        seen = SeenClip(shapes=frozenset(drawn.shapes), pieces=2, background=drawn.background)
         return agreement(asked[clip.seed], seen)
 
     for part in ("count", "colour", "shape", "motion", "binding", "all"):

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import importlib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from study.bench import PARTS, Rows, Setting
+from study.bench import PARTS, Rows, Setting, _diversity
 from study.questions import winners
 from study.search import arms_of, search_all
-from study.statistics import Statistics, distance, diversity, score
+from study.statistics import Statistics, score
 
 from oseg_video.evaluation.features.frechet import Moments
 from oseg_video.guidance.flat import guidance_from_flat
@@ -31,7 +32,7 @@ def rows(right: torch.Tensor, seed: int = 0) -> Rows:
         right=right[:, None].expand(-1, len(PARTS)).clone(),
         features=torch.randn(clips, 4, generator=generator).half(),
         flicker=torch.rand(clips, generator=generator),
-        keys=torch.randn(clips, 3, 2, 2, 2, generator=generator).half(),
+        diversity=torch.rand(clips // 2, generator=generator).repeat_interleave(2),
         passes=torch.ones(clips),
     )
 
@@ -82,20 +83,15 @@ def test_differences_are_paired_and_intervals_are_over_prompts() -> None:
     assert counted.differences(less, less)["frechet"] == (0, 0, 0)
 
 
-def test_score_diversity_and_distance() -> None:
+def test_the_score_is_the_share_of_the_right_words() -> None:
     right = torch.zeros(4, len(PARTS), dtype=torch.bool)
     right[0, PARTS.index("colour")] = right[0, PARTS.index("motion")] = right[1, PARTS.index("all")] = True
-    one = Rows(
-        right=right,
-        features=torch.zeros(4, 2).half(),
-        flicker=torch.zeros(4),
-        keys=torch.tensor([[0.0, 0.0], [3.0, 3.0], [1.0, 1.0], [1.0, 1.0]]).half(),
-        passes=torch.ones(4),
-    )
-    assert score(one).tolist() == [0.5, 0, 0, 0]
-    assert diversity(one).tolist() == [3, 3, 0, 0]
-    moved = Rows(**{**vars(one), "keys": one.keys + 2})
-    assert distance(moved, one).tolist() == [2, 2, 2, 2]
+    assert score(replace(rows(right[:, 0]), right=right)).tolist() == [0.5, 0, 0, 0]
+
+
+def test_diversity_is_the_distance_of_the_clips_of_a_prompt() -> None:
+    latents = torch.tensor([[0.0, 0.0], [3.0, 3.0], [1.0, 1.0], [1.0, 1.0]])[:, :, None, None, None]
+    assert _diversity(latents).tolist() == [3, 3, 0, 0]
 
 
 def test_every_setting_has_rows_of_its_own() -> None:
