@@ -63,8 +63,7 @@ class Rows:
     flicker: Tensor
     """Mean absolute difference of neighbouring frames, of 255, float32 [clips]."""
     diversity: Tensor
-    """Root mean square distance of the clean latents of a prompt's two clips; of each clip, that of its prompt,
-    float32 [clips]."""
+    """Root mean square distance of the latents of a prompt's two clips, once for each, float32 [clips]."""
     passes: Tensor
     """Passes through the whole denoiser that a step took, float32 [clips]."""
 

@@ -54,8 +54,8 @@ class Study:
 def search_methods(study: Study) -> dict[str, dict[str, Found]]:
     """By group, the best arm of every method.
 
-    Text guidance is searched first: the others use its scale. Where the axes with text say nothing of sigma, it
-    is what the method has alone.
+    Text guidance is searched first: the others use its scale. Where the axes with text say nothing of sigma,
+    it is what the method has alone.
     """
     plain = {label: axes for label, axes in study.recipe["plain"].items() if label != "none"}
     found = {"plain": _searched(study, plain, NONE)}
