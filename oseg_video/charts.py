@@ -15,11 +15,14 @@ _LINE_HEIGHT = 15
 
 @dataclass(frozen=True)
 class Series:
-    """A line of one colour through points."""
+    """Points of one colour, joined by a line unless `joined` is false."""
 
     name: str
     points: Sequence[tuple[float, float]]
     dashed: bool = False
+    joined: bool = True
+    intervals: Sequence[tuple[float, float]] = ()
+    """Of y, low and high, one a point, or none at all."""
 
 
 def chart(
@@ -37,6 +40,7 @@ def chart(
     """
     drawn = [[point for point in one.points if all(map(math.isfinite, point))] for one in series]
     ys = [value for points in drawn for _, value in points]
+    ys += [end for one in series for interval in one.intervals for end in interval if math.isfinite(end)]
     xs = [value for points in drawn for value, _ in points]
     if not xs:
         raise ValueError("a chart needs at least one point")
@@ -95,10 +99,14 @@ class _Frame:
     def series(self, one: Series, colour: str) -> list[str]:
         parts = []
         places = [(self.x(a), self.y(b)) for a, b in one.points if math.isfinite(a) and math.isfinite(b)]
-        if len(places) > 1:
+        if one.joined and len(places) > 1:
             path = "L".join(f"{a} {b}" for a, b in places)
             dash = ' stroke-dasharray="4 3"' if one.dashed else ""
             parts.append(f'<path d="M{path}" fill="none" stroke="{colour}" stroke-width="1.5"{dash}/>')
+        for (a, _), ends in zip(one.points, one.intervals, strict=bool(one.intervals)):
+            if all(map(math.isfinite, (a, *ends))):
+                path = f"M{self.x(a)} {self.y(ends[0])}V{self.y(ends[1])}"
+                parts.append(f'<path d="{path}" stroke="{colour}" opacity="0.5"/>')
         for a, b in one.points:
             if math.isfinite(a) and math.isfinite(b):
                 said = f"<title>{html.escape(f'{one.name}: {a:g}, {b:.4g}')}</title>"

@@ -1,0 +1,163 @@
+"""What the study found, as tables and a plot; they are read off its stored results."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from oseg_video.charts import Series, chart
+
+Row = Mapping[str, Any]
+_UNSAID = ("guidance", "guidance_scale", "blocks", "keep_parallel", "reference", "perturb", "dropped")
+_NAMES = {
+    "all": "all right",
+    "score": "score",
+    "frechet": "Fréchet",
+    "flicker": "flicker",
+    "diversity": "diversity",
+}
+_VALUES = {"all": 3, "score": 3, "frechet": 1, "flicker": 2, "diversity": 2}
+"""Decimals of each."""
+_CHANGES = ("all", "score", "frechet", "flicker", "diversity")
+BASELINES = {"none": "no guidance", "cfg": "CFG"}
+
+
+def tables(results: Mapping[str, Any]) -> Iterator[str]:
+    """Markdown, one table for every stage that is there, a line before each."""
+    for stage, write in _TABLES.items():
+        if stage in results:
+            yield from write(results[stage]["found"])
+
+
+def pareto(results: Mapping[str, Any]) -> str:
+    """All right against passes, of the methods and, where they were measured, of reused branches: SVG."""
+    rows = [row for row in results["test"]["found"] if not row["label"].startswith("oseg ")]
+    found = {row["label"]: [one for one in rows if one["label"] == row["label"]] for row in rows}
+    series = [
+        Series(
+            name=label,
+            points=[(one["values"]["passes"], one["values"]["all"][0]) for one in points],
+            intervals=[tuple(one["values"]["all"][1:]) for one in points],
+            joined=False,
+        )
+        for label, points in found.items()
+    ]
+    return chart(
+        series,
+        title="Two shapes: clips all right, and what they cost",
+        x="passes through the denoiser per step",
+        y="share all right",
+        width=640,
+        height=380,
+    )
+
+
+def _winners(rows: Sequence[Row]) -> Iterator[str]:
+    yield _table(
+        ("method", "settings", "passes", *(_NAMES[name] for name in _VALUES)),
+        [
+            (
+                *(_label(row), _settings(row["guidance"]), f"{row['values']['passes']:.2f}"),
+                *(_interval(row["values"][name], digits) for name, digits in _VALUES.items()),
+            )
+            for row in rows
+        ],
+    )
+    yield _table(
+        ("method", "minus", *(_NAMES[name] for name in _CHANGES), "OSEG minus it: all right", "score"),
+        [
+            (
+                *(_label(row), BASELINES[row["minus"]]),
+                *_changes(row["differences"]),
+                *_changes(row.get("oseg minus it"), ("all", "score")),
+            )
+            for row in rows
+            if "differences" in row
+        ],
+    )
+
+
+def _inside(found: Mapping[str, Row]) -> Iterator[str]:
+    yield _table(
+        ("what is perturbed, at OSEG's block", "settings", *(_NAMES[name] for name in _CHANGES)),
+        [(label, _settings(row["guidance"]), *_changes(row["differences"])) for label, row in found.items()],
+    )
+
+
+def _regimes(found: Mapping[str, Sequence[Row]]) -> Iterator[str]:
+    labels = {_label(row): None for rows in found.values() for row in rows}
+    shares = {
+        regime: {_label(row): _interval(row["values"]["all"], 3) for row in rows}
+        for regime, rows in found.items()
+    }
+    yield _table(
+        ("all right", *found),
+        [(label, *(one.get(label, "") for one in shares.values())) for label in labels],
+    )
+
+
+def _blocks(found: Mapping[str, Any]) -> Iterator[str]:
+    count = len(next(iter(found["gains"].values())))
+    yield _table(
+        ("score minus no guidance", *(f"block {block}" for block in range(count))),
+        [(label, *(_change(one["score"]) for one in gains)) for label, gains in found["gains"].items()],
+    )
+    yield _table(
+        ("quantity of the probe", "rank correlation with the gain", "p", "points"),
+        [
+            (quantity, f"{one['rho']:+.2f}", f"{one['p']:.2g}", str(one["points"]))
+            for quantity, one in found["spearman over methods and blocks"].items()
+        ],
+    )
+
+
+def _reuse(rows: Sequence[Row]) -> Iterator[str]:
+    yield _table(
+        ("method", "reuse", "passes", *(_NAMES[name] for name in _CHANGES)),
+        [
+            (row["label"], row["reuse"], f"{row['passes']:.2f}", *_changes(row.get("differences")))
+            for row in rows
+        ],
+    )
+
+
+_TABLES = {"test": _winners, "inside": _inside, "regimes": _regimes, "blocks": _blocks, "reuse": _reuse}
+
+
+def _label(row: Row) -> str:
+    return f"{row['label']} with text" if row["group"] == "with text" else str(row["label"])
+
+
+def _settings(guidance: Mapping[str, Any]) -> str:
+    scales = [
+        f"{value:g}"
+        for name, value in guidance.items()
+        if name.endswith("_scale") and name != "guidance_scale"
+    ]
+    said = [f"block {block}" for block in guidance.get("blocks", ())]
+    said += [f"scale {one}" for one in scales]
+    said += [f"text {guidance['guidance_scale']:g}"] if guidance["guidance_scale"] != 1 else []
+    said += [f"sigma {guidance['blur_sigma']:g}"] if "blur_sigma" in guidance else []
+    rest = {
+        k: v for k, v in guidance.items() if k not in (*_UNSAID, "blur_sigma") and not k.endswith("_scale")
+    }
+    return ", ".join([*said, *(f"{name} {value:g}" for name, value in rest.items())])
+
+
+def _changes(differences: Row | None, names: Sequence[str] = _CHANGES) -> tuple[str, ...]:
+    return tuple(_change(differences[name]) if differences else "" for name in names)
+
+
+def _interval(value: Sequence[float], digits: int) -> str:
+    return "{:.{d}f} [{:.{d}f}, {:.{d}f}]".format(*value, d=digits)
+
+
+def _change(value: Sequence[float]) -> str:
+    """Bold where the whole interval lies on one side of 0."""
+    said = "{:+.3f} [{:+.3f}, {:+.3f}]".format(*value)
+    return f"**{said}**" if value[1] > 0 or value[2] < 0 else said
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
