@@ -1,6 +1,7 @@
 """Which guidance helps on the model of two shapes? Search, test, and the questions behind it.
 
     python scripts/run_study.py --run-dir runs/study
+    python scripts/run_study.py --write-readme     # the stored results into scripts/study/README.md
 
 Stages: search, test, inside, regimes, blocks, reuse. Every stage goes on where it was stopped; results join
 `scripts/study/results.json` and replace those of the same stage. Clips are sampled in batches, with bfloat16
@@ -30,7 +31,9 @@ from study.questions import (
     search_methods,
     test_winners,
     what_does_the_work,
+    without_variants,
 )
+from study.report import write_report
 from study.statistics import Statistics
 
 from oseg_video.embedded import MODEL_PATH, MODEL_TWO_PATH
@@ -58,10 +61,14 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=16)
     parser.add_argument("--budget", type=int, default=640, help="clips of a method's search")
     parser.add_argument("--clips", type=int, default=1024, help="clips of an arm of the test")
-    parser.add_argument("--fewer", type=int, default=512, help="clips of an arm in regimes, blocks, reuse")
+    parser.add_argument("--fewer", type=int, default=512, help="clips of an arm in regimes and blocks")
     parser.add_argument("--resamples", type=int, default=200, help="for intervals of Fréchet distances")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--write-readme", action="store_true", help="write tables and plots only")
     arguments = parser.parse_args()
+    if arguments.write_readme:
+        write_report(read_stored(arguments.out), FOLDER)
+        return 0
     torch.set_num_threads(arguments.threads)
     results = read_stored(arguments.out)
     extractor = TwoShapesJudge("fvd:two", MetricOptions())
@@ -101,7 +108,7 @@ def _fewer(study: Study, arguments: argparse.Namespace) -> Study:
 
 def _regimes(study: Study, results: dict[str, Any], arguments: argparse.Namespace) -> dict[str, Any]:
     """The winners with fewer and more steps, and on other weights, with the settings of the search."""
-    study, found = _fewer(study, arguments), _found(results)
+    study, found = _fewer(study, arguments), without_variants(_found(results))
     table = {
         f"{steps} steps": test_winners(replace(study, steps=steps), found) for steps in arguments.regimes
     }
@@ -117,7 +124,7 @@ STAGES: dict[str, Callable[[Study, dict[str, Any], argparse.Namespace], Any]] = 
     "inside": lambda study, results, arguments: what_does_the_work(study, _found(results)),
     "regimes": _regimes,
     "blocks": lambda study, results, arguments: gain_of_blocks(_fewer(study, arguments), _found(results)),
-    "reuse": lambda study, results, arguments: cost_of_reuse(_fewer(study, arguments), _found(results)),
+    "reuse": lambda study, results, arguments: cost_of_reuse(study, _found(results)),
 }
 
 

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from marked import made_with, write_readme
+
 from oseg_video.charts import Series, chart
+from oseg_video.files import MARK, write_text
 
 Row = Mapping[str, Any]
 _UNSAID = ("guidance", "guidance_scale", "blocks", "keep_parallel", "reference", "perturb", "dropped")
@@ -29,9 +33,19 @@ def tables(results: Mapping[str, Any]) -> Iterator[str]:
             yield from write(results[stage]["found"])
 
 
-def pareto(results: Mapping[str, Any]) -> str:
-    """All right against passes, of the methods and, where they were measured, of reused branches: SVG."""
-    rows = [row for row in results["test"]["found"] if not row["label"].startswith("oseg ")]
+def write_report(results: Mapping[str, Any], folder: Path) -> None:
+    """Tables into the folder's README.md, and one plot for each of the two stages that tell passes."""
+    write_readme("study", [*tables(results), made_with(results)], folder / "README.md")
+    if "test" in results:
+        rows = [row for row in results["test"]["found"] if not row["label"].startswith("oseg ")]
+        write_text(folder / "methods.svg", pareto(rows, "Two shapes: what methods cost, and what they do"))
+    if "reuse" in results:
+        said = "Two shapes: what reused branches cost, and what they do"
+        write_text(folder / "reuse.svg", pareto(results["reuse"]["found"], said))
+
+
+def pareto(rows: Sequence[Row], title: str) -> str:
+    """All right against passes, as SVG; rows of one label have one colour."""
     found = {row["label"]: [one for one in rows if one["label"] == row["label"]] for row in rows}
     series = [
         Series(
@@ -42,14 +56,15 @@ def pareto(results: Mapping[str, Any]) -> str:
         )
         for label, points in found.items()
     ]
-    return chart(
+    drawn = chart(
         series,
-        title="Two shapes: clips all right, and what they cost",
+        title=title,
         x="passes through the denoiser per step",
         y="share all right",
         width=640,
         height=380,
     )
+    return drawn.replace(">", f"><!-- {MARK} -->", 1)
 
 
 def _winners(rows: Sequence[Row]) -> Iterator[str]:

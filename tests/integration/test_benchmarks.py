@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import bench_parallel
 import marked
 import methods_table
 import pytest
+from study import report
 
 from oseg_video.adapters import adapter_for_class, all_adapters
 from oseg_video.jobs.loading.meta import full_size_denoiser
@@ -26,6 +28,16 @@ def test_the_readme_has_the_tables_of_the_stored_results(name: str) -> None:
     assert len(tables) == (4 if name == "bench_cost" else 3) and all(tables)
     assert marked.filled(readme, name, tables) == readme, f"python scripts/{name}.py --write-readme"
     assert marked.filled(readme, name, [*tables, "one more"]) != readme
+
+
+def test_the_study_has_the_tables_and_plots_of_its_results(tmp_path: Path) -> None:
+    study = Path(report.__file__).parent
+    for name in ("README.md", "methods.svg", "reuse.svg"):
+        if (study / name).exists():
+            shutil.copy(study / name, tmp_path)
+    report.write_report(json.loads((study / "results.json").read_text()), tmp_path)
+    for path in tmp_path.iterdir():
+        assert path.read_bytes() == (study / path.name).read_bytes(), "run_study.py --write-readme"
 
 
 def test_the_table_of_methods_is_that_of_the_methods() -> None:
