@@ -21,7 +21,7 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -283,10 +283,23 @@ def block_names(rows: dict[str, Any]) -> str:
     """The blocks of a family's recipes: once where all methods have the same, else by method."""
     methods: dict[str, list[str]] = {}
     for method, row in rows.items():
-        methods.setdefault(", ".join(map(str, row["blocks"])), []).append(method.upper())
+        methods.setdefault(ranges(row["blocks"]), []).append(method.upper())
     if len(methods) == 1:
         return next(iter(methods))
     return "; ".join(f"{', '.join(names)}: {blocks}" for blocks, names in methods.items())
+
+
+def ranges(blocks: Sequence[int | str]) -> str:
+    """Three and more in a row as "first to last"."""
+    runs: list[list[int | str]] = []
+    for block in blocks:
+        last = runs[-1][-1] if runs else None
+        if isinstance(block, int) and isinstance(last, int) and block == last + 1:
+            runs[-1].append(block)
+        else:
+            runs.append([block])
+    said = [f"{run[0]} to {run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs]
+    return ", ".join(said)
 
 
 def clock_table(clock: dict[str, Any]) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from oseg_video.adapters import ModelAdapter
@@ -44,8 +45,13 @@ def explain(job: GenerateJob, ranks: int = 1, parallel: str = AUTO) -> str:
         lines.append(f"reuse      {'; '.join(_reuse(job.reuse))}")
     if counted.idle:
         lines.append(f"warning    {counted.idle}")
-    for kind in counted.kinds:
-        lines += _describe(kind, counted)
+    for _, alike in itertools.groupby(counted.kinds, _but_for_blocks):
+        first, *others = alike
+        lines += _describe(first, counted)
+        if len(others) == 1:
+            lines += _describe(others[0], counted)
+        elif others:
+            lines += _other_blocks(others)
     lines += _totals(counted)
     return "\n".join(lines)
 
@@ -71,6 +77,24 @@ def _describe(kind: StepKind, counted: CountedJob) -> Iterator[str]:
     fewest, most = (f"{count:.2f}" for count in kind.pass_count)
     passes = f"{most if fewest == most else f'{fewest} to {most}'} passes a step"
     yield f"  cost      {passes}{_second_texts(kind, counted)}"
+
+
+def _but_for_blocks(kind: StepKind) -> Any:
+    """What steps have in common in which a method only chooses other blocks."""
+    if kind.steps is None:  # another noise level
+        return kind.when
+    branches = kind.plan.branches.items()
+    changes = [(name, one.condition, one.perturbation and one.perturbation.change) for name, one in branches]
+    return kind.plan.formula, str(changes)
+
+
+def _other_blocks(kinds: Sequence[StepKind]) -> Iterator[str]:
+    """Of methods that draw blocks for every step, whose steps one by one would fill pages."""
+    fewest, most = (pick(kind.pass_count[end] for kind in kinds) for end, pick in ((0, min), (1, max)))
+    yield ""
+    yield f"{kinds[0].when.rpartition(' to ')[0]} to {kinds[-1].when.rpartition(' to ')[2]}"
+    yield "  the same, with other blocks in each"
+    yield f"  cost      {fewest:.2f} to {most:.2f} passes a step"
 
 
 def _second_texts(kind: StepKind, counted: CountedJob) -> str:

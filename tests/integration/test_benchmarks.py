@@ -30,6 +30,11 @@ def test_the_readme_has_the_tables_of_the_stored_results(name: str) -> None:
     assert marked.filled(readme, name, [*tables, "one more"]) != readme
 
 
+def test_blocks_in_a_row_are_said_as_a_range() -> None:
+    assert bench_cost.ranges([1, 2, 3, 5, 6, 8]) == "1 to 3, 5, 6, 8"
+    assert bench_cost.ranges(["dual:0", 1, 2, "all"]) == "dual:0, 1, 2, all"
+
+
 def test_the_study_has_the_tables_and_plots_of_its_results(tmp_path: Path) -> None:
     study = Path(report.__file__).parent
     for name in ("README.md", "methods.svg", "reuse.svg"):

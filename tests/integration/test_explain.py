@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -57,6 +58,19 @@ def test_an_interval_shows_its_steps(capsys: pytest.CaptureFixture[str]) -> None
         "steps 6 to 10",
         "steps 11 to 20",
     ]
+
+
+def test_steps_that_differ_in_their_blocks_alone_are_said_once(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    text = explained(capsys, "--guidance", "s2", "--steps", "40", "--interval", "0.25,0.75")
+    spans = [line for line in text.splitlines() if line.startswith("steps")]
+    assert len(spans) == 4 and spans[0] == "steps 1 to 10" and spans[3] == "steps 31 to 40"
+    assert "to 30\n  the same, with other blocks in each\n  cost      2." in text
+    recipe = tmp_path / "by-level.yaml"
+    recipe.write_text("blocks: {breakpoints: {1.0: [1], 0.6: [2], 0.3: [3]}}")
+    by_level = explained(capsys, "--config", str(recipe), "--guidance", "stg")
+    assert all(f"in block {block} (" in by_level for block in (1, 2, 3)) and "other blocks" not in by_level
 
 
 def test_a_method_that_does_nothing_is_named(capsys: pytest.CaptureFixture[str]) -> None:
