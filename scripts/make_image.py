@@ -1,68 +1,81 @@
-"""Make the README's image: frames of CFG and OSEG for the same prompts and seeds, by the shipped model.
+"""Make the README's image: clips of the study's test, of the method that differs most from its baseline.
 
-python scripts/make_image.py            # writes .github/cfg-and-oseg.png
+    python scripts/make_image.py            # writes .github/two-shapes.png
+
+Nobody picks the clips: they are those at the quartiles of the paired difference in score, the lower one first.
 """
 
 from __future__ import annotations
 
 import argparse
-import tempfile
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-import torch
 from PIL import Image, ImageDraw, ImageFont
+from study.bench import Bench, Setting, attributes_of
+from study.questions import NONE, TEST_SEED
+from torch import Tensor
 
-from oseg_video.config import resolve_job
-from oseg_video.jobs.generate import generate
-from oseg_video.media import read_clip
+from oseg_video.embedded import MODEL_PATH, MODEL_TWO_PATH
+from oseg_video.embedded.two_shapes import caption
 
-PROMPTS = (
-    "a red circle moving right on a white background",
-    "a blue square moving up on a black background",
-    "a yellow cross moving diagonally down and to the left on a gray background",
-    "a purple triangle moving left on a white background",
-)
-METHODS = ("cfg", "oseg")
+RESULTS = Path(__file__).parent / "study" / "results.json"
 SHOWN = (0, 3, 6, 9, 12, 15, 18)
 SCALE = 2
 TEXT_HEIGHT = 22
-MARGIN = 52
+MARGIN = 112
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--out", type=Path, default=Path(".github/cfg-and-oseg.png"))
-    parser.add_argument("--seed", type=int, default=7)
+    parser.add_argument("--out", type=Path, default=Path(".github/two-shapes.png"))
+    parser.add_argument("--run-dir", type=Path, default=Path("runs/study"))
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        clips = {method: make_clips(method, arguments.seed, Path(folder)) for method in METHODS}
+    test = json.loads(RESULTS.read_text())["test"]
+    rows, best = test["found"], differs_most(test["found"])
+    bench = Bench(MODEL_TWO_PATH, MODEL_PATH / "vae", arguments.run_dir)
+    places = best["quartile clips"]
+    prompts, clips = [], {}
+    for name, guidance in methods_shown(rows, best).items():
+        setting = Setting(guidance=guidance, steps=test["made with"]["steps"], seed=TEST_SEED)
+        prompts = [caption(attributes_of(setting, place)) for place in places]
+        clips[name] = bench.clips(setting, places)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    compose(clips).save(arguments.out, optimize=True)
+    compose(prompts, clips).save(arguments.out, optimize=True)
 
 
-def make_clips(method: str, seed: int, folder: Path) -> list[torch.Tensor]:
-    """One clip per prompt, uint8 [F, 3, H, W], by the method's shipped recipe."""
-    flags = {"prompts": list(PROMPTS), "seeds": [seed], "guidance": method, "format": "png"}
-    job = resolve_job(flags | {"out": str(folder / method)}, family_of=lambda model, _: model)
-    return [read_clip(result.path).frames for result in generate(job)]
+def differs_most(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """Of the perturbed methods the one whose score differs most from that of its baseline."""
+    perturbed = [row for row in rows if row["group"] != "plain"]
+    return max(perturbed, key=lambda row: abs(row["differences"]["score"][0]))
 
 
-def compose(clips: dict[str, list[torch.Tensor]]) -> Image.Image:
+def methods_shown(rows: Sequence[Mapping[str, Any]], best: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """The baseline, the method, and OSEG of its group."""
+    group = {row["label"]: row["guidance"] for row in rows if row["group"] == best["group"]}
+    cfg = next(row["guidance"] for row in rows if row["label"] == "cfg")
+    base = {"no guidance": NONE} if best["minus"] == "none" else {"cfg": cfg}
+    return {**base, best["label"]: best["guidance"], "oseg": group["oseg"]}
+
+
+def compose(prompts: Sequence[str], clips: Mapping[str, Tensor]) -> Image.Image:
     """Prompts from top to bottom, the methods' rows of frames below each other."""
-    size = clips[METHODS[0]][0].shape[-1] * SCALE
-    block = TEXT_HEIGHT + len(METHODS) * size
-    sheet = Image.new("RGB", (MARGIN + len(SHOWN) * size, len(PROMPTS) * block), "white")
+    size = next(iter(clips.values())).shape[-1] * SCALE
+    block = TEXT_HEIGHT + len(clips) * size
+    sheet = Image.new("RGB", (MARGIN + len(SHOWN) * size, len(prompts) * block), "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(14)
-    for row, prompt in enumerate(PROMPTS):
+    for row, prompt in enumerate(prompts):
         top = row * block
         draw.text((4, top + 3), prompt, fill="black", font=font)
-        for place, method in enumerate(METHODS):
+        for place, (name, frames) in enumerate(clips.items()):
             y = top + TEXT_HEIGHT + place * size
-            draw.text((4, y + size // 2 - 8), method.upper(), fill="black", font=font)
+            draw.text((4, y + size // 2 - 8), name, fill="black", font=font)
             for column, frame in enumerate(SHOWN):
-                pixels = clips[method][row][frame].permute(1, 2, 0).numpy()
+                pixels = (frames[row, frame] * 255).byte().permute(1, 2, 0).numpy()
                 image = Image.fromarray(pixels).resize((size, size), Image.Resampling.BICUBIC)
                 x = MARGIN + column * size
                 sheet.paste(image, (x, y))

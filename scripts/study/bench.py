@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from oseg_video.embedded.drawing import FRAMES, SIZE
-from oseg_video.embedded.two_shapes import caption, sample_attributes
+from oseg_video.embedded.two_shapes import TwoShapes, caption, sample_attributes
 from oseg_video.embedded.two_shapes_judge import agreement, load_two_shape_judge
 from oseg_video.engine.guided import guided
 from oseg_video.guidance.flat import guidance_from_flat
@@ -125,33 +125,58 @@ class Bench:
     def _judge(self) -> Any:
         return load_two_shape_judge()
 
-    @torch.no_grad()
+    def clips(self, setting: Setting, indices: Sequence[int]) -> Tensor:
+        """Clips of a setting by their place, 8-bit values in 0 ... 1: float32 [B, F, C, H, W]."""
+        return self._decoded(self._sampled(setting, indices)[0])
+
     def _made(self, setting: Setting, indices: range) -> Rows:
-        pipe, method = self.pipe, dict(setting.guidance)
+        latents, passes = self._sampled(setting, indices)
+        clips_BFCHW = self._decoded(latents)
+        seen = self._judge.judge(clips_BFCHW)
+        right = [
+            agreement(attributes_of(setting, index), one) for index, one in zip(indices, seen, strict=True)
+        ]
+        with torch.no_grad():
+            features = self._judge.features(clips_BFCHW)
+        return Rows(
+            right=torch.tensor([[one[part] for part in PARTS] for one in right]),
+            features=features.half(),
+            flicker=clips_BFCHW.diff(dim=1).abs().mean(dim=(1, 2, 3, 4)) * 255,
+            diversity=_diversity(latents),
+            passes=torch.full((len(indices),), passes),
+        )
+
+    @torch.no_grad()
+    def _sampled(self, setting: Setting, indices: Sequence[int]) -> tuple[Tensor, float]:
+        """Clean latents, and the passes of a step."""
+        method = dict(setting.guidance)
         guidance = guidance_from_flat(method.pop("guidance"), method)
-        wanted = [sample_attributes(setting.seed, index // CLIPS_PER_PROMPT) for index in indices]
-        noise = [torch.Generator().manual_seed(setting.seed * 1_000_003 + index) for index in indices]
-        torch.manual_seed(indices.start)  # for controls; the clips' own noise is theirs
-        with torch.autocast("cpu", torch.bfloat16), guided(pipe, guidance, reuse=setting.reuse) as report:
-            latents = pipe(
-                prompt=[caption(one) for one in wanted],
+        torch.manual_seed(indices[0])  # for controls; the clips' own noise is theirs
+        with (
+            torch.autocast("cpu", torch.bfloat16),
+            guided(self.pipe, guidance, reuse=setting.reuse) as report,
+        ):
+            latents = self.pipe(
+                prompt=[caption(attributes_of(setting, index)) for index in indices],
                 num_inference_steps=setting.steps,
                 # Above 1 the pipeline runs its unconditional branch; the scale is the guidance's own.
                 guidance_scale=1.0 if guidance.largest_guidance_scale == 1 else 2.0,
-                generator=noise,
+                generator=[torch.Generator().manual_seed(setting.seed * 1_000_003 + i) for i in indices],
                 **self.call_arguments,
-            ).frames.float()
+            ).frames
+        return latents.float(), report.block_passes / setting.steps
+
+    @torch.no_grad()
+    def _decoded(self, latents_BCTHW: Tensor) -> Tensor:
+        vae = self.pipe.vae
         with torch.autocast("cpu", torch.bfloat16):
-            decoded = pipe.vae.decode(latents / pipe.vae.config.scaling_factor).sample.float()
-        clips_BFCHW = ((decoded.transpose(1, 2) / 2 + 0.5).clamp(0, 1) * 255).round() / 255
-        right = [agreement(a, b) for a, b in zip(wanted, self._judge.judge(clips_BFCHW), strict=True)]
-        return Rows(
-            right=torch.tensor([[one[part] for part in PARTS] for one in right]),
-            features=self._judge.features(clips_BFCHW).half(),
-            flicker=clips_BFCHW.diff(dim=1).abs().mean(dim=(1, 2, 3, 4)) * 255,
-            diversity=_diversity(latents),
-            passes=torch.full((len(indices),), report.block_passes / setting.steps),
-        )
+            decoded = vae.decode(latents_BCTHW / vae.config.scaling_factor).sample.float()
+        return ((decoded.transpose(1, 2) / 2 + 0.5).clamp(0, 1) * 255).round() / 255
+
+
+def attributes_of(setting: Setting, index: int) -> TwoShapes:
+    """What the prompt of a clip says."""
+    return sample_attributes(setting.seed, index // CLIPS_PER_PROMPT)
 
 
 def _diversity(latents_BCTHW: Tensor) -> Tensor:

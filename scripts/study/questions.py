@@ -18,7 +18,7 @@ from oseg_video.guidance.reuse import Reuse
 from oseg_video.probing.probe import probe
 from study.bench import Bench, Rows, Setting
 from study.search import Found, arms_of, search_all
-from study.statistics import Statistics
+from study.statistics import Statistics, quartile_clips
 
 SEARCH_SEED, TEST_SEED = 500, 900
 NONE: Mapping[str, Any] = {"guidance": "cfg", "guidance_scale": 1}
@@ -118,6 +118,7 @@ def test_winners(
         if (group, label) != base:
             row["minus"] = base[1]
             row["differences"] = study.statistics.differences(own, rows[base])
+            row["quartile clips"] = quartile_clips(own, rows[base])
         if group != "plain" and label != "oseg":
             row["oseg minus it"] = study.statistics.differences(rows[group, "oseg"], own)
         table.append(row)

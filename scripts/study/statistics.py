@@ -24,6 +24,12 @@ def score(rows: Rows) -> Tensor:
     return torch.stack([rows.part(name) for name in SCORED]).mean(dim=0)
 
 
+def quartile_clips(rows: Rows, other: Rows) -> list[int]:
+    """Places of the clips at the quartiles of the score's difference, `rows` minus `other`."""
+    order = (score(rows) - score(other)).argsort(stable=True)
+    return [int(order[round(share * (len(order) - 1))]) for share in (0.25, 0.5, 0.75)]
+
+
 @dataclass(frozen=True)
 class Statistics:
     """Over clips that are paired by their place: two of each prompt, one after the other."""
