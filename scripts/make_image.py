@@ -2,7 +2,7 @@
 
     python scripts/make_image.py            # writes .github/two-shapes.png
 
-Nobody picks the clips: they are those at the quartiles of the paired difference in score, the lower one first.
+Nobody picks the clips: they are those at the quartiles of the paired difference in score, lower one first.
 """
 
 from __future__ import annotations
