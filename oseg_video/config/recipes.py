@@ -256,15 +256,16 @@ def _families() -> list[str]:
     return sorted(names, key=len, reverse=True)
 
 
-def recipe(family: str, method: str = DEFAULT_METHOD, **settings: Any) -> Guidance:
+def recipe(family: str, method: str = DEFAULT_METHOD, weights: str = "", **settings: Any) -> Guidance:
     """The guidance of a family's recipe: `recipe("mochi", "oseg", scale=2.0)`; `settings` go over it.
 
+    weights: repository or folder of the model, for which the recipe may say more.
     Raises SettingError for an unknown family or method, or a setting that the method does not have.
     """
     path = recipe_path(family)
     if path is None or not load_yaml(path).get(SECTIONS):
         raise SettingError(f"no recipe for a family {family!r}; {known_or_nearest(family, _families())}")
-    keys = _read(path, ()).of(method)
+    keys = _read(path, ()).of(method, weights_name(weights))
     guidance = {key: value for key, value in keys.items() if known_keys()[key].group == "guidance"}
     found = guidance_from_flat(method, guidance)
     known_settings = declared_settings(found)

@@ -22,19 +22,16 @@ def guided(
     """Guide every call of a stock diffusers pipeline inside the `with`; leave the pipeline as it was after.
 
     guidance: the method, for example `OSEG(guidance_scale=4.5, blocks=(34,))`; or a method's name, such as
-    "oseg", for what the recipe of the pipeline's family says. The rest, and what is raised, as of
-    `oseg_video.engine.guided.guided`; besides, SettingError for the name of no method.
+    "oseg", for what the recipe of the pipeline's family says of it, and of these weights. The rest, and what
+    is raised, as of `oseg_video.engine.guided.guided`; besides, SettingError for the name of no method.
     """
     return guided_by(pipe, named_method(pipe, guidance), reuse=reuse, mesh=mesh)
 
 
 def named_method(pipe: Any, guidance: Guidance | str) -> Guidance:
     """The method, or what the recipe of the pipeline's family says of the one with this name."""
-    return recipe(_recipe_name(pipe), guidance) if isinstance(guidance, str) else guidance
-
-
-def _recipe_name(pipe: Any) -> str:
-    family = adapter_for(pipe).family
+    if not isinstance(guidance, str):
+        return guidance
     loaded_from = str(getattr(pipe, "name_or_path", "") or "")
     shipped = (name for name, path in MODELS.items() if loaded_from and Path(loaded_from) == path)
-    return next(shipped, family)
+    return recipe(next(shipped, adapter_for(pipe).family), guidance, weights=loaded_from)

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import oseg_video
+from oseg_video.jobs.guided import named_method
 
 ROOT = Path(__file__).parents[2]
 
@@ -69,3 +70,19 @@ def test_a_methods_name_is_the_recipe_of_the_family() -> None:
         oseg_video.guided(tiny_mochi(), "stg"),
     ):
         pass
+
+
+@pytest.mark.parametrize(
+    "weights", ["Lightricks/LTX-Video-0.9.7-distilled", "/some/folder/LTX-Video-0.9.7-distilled/"]
+)
+def test_a_recipe_knows_the_weights_that_a_pipeline_was_loaded_from(weights: str) -> None:
+    class LTXPipeline:
+        name_or_path = weights
+
+    assert named_method(LTXPipeline(), "cfg").guidance_scale == 1
+    LTXPipeline.name_or_path = "Lightricks/LTX-Video"
+    assert (
+        named_method(LTXPipeline(), "cfg")
+        == oseg_video.recipe("ltx", "cfg")
+        != oseg_video.recipe("ltx", "cfg", weights=weights)
+    )
