@@ -25,6 +25,7 @@ from marked import read_stored, store
 from study import controls  # noqa: F401  (registers the method)
 from study.bench import Bench
 from study.questions import (
+    GROUPS,
     Study,
     cost_of_reuse,
     gain_of_blocks,
@@ -58,6 +59,13 @@ def main() -> int:
     parser.add_argument("--model", type=Path, default=MODEL_TWO_PATH, help="folder of the pipeline")
     parser.add_argument("--regimes", type=int, nargs="*", default=[8, 25], help="other numbers of steps")
     parser.add_argument("--other", type=Path, nargs="*", default=[], help="other weights, for regimes")
+    parser.add_argument(
+        "--groups",
+        type=int,
+        choices=range(1, len(GROUPS) + 1),
+        default=len(GROUPS),
+        help=f"how many of {', '.join(GROUPS)} to search; other stages take what was found",
+    )
     parser.add_argument("--steps", type=int, default=16)
     parser.add_argument("--budget", type=int, default=640, help="clips of a method's search")
     parser.add_argument("--clips", type=int, default=1024, help="clips of an arm of the test")
@@ -76,7 +84,7 @@ def main() -> int:
     study = Study(
         bench=Bench(arguments.model, MODEL_PATH / "vae", arguments.run_dir),
         statistics=Statistics(arguments.clips, reference, arguments.resamples),
-        recipe=yaml.safe_load(arguments.methods.read_text()),
+        recipe=_recipe(arguments),
         steps=arguments.steps,
         budget=arguments.budget,
     )
@@ -93,6 +101,13 @@ def main() -> int:
         }
         store(arguments.out, "run_study", results)
     return 0
+
+
+def _recipe(arguments: argparse.Namespace) -> dict[str, Any]:
+    recipe: dict[str, Any] = yaml.safe_load(arguments.methods.read_text())
+    for group in GROUPS[arguments.groups :]:
+        del recipe[group]
+    return recipe
 
 
 def _found(results: dict[str, Any]) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from study.statistics import Statistics, quartile_clips
 SEARCH_SEED, TEST_SEED = 500, 900
 NONE: Mapping[str, Any] = {"guidance": "cfg", "guidance_scale": 1}
 GROUPS = ("plain", "alone", "with text")
+"""Each needs those before it."""
 PROBE_PROMPTS = 8
 
 
@@ -52,15 +53,18 @@ class Study:
 
 
 def search_methods(study: Study) -> dict[str, dict[str, Found]]:
-    """By group, the best arm of every method.
+    """By group of the recipe, the best arm of every method.
 
     Text guidance is searched first: the others use its scale. Where the axes with text say nothing of sigma,
     it is what the method has alone.
     """
     plain = {label: axes for label, axes in study.recipe["plain"].items() if label != "none"}
     found = {"plain": _searched(study, plain, NONE)}
+    if "alone" in study.recipe:
+        found["alone"] = _searched(study, study.recipe["alone"], NONE, guidance_scale=1)
+    if "with text" not in study.recipe:
+        return found
     cfg = found["plain"]["cfg"].guidance
-    found["alone"] = _searched(study, study.recipe["alone"], NONE, guidance_scale=1)
     best = cfg["guidance_scale"]
     with_text = {
         label: {**_sigma(found["alone"].get(label, found["alone"][axes["guidance"]])), **axes}
@@ -94,8 +98,8 @@ def without_variants(found: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[s
 def winners(found: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
     """Group, label and settings of each arm of the test, baselines first."""
     yield "plain", "none", NONE
-    for group in GROUPS:
-        for label, one in found[group].items():
+    for group, methods in found.items():
+        for label, one in methods.items():
             yield group, label, one["guidance"]
 
 

@@ -25,7 +25,7 @@ with text:
 """
 
 
-def run(folder: Path, *stages: str) -> dict:
+def run(folder: Path, *stages: str, groups: int = 3) -> dict:
     out = folder / "results.json"
     arguments = ["--methods", folder / "methods.yaml", "--run-dir", folder / "rows", "--out", out]
     arguments += [
@@ -41,6 +41,8 @@ def run(folder: Path, *stages: str) -> dict:
         "4",
         "--resamples",
         "3",
+        "--groups",
+        groups,
     ]
     command = [
         sys.executable,
@@ -60,7 +62,10 @@ def run(folder: Path, *stages: str) -> dict:
 def test_every_stage_runs_and_a_second_time_makes_no_clip_again(tmp_path: Path) -> None:
     (tmp_path / "methods.yaml").write_text(METHODS)
     stages = ("search", "test", "inside", "regimes", "blocks", "reuse")
+    first = run(tmp_path, "search", "test", groups=1)
+    assert [row["label"] for row in first["test"]["found"]] == ["none", "cfg"]
     found = run(tmp_path, *stages)
+    assert found["test"]["found"][:2] == first["test"]["found"]
     assert [*found] == ["made_by", *stages]
     labels = ["none", "cfg", "pag", "seg", "stg", "oseg", "stg", "oseg"]
     assert [row["label"] for row in found["test"]["found"]] == labels
