@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,8 +17,6 @@ from oseg_video.tuning.splits import Split
 from study.bench import CLIPS_PER_PROMPT, Bench, Setting
 from study.statistics import Statistics, score
 
-DRAWS_SEED = 0
-
 
 @dataclass(frozen=True)
 class Found:
@@ -31,13 +30,23 @@ class Found:
     """The last one of every arm."""
 
 
-def arms_of(label: str, axes: Mapping[str, Any], count: int, blocks: int) -> list[Arm]:
-    """The arms of a method, at most `count`, drawn from its axes. blocks: of the model."""
+def arms_of(label: str, axes: Mapping[str, Any], most: int, blocks: int) -> list[Arm]:
+    """The grid of a method's axes, or a fraction of it where it has more than `most` arms.
+
+    The fraction has the arms whose places on the axes add up to a multiple of the last axis's length. Each
+    pair of values of two axes is in it about equally often (an orthogonal array of strength two). blocks: of
+    the model.
+    """
     read = {
         name: (value,) if name == "guidance" else with_blocks(read_axis(name, value), blocks, None)
         for name, value in axes.items()
     }
-    return make_arms(label, read, count, DRAWS_SEED)
+    arms = make_arms(label, read, None, 0)
+    if len(arms) <= most:
+        return arms
+    places = itertools.product(*(range(len(axis)) for axis in read.values()))
+    last = [len(axis) for axis in read.values() if len(axis) > 1][-1]
+    return [arm for arm, place in zip(arms, places, strict=True) if sum(place) % last == 0]
 
 
 def search_all(
