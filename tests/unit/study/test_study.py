@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import itertools
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -107,6 +109,20 @@ def test_every_setting_has_rows_of_its_own() -> None:
     assert len(set(keys)) == len(keys) and one.key("a") == Setting(guidance=dict(NONE), steps=2, seed=5).key(
         "a"
     )
+
+
+def test_a_fraction_of_a_grid_is_balanced() -> None:
+    axes = {"guidance": "seg", "blocks": "all", "seg_scale": [1, 2, 4, 8], "blur_sigma": [1, 5, 9]}
+    arms = [arm.settings for arm in arms_of("seg", {**axes, "guidance_scale": 1}, 20, blocks=5)]
+    names = ("blocks", "seg_scale", "blur_sigma")
+    counts = {
+        pair: Counter((str(arm[pair[0]]), arm[pair[1]]) for arm in arms)
+        for pair in itertools.combinations(names, 2)
+    }
+    assert len(arms) == 20 and set(counts["blocks", "seg_scale"].values()) == {1}
+    assert all({*count.values()} <= {1, 2} for count in counts.values())
+    assert [len(count) for count in counts.values()] == [20, 15, 12]
+    assert len(arms_of("seg", {**axes, "blur_sigma": 1}, 20, blocks=5)) == 20
 
 
 def test_every_arm_of_the_study_is_a_method() -> None:
