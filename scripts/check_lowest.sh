@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Do the lowest versions that pyproject.toml allows work? By hand: installs them into build/lowest (torch as in
-# the constraints, as few of its wheels run with one Python), then makes a clip of the shipped model, which a
-# classifier judges, and runs unit tests. Further arguments go to pytest.
+# Do the lowest versions that pyproject.toml allows work? By hand: installs them into build/lowest (what the tests
+# need besides as in the constraints, and torch, of which few wheels run with one Python), then makes a clip of
+# the shipped model, which a classifier judges, and runs unit tests. Further arguments go to pytest.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=build/lowest/bin/python
@@ -12,13 +12,14 @@ import re
 import tomllib
 
 with open("pyproject.toml", "rb") as file:
-    wanted = tomllib.load(file)["project"]["dependencies"]
+    project = tomllib.load(file)["project"]
 with open("scripts/constraints.txt") as file:
     newest = dict(line.strip().split("==") for line in file if "==" in line)
-for requirement in wanted:
+for requirement in project["dependencies"]:
     name, bound, marker = re.fullmatch(r"([\w-]+)>=([\d.]+)(\s*;.*)?", requirement).groups()
     print(f"{name}=={newest['torch'] if name == 'torch' else bound}{marker or ''}")
-for name in ("pytest", "hypothesis"):
+for requirement in project["optional-dependencies"]["dev"]:
+    name = re.match(r"[\w-]+", requirement)[0]
     print(f"{name}=={newest[name]}")
 PY
 cat build/lowest/lowest.txt
