@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from oseg_video.adapters.base import ModelAdapter, register_adapter
+from oseg_video.adapters.base import ModelAdapter, UnsupportedPipelineError, register_adapter
 from oseg_video.adapters.blocks import BlockAddress, Stacks
 from oseg_video.adapters.denoiser import (
     Attention,
@@ -43,8 +43,14 @@ class _OneCallPerCondition(Sampling):
 
 
 def _times(inputs: Mapping[str, Any], shard: Shard) -> dict[str, Any]:
-    """A timestep per token (Wan 2.2 5B), [B, S, 6, C]; else one for all, [B, 6, C]."""
-    return {"temb": shard.take(inputs["temb"], 1)} if inputs["temb"].ndim == 4 else {}
+    """A timestep per token, [B, S, 6, C] in Wan 2.2 5B and [B, 6, S, C] in SkyReels V2; else one for all."""
+    if inputs.get("attention_mask") is not None:
+        raise UnsupportedPipelineError(
+            "ranks cannot share the tokens of a clip whose frames attend to earlier blocks of frames alone "
+            "(causal_block_size); they can share its branches (branch)"
+        )
+    tokens = 2 if "attention_mask" in inputs else 1  # which SkyReels V2 has
+    return {"temb": shard.take(inputs["temb"], tokens)} if inputs["temb"].ndim == 4 else {}
 
 
 @register_adapter
@@ -61,6 +67,8 @@ class WanAdapter(ModelAdapter):
     other_pipelines = (
         *("WanVideoToVideoPipeline", "LucyEditPipeline"),
         *("SkyReelsV2Pipeline", "SkyReelsV2ImageToVideoPipeline"),
+        *("SkyReelsV2DiffusionForcingPipeline", "SkyReelsV2DiffusionForcingImageToVideoPipeline"),
+        "SkyReelsV2DiffusionForcingVideoToVideoPipeline",
     )
     hub_repository = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
     image_repository = "Wan-AI/Wan2.1-I2V-14B-480P-Diffusers"

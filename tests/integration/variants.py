@@ -10,11 +10,15 @@ from typing import Any
 from diffusers import (
     CogVideoXImageToVideoPipeline,
     CogVideoXVideoToVideoPipeline,
+    SkyReelsV2DiffusionForcingImageToVideoPipeline,
+    SkyReelsV2DiffusionForcingPipeline,
+    SkyReelsV2DiffusionForcingVideoToVideoPipeline,
     SkyReelsV2ImageToVideoPipeline,
     WanImageToVideoPipeline,
     WanVideoToVideoPipeline,
 )
 
+from oseg_video.types import TokenGrid
 from tests.integration.families import CASES, COGVIDEOX, HUNYUAN, WAN, Case, gradient
 from tests.tiny import TEXT_LENGTH
 from tests.tiny.cogvideox import (
@@ -100,6 +104,48 @@ SKYREELS_V2 = replace(WAN, name="skyreels-v2", build=tiny_skyreels_v2)
 SKYREELS_V2_IMAGE = replace(
     WAN_IMAGE, name="skyreels-v2-image", build=partial(tiny_skyreels_v2, SkyReelsV2ImageToVideoPipeline)
 )
+# Diffusion forcing: a timestep for every frame, the same for all of them here.
+SKYREELS_V2_FORCING = replace(
+    WAN, name="skyreels-v2-forcing", build=partial(tiny_skyreels_v2, SkyReelsV2DiffusionForcingPipeline)
+)
+# The first of two blocks of frames is a step ahead, and attends to no later one.
+SKYREELS_V2_CAUSAL = replace(
+    SKYREELS_V2_FORCING,
+    name="skyreels-v2-causal",
+    size={**WAN_SIZE, "num_frames": 13},
+    extra=lambda: {"ar_step": 1, "causal_block_size": 2},
+    grid=TokenGrid(4, 3, 4),
+)
+# Three windows of three latent frames; each begins with the last two of the one before.
+SKYREELS_V2_LONG = replace(
+    SKYREELS_V2_FORCING,
+    name="skyreels-v2-long",
+    size={**WAN_SIZE, "num_frames": 17},
+    extra=lambda: {"base_num_frames": 9, "overlap_history": 5},
+)
+SKYREELS_V2_FORCING_IMAGE = replace(
+    SKYREELS_V2_FORCING,
+    name="skyreels-v2-forcing-image",
+    build=partial(tiny_skyreels_v2, SkyReelsV2DiffusionForcingImageToVideoPipeline),
+    extra=lambda: {"image": gradient(WAN_SIZE)},
+    condition=partial(wan_prompt_embeds, length=TEXT_LENGTH),
+)
+# Two windows of three latent frames; the first begins with the last two of the given video.
+SKYREELS_V2_FORCING_VIDEO = replace(
+    SKYREELS_V2_FORCING,
+    name="skyreels-v2-forcing-video",
+    build=partial(tiny_skyreels_v2, SkyReelsV2DiffusionForcingVideoToVideoPipeline),
+    size={**WAN_SIZE, "num_frames": 13},
+    extra=lambda: {"video": _frames(WAN_SIZE), "base_num_frames": 9, "overlap_history": 5},
+    condition=partial(wan_prompt_embeds, length=TEXT_LENGTH),
+)
+FORCING_VARIANTS = (
+    SKYREELS_V2_FORCING,
+    SKYREELS_V2_CAUSAL,
+    SKYREELS_V2_LONG,
+    SKYREELS_V2_FORCING_IMAGE,
+    SKYREELS_V2_FORCING_VIDEO,
+)
 LUCY_EDIT = replace(
     WAN_5B,
     name="lucy-edit",
@@ -148,4 +194,4 @@ COGVIDEOX_VARIANTS = (
 SKYREELS = replace(
     HUNYUAN, name="skyreels", build=tiny_skyreels, extra=lambda: {"image": gradient(HUNYUAN_SIZE)}
 )
-VARIANTS = (*WAN_VARIANTS, *COGVIDEOX_VARIANTS, SKYREELS)
+VARIANTS = (*WAN_VARIANTS, *FORCING_VARIANTS, *COGVIDEOX_VARIANTS, SKYREELS)
