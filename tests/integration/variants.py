@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import torch
 from diffusers import (
     CogVideoXImageToVideoPipeline,
     CogVideoXVideoToVideoPipeline,
@@ -19,8 +20,8 @@ from diffusers import (
 )
 
 from oseg_video.types import TokenGrid
-from tests.integration.families import CASES, COGVIDEOX, HUNYUAN, WAN, Case, gradient
-from tests.tiny import TEXT_LENGTH
+from tests.integration.families import CASES, COGVIDEOX, HUNYUAN, LTX, WAN, Case, gradient
+from tests.tiny import LTX_SIZE, TEXT_LENGTH, tiny_ltx_long
 from tests.tiny.cogvideox import (
     COGVIDEOX_15_SIZE,
     COGVIDEOX_SIZE,
@@ -194,4 +195,19 @@ COGVIDEOX_VARIANTS = (
 SKYREELS = replace(
     HUNYUAN, name="skyreels", build=tiny_skyreels, extra=lambda: {"image": gradient(HUNYUAN_SIZE)}
 )
-VARIANTS = (*WAN_VARIANTS, *FORCING_VARIANTS, *COGVIDEOX_VARIANTS, SKYREELS)
+# Two windows of five latent frames. Behind each stands a frame of reference, and behind the second one the
+# last two frames of the first.
+LTX_LONG = replace(
+    LTX,
+    name="ltx-long",
+    build=tiny_ltx_long,
+    size={**LTX_SIZE, "num_frames": 15},
+    extra=lambda: {
+        "cond_image": gradient(),
+        "temporal_tile_size": 10,
+        "temporal_overlap": 4,
+        "negative_index_latents": torch.randn(1, 8, 1, 4, 8, generator=torch.Generator().manual_seed(1)),
+        "sigmas": [1.0, 0.75, 0.5, 0.0],
+    },
+)
+VARIANTS = (LTX_LONG, *WAN_VARIANTS, *FORCING_VARIANTS, *COGVIDEOX_VARIANTS, SKYREELS)
