@@ -27,8 +27,10 @@ from oseg_video import (
 from oseg_video.adapters import UnknownBlockError, UnsupportedPipelineError, adapter_for
 from oseg_video.adapters.base import ClipSize
 from oseg_video.adapters.wan import WanAdapter
+from oseg_video.engine.branches import BranchRunner
 from oseg_video.parallel.shards import Shard
 from oseg_video.settings.schedule import Schedule
+from oseg_video.types import TokenGrid
 from tests.integration import slow
 from tests.integration.checks import ACROSS_BATCHES, assert_off_key, state_of
 from tests.integration.families import SCALE, STEPS, WAN, Case, over, quiet
@@ -49,6 +51,8 @@ from tests.integration.variants import (
     WAN_FIRST_LAST,
     WAN_IMAGE,
     WAN_IMAGE_EXPERTS,
+    WAN_VACE,
+    WAN_VACE_CONTROL,
     WAN_VARIANTS,
     WAN_VIDEO,
 )
@@ -316,6 +320,33 @@ def test_ranks_take_the_times_of_their_tokens_but_share_no_causal_attention() ->
         take({**inputs, "attention_mask": torch.ones(1, 1, tokens, tokens, dtype=torch.bool)}, shard)
 
 
+# -- blocks beside the others
+
+
+@over(WAN_VACE_CONTROL)
+def test_blocks_beside_the_others_run_once_for_a_condition(case: Case, pipe: Any) -> None:
+    calls: list[None] = []
+    pipe.transformer.vace_blocks[-1].register_forward_hook(lambda *_: calls.append(None))
+    for blocks in ((0,), (BLOCK,), ("all",)):
+        calls.clear()
+        method = SEG(guidance_scale=SCALE, blocks=blocks)
+        with guided(pipe, method):
+            clip = case.run(pipe)
+        assert len(calls) == 2 * STEPS
+        with guided(pipe, method, reuse=Reuse(prefix=False)):
+            assert_close(case.run(pipe), clip, **ACROSS_BATCHES)
+        assert len(calls) == 5 * STEPS
+
+
+@over(WAN_VACE)
+def test_ranks_cannot_share_tokens_that_blocks_beside_the_others_look_at(case: Case, pipe: Any) -> None:
+    class TwoRanks:
+        size = 2
+
+    with pytest.raises(GuidanceError, match=r"vace_blocks\.0 looks at all tokens.*over branch and data"):
+        BranchRunner(adapter_for(pipe), pipe.transformer, sequence=TwoRanks())
+
+
 # -- refusing
 
 
@@ -363,14 +394,17 @@ class SlowBlock(nn.Module):
         query = self.heads(rms_norm(slow.linear(x, attn.to_q), attn.norm_q), attn)
         key = self.heads(rms_norm(slow.linear(x, attn.to_k), attn.norm_k), attn)
         value = self.heads(slow.linear(x, attn.to_v), attn)
+        before = x.shape[1] - self.grid.tokens  # those of reference images
         if callable(self.change):
-            query = self.change(query, key)
-        angles = wan_angles(self.grid, query.shape[-1])
+            query = torch.cat([query[:, :before], self.change(query[:, before:], key[:, before:])], dim=1)
+        _, height, width = self.grid.shape
+        whole = TokenGrid(x.shape[1] // (height * width), height, width)
+        angles = wan_angles(whole, query.shape[-1])
         mixed = slow.attention(slow.rotated(query, angles), slow.rotated(key, angles), value, mask)
         if self.change == "values":
-            mixed = value.flatten(2)
+            mixed = torch.cat([mixed[:, :before], value[:, before:].flatten(2)], dim=1)
         if self.change == "input":
-            mixed = x
+            mixed = torch.cat([mixed[:, :before], x[:, before:]], dim=1)
         return slow.linear(mixed, attn.to_out[0])
 
     def cross_attention(self, x: Tensor, context: Tensor) -> Tensor:
@@ -425,7 +459,7 @@ def slow_denoiser(denoiser: nn.Module, grid: Any, change: slow.Change | None) ->
 @pytest.mark.parametrize("method", slow.REFERENCE_METHODS)
 @over(
     *(WAN, WAN_IMAGE, WAN_FIRST_LAST, WAN_EXPERTS, WAN_5B, WAN_5B_IMAGE),
-    *(LUCY_EDIT, SKYREELS_V2, SKYREELS_V2_IMAGE, *FORCING_VARIANTS),
+    *(WAN_VACE, WAN_VACE_CONTROL, LUCY_EDIT, SKYREELS_V2, SKYREELS_V2_IMAGE, *FORCING_VARIANTS),
 )
 def test_the_guided_prediction_is_that_of_a_slow_float64_reference(
     case: Case, pipe: Any, method: str
@@ -480,16 +514,17 @@ def test_treatments_of_the_text_reach_across_the_two_calls_and_the_experts(case:
             assert_close(step.prediction.double(), expected, rtol=1e-4, atol=1e-4)
 
 
-@over(WAN, WAN_IMAGE, WAN_5B, LUCY_EDIT, SKYREELS_V2)
+@over(WAN, WAN_IMAGE, WAN_5B, WAN_VACE, WAN_VACE_CONTROL, LUCY_EDIT, SKYREELS_V2)
 def test_only_the_video_queries_change_and_they_are_orthogonal_to_their_keys(case: Case, pipe: Any) -> None:
     """Without blur the query that attention sees, rotated, is the part of the plain one off its own key."""
     guidance = OSEG(guidance_scale=1.0, blocks=(BLOCK,), blur_sigma=0.0)
     with slow.recorded_attention(case.grid.tokens) as calls, guided(pipe, guidance):
         case.run(pipe, guidance_scale=1.0, num_inference_steps=2)
-    # The text encoder has no attention this long, and the perturbed pass starts at BLOCK.
-    calls = [call for call in calls if call[0].shape[2] == case.grid.tokens]
-    assert len(calls) == 2 * (BLOCKS + BLOCKS - BLOCK)
-    assert_off_key(calls[BLOCK], calls[BLOCKS], slice(None), tolerance=1e-4)
+    # The text encoder has no attention this long, the VAE one of one head; the perturbed pass starts at BLOCK.
+    calls = [call for call in calls if call[0].shape[1:3] == (2, case.start + case.grid.tokens)]
+    first = len(adapter_for(pipe).blocks.beside(pipe.transformer))
+    assert len(calls) == 2 * (first + BLOCKS + BLOCKS - BLOCK)
+    assert_off_key(calls[first + BLOCK], calls[first + BLOCKS], slice(case.start, None), tolerance=1e-4)
 
 
 @over(WAN, WAN_EXPERTS)
@@ -508,7 +543,7 @@ def test_plain_cfg_makes_the_pipelines_calls_as_they_are(case: Case, pipe: Any) 
     assert seen[len(stock) :] == stock
 
 
-@over(WAN, WAN_IMAGE, WAN_IMAGE_EXPERTS)
+@over(WAN, WAN_IMAGE, WAN_IMAGE_EXPERTS, WAN_VACE)
 def test_example_arguments_are_those_of_the_pipelines_calls(case: Case, pipe: Any) -> None:
     with slow.recorded(pipe, denoisers_of(pipe)) as steps:
         case.run(pipe)
@@ -517,6 +552,7 @@ def test_example_arguments_are_those_of_the_pipelines_calls(case: Case, pipe: An
         example = adapter_for(pipe).example_arguments(denoiser, clip, rows=1)
         calls = [kwargs for step in steps for one, kwargs in step.calls if one is denoiser]
         given = {name for name, value in calls[0].items() if isinstance(value, Tensor)}
+        given -= {"control_hidden_states_scale"}  # by default 1
         assert given == set(example)
         text = {"encoder_hidden_states", "encoder_hidden_states_image"}  # here of another length
         for name in given - text:

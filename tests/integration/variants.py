@@ -18,6 +18,7 @@ from diffusers import (
     WanImageToVideoPipeline,
     WanVideoToVideoPipeline,
 )
+from PIL import Image
 
 from oseg_video.types import TokenGrid
 from tests.integration.families import CASES, COGVIDEOX, HUNYUAN, LTX, WAN, Case, gradient
@@ -38,6 +39,7 @@ from tests.tiny.wan import (
     tiny_wan,
     tiny_wan_5b,
     tiny_wan_two_experts,
+    tiny_wan_vace,
     wan_prompt_embeds,
 )
 
@@ -85,6 +87,13 @@ def video_of(case: Case, pipeline: type, **changes: Any) -> Case:
     )
 
 
+def _left_half() -> Image.Image:
+    """A mask of what is to change: the right half."""
+    mask = Image.new("L", (WAN_SIZE["width"], WAN_SIZE["height"]))
+    mask.paste(255, (WAN_SIZE["width"] // 2, 0, WAN_SIZE["width"], WAN_SIZE["height"]))
+    return mask
+
+
 _BY_NAME = {case.name: case for case in CASES}
 WAN_IMAGE = _BY_NAME["wan-image"]
 WAN_FIRST_LAST = replace(
@@ -104,6 +113,18 @@ WAN_5B_IMAGE = image_of(WAN, "wan-5b-image", tiny_wan_5b, WAN_5B_SIZE)
 SKYREELS_V2 = replace(WAN, name="skyreels-v2", build=tiny_skyreels_v2)
 SKYREELS_V2_IMAGE = replace(
     WAN_IMAGE, name="skyreels-v2-image", build=partial(tiny_skyreels_v2, SkyReelsV2ImageToVideoPipeline)
+)
+WAN_VACE = replace(WAN, name="wan-vace", build=tiny_wan_vace)
+# Of each frame the left half stays; an image stands before the clip.
+WAN_VACE_CONTROL = replace(
+    WAN_VACE,
+    name="wan-vace-control",
+    extra=lambda: {
+        "video": _frames(WAN_SIZE),
+        "mask": [_left_half()] * 9,
+        "reference_images": gradient(WAN_SIZE).rotate(90),
+    },
+    start=WAN_VACE.grid.height * WAN_VACE.grid.width,
 )
 # Diffusion forcing: a timestep for every frame, the same for all of them here.
 SKYREELS_V2_FORCING = replace(
@@ -181,6 +202,8 @@ WAN_VARIANTS = (
     WAN_5B,
     WAN_5B_IMAGE,
     WAN_VIDEO,
+    WAN_VACE,
+    WAN_VACE_CONTROL,
     LUCY_EDIT,
     SKYREELS_V2,
     SKYREELS_V2_IMAGE,
