@@ -402,9 +402,9 @@ class SlowBlock(nn.Module):
         angles = wan_angles(whole, query.shape[-1])
         mixed = slow.attention(slow.rotated(query, angles), slow.rotated(key, angles), value, mask)
         if self.change == "values":
-            mixed = torch.cat([mixed[:, :before], value[:, before:].flatten(2)], dim=1)
+            mixed = value.flatten(2)
         if self.change == "input":
-            mixed = torch.cat([mixed[:, :before], x[:, before:]], dim=1)
+            mixed = x
         return slow.linear(mixed, attn.to_out[0])
 
     def cross_attention(self, x: Tensor, context: Tensor) -> Tensor:
@@ -520,7 +520,7 @@ def test_only_the_video_queries_change_and_they_are_orthogonal_to_their_keys(cas
     guidance = OSEG(guidance_scale=1.0, blocks=(BLOCK,), blur_sigma=0.0)
     with slow.recorded_attention(case.grid.tokens) as calls, guided(pipe, guidance):
         case.run(pipe, guidance_scale=1.0, num_inference_steps=2)
-    # The text encoder has no attention this long, the VAE one of one head; the perturbed pass starts at BLOCK.
+    # The text encoder has no attention this long, the VAE one with one head.
     calls = [call for call in calls if call[0].shape[1:3] == (2, case.start + case.grid.tokens)]
     first = len(adapter_for(pipe).blocks.beside(pipe.transformer))
     assert len(calls) == 2 * (first + BLOCKS + BLOCKS - BLOCK)
