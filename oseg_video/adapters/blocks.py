@@ -64,17 +64,22 @@ class BlockLayout(Protocol):
     def units(self, denoiser: nn.Module) -> list[str]:
         """Names of the modules that a perturbed pass can replay instead of running, in order of execution."""
 
+    def beside(self, denoiser: nn.Module) -> list[str]:
+        """The first of them, if they are beside the chain: what they return is taken behind its blocks."""
+
 
 class Stacks:
     """Blocks in `nn.ModuleList`s that run one after the other: `Stacks(dual="transformer_blocks", ...)`.
 
     Stage name -> attribute of the denoiser, in order of execution; named, never guessed. Each block is a
-    replay unit.
+    replay unit. `beside` is a list of modules that some denoisers of the family run before all blocks, to add
+    what they return behind several of them; they are units, but no blocks: nothing perturbs them.
     """
 
     chained = True
 
-    def __init__(self, **stacks: str) -> None:
+    def __init__(self, *, beside: str | None = None, **stacks: str) -> None:
+        self._beside = beside
         self._stacks: Mapping[str, str] = stacks
 
     def __call__(self, denoiser: nn.Module) -> list[BlockAddress]:
@@ -83,13 +88,18 @@ class Stacks:
             for stage, stack in self._stacks.items()
             for position in range(len(getattr(denoiser, stack)))
         ]
+        before = len(self.beside(denoiser))
         return [
-            BlockAddress(index, f"{stack}.{position}", stage, position, unit=index)
+            BlockAddress(index, f"{stack}.{position}", stage, position, unit=before + index)
             for index, (stage, stack, position) in enumerate(places)
         ]
 
     def units(self, denoiser: nn.Module) -> list[str]:
-        return [block.path for block in self(denoiser)]
+        return [*self.beside(denoiser), *(block.path for block in self(denoiser))]
+
+    def beside(self, denoiser: nn.Module) -> list[str]:
+        modules = getattr(denoiser, self._beside, ()) if self._beside else ()
+        return [f"{self._beside}.{position}" for position in range(len(modules))]
 
 
 def resolve_blocks(

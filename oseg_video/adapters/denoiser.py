@@ -31,7 +31,7 @@ class VideoTokens:
     grid: TokenGrid
     """Token grid of the clip, frame-major."""
     start: int = 0
-    """Index of the clip's first token; tokens outside [start, start + grid.tokens) are never changed."""
+    """Index of the clip's first token; queries outside [start, start + grid.tokens) are never changed."""
     text_first: int = 0
     """How many of the tokens before `start` are text; the others are video that is no part of the clip."""
     behind: int = 0
@@ -43,6 +43,12 @@ class VideoTokens:
     def video(self) -> int:
         """Number of video tokens: the clip's, and those before and behind it."""
         return self.start - self.text_first + self.grid.tokens + self.behind
+
+    @property
+    def video_span(self) -> slice:
+        """All video tokens along the sequence dimension, of those that this rank has."""
+        count = self.video if self.spread is None else len(self.spread.shard)
+        return slice(self.text_first, self.text_first + count)
 
     @property
     def span(self) -> slice:

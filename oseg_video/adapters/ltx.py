@@ -42,7 +42,7 @@ class LTXAdapter(ModelAdapter):
     family = "ltx"
     text_to_video = "LTXPipeline"
     image_to_video = "LTXImageToVideoPipeline"
-    other_pipelines = (_CONDITION,)
+    other_pipelines = (_CONDITION, "LTXI2VLongMultiPromptPipeline")
     universal_pipelines = (_CONDITION,)
     arguments: ClassVar[Mapping[str, str]] = {**ARGUMENTS, "fps": "frame_rate"}
     own_settings: ClassVar[Mapping[str, Setting]] = {
@@ -112,6 +112,9 @@ class LTXAdapter(ModelAdapter):
     def prediction_grid(self, arguments: Mapping[str, Any]) -> TokenGrid:
         return _video_tokens(arguments).grid
 
+    def latents_behind(self, arguments: Mapping[str, Any]) -> int:
+        return _video_tokens(arguments).behind
+
     def example_arguments(self, denoiser: Any, clip: ClipSize, rows: int) -> dict[str, Any]:
         import torch
 
@@ -142,15 +145,16 @@ def _video_tokens(arguments: Mapping[str, Any]) -> VideoTokens:
 
 
 def _tokens_from_coordinates(coordinates: Tensor) -> VideoTokens:
-    """The clip's tokens from coordinates [B, 3, S] (seconds, rows, columns) of the condition pipeline.
+    """The clip's tokens from coordinates [B, 3, S] (seconds, rows, columns).
 
-    That pipeline puts the tokens of conditioning frames other than the first before the clip's own. The
-    clip starts at second 0 and its frames follow in time, so it begins where time last fails to increase.
+    The condition pipeline puts the tokens of conditioning frames other than the first before the clip's own,
+    the pipeline of long clips those of the last window and of other references behind them. The clip starts
+    at second 0 and its frames follow in time; no tokens before it start there.
     """
     seconds, rows, columns = coordinates[0]
     height, width = rows.unique().numel(), columns.unique().numel()
-    frame_seconds = seconds[:: height * width]
-    restarts = (frame_seconds[1:] <= frame_seconds[:-1]).nonzero().flatten()
-    first = int(restarts[-1]) + 1 if restarts.numel() else 0
-    grid = TokenGrid(frame_seconds.numel() - first, height, width)
-    return VideoTokens(grid, start=first * height * width)
+    times = seconds[:: height * width].tolist()
+    starts = [0, *(i for i in range(1, len(times)) if times[i] <= times[i - 1]), len(times)]
+    first, stop = next((a, b) for a, b in itertools.pairwise(starts) if times[a] == 0)
+    grid = TokenGrid(stop - first, height, width)
+    return VideoTokens(grid, first * height * width, behind=(len(times) - stop) * height * width)

@@ -56,6 +56,9 @@ class Stages:
     def units(self, denoiser: nn.Module) -> list[str]:
         return [path for path, _ in _stages(denoiser)]
 
+    def beside(self, denoiser: nn.Module) -> list[str]:
+        return []
+
     def _blocks_of(self, stage: Any) -> Iterator[tuple[str, str]]:
         """(kind, name inside the stage) of a stage's blocks, in order of execution."""
         for i, attention in enumerate(getattr(stage, "attentions", ())):

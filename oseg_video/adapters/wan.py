@@ -1,11 +1,11 @@
-"""Wan 2.1 and 2.2: self-attention of video tokens, then cross-attention to text (Wan-AI)."""
+"""Wan 2.1 and 2.2, VACE, SkyReels V2: self-attention of video, then cross-attention to text (Wan-AI)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from oseg_video.adapters.base import ModelAdapter, register_adapter
+from oseg_video.adapters.base import ModelAdapter, UnsupportedPipelineError, register_adapter
 from oseg_video.adapters.blocks import BlockAddress, Stacks
 from oseg_video.adapters.denoiser import (
     Attention,
@@ -22,6 +22,7 @@ from oseg_video.parallel.shards import Shard
 from oseg_video.settings import Setting
 from oseg_video.settings.kinds import FINITE
 from oseg_video.types import Pipeline, TokenGrid
+from oseg_video.waits import read_once
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,8 +44,14 @@ class _OneCallPerCondition(Sampling):
 
 
 def _times(inputs: Mapping[str, Any], shard: Shard) -> dict[str, Any]:
-    """A timestep per token (Wan 2.2 5B), [B, S, 6, C]; else one for all, [B, 6, C]."""
-    return {"temb": shard.take(inputs["temb"], 1)} if inputs["temb"].ndim == 4 else {}
+    """A timestep per token, [B, S, 6, C] in Wan 2.2 5B and [B, 6, S, C] in SkyReels V2; else one for all."""
+    if inputs.get("attention_mask") is not None:
+        raise UnsupportedPipelineError(
+            "ranks cannot share the tokens of a clip whose frames attend to earlier blocks of frames alone "
+            "(causal_block_size); they can share its branches (branch)"
+        )
+    tokens = 2 if "attention_mask" in inputs else 1  # which SkyReels V2 has
+    return {"temb": shard.take(inputs["temb"], tokens)} if inputs["temb"].ndim == 4 else {}
 
 
 @register_adapter
@@ -59,15 +66,17 @@ class WanAdapter(ModelAdapter):
     text_to_video = "WanPipeline"
     image_to_video = "WanImageToVideoPipeline"
     other_pipelines = (
-        *("WanVideoToVideoPipeline", "LucyEditPipeline"),
+        *("WanVideoToVideoPipeline", "WanVACEPipeline", "LucyEditPipeline"),
         *("SkyReelsV2Pipeline", "SkyReelsV2ImageToVideoPipeline"),
+        *("SkyReelsV2DiffusionForcingPipeline", "SkyReelsV2DiffusionForcingImageToVideoPipeline"),
+        "SkyReelsV2DiffusionForcingVideoToVideoPipeline",
     )
     hub_repository = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
     image_repository = "Wan-AI/Wan2.1-I2V-14B-480P-Diffusers"
     size_multiple = 16
     frame_multiple = 4
     denoiser_class = "WanTransformer3DModel"
-    like_denoisers = ("SkyReelsV2Transformer3DModel",)
+    like_denoisers = ("WanVACETransformer3DModel", "SkyReelsV2Transformer3DModel")
     full_size: ClassVar[Mapping[str, Any]] = {"num_attention_heads": 12, "ffn_dim": 8960, "num_layers": 30}
     own_settings: ClassVar[Mapping[str, Setting]] = {
         **FLOW_SHIFT,
@@ -86,9 +95,12 @@ class WanAdapter(ModelAdapter):
     sampling = _OneCallPerCondition()
     # Between a first and a last image, a clip has two rows of `encoder_hidden_states_image`.
     denoiser_call = DenoiserCall(
-        rows=("hidden_states", "timestep", "encoder_hidden_states", "encoder_hidden_states_image")
+        rows=(
+            *("hidden_states", "timestep", "encoder_hidden_states", "encoder_hidden_states_image"),
+            "control_hidden_states",
+        )
     )
-    blocks = Stacks(blocks="blocks")
+    blocks = Stacks(blocks="blocks", beside="vace_blocks")
     site = Attention("attn1", norm_layout="BSC")
     text_attention = TextAttention()
     token_inputs = TokenInputs({"rotary_emb": 1}, _times)
@@ -122,7 +134,9 @@ class WanAdapter(ModelAdapter):
 
     def video_tokens(self, denoiser: Any, arguments: Mapping[str, Any], address: BlockAddress) -> VideoTokens:
         sizes = zip(arguments["hidden_states"].shape[2:], denoiser.config.patch_size, strict=True)
-        return VideoTokens(TokenGrid(*(size // patch for size, patch in sizes)))
+        frames, height, width = (size // patch for size, patch in sizes)
+        before = _references(denoiser, arguments)
+        return VideoTokens(TokenGrid(frames - before, height, width), start=before * height * width)
 
     def example_arguments(self, denoiser: Any, clip: ClipSize, rows: int) -> dict[str, Any]:
         import torch
@@ -133,10 +147,31 @@ class WanAdapter(ModelAdapter):
             "timestep": torch.full((rows,), 500.0, device=denoiser.device),
             "encoder_hidden_states": random_like(denoiser, rows, _TEXT_TOKENS, config.text_dim),
         }
+        if "vace_in_channels" in config:
+            control = random_like(denoiser, rows, config.vace_in_channels, *self.latent_size(clip))
+            arguments["control_hidden_states"] = control
         if config.image_dim is not None:
             images = random_like(denoiser, rows, _IMAGE_TOKENS, config.image_dim)
             arguments["encoder_hidden_states_image"] = images
         return arguments
+
+
+def _references(denoiser: Any, arguments: Mapping[str, Any]) -> int:
+    """Frames of reference images, which VACE puts before those of the clip."""
+    control = arguments.get("control_hidden_states")
+    if control is None or control.is_meta:
+        return 0
+    return read_once("references", [control], lambda: _without_change(control, denoiser.config.in_channels))
+
+
+def _without_change(control_BCFHW: Tensor, channels: int) -> int:
+    """First frames of which nothing is to change: the latents of that part are zero, not those of black.
+
+    Channels are the latents of what stays, of what is to change, and a mask.
+    """
+    changing_BCFHW = control_BCFHW[:, channels : 2 * channels]
+    changes: list[bool] = changing_BCFHW.ne(0).transpose(1, 2).flatten(2).any(2).any(0).tolist()
+    return changes.index(True) if True in changes else 0
 
 
 def _is_there(index: Mapping[str, Any], component: str) -> bool:

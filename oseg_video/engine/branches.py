@@ -76,6 +76,12 @@ class BranchRunner:
                 f"{adapter.family} has no sequence of tokens that ranks could share (ulysses, ring); "
                 f"it runs in parallel over branch and data"
             )
+        self._beside = adapter.blocks.beside(denoiser)
+        if sequence.size > 1 and self._beside:
+            raise GuidanceError(
+                f"{self._beside[0]} looks at all tokens beside the blocks, so that ranks cannot share them "
+                f"(ulysses, ring); this model runs in parallel over branch and data"
+            )
         self._adapter = adapter
         self._sequence = sequence
         self._denoiser = denoiser
@@ -178,13 +184,13 @@ class BranchRunner:
                 prefix, held = prefixes[current.conditions[0]]
                 plan.replay = prefix.replay(_rows(current.conditions, held, batch), batch * len(held))
             elif current.perturbation is None and replaying.intersection(current.conditions):
-                prefix = Prefix(units, self._adapter.blocks.chained, self._written)
+                prefix = Prefix(units, self._needed(units), self._written)
                 plan.capture = prefix.capture()
                 prefixes |= dict.fromkeys(current.conditions, (prefix, current.conditions))
             start = current.start_unit if plan.replay else 0
             deciding = cache is not None and branches[current.names[0]] == PLAIN
             if cache is not None and deciding:
-                cache.watch(plan, self._units, self._written)
+                cache.watch(plan, self._units[len(self._beside) :], self._written)
             with self._following(plan):
                 prediction = denoiser_call.prediction(call(**inputs, return_dict=False))
             self._require_passed(plan)
@@ -192,7 +198,7 @@ class BranchRunner:
                 self._require_fired(current.perturbation, plan)
             predictions |= zip(current.names, prediction.tensor_split(len(current.names)), strict=True)
             skipped = cache is not None and deciding and cache.skipped
-            stop = 1 if skipped else len(self._units)
+            stop = len(self._beside) + 1 if skipped else len(self._units)
             records.append(PassRecord(current.names, len(prediction), start, stop, tuple(plan.fired)))
             if skipped:
                 break
@@ -206,7 +212,7 @@ class BranchRunner:
         plain = {branch.condition for branch in branches.values() if branch.perturbation is None}
         perturbed = (branch.perturbation for branch in branches.values() if branch.perturbation is not None)
         inside = [one for one in perturbed if one.source is None]
-        starts = {one: self._resolve(one)[0].unit for one in inside} if self._reuse.prefix else {}
+        starts = {one: self._start(one) for one in inside} if self._reuse.prefix else {}
         # One prefix serves all passes that leave out any blocks.
         first = min(filter(None, starts.values()), default=0)
         apart = self._reuse.cache > 0
@@ -238,6 +244,18 @@ class BranchRunner:
             len(one.names) * (1 - one.start_unit / self.unit_count)
             for one in self.passes(branches, conditions)
         )
+
+    def _needed(self, units: Sequence[str]) -> Sequence[str]:
+        """Of units that are left out together, those whose outputs the others take."""
+        if not self._adapter.blocks.chained:
+            return units
+        return [*(unit for unit in units[:-1] if unit in self._beside), units[-1]]
+
+    def _start(self, perturbation: Perturbation) -> int:
+        """The first unit that a perturbation inside of blocks changes."""
+        if isinstance(perturbation.change, ExtrapolateAttention):
+            return 0  # which is of all units that see the text
+        return self._resolve(perturbation)[0].unit
 
     def _resolve(self, perturbation: Perturbation) -> list[BlockAddress]:
         selectors = perturbation.blocks
@@ -283,7 +301,7 @@ class BranchRunner:
             assert self._adapter.text_attention is not None and negative is not None
             texts = self._adapter.text_attention
             act = partial(self._attend_to_both, change, texts, negative[texts.text].shape[1])
-            return {address.path: partial(act, address) for address in addresses}
+            return {path: partial(act, path) for path in (*self._beside, *(one.path for one in addresses))}
         if isinstance(change, IsolateStreams):
             return {address.path: partial(self._isolate, address) for address in addresses}
         # All sites of one stage and kind see the same tokens.
@@ -336,14 +354,14 @@ class BranchRunner:
         change: ExtrapolateAttention,
         texts: TextAttention,
         negative_tokens: int,
-        address: BlockAddress,
+        path: str,
         block: nn.Module,
         *args: Any,
         **kwargs: Any,
     ) -> Any:
         """The block with its own text; its cross-attention also looks at the negative one behind that."""
         inputs, text_BTC, mask = texts.parted(named_inputs(block, args, kwargs), negative_tokens)
-        name = f"{address.path}.{texts.attribute}"
+        name = f"{path}.{texts.attribute}"
         attention = getattr(block, texts.attribute)
         with TwoTexts(name, attention, text_BTC, mask, change, self._fired).installed():
             return block(**inputs)

@@ -205,7 +205,7 @@ class _Session:
             raise GuidanceError("the pipeline was called again while a call of it is running")
         off = {name: value for name, value in self._switched_off(given).items() if name in arguments}
         call = self._call = _PipelineCall(
-            {**arguments, **off}, Sampler(self._pipe), KeptPredictions(self._reuse, self._mesh)
+            {**arguments, **off}, Sampler(self._pipe), partial(KeptPredictions, self._reuse, self._mesh)
         )
         try:
             output = as_made(**off)
@@ -259,6 +259,8 @@ class _Session:
     def _begin_step(self, current: "_PipelineCall", call: _DenoiserCall) -> OpenStep:
         """The step that begins with this denoiser call."""
         position = current.sampler.next_step(call.arguments.get("timestep"))
+        if position.index == 0:
+            current.begin_run()
         self._require_same_sample(position.index, call.sample)
         sampling, arguments = self._adapter.sampling, current.arguments
         calls = sampling.calls(self._pipe, arguments)
@@ -365,16 +367,27 @@ class _Session:
 class _PipelineCall:
     """A call of the pipeline that is running."""
 
-    def __init__(self, arguments: Mapping[str, Any], sampler: Sampler, kept: KeptPredictions) -> None:
+    kept: KeptPredictions
+    """Of the sampling run in progress."""
+    memory: dict[Stream, dict[str, Tensor]]
+    """That of the method, in the sampling run in progress."""
+
+    def __init__(
+        self, arguments: Mapping[str, Any], sampler: Sampler, keep: Callable[[], KeptPredictions]
+    ) -> None:
         self.arguments = arguments
         self.sampler = sampler
-        self.kept = kept
+        self._keep = keep
         self.thread = threading.get_ident()
-        self.memory: dict[Stream, dict[str, Tensor]] = {stream: {} for stream in STREAMS}
         self.open_step: OpenStep | None = None
         self.plans: list[StepPlan] = []
         self.had_text = False
         """Whether an unconditional branch has run."""
+
+    def begin_run(self) -> None:
+        """A sampling run begins: the only one, or that of the next window of a long clip."""
+        self.kept = self._keep()
+        self.memory = {stream: {} for stream in STREAMS}
 
 
 def _check_arguments(guidance: Guidance, reuse: Reuse, mesh: Mesh) -> None:

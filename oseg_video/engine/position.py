@@ -15,7 +15,7 @@ class Position:
     """One sampling step."""
 
     index: int
-    """Step index, from 0."""
+    """Step index, from 0; a pipeline that samples window after window begins anew in each."""
     count: int
     """Number of sampling steps."""
     noise_level: float
@@ -36,12 +36,13 @@ class Sampler:
         The first step is where the pipeline begins: one that starts from a given video runs the scheduler's
         last steps only, one that leaves the end to a refiner (SDXL's denoising_end) the first ones.
         """
-        if self._last < 0:
-            self._first = self._last = self._place(timestep, 0)
-        else:
-            self._last = self._place(timestep, self._last + 1)
-        level = noise_level(self._pipe.scheduler, self._last)
-        return Position(self._last - self._first, self._pipe.num_timesteps, min(max(level, 0.0), 1.0))
+        place = self._place(timestep, self._last + 1)
+        if self._last < 0 or place <= self._last:
+            self._first = place
+        self._last = place
+        scheduler, frames = self._pipe.scheduler, self._frames()
+        level = noise_level(scheduler, place) if frames is None else mean_noise_level(scheduler, frames)
+        return Position(place - self._first, self._pipe.num_timesteps, min(max(level, 0.0), 1.0))
 
     def sigma(self, scheduler: Any) -> float:
         """The noise level of a scheduler of flow matching at the step that was begun last."""
@@ -54,6 +55,8 @@ class Sampler:
     def _place(self, timestep: Any, earliest: int) -> int:
         """Index into the scheduler's timesteps, from `earliest` up where the scheduler does not count."""
         scheduler, pipe = self._pipe.scheduler, self._pipe
+        if (frames := self._frames()) is not None:
+            return int(frames.storage_offset()) // len(frames)
         for name in ("step_index", "begin_index"):
             if getattr(scheduler, name, None) is not None:
                 return int(getattr(scheduler, name))
@@ -73,6 +76,21 @@ class Sampler:
             return start if start in places else places[0]
         return next((place for place in places if place >= earliest), places[-1])
 
+    def _frames(self) -> Tensor | None:
+        """The timestep of every frame, where each has its own: a row of the matrix that the pipeline follows.
+
+        So it is in diffusion forcing; the pipeline's scheduler then stands still, each frame has a copy.
+        """
+        current = getattr(self._pipe, "current_timestep", None)
+        return current if isinstance(current, Tensor) and current.ndim else None
+
+
+def mean_noise_level(scheduler: Any, timesteps_F: Tensor) -> float:
+    """Mean share of noise in the frames that are not clean, of a scheduler of flow matching."""
+    noisy = [timestep for timestep in values_of(timesteps_F) if timestep > 0]
+    mean: float = sum(noisy) / max(len(noisy), 1) / scheduler.config.num_train_timesteps
+    return mean
+
 
 def noise_level(scheduler: Any, index: int) -> float:
     """Share of noise at a step, on the scale of flow matching: `x = (1 - level) data + level noise`.
@@ -90,7 +108,7 @@ def noise_level(scheduler: Any, index: int) -> float:
     if config.get("invert_sigmas"):  # Mochi's scheduler counts from noise to data.
         return 1 - sigma
     flow = (
-        "FlowMatch" in type(scheduler).__name__
+        any(kind in type(scheduler).__name__ for kind in ("FlowMatch", "AncestralRF"))
         or config.get("use_flow_sigmas")
         or config.get("prediction_type") == "flow_prediction"
     )

@@ -35,10 +35,11 @@ class Written:
 class Prefix:
     """The outputs of one unperturbed pass."""
 
-    def __init__(self, units: Sequence[str], chained: bool, written: Written) -> None:
-        """units: those that perturbed passes leave out. chained: the output of the last is all they need."""
+    def __init__(self, units: Sequence[str], kept: Sequence[str], written: Written) -> None:
+        """units: those that perturbed passes leave out. kept: those whose outputs they need, the last one and
+        others."""
         self._units = units
-        self._kept = units[-1:] if chained else units
+        self._kept = kept
         self._written = written
         self._outputs: dict[str, Any] = {}
         self._counts: dict[str, list[int]] = {}

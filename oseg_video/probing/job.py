@@ -16,7 +16,7 @@ from oseg_video.jobs.model import LoadedModel, naming_lack_of_memory
 from oseg_video.jobs.ranks import Ranks, make_mesh
 from oseg_video.parallel.degrees import Degrees
 from oseg_video.probing.landscape import Landscape, landscape
-from oseg_video.probing.probe import probe, require_one_stream
+from oseg_video.probing.probe import probe
 from oseg_video.probing.result import ProbeResult
 from oseg_video.types import SettingError
 
@@ -54,7 +54,6 @@ def _loaded(job: GenerateJob, parallel: str = "") -> Iterator[tuple[Any, dict[st
     ranks = Ranks.started()
     with ranks.joined(job.device), nullcontext() if ranks.rank == 0 else quietly():
         source = check_job(job)
-        require_one_stream(source.adapter)
         degrees = Degrees.parse(parallel) if parallel else Degrees(ulysses=ranks.size)
         degrees.require(ranks.size)
         start = load_image(Path(job.image), job.height, job.width) if job.image else None

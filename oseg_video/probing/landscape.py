@@ -15,7 +15,7 @@ from oseg_video.guidance.numerics import upcast
 from oseg_video.guidance.perturbations import AttentionView, ObserveAttention, QueryTransform
 from oseg_video.parallel.mesh import ONE_RANK, Mesh
 from oseg_video.probing.method import Probing
-from oseg_video.probing.probe import query_transforms, require_one_stream, run_probing
+from oseg_video.probing.probe import query_transforms, run_probing
 from oseg_video.probing.result import AS_IT_IS
 from oseg_video.types import Pipeline, SettingError
 
@@ -58,7 +58,7 @@ def landscape(
     """
     if not 0 <= noise_level <= 1:
         raise SettingError(f"noise_level must be in [0, 1], got {noise_level}")
-    adapter = require_one_stream(adapter_for(pipe))
+    adapter = adapter_for(pipe)
     found = adapter.resolve_blocks(getattr(pipe, adapter.denoiser_attributes[0]), (block,))
     if len(found) != 1:
         raise SettingError(f"block must name one block, got {block}, which are {len(found)}")

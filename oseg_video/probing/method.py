@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, ClassVar
 
 from oseg_video.guidance.methods import Guidance, TextGuidance
 from oseg_video.guidance.perturbations import Change, ObserveAttention
-from oseg_video.guidance.plan import Branch, Perturbation, Step, StepPlan
+from oseg_video.guidance.plan import Branch, Perturbation, Step, StepPlan, Stream
 from oseg_video.settings.kinds import Blocks
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 _OBSERVED = "observed"
+_STREAM: tuple[Stream, ...] = ("video",)
 
 
 class ProbeDone(Exception):
@@ -27,7 +28,7 @@ class Effect:
     """What perturbing one block alone does to one prediction."""
 
     change: float
-    """`||C - C~|| / ||C||`."""
+    """`||C - C~|| / ||C||`, of what the pipeline combines: predictions, or denoised latents."""
     cosine: float | None
     """Between `C - C~` and `C - U`; None without U."""
 
@@ -60,6 +61,10 @@ class Probing(Guidance):
     def largest_guidance_scale(self) -> float | None:
         return self.base.largest_guidance_scale
 
+    def of_stream(self, stream: Stream) -> Guidance:
+        """Sound is guided meanwhile, and not looked at."""
+        return self if stream in _STREAM else self.base.of_stream(stream)
+
     def plan(self, step: Step) -> StepPlan:
         if step.index == 0:
             self._pending[:] = sorted(self.noise_levels, reverse=True)
@@ -70,11 +75,14 @@ class Probing(Guidance):
             return plan
         del self._pending[: len(due)]
         self.take_step(step.noise_level)
-        branches = {**plan.branches, _OBSERVED: Branch("cond", Perturbation(self.blocks, self.observe))}
+        branches = {**plan.branches, _OBSERVED: self._branch(self.blocks, self.observe)}
         for block in self.blocks:
-            branches[_name(block)] = Branch("cond", Perturbation((block,), self.change))
+            branches[_name(block)] = self._branch((block,), self.change)
         rule = partial(self._measured, plan, step, done=not self._pending)
         return StepPlan(branches, plan.formula, rule)
+
+    def _branch(self, blocks: Blocks, change: Change) -> Branch:
+        return Branch("cond", Perturbation(blocks, change, streams=_STREAM))
 
     def _measured(self, plan: StepPlan, step: Step, *, done: bool, **predictions: Tensor) -> Tensor:
         plain = {name: predictions[name] for name in plan.branches}

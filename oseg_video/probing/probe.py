@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from oseg_video import console
-from oseg_video.adapters import ModelAdapter, UnsupportedPipelineError, adapter_for
+from oseg_video.adapters import adapter_for
 from oseg_video.engine.errors import GuidanceError
 from oseg_video.engine.guided import guided
 from oseg_video.guidance.methods import CFG, OSEG, SEG, BlockGuidance, TextGuidance
@@ -45,7 +45,7 @@ def probe(
 
     The pipeline is called once a prompt, and stopped after the last noise level. At each level every block
     costs one pass, attention another one. Memory does not grow with the attention map: `queries` rows of it
-    are looked at, one at a time.
+    are looked at, one at a time. In a model with sound, too, all of this is about the video.
 
     guidance: the method whose perturbation each block gets, or its name for that of the family's recipe; its
         blocks and scales do not matter.
@@ -66,7 +66,7 @@ def probe(
     if not isinstance(method, BlockGuidance):
         raise SettingError(f"the probe needs a method that perturbs blocks, such as OSEG, got {method!r}")
     _check(noise_levels, queries, mesh)
-    adapter = require_one_stream(adapter_for(pipe))
+    adapter = adapter_for(pipe)
     denoiser = getattr(pipe, adapter.denoiser_attributes[0])
     chosen = adapter.resolve_blocks(denoiser, tuple(blocks)) if blocks else adapter.blocks(denoiser)
     transforms = query_transforms(sigmas)
@@ -107,15 +107,6 @@ def run_probing(
         except ProbeDone:
             if hasattr(pipe, "maybe_free_model_hooks"):  # what the end of a call does
                 pipe.maybe_free_model_hooks()
-
-
-def require_one_stream(adapter: ModelAdapter) -> ModelAdapter:
-    """The adapter; raises `UnsupportedPipelineError` for a family with two streams of tokens."""
-    if adapter.audio is not None:
-        raise UnsupportedPipelineError(
-            f"the probe looks at one stream of tokens; {adapter.family} has two, video and audio"
-        )
-    return adapter
 
 
 def _check(noise_levels: Sequence[float], queries: int, mesh: Mesh) -> None:

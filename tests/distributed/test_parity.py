@@ -30,7 +30,16 @@ from oseg_video.parallel.degrees import Degrees
 from oseg_video.parallel.group import ParallelError
 from oseg_video.parallel.mesh import ONE_RANK, Mesh
 from tests.integration.families import CASES, SCALE, Case
-from tests.integration.variants import COGVIDEOX_CONTROL, LUCY_EDIT, SKYREELS, SKYREELS_V2
+from tests.integration.variants import (
+    COGVIDEOX_CONTROL,
+    LTX_LONG,
+    LUCY_EDIT,
+    SKYREELS,
+    SKYREELS_V2,
+    SKYREELS_V2_CAUSAL,
+    SKYREELS_V2_LONG,
+    WAN_VACE_CONTROL,
+)
 from tests.tiny import tiny_ltx, tiny_mochi
 from tests.tiny.hunyuan import tiny_hunyuan_image
 from tests.tiny.wan import tiny_wan_5b
@@ -44,7 +53,9 @@ BY_NAME["hunyuan-image, token replace"] = dataclasses.replace(
 BY_NAME["wan 5b"] = dataclasses.replace(BY_NAME["wan"], build=tiny_wan_5b, grid=None)  # a timestep per token
 # OSEG's released transform folds the channels to an image of 64 rows.
 BY_NAME["lucy-edit"], BY_NAME["skyreels-v2"], BY_NAME["skyreels"] = LUCY_EDIT, SKYREELS_V2, SKYREELS
-BY_NAME["cogvideox-control"] = COGVIDEOX_CONTROL
+BY_NAME["cogvideox-control"], BY_NAME["ltx-long"] = COGVIDEOX_CONTROL, LTX_LONG
+BY_NAME["skyreels-v2-long"], BY_NAME["skyreels-v2-causal"] = SKYREELS_V2_LONG, SKYREELS_V2_CAUSAL
+BY_NAME["wan-vace"] = WAN_VACE_CONTROL
 BY_NAME["mochi, 64 channels"] = dataclasses.replace(
     BY_NAME["mochi"], build=partial(tiny_mochi, attention_head_dim=16, num_attention_heads=4)
 )
@@ -53,6 +64,7 @@ BY_NAME["ltx, 64 channels"] = dataclasses.replace(
     build=partial(tiny_ltx, attention_head_dim=16, num_attention_heads=4, cross_attention_dim=64),
 )
 UNETS = ("svd", "sdxl", "sd15")
+BRANCHES_ALONE = (*UNETS, "wan-vace", "skyreels-v2-causal")
 # Sums over tokens and heads are taken in other orders; that is all that may differ. SVD's noise levels, up to
 # 700, enlarge it: 1.7e-5 was seen.
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-4}
@@ -130,8 +142,8 @@ def check(ranks: Ranks, case: str, method_name: str, degrees: Degrees, batch: bo
 @pytest.mark.parametrize("method_name", ["cfg", "stg", "oseg"])
 @pytest.mark.parametrize("case", [name for name in BY_NAME if "channels" not in name])
 def test_two_ranks_make_the_clip_of_one(two_ranks: Ranks, case: str, method_name: str, axis: str) -> None:
-    if case in UNETS and axis != "branch":
-        pytest.skip("no sequence of tokens runs through a UNet")
+    if case in BRANCHES_ALONE and axis != "branch":
+        pytest.skip("ranks cannot share its tokens")
     check(two_ranks, case, method_name, AXES[axis])
 
 
@@ -183,6 +195,7 @@ OTHER_METHODS = (
         ("wan", "pag"),
         ("ltx2", "pag"),
         ("ltx2", "seg, sound"),
+        ("ltx-long", "pag"),
         ("ltx2-condition", "stg, modality"),
         ("ltx2-condition", "oseg, both"),
         ("ltx2-image", "apg"),

@@ -35,7 +35,7 @@ def look(name: str, degrees: Degrees | None) -> ProbeResult:
 
 
 @pytest.mark.parametrize("degrees", [Degrees(ulysses=2), Degrees(ring=2)], ids=str)
-@pytest.mark.parametrize("case", ["mochi", "ltx-condition", "cogvideox", "hunyuan"])
+@pytest.mark.parametrize("case", ["mochi", "ltx-condition", "ltx2-condition", "cogvideox", "hunyuan"])
 def test_two_ranks_see_what_one_sees(two_ranks: Ranks, case: str, degrees: Degrees) -> None:
     alone = look(case, None)
     for found in two_ranks.run(look, case, degrees):

@@ -49,9 +49,11 @@ def rotated(x_BSND: Tensor, angles_SP: Tensor) -> Tensor:
     return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2)
 
 
-def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """[B, S, N, D] each -> [B, S, N * D]."""
+def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
+    """[B, S, N, D] each -> [B, S, N * D]; mask: which keys a query sees, [..., S, S]."""
     logits = torch.einsum("bind,bjnd->bnij", query, key) / math.sqrt(query.shape[-1])
+    if mask is not None:
+        logits = logits.masked_fill(~mask, -math.inf)
     return torch.einsum("bnij,bjnd->bind", logits.softmax(-1), value).flatten(2)
 
 
@@ -170,31 +172,37 @@ class SampledStep:
 
     calls: list[tuple[nn.Module, dict[str, Any]]] = field(default_factory=list)
     """Every pass that a denoiser ran, with its arguments."""
-    prediction: Tensor | None = None
-    """What the pipeline gave to its scheduler."""
+    given: list[Tensor] = field(default_factory=list)
+    """What the pipeline gave to its scheduler, or to those of single frames."""
+
+    @property
+    def prediction(self) -> Tensor:
+        """The whole of it; of diffusion forcing, the frames that went on."""
+        return self.given[0] if self.given[0].ndim == 5 else torch.stack(self.given, dim=2)
 
 
 @contextmanager
 def recorded(pipe: Any, denoisers: Sequence[nn.Module]) -> Iterator[list[SampledStep]]:
     """Passes of `denoisers` and predictions handed to the scheduler, step by step."""
-    steps = [SampledStep()]
-    real_step = pipe.scheduler.step
+    steps: list[SampledStep] = []
+    scheduler: Any = type(pipe.scheduler)  # of which diffusion forcing makes copies
+    real_step = scheduler.step
 
     def note(denoiser: nn.Module, _: Any, kwargs: dict[str, Any]) -> None:
+        if not steps or steps[-1].given:
+            steps.append(SampledStep())
         steps[-1].calls.append((denoiser, dict(kwargs)))
 
-    def step(prediction: Tensor, *args: Any, **kwargs: Any) -> Any:
-        steps[-1].prediction = prediction.clone()
-        steps.append(SampledStep())
-        return real_step(prediction, *args, **kwargs)
+    def step(self: Any, prediction: Tensor, *args: Any, **kwargs: Any) -> Any:
+        steps[-1].given.append(prediction.clone())
+        return real_step(self, prediction, *args, **kwargs)
 
     handles = [denoiser.register_forward_pre_hook(note, with_kwargs=True) for denoiser in denoisers]
-    pipe.scheduler.step = step
+    scheduler.step = step
     try:
         yield steps
     finally:
-        del pipe.scheduler.step
-        steps.pop()
+        scheduler.step = real_step
         for handle in handles:
             handle.remove()
 

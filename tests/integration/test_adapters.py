@@ -15,11 +15,14 @@ from torch.testing import assert_close
 from oseg_video import CFG, OSEG, SEG, STG, guided
 from oseg_video.adapters import adapter_for, adapter_for_class, all_adapters, base
 from oseg_video.adapters.base import ClipSize
+from oseg_video.adapters.denoiser import VideoTokens
+from oseg_video.adapters.ltx import LTXAdapter
 from oseg_video.engine.branches import BranchRunner
 from oseg_video.guidance.plan import Branch
 from tests.integration import slow
 from tests.integration.checks import assert_off_key
-from tests.integration.families import CASES, LTX, MOCHI, SCALE, Case
+from tests.integration.families import CASES, LTX, MOCHI, SCALE, Case, over
+from tests.integration.variants import LTX_LONG
 from tests.tiny import BLOCKS
 
 BLOCK = 2
@@ -66,6 +69,21 @@ def test_video_tokens_come_from_the_call(case: Case, pipe: Any, monkeypatch: pyt
     with guided(pipe, SEG(guidance_scale=SCALE, blocks=(BLOCK,))):
         case.run(pipe)
     assert {(tokens.grid, tokens.start) for tokens in seen} == {(case.grid, case.start)}
+
+
+@over(LTX_LONG)
+def test_windows_of_a_long_clip_have_references_behind_their_own_tokens(
+    case: Case, pipe: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    original = LTXAdapter.video_tokens
+    monkeypatch.setattr(LTXAdapter, "video_tokens", lambda *given: seen.append(original(*given)) or seen[-1])
+    with guided(pipe, SEG(guidance_scale=SCALE, blocks=(BLOCK,))) as report:
+        case.run(pipe, "a red circle | a blue square")
+    frame = case.grid.height * case.grid.width
+    assert seen == [VideoTokens(case.grid, behind=frames * frame) for frames in (1, 1, 1, 3, 3, 3)]
+    assert [step.index for step in report.steps] == [0, 1, 2] * 2
+    assert [step.noise_level for step in report.steps] == pytest.approx(case.extra()["sigmas"][:-1] * 2)
 
 
 # -- text without padding
@@ -132,16 +150,17 @@ class SlowAttention:
         heads = attn.heads
         query, key = attn.to_q(hidden_states), attn.to_k(hidden_states)
         value = attn.to_v(hidden_states).unflatten(2, (heads, -1))
-        if self.case is LTX:
+        if self.case is not MOCHI:
             query, key = (x.unflatten(2, (heads, -1)) for x in (attn.norm_q(query), attn.norm_k(key)))
             angles = [part.unflatten(2, (heads, -1))[..., ::2] for part in image_rotary_emb]
         else:
             query = attn.norm_q(query.unflatten(2, (heads, -1)))
             key = attn.norm_k(key.unflatten(2, (heads, -1)))
             angles = image_rotary_emb
-        query = self.change(query, key)
+        clip = self.case.grid.tokens  # it comes first
+        query = torch.cat([self.change(query[:, :clip], key[:, :clip]), query[:, clip:]], dim=1)
         query, key = rotated(query, *angles), rotated(key, *angles)
-        if self.case is LTX:
+        if self.case is not MOCHI:
             out = softmax_attention(query, key, value).flatten(2)
             return attn.to_out[0](out)
         text = encoder_hidden_states
@@ -185,6 +204,7 @@ def reference_transformer(case: Case, transformer: nn.Module, change: Any) -> nn
     return model
 
 
+@pytest.mark.parametrize("case", (MOCHI, LTX, LTX_LONG), ids=lambda case: case.name)
 @pytest.mark.parametrize(
     "method", ("cfg", "stg", "seg", "oseg", "oseg-cond", "stg-uncond", "seg-uncond", "oseg-uncond")
 )

@@ -314,10 +314,12 @@ def test_text_of_a_length_that_its_connectors_do_not_take(capsys, tmp_path, fold
     assert "ltx2: max_sequence_length must be a multiple of 8, got 20" in refused(capsys, arguments)
 
 
-def test_the_probe_refuses_two_streams_before_it_loads(capsys, folders, unloadable):
-    arguments = call(folders, "ltx2", "--guidance=oseg", "--blocks=1")
-    error = refused(capsys, ["probe", *arguments[1:]])
-    assert "the probe looks at one stream of tokens; ltx2 has two, video and audio" in error
+def test_the_probe_looks_at_the_video_of_two_streams(capsys, tmp_path, folders):
+    flags = ["--guidance=oseg", "--blocks=1,3", "--queries=2", "--noise-levels=1"]
+    arguments = call(folders, "ltx2", *flags, out=tmp_path / "probe")
+    (found,) = run(capsys, ["probe", *arguments[1:]])
+    assert found["paths"] == {"1": "transformer_blocks.1", "3": "transformer_blocks.3"}
+    assert all(row["change"] > 0 for row in found["effects"])
 
 
 def test_explain_names_every_branch_and_what_each_stream_gets(capsys, folders, unloadable):

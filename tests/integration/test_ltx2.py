@@ -13,7 +13,6 @@ import pytest
 import torch
 from diffusers import LTX2LatentUpsamplePipeline
 from diffusers.pipelines.ltx2 import LTX2LatentUpsamplerModel
-from diffusers.pipelines.ltx2.pipeline_ltx2_condition import LTX2VideoCondition
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -24,7 +23,7 @@ from oseg_video.guidance.methods import Unguided
 from oseg_video.settings.schedule import Schedule
 from oseg_video.types import SettingError
 from tests.integration.checks import ACROSS_BATCHES
-from tests.integration.families import CASES, LTX, LTX2, STEPS, SoundCase, gradient, over
+from tests.integration.families import CASES, LTX, LTX2, STEPS, SoundCase, over
 from tests.tiny import BLOCKS, TEXT_LENGTH
 from tests.tiny.ltx2 import AUDIO_TOKENS, LTX2_SIZE, tiny_ltx2
 
@@ -33,13 +32,7 @@ _BY_NAME = {case.name: case for case in CASES}
 IMAGE, CONDITION = _BY_NAME["ltx2-image"], _BY_NAME["ltx2-condition"]
 # LTX-2.0 as diffusers has it, with the switch by which its attention can be perturbed at all.
 LEGACY = SoundCase("ltx2.0", partial(tiny_ltx2, legacy=True, perturbed_attn=True), LTX2_SIZE, grid=LTX2.grid)
-# diffusers perturbs the tokens of keyframes, too, which stand behind the clip's; here only the clip's are.
-FIRST_FRAME = dataclasses.replace(
-    CONDITION,
-    name="ltx2-first-frame",
-    extra=lambda: {"conditions": [LTX2VideoCondition(frames=gradient(LTX2_SIZE), index=0)]},
-)
-EVERY = (LTX2, LEGACY, IMAGE, FIRST_FRAME)
+EVERY = (LTX2, LEGACY, IMAGE, CONDITION)
 
 OFFICIAL = {
     "guidance_scale": 3.0,
@@ -239,6 +232,14 @@ def in_block(case: SoundCase, pipe: Any, method: Any) -> dict[str, tuple[Tensor,
     plain, perturbed = seen[calls * BLOCK :], seen[calls * BLOCKS :]
     names = ("query", "key", "audio_query", "audio_key")
     return {name: (plain[place], perturbed[place]) for place, name in enumerate(names)}
+
+
+@over(CONDITION)
+def test_the_queries_of_keyframes_are_no_part_of_the_grid(case: SoundCase, pipe: Any) -> None:
+    plain, perturbed = in_block(case, pipe, SEG(blocks=(BLOCK,)))["query"]
+    clip, tokens = case.grid.tokens, plain.shape[1]
+    assert tokens > clip and torch.equal(perturbed[:, clip:], plain[:, clip:])
+    assert_close(perturbed[:, :clip].double(), slow_mean(plain[:, :clip]), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("streams", ("both", "video", "audio"))

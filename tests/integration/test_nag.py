@@ -34,7 +34,7 @@ from tests.integration.families import (
     Case,
     over,
 )
-from tests.integration.variants import WAN_5B, WAN_EXPERTS, WAN_FIRST_LAST, WAN_IMAGE
+from tests.integration.variants import WAN_5B, WAN_EXPERTS, WAN_FIRST_LAST, WAN_IMAGE, WAN_VACE
 
 LTX_CASES = tuple(case for case in CASES if case.name.startswith("ltx") and not case.name.startswith("ltx2"))
 PAPER = NAG(scale=5.0, alpha=0.4)
@@ -134,7 +134,9 @@ def by_hand(pipe: Any, calls: dict[str, dict[str, Any]], guidance: NAG) -> tuple
     """C~ and U in float64, and the guidance with a tau that some tokens are above and others are not."""
     denoiser = adapter_for(pipe).denoisers(pipe)[0]
     model = copy.deepcopy(denoiser).double()
-    attentions = [model.get_submodule(block.path).attn2 for block in adapter_for(pipe).blocks(model)]
+    blocks = adapter_for(pipe).blocks
+    paths = [*blocks.beside(model), *(block.path for block in blocks(model))]
+    attentions = [model.get_submodule(path).attn2 for path in paths]
 
     def run(condition: str, processors: list[TwoTexts]) -> Tensor:
         for attention, one in zip(attentions, processors, strict=True):
@@ -168,7 +170,7 @@ def first_prediction(case: Case, pipe: Any, guidance: NAG, monkeypatch: Any, **o
     return given[0].double()
 
 
-@over(*LTX_CASES, WAN, WAN_IMAGE, WAN_FIRST_LAST, WAN_EXPERTS, WAN_5B, SDXL, SD15)
+@over(*LTX_CASES, WAN, WAN_IMAGE, WAN_FIRST_LAST, WAN_EXPERTS, WAN_5B, WAN_VACE, SDXL, SD15)
 def test_the_guided_prediction_is_that_of_a_slow_float64_reference(
     case: Case, pipe: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,18 +16,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from oseg_video import CFG, OSEG, STG, guided, landscape, probe
-from oseg_video.adapters import UnsupportedPipelineError, adapter_for
+from oseg_video import CFG, OSEG, STG, GuidanceError, guided, landscape, probe
+from oseg_video.adapters import adapter_for
 from oseg_video.cli import main
 from oseg_video.guidance.methods import Guidance
-from oseg_video.guidance.plan import Branch, Perturbation, Step, StepPlan
+from oseg_video.guidance.plan import Branch, Perturbation, Step, StepPlan, Stream
 from oseg_video.probing.drawing import draw
 from oseg_video.probing.result import AS_IT_IS
 from oseg_video.types import SettingError
-from tests.integration.families import CASES, MOCHI, SCALE, Case, SoundCase, over, quiet
-from tests.integration.variants import WAN_EXPERTS
+from tests.integration.families import CASES, MOCHI, SCALE, Case, over, quiet
+from tests.integration.variants import SKYREELS_V2_CAUSAL, WAN_EXPERTS
 
-ONE_STREAM = [case for case in CASES if not isinstance(case, SoundCase)]
 QUERIES = 5
 SIGMA = 1.5
 
@@ -117,15 +116,13 @@ def dense(case: Case, calls: list[dict[str, Any]]) -> dict[str, Tensor]:
     return {name: torch.stack([row[name] for row in rows]).mean(0) for name in rows[0]}
 
 
-@over(*(case for case in CASES if case not in ONE_STREAM))
-def test_models_with_two_streams_are_refused(case: Case, pipe: Any) -> None:
-    with pytest.raises(UnsupportedPipelineError, match="ltx2 has two, video and audio"):
-        probe(pipe, OSEG(blocks=(0,)), ["a red circle"])
-    with pytest.raises(UnsupportedPipelineError, match="ltx2 has two, video and audio"):
-        landscape(pipe, block=1, prompt="a red circle")
+@over(SKYREELS_V2_CAUSAL)
+def test_attention_to_earlier_frames_alone_is_refused(case: Case, pipe: Any) -> None:
+    with pytest.raises(GuidanceError, match=r"blocks\.1\.attn1 attends to some of the video's tokens alone"):
+        probe(pipe, OSEG(blocks=(0,)), **arguments(case, 1.0), blocks=(1,))
 
 
-@over(*ONE_STREAM, WAN_EXPERTS)
+@over(*CASES, WAN_EXPERTS)
 def test_attention_is_that_of_whole_maps(case: Case, pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     guider(case, pipe, 1.0)
     given = arguments(case, 1.0)
@@ -175,10 +172,13 @@ class Recording(Guidance):
     def largest_guidance_scale(self) -> float | None:
         return None
 
+    def of_stream(self, stream: Stream) -> Guidance:
+        return self if stream == "video" else CFG()
+
     def plan(self, step: Step) -> StepPlan:
         branches = {"uncond": Branch("uncond")} if self.text else {}
         branches |= {"cond": Branch("cond")}
-        perturbation = Perturbation(self.method.blocks, self.method.change)
+        perturbation = Perturbation(self.method.blocks, self.method.change, streams=("video",))
         branches["perturbed"] = Branch("cond", perturbation)
         return StepPlan(branches, "", partial(self._note, step.pipeline_scale))
 
@@ -188,7 +188,7 @@ class Recording(Guidance):
         return cond if uncond is None else uncond + scale * (cond - uncond)
 
 
-@over(*ONE_STREAM, WAN_EXPERTS)
+@over(*CASES, WAN_EXPERTS)
 def test_effects_are_those_of_each_block_alone(case: Case, pipe: Any) -> None:
     guider(case, pipe, SCALE)
     given = arguments(case, SCALE)
@@ -210,7 +210,7 @@ def test_effects_are_those_of_each_block_alone(case: Case, pipe: Any) -> None:
             assert found.cosine(block, level) == pytest.approx(float(cosine), abs=1e-3)
 
 
-@over(*(case for case in ONE_STREAM if case.grid))
+@over(*(case for case in CASES if case.grid))
 def test_smoothed_queries_are_those_of_the_perturbed_pass(
     case: Case, pipe: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -235,7 +235,7 @@ def test_smoothed_queries_are_those_of_the_perturbed_pass(
             assert row.heads[name] == pytest.approx(values.tolist(), rel=1e-4, abs=1e-6), (queries, name)
 
 
-@over(*(case for case in ONE_STREAM if case.grid))
+@over(*(case for case in CASES if case.grid))
 def test_the_landscape_is_that_of_whole_maps(case: Case, pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     guider(case, pipe, 1.0)
     given = arguments(case, 1.0)

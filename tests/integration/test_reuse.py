@@ -29,10 +29,10 @@ from tests.integration.families import (
     quiet,
 )
 from tests.integration.slow_reuse import Slow, slow_cache
-from tests.integration.variants import WAN_5B, WAN_EXPERTS
+from tests.integration.variants import WAN_5B, WAN_EXPERTS, WAN_VACE
 
 STEPS = 7
-CHAINS = (MOCHI, LTX, WAN, COGVIDEOX, HUNYUAN, HUNYUAN15)
+CHAINS = (MOCHI, LTX, WAN, WAN_VACE, COGVIDEOX, HUNYUAN, HUNYUAN15)
 # Not the pipeline's own scale: a rule is there then.
 PLAIN = CFG(guidance_scale=SCALE + 1)
 STG_METHOD = STG(guidance_scale=SCALE, blocks=(2,), scale=0.5)
@@ -72,7 +72,7 @@ def test_refreshed_branches_follow_by_their_differences(case: Case, pipe: Any, g
 
 # So that some of the steps are skipped, and some of those that may be are not.
 THRESHOLDS = {
-    **{"mochi": 0.4, "ltx": 0.09, "wan": 0.1, "wan-experts": 0.2},
+    **{"mochi": 0.4, "ltx": 0.09, "wan": 0.1, "wan-experts": 0.2, "wan-vace": 0.1},
     **{"cogvideox": 0.4, "hunyuan": 0.4, "hunyuan15": 0.45},
 }
 

@@ -9,27 +9,50 @@ from typing import Any
 import pytest
 import torch
 from diffusers import WanPipeline, WanTransformer3DModel
+from diffusers.models.transformers.transformer_skyreels_v2 import SkyReelsV2TransformerBlock
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from oseg_video import APG, CFG, OSEG, SEG, CFGZeroStar, GuidanceError, guided
-from oseg_video.adapters import UnknownBlockError, adapter_for
+from oseg_video import (
+    APG,
+    CFG,
+    MG,
+    OSEG,
+    SEG,
+    CFGZeroStar,
+    GuidanceError,
+    Reuse,
+    guided,
+)
+from oseg_video.adapters import UnknownBlockError, UnsupportedPipelineError, adapter_for
 from oseg_video.adapters.base import ClipSize
+from oseg_video.adapters.wan import WanAdapter
+from oseg_video.engine.branches import BranchRunner
+from oseg_video.parallel.shards import Shard
 from oseg_video.settings.schedule import Schedule
+from oseg_video.types import TokenGrid
 from tests.integration import slow
 from tests.integration.checks import ACROSS_BATCHES, assert_off_key, state_of
 from tests.integration.families import SCALE, STEPS, WAN, Case, over, quiet
 from tests.integration.variants import (
+    FORCING_VARIANTS,
     LUCY_EDIT,
     SECOND_SCALE,
     SKYREELS_V2,
+    SKYREELS_V2_CAUSAL,
+    SKYREELS_V2_FORCING,
+    SKYREELS_V2_FORCING_IMAGE,
+    SKYREELS_V2_FORCING_VIDEO,
     SKYREELS_V2_IMAGE,
+    SKYREELS_V2_LONG,
     WAN_5B,
     WAN_5B_IMAGE,
     WAN_EXPERTS,
     WAN_FIRST_LAST,
     WAN_IMAGE,
     WAN_IMAGE_EXPERTS,
+    WAN_VACE,
+    WAN_VACE_CONTROL,
     WAN_VARIANTS,
     WAN_VIDEO,
 )
@@ -245,6 +268,85 @@ def test_the_given_first_frame_stays_what_it_is() -> None:
     assert not torch.isclose(clip[:, :, 1:], stock[:, :, 1:]).all()
 
 
+# -- diffusion forcing: a time per frame, window after window
+
+
+@over(SKYREELS_V2_FORCING, SKYREELS_V2_FORCING_IMAGE, SKYREELS_V2_LONG, SKYREELS_V2_FORCING_VIDEO)
+def test_frames_that_go_together_have_the_level_of_their_scheduler(case: Case, pipe: Any) -> None:
+    """Given frames do not count. The pipelines round timesteps down."""
+    with guided(pipe, OSEG_METHOD) as report:
+        case.run(pipe)
+    windows = {SKYREELS_V2_LONG.name: 3, SKYREELS_V2_FORCING_VIDEO.name: 2}.get(case.name, 1)
+    assert [step.index for step in report.steps] == list(range(STEPS)) * windows
+    pipe.scheduler.set_timesteps(STEPS)
+    expected = pipe.scheduler.sigmas[:-1].tolist() * windows
+    assert [step.noise_level for step in report.steps] == pytest.approx(expected, abs=1e-3)
+
+
+@over(SKYREELS_V2_CAUSAL)
+def test_frames_that_are_ahead_have_a_mean_level(case: Case, pipe: Any) -> None:
+    """Of two blocks of frames: one a step ahead of the other, then alone, the first one being clean."""
+    with guided(pipe, OSEG_METHOD) as report:
+        case.run(pipe)
+    assert [step.index for step in report.steps] == list(range(STEPS + 1))
+    pipe.scheduler.set_timesteps(STEPS)
+    high, mid, low = pipe.scheduler.sigmas[:-1].tolist()
+    expected = [(high + 0.999) / 2, (mid + high) / 2, (low + mid) / 2, low]
+    assert [step.noise_level for step in report.steps] == pytest.approx(expected, abs=1e-3)
+
+
+@over(SKYREELS_V2_LONG)
+def test_every_window_is_a_run_of_its_own(case: Case, pipe: Any) -> None:
+    """Momentum begins anew, and so does the calendar of what is computed."""
+    with guided(pipe, MG()), slow.recorded(pipe, denoisers_of(pipe)) as steps:
+        case.run(pipe)
+    for step in steps[::STEPS]:
+        (_, cond), (_, uncond) = step.calls
+        plain = partial(predicted, slow_denoiser(pipe.transformer, case.grid, None))
+        expected = slow.guided_prediction("cfg", SCALE, plain, None, cond=cond, uncond=uncond)
+        moved = step.prediction.shape[2]
+        assert_close(step.prediction.double(), expected[:, :, -moved:], rtol=1e-4, atol=1e-4)
+    with guided(pipe, CFG(), reuse=Reuse(refresh={"uncond": 3})) as report:
+        case.run(pipe)
+    assert [step.estimated for step in report.steps] == [(), ("uncond",), ()] * 3
+
+
+def test_ranks_take_the_times_of_their_tokens_but_share_no_causal_attention() -> None:
+    tokens, shard = WAN.grid.tokens, Shard.of(WAN.grid.tokens, 1, 2)
+    inputs = {"temb": torch.randn(1, 6, tokens, 4), "rotary_emb": (), "attention_mask": None}
+    take = WanAdapter.token_inputs.take
+    assert torch.equal(take(inputs, shard)["temb"], inputs["temb"][:, :, tokens // 2 :])
+    with pytest.raises(UnsupportedPipelineError, match=r"causal_block_size.*branch"):
+        take({**inputs, "attention_mask": torch.ones(1, 1, tokens, tokens, dtype=torch.bool)}, shard)
+
+
+# -- blocks beside the others
+
+
+@over(WAN_VACE_CONTROL)
+def test_blocks_beside_the_others_run_once_for_a_condition(case: Case, pipe: Any) -> None:
+    calls: list[None] = []
+    pipe.transformer.vace_blocks[-1].register_forward_hook(lambda *_: calls.append(None))
+    for blocks in ((0,), (BLOCK,), ("all",)):
+        calls.clear()
+        method = SEG(guidance_scale=SCALE, blocks=blocks)
+        with guided(pipe, method):
+            clip = case.run(pipe)
+        assert len(calls) == 2 * STEPS
+        with guided(pipe, method, reuse=Reuse(prefix=False)):
+            assert_close(case.run(pipe), clip, **ACROSS_BATCHES)
+        assert len(calls) == 5 * STEPS
+
+
+@over(WAN_VACE)
+def test_ranks_cannot_share_tokens_that_blocks_beside_the_others_look_at(case: Case, pipe: Any) -> None:
+    class TwoRanks:
+        size = 2
+
+    with pytest.raises(GuidanceError, match=r"vace_blocks\.0 looks at all tokens.*over branch and data"):
+        BranchRunner(adapter_for(pipe), pipe.transformer, sequence=TwoRanks())
+
+
 # -- refusing
 
 
@@ -265,16 +367,19 @@ class SlowBlock(nn.Module):
         super().__init__()
         self.block, self.grid, self.change = block, grid, change
 
-    def forward(self, x: Tensor, context: Tensor, times: Tensor, _: Any, mask: None = None) -> Tensor:
-        assert mask is None  # which SkyReels V2 takes, too
+    def forward(
+        self, x: Tensor, context: Tensor, times: Tensor, _: Any, mask: Tensor | None = None
+    ) -> Tensor:
         if self.change == "skip":
             return x
         block = self.block
         if times.ndim == 3:  # [B, 6, C]: one time for all tokens
             times = times[:, None]
+        elif isinstance(block, SkyReelsV2TransformerBlock):  # [B, 6, S, C]
+            times = times.transpose(1, 2)
         parts = (times + block.scale_shift_table.double()).unbind(dim=2)
         shift, scale, gate, late_shift, late_scale, late_gate = parts
-        attended = self.self_attention(slow.layer_norm(x, block.norm1) * (1 + scale) + shift)
+        attended = self.self_attention(slow.layer_norm(x, block.norm1) * (1 + scale) + shift, mask)
         x = x + attended * gate
         x = x + self.cross_attention(slow.layer_norm(x, block.norm2), context)
         wide = slow.gelu_tanh(
@@ -284,15 +389,18 @@ class SlowBlock(nn.Module):
         )
         return x + slow.linear(wide, block.ffn.net[2]) * late_gate
 
-    def self_attention(self, x: Tensor) -> Tensor:
+    def self_attention(self, x: Tensor, mask: Tensor | None) -> Tensor:
         attn = self.block.attn1
         query = self.heads(rms_norm(slow.linear(x, attn.to_q), attn.norm_q), attn)
         key = self.heads(rms_norm(slow.linear(x, attn.to_k), attn.norm_k), attn)
         value = self.heads(slow.linear(x, attn.to_v), attn)
+        before = x.shape[1] - self.grid.tokens  # those of reference images
         if callable(self.change):
-            query = self.change(query, key)
-        angles = wan_angles(self.grid, query.shape[-1])
-        mixed = slow.attention(slow.rotated(query, angles), slow.rotated(key, angles), value)
+            query = torch.cat([query[:, :before], self.change(query[:, before:], key[:, before:])], dim=1)
+        _, height, width = self.grid.shape
+        whole = TokenGrid(x.shape[1] // (height * width), height, width)
+        angles = wan_angles(whole, query.shape[-1])
+        mixed = slow.attention(slow.rotated(query, angles), slow.rotated(key, angles), value, mask)
         if self.change == "values":
             mixed = value.flatten(2)
         if self.change == "input":
@@ -351,7 +459,7 @@ def slow_denoiser(denoiser: nn.Module, grid: Any, change: slow.Change | None) ->
 @pytest.mark.parametrize("method", slow.REFERENCE_METHODS)
 @over(
     *(WAN, WAN_IMAGE, WAN_FIRST_LAST, WAN_EXPERTS, WAN_5B, WAN_5B_IMAGE),
-    *(LUCY_EDIT, SKYREELS_V2, SKYREELS_V2_IMAGE),
+    *(WAN_VACE, WAN_VACE_CONTROL, LUCY_EDIT, SKYREELS_V2, SKYREELS_V2_IMAGE, *FORCING_VARIANTS),
 )
 def test_the_guided_prediction_is_that_of_a_slow_float64_reference(
     case: Case, pipe: Any, method: str
@@ -359,7 +467,7 @@ def test_the_guided_prediction_is_that_of_a_slow_float64_reference(
     guidance, change = slow.reference_methods(case.grid, BLOCK, None)[method]
     with guided(pipe, guidance), slow.recorded(pipe, denoisers_of(pipe)) as steps:
         case.run(pipe, num_inference_steps=2)
-    for step in steps:
+    for i, step in enumerate(steps):
         denoiser, cond = step.calls[0]
         uncond, *_ = [
             kwargs
@@ -370,6 +478,11 @@ def test_the_guided_prediction_is_that_of_a_slow_float64_reference(
         plain = partial(predicted, slow_denoiser(denoiser, case.grid, None))
         weak = partial(predicted, slow_denoiser(denoiser, case.grid, change)) if change else None
         expected = slow.guided_prediction(method, scale, plain, weak, cond=cond, uncond=uncond)
+        if case in FORCING_VARIANTS:  # some frames are ahead, or given
+            moved = step.prediction.shape[2]
+            expected = (
+                expected[:, :, :moved] if (case, i) == (SKYREELS_V2_CAUSAL, 0) else expected[:, :, -moved:]
+            )
         assert_close(step.prediction.double(), expected, rtol=1e-4, atol=1e-4)
 
 
@@ -401,16 +514,17 @@ def test_treatments_of_the_text_reach_across_the_two_calls_and_the_experts(case:
             assert_close(step.prediction.double(), expected, rtol=1e-4, atol=1e-4)
 
 
-@over(WAN, WAN_IMAGE, WAN_5B, LUCY_EDIT, SKYREELS_V2)
+@over(WAN, WAN_IMAGE, WAN_5B, WAN_VACE, WAN_VACE_CONTROL, LUCY_EDIT, SKYREELS_V2)
 def test_only_the_video_queries_change_and_they_are_orthogonal_to_their_keys(case: Case, pipe: Any) -> None:
     """Without blur the query that attention sees, rotated, is the part of the plain one off its own key."""
     guidance = OSEG(guidance_scale=1.0, blocks=(BLOCK,), blur_sigma=0.0)
     with slow.recorded_attention(case.grid.tokens) as calls, guided(pipe, guidance):
         case.run(pipe, guidance_scale=1.0, num_inference_steps=2)
-    # The text encoder has no attention this long, and the perturbed pass starts at BLOCK.
-    calls = [call for call in calls if call[0].shape[2] == case.grid.tokens]
-    assert len(calls) == 2 * (BLOCKS + BLOCKS - BLOCK)
-    assert_off_key(calls[BLOCK], calls[BLOCKS], slice(None), tolerance=1e-4)
+    # The text encoder has no attention this long, the VAE one with one head.
+    calls = [call for call in calls if call[0].shape[1:3] == (2, case.start + case.grid.tokens)]
+    first = len(adapter_for(pipe).blocks.beside(pipe.transformer))
+    assert len(calls) == 2 * (first + BLOCKS + BLOCKS - BLOCK)
+    assert_off_key(calls[first + BLOCK], calls[first + BLOCKS], slice(case.start, None), tolerance=1e-4)
 
 
 @over(WAN, WAN_EXPERTS)
@@ -429,7 +543,7 @@ def test_plain_cfg_makes_the_pipelines_calls_as_they_are(case: Case, pipe: Any) 
     assert seen[len(stock) :] == stock
 
 
-@over(WAN, WAN_IMAGE, WAN_IMAGE_EXPERTS)
+@over(WAN, WAN_IMAGE, WAN_IMAGE_EXPERTS, WAN_VACE)
 def test_example_arguments_are_those_of_the_pipelines_calls(case: Case, pipe: Any) -> None:
     with slow.recorded(pipe, denoisers_of(pipe)) as steps:
         case.run(pipe)
@@ -438,6 +552,7 @@ def test_example_arguments_are_those_of_the_pipelines_calls(case: Case, pipe: An
         example = adapter_for(pipe).example_arguments(denoiser, clip, rows=1)
         calls = [kwargs for step in steps for one, kwargs in step.calls if one is denoiser]
         given = {name for name, value in calls[0].items() if isinstance(value, Tensor)}
+        given -= {"control_hidden_states_scale"}  # by default 1
         assert given == set(example)
         text = {"encoder_hidden_states", "encoder_hidden_states_image"}  # here of another length
         for name in given - text:

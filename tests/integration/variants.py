@@ -7,16 +7,22 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import torch
 from diffusers import (
     CogVideoXImageToVideoPipeline,
     CogVideoXVideoToVideoPipeline,
+    SkyReelsV2DiffusionForcingImageToVideoPipeline,
+    SkyReelsV2DiffusionForcingPipeline,
+    SkyReelsV2DiffusionForcingVideoToVideoPipeline,
     SkyReelsV2ImageToVideoPipeline,
     WanImageToVideoPipeline,
     WanVideoToVideoPipeline,
 )
+from PIL import Image
 
-from tests.integration.families import CASES, COGVIDEOX, HUNYUAN, WAN, Case, gradient
-from tests.tiny import TEXT_LENGTH
+from oseg_video.types import TokenGrid
+from tests.integration.families import CASES, COGVIDEOX, HUNYUAN, LTX, WAN, Case, gradient
+from tests.tiny import LTX_SIZE, TEXT_LENGTH, tiny_ltx_long
 from tests.tiny.cogvideox import (
     COGVIDEOX_15_SIZE,
     COGVIDEOX_SIZE,
@@ -33,6 +39,7 @@ from tests.tiny.wan import (
     tiny_wan,
     tiny_wan_5b,
     tiny_wan_two_experts,
+    tiny_wan_vace,
     wan_prompt_embeds,
 )
 
@@ -80,6 +87,13 @@ def video_of(case: Case, pipeline: type, **changes: Any) -> Case:
     )
 
 
+def _left_half() -> Image.Image:
+    """A mask of what is to change: the right half."""
+    mask = Image.new("L", (WAN_SIZE["width"], WAN_SIZE["height"]))
+    mask.paste(255, (WAN_SIZE["width"] // 2, 0, WAN_SIZE["width"], WAN_SIZE["height"]))
+    return mask
+
+
 _BY_NAME = {case.name: case for case in CASES}
 WAN_IMAGE = _BY_NAME["wan-image"]
 WAN_FIRST_LAST = replace(
@@ -99,6 +113,60 @@ WAN_5B_IMAGE = image_of(WAN, "wan-5b-image", tiny_wan_5b, WAN_5B_SIZE)
 SKYREELS_V2 = replace(WAN, name="skyreels-v2", build=tiny_skyreels_v2)
 SKYREELS_V2_IMAGE = replace(
     WAN_IMAGE, name="skyreels-v2-image", build=partial(tiny_skyreels_v2, SkyReelsV2ImageToVideoPipeline)
+)
+WAN_VACE = replace(WAN, name="wan-vace", build=tiny_wan_vace)
+# Of each frame the left half stays; an image stands before the clip.
+WAN_VACE_CONTROL = replace(
+    WAN_VACE,
+    name="wan-vace-control",
+    extra=lambda: {
+        "video": _frames(WAN_SIZE),
+        "mask": [_left_half()] * 9,
+        "reference_images": gradient(WAN_SIZE).rotate(90),
+    },
+    start=WAN_VACE.grid.height * WAN_VACE.grid.width,
+)
+# Diffusion forcing: a timestep for every frame, the same for all of them here.
+SKYREELS_V2_FORCING = replace(
+    WAN, name="skyreels-v2-forcing", build=partial(tiny_skyreels_v2, SkyReelsV2DiffusionForcingPipeline)
+)
+# The first of two blocks of frames is a step ahead, and attends to no later one.
+SKYREELS_V2_CAUSAL = replace(
+    SKYREELS_V2_FORCING,
+    name="skyreels-v2-causal",
+    size={**WAN_SIZE, "num_frames": 13},
+    extra=lambda: {"ar_step": 1, "causal_block_size": 2},
+    grid=TokenGrid(4, 3, 4),
+)
+# Three windows of three latent frames; each begins with the last two of the one before.
+SKYREELS_V2_LONG = replace(
+    SKYREELS_V2_FORCING,
+    name="skyreels-v2-long",
+    size={**WAN_SIZE, "num_frames": 17},
+    extra=lambda: {"base_num_frames": 9, "overlap_history": 5},
+)
+SKYREELS_V2_FORCING_IMAGE = replace(
+    SKYREELS_V2_FORCING,
+    name="skyreels-v2-forcing-image",
+    build=partial(tiny_skyreels_v2, SkyReelsV2DiffusionForcingImageToVideoPipeline),
+    extra=lambda: {"image": gradient(WAN_SIZE)},
+    condition=partial(wan_prompt_embeds, length=TEXT_LENGTH),
+)
+# Two windows of three latent frames; the first begins with the last two of the given video.
+SKYREELS_V2_FORCING_VIDEO = replace(
+    SKYREELS_V2_FORCING,
+    name="skyreels-v2-forcing-video",
+    build=partial(tiny_skyreels_v2, SkyReelsV2DiffusionForcingVideoToVideoPipeline),
+    size={**WAN_SIZE, "num_frames": 13},
+    extra=lambda: {"video": _frames(WAN_SIZE), "base_num_frames": 9, "overlap_history": 5},
+    condition=partial(wan_prompt_embeds, length=TEXT_LENGTH),
+)
+FORCING_VARIANTS = (
+    SKYREELS_V2_FORCING,
+    SKYREELS_V2_CAUSAL,
+    SKYREELS_V2_LONG,
+    SKYREELS_V2_FORCING_IMAGE,
+    SKYREELS_V2_FORCING_VIDEO,
 )
 LUCY_EDIT = replace(
     WAN_5B,
@@ -134,6 +202,8 @@ WAN_VARIANTS = (
     WAN_5B,
     WAN_5B_IMAGE,
     WAN_VIDEO,
+    WAN_VACE,
+    WAN_VACE_CONTROL,
     LUCY_EDIT,
     SKYREELS_V2,
     SKYREELS_V2_IMAGE,
@@ -148,4 +218,19 @@ COGVIDEOX_VARIANTS = (
 SKYREELS = replace(
     HUNYUAN, name="skyreels", build=tiny_skyreels, extra=lambda: {"image": gradient(HUNYUAN_SIZE)}
 )
-VARIANTS = (*WAN_VARIANTS, *COGVIDEOX_VARIANTS, SKYREELS)
+# Two windows of five latent frames. Behind each stands a frame of reference, and behind the second one the
+# last two frames of the first.
+LTX_LONG = replace(
+    LTX,
+    name="ltx-long",
+    build=tiny_ltx_long,
+    size={**LTX_SIZE, "num_frames": 15},
+    extra=lambda: {
+        "cond_image": gradient(),
+        "temporal_tile_size": 10,
+        "temporal_overlap": 4,
+        "negative_index_latents": torch.randn(1, 8, 1, 4, 8, generator=torch.Generator().manual_seed(1)),
+        "sigmas": [1.0, 0.75, 0.5, 0.0],
+    },
+)
+VARIANTS = (LTX_LONG, *WAN_VARIANTS, *FORCING_VARIANTS, *COGVIDEOX_VARIANTS, SKYREELS)

@@ -14,6 +14,8 @@ from diffusers import (
     AutoencoderKLMochi,
     FlowMatchEulerDiscreteScheduler,
     LTXConditionPipeline,
+    LTXEulerAncestralRFScheduler,
+    LTXI2VLongMultiPromptPipeline,
     LTXImageToVideoPipeline,
     LTXPipeline,
     LTXVideoTransformer3DModel,
@@ -111,6 +113,12 @@ def tiny_ltx(cls: type = LTXPipeline, *, seed: int = 0, timestep_vae: bool = Fal
     )
 
 
+def tiny_ltx_long(*, seed: int = 0, **overrides: Any) -> LTXI2VLongMultiPromptPipeline:
+    """LTX for long clips, window after window, with the scheduler that it is made for."""
+    parts = tiny_ltx(seed=seed, **overrides).components
+    return LTXI2VLongMultiPromptPipeline(**{**parts, "scheduler": LTXEulerAncestralRFScheduler()})
+
+
 __all__ = [
     "BLOCKS",
     "LTX_SIZE",
@@ -122,5 +130,6 @@ __all__ = [
     "MochiPipeline",
     "randomise",
     "tiny_ltx",
+    "tiny_ltx_long",
     "tiny_mochi",
 ]

@@ -44,6 +44,8 @@ from diffusers import (
     WanImageToVideoPipeline,
     WanPipeline,
     WanTransformer3DModel,
+    WanVACEPipeline,
+    WanVACETransformer3DModel,
 )
 from transformers import (
     CLIPImageProcessor,
@@ -118,6 +120,22 @@ def tiny_lucy_edit(*, seed: int = 0, **overrides: Any) -> LucyEditPipeline:
     """Lucy Edit: Wan 2.2 5B that sees the latents of the video to edit beside those of the clip."""
     pipe = tiny_wan_5b(seed=seed, **{"in_channels": 12, "out_channels": 6} | overrides)
     return LucyEditPipeline(**pipe.components, expand_timesteps=True)
+
+
+def tiny_wan_vace(*, seed: int = 0, **overrides: Any) -> WanVACEPipeline:
+    """VACE: Wan 2.1 with blocks beside its own, which see a control video, a mask and reference images."""
+    pipe = tiny_wan(seed=seed, **overrides)
+    config = {name: value for name, value in pipe.transformer.config.items() if not name.startswith("_")}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        transformer = WanVACETransformer3DModel.from_config(
+            # latents of what stays and of what changes, a mask of 8 x 8 pixels
+            {**config, "vace_layers": [0, 2], "vace_in_channels": 2 * _LATENT_CHANNELS + 64}
+        )
+        randomise(transformer)
+        for block in (*transformer.blocks, *transformer.vace_blocks):
+            torch.nn.init.normal_(block.scale_shift_table)
+    return WanVACEPipeline(**{**pipe.components, "transformer": transformer.eval()})
 
 
 def tiny_skyreels_v2(cls: type = SkyReelsV2Pipeline, *, seed: int = 0, **overrides: Any) -> Any:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from oseg_video.adapters.denoiser import AttentionSite, VideoTokens
-from oseg_video.engine.errors import SilentGuidanceError
+from oseg_video.engine.errors import GuidanceError, SilentGuidanceError
 from oseg_video.engine.patching.attention import AttentionArguments, attention_arguments
 from oseg_video.engine.patching.sites import ChangedQueries, Fired, eager, in_this_thread
 from oseg_video.guidance.perturbations import AttentionView, QueryTransform
@@ -117,8 +117,14 @@ class ObservedAttention:
             mask = given.mask.reshape((1,) * (4 - given.mask.ndim) + given.mask.shape)
             row_BT = mask[:, 0, first if mask.shape[2] > 1 else 0].expand(len(query), -1)
             valid_BT = row_BT if row_BT.dtype is torch.bool else row_BT > _MASKED
-            texts = valid_BT[:, :first], valid_BT[:, valid_BT.shape[1] - text_last :]
-            seen = valid_BT.new_ones(len(valid_BT), video.shape[2])  # video tokens are never masked
+            last = valid_BT.shape[1] - text_last
+            if not valid_BT[:, first:last].all():
+                raise GuidanceError(
+                    f"{self._site.name} attends to some of the video's tokens alone (causal_block_size), so "
+                    f"that it cannot be looked at"
+                )
+            texts = valid_BT[:, :first], valid_BT[:, last:]
+            seen = valid_BT.new_ones(len(valid_BT), video.shape[2])
             valid_BT = _cat(texts[0], seen, texts[1], dim=1)
         start = tokens.start - first
         return AttentionView(

@@ -89,7 +89,7 @@ class ChangedQueries:
 
 
 class ReplacedAttention:
-    """Replaces what the attention mixes for the video tokens.
+    """Replaces what the attention mixes for the video tokens, those of keyframes and references among them.
 
     `source` is what stands in for it before the output projection, [B, S, C]: the tokens' own values, or the
     input of the attention. Text tokens keep their output. Each change calls `fired` with the site's name;
@@ -105,7 +105,7 @@ class ReplacedAttention:
     ) -> None:
         self._site = site
         self._source = source
-        self._span = tokens.span
+        self._span = tokens.video_span
         self._fired = fired
         self._heads: int = site.attention.heads
         self._noted_BSC: Tensor | None = None
