@@ -59,7 +59,7 @@ class Watch:
             time.sleep(_POLL)
         self._stopped.set()
         self._thread.join()
-        self._store.set(self._key(self._rank), _DONE)
+        self._store.set(self._key(self._rank), _DONE.decode())
 
     def fail(self, reason: str) -> bool:
         """Tell the others that this rank has failed. Whether it is the first."""

@@ -107,8 +107,8 @@ def runs(adapter: ModelAdapter, denoiser: nn.Module) -> list[tuple[Guidance, Reu
     estimated = Reuse(refresh=_REFRESH, cache=0.1 if adapter.blocks.chained else 0.0)
     reused = (oseg, Reuse(prefix=False), 1), (oseg, estimated, 3)
     maps = adapter.attention_maps(denoiser)
-    sag = [SAG(guidance_scale=3.0, blocks=(maps[0].index,))] if maps else []
-    return [*((method, Reuse(), 2) for method in (*methods, *sag)), *reused]
+    sag = [(SAG(guidance_scale=3.0, blocks=(maps[0].index,)), Reuse(), 2)] if maps else []
+    return [*((method, Reuse(), 1) for method in methods[:-1]), (oseg, Reuse(), 2), *sag, *reused]
 
 
 def check(case: Case) -> None:
