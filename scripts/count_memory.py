@@ -14,14 +14,9 @@ import argparse
 
 import torch
 from bench_cost import markdown, recipe, written
-from flops.live import FusedAttention, LiveBytes
-from flops.meta import ValidMasks, autocast_nowhere
-from torch import nn
 
-from oseg_video.adapters import ClipSize, ModelAdapter, all_adapters
-from oseg_video.engine.branches import BranchRunner
-from oseg_video.guidance.methods import Guidance
-from oseg_video.guidance.plan import Step
+from oseg_video.adapters import ModelAdapter, all_adapters
+from oseg_video.jobs.activations import activation_bytes, in_dtype
 from oseg_video.jobs.loading.meta import full_size_denoiser
 
 METHODS = ("cfg", "stg", "oseg")
@@ -42,29 +37,17 @@ def main() -> None:
 
 def row(adapter: ModelAdapter) -> str:
     """GiB of the plain pass and of the weights; what methods take of the first, and of both together."""
-    denoiser = full_size_denoiser(adapter).to(torch.bfloat16)
+    denoiser = in_dtype(full_size_denoiser(adapter), torch.bfloat16)
     peaks = {}
     for method in METHODS:
         clip, guidance, step = recipe(adapter, method)
-        peaks[method] = peak_bytes(adapter, denoiser, clip, guidance, step)
+        plan = guidance.plan(step).branches
+        branches = {name: branch for name, branch in plan.items() if branch.condition == "cond"}
+        peaks[method] = activation_bytes(adapter, denoiser, clip, [branches], uncond=False)
     plain, weights = peaks.pop("cfg"), sum(one.nbytes for one in denoiser.parameters())
     ratios = [f"{one / plain:.3f} ({(one + weights) / (plain + weights):.3f})" for one in peaks.values()]
     sizes = (f"{size / 2**30:.2f} GiB" for size in (plain, weights))
     return markdown(adapter.family, written(clip), *sizes, *ratios)
-
-
-def peak_bytes(
-    adapter: ModelAdapter, denoiser: nn.Module, clip: ClipSize, guidance: Guidance, step: Step
-) -> int:
-    """Bytes that live at once, weights and the pipeline's own tensors left out."""
-    plan = guidance.plan(step).branches
-    branches = {name: branch for name, branch in plan.items() if branch.condition == "cond"}
-    runner = BranchRunner(adapter, denoiser, guidance.blocks_used)
-    arguments = adapter.example_arguments(denoiser, clip, 1)
-    modes = autocast_nowhere(), FusedAttention(), ValidMasks(), LiveBytes()
-    with runner.active(), torch.no_grad(), modes[0], modes[1], modes[2], modes[3] as live:
-        runner.run(denoiser, arguments, branches, ("cond",))
-    return live.peak
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from oseg_video.engine.estimates import KeptPredictions
 from oseg_video.engine.report import PassRecord
 from oseg_video.engine.step import OpenStep
 from oseg_video.engine.step_cache import StepCache
+from oseg_video.guidance.attended import Noise
 from oseg_video.guidance.methods import Guidance
 from oseg_video.guidance.plan import Branch, Step
 from oseg_video.guidance.reuse import Reuse
@@ -67,7 +68,8 @@ class _Call:
         negative: Mapping[str, Any] | None = None,
     ) -> tuple[dict[str, Tensor], list[PassRecord]]:
         call = self.denoiser, self.arguments, branches, conditions
-        return self.runner.run(*call, negative=negative, cache=cache)
+        noise = Noise(noise_level, "epsilon")
+        return self.runner.run(*call, noise=noise, negative=negative, cache=cache)
 
     def rows_of(self, condition: Condition, conditions: tuple[Condition, ...]) -> Mapping[str, Any]:
         batch = len(self.arguments[self.adapter.denoiser_call.sample]) // len(conditions)

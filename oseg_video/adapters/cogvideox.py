@@ -10,7 +10,7 @@ from oseg_video.adapters.base import register_adapter
 from oseg_video.adapters.blocks import BlockAddress
 from oseg_video.adapters.denoiser import Attention, DenoiserCall, TokenInputs, VideoTokens, random_like
 from oseg_video.adapters.joint import JointAttentionAdapter, patch_grid
-from oseg_video.adapters.sampling import Calls, Sampling
+from oseg_video.adapters.sampling import Sampling
 from oseg_video.adapters.settings import ClipSize, ReadJson
 from oseg_video.settings import Setting
 from oseg_video.settings.kinds import SWITCH
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 
 class _DynamicScale(Sampling):
-    def calls(self, pipe: Pipeline, call: Mapping[str, Any]) -> Calls:
+    def runs_uncond(self, pipe: Pipeline, call: Mapping[str, Any]) -> bool:
         # Not from `pipe.guidance_scale`, which a dynamic scale has overwritten at the step before.
-        return (("uncond", "cond"),) if call["guidance_scale"] > 1 else (("cond",),)
+        return bool(call["guidance_scale"] > 1)
 
     def scale(self, pipe: Pipeline, call: Mapping[str, Any], denoiser: str) -> float | Tensor:
         if call["use_dynamic_cfg"]:

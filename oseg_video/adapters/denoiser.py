@@ -341,12 +341,11 @@ def _valid_tokens(mask_BT: Tensor) -> list[list[bool]]:
     return valid
 
 
-def random_like(denoiser: nn.Module, *shape: int) -> Tensor:
-    """Standard normal values with the dtype and device of a denoiser's weights."""
+def random_like(denoiser: Any, *shape: int) -> Tensor:
+    """Standard normal values with the dtype and device of a denoiser's inputs."""
     import torch
 
-    weight = next(denoiser.parameters())
-    return torch.randn(*shape, dtype=weight.dtype, device=weight.device)
+    return torch.randn(*shape, dtype=denoiser.dtype, device=denoiser.device)
 
 
 def _map_tensors(change: Callable[[Tensor], Tensor], value: Any) -> Any:

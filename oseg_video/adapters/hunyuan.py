@@ -10,7 +10,7 @@ from oseg_video.adapters.blocks import Stacks
 from oseg_video.adapters.denoiser import Attention, DenoiserCall, PaddedText, TokenInputs, random_like
 from oseg_video.adapters.flow_shift import FLOW_SHIFT, shifted, unshiftable
 from oseg_video.adapters.joint import JointAttentionAdapter
-from oseg_video.adapters.sampling import Calls, Sampling
+from oseg_video.adapters.sampling import Sampling
 from oseg_video.adapters.settings import ARGUMENTS, ClipSize, ReadJson
 from oseg_video.parallel.shards import Shard
 from oseg_video.settings import Setting
@@ -24,10 +24,10 @@ _TEXT_TOKENS = 256  # default max_sequence_length of the pipelines
 
 
 class _TrueCFG(Sampling):
-    def calls(self, pipe: Pipeline, call: Mapping[str, Any]) -> Calls:
+    def runs_uncond(self, pipe: Pipeline, call: Mapping[str, Any]) -> bool:
         embeds = (call["negative_prompt_embeds"], call["negative_pooled_prompt_embeds"])
         negative = call["negative_prompt"] is not None or all(one is not None for one in embeds)
-        return (("cond",), ("uncond",)) if call["true_cfg_scale"] > 1 and negative else (("cond",),)
+        return bool(call["true_cfg_scale"] > 1 and negative)
 
     def scale(self, pipe: Pipeline, call: Mapping[str, Any], denoiser: str) -> float:
         return float(call["true_cfg_scale"])
@@ -77,7 +77,8 @@ class HunyuanVideoAdapter(JointAttentionAdapter):
     denoiser_class = "HunyuanVideoTransformer3DModel"
     sampling = _TrueCFG(
         "give it a true_cfg_scale above 1 and a negative_prompt "
-        "(its guidance_scale is an input of the network)"
+        "(its guidance_scale is an input of the network)",
+        call_per_condition=True,
     )
     denoiser_call = DenoiserCall(
         rows=(

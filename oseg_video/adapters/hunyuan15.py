@@ -11,7 +11,7 @@ from oseg_video.adapters.base import register_adapter
 from oseg_video.adapters.denoiser import Attention, DenoiserCall, PaddedText, TokenInputs, random_like
 from oseg_video.adapters.flow_shift import FLOW_SHIFT, shifted, unshiftable
 from oseg_video.adapters.joint import JointAttentionAdapter
-from oseg_video.adapters.sampling import Calls, Sampling
+from oseg_video.adapters.sampling import Sampling
 from oseg_video.adapters.settings import ARGUMENTS, ClipSize, ReadJson
 from oseg_video.types import Pipeline
 
@@ -34,8 +34,8 @@ class _Guider(Sampling):
             f"set pipe.guider = ClassifierFreeGuidance(guidance_scale=...)"
         )
 
-    def calls(self, pipe: Pipeline, call: Mapping[str, Any]) -> Calls:
-        return (("cond",), ("uncond",)) if pipe.guider.num_conditions > 1 else (("cond",),)
+    def runs_uncond(self, pipe: Pipeline, call: Mapping[str, Any]) -> bool:
+        return bool(pipe.guider.num_conditions > 1)
 
     def scale(self, pipe: Pipeline, call: Mapping[str, Any], denoiser: str) -> float:
         return _text_scale(pipe.guider.guidance_scale, pipe.guider.use_original_formulation)
@@ -70,6 +70,7 @@ class HunyuanVideo15Adapter(JointAttentionAdapter):
     denoiser_class = "HunyuanVideo15Transformer3DModel"
     sampling = _Guider(
         "give its guider a guidance_scale above 1, enabled at every step: pipe.guider = pipe.guider.new(...)",
+        call_per_condition=True,
         # The latents take on the dtype of the prediction, and go back into the network as they are.
         latents_take_prediction_dtype=True,
     )

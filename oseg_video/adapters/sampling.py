@@ -31,6 +31,8 @@ class Sampling:
     combines_denoised: bool = False
     """Whether the pipeline combines denoised latents, `x - sigma v` of a velocity v, and not predictions as
     they are; guidance then does so, too."""
+    call_per_condition: bool = False
+    """Whether the pipeline calls its denoiser once for each condition, and not once for the rows of both."""
     own_guidance: Mapping[str, float] = field(default_factory=dict)
     """Arguments of the pipeline's call by which it would guide by itself -> values that switch them off. They
     are off where the call leaves them out, whatever their defaults, and it must give no others."""
@@ -42,9 +44,15 @@ class Sampling:
         """Why a pipeline of a supported class cannot be guided as it is configured, if so."""
         return None
 
-    def calls(self, pipe: Pipeline, call: Mapping[str, Any]) -> Calls:
-        """The denoiser calls of the step in progress."""
-        return (("uncond", "cond"),) if pipe.do_classifier_free_guidance else (("cond",),)
+    def runs_uncond(self, pipe: Pipeline, call: Mapping[str, Any]) -> bool:
+        """Whether the step in progress has an `uncond`."""
+        return bool(pipe.do_classifier_free_guidance)
+
+    def calls(self, *, uncond: bool) -> Calls:
+        """The denoiser calls of a step with or without an `uncond`."""
+        if not uncond:
+            return (("cond",),)
+        return (("cond",), ("uncond",)) if self.call_per_condition else (("uncond", "cond"),)
 
     def scale(self, pipe: Pipeline, call: Mapping[str, Any], denoiser: str) -> float | Tensor:
         """The scale w of the pipeline's own `u + w (c - u)`; asked only when it runs an `uncond`.

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from oseg_video.adapters.base import register_adapter
 from oseg_video.adapters.blocks import BlockAddress
 from oseg_video.adapters.denoiser import DenoiserCall, VideoTokens, random_like
-from oseg_video.adapters.sampling import Calls, Sampling
+from oseg_video.adapters.sampling import Sampling
 from oseg_video.adapters.settings import ClipSize, ReadJson
 from oseg_video.adapters.unet import Stages, UNetAdapter, level_size
 from oseg_video.guidance.scales import guides
@@ -21,9 +21,9 @@ _RAMP = {"min_guidance_scale": 1.0, "max_guidance_scale": 3.0}
 
 
 class _Ramp(Sampling):
-    def calls(self, pipe: Pipeline, call: Mapping[str, Any]) -> Calls:
+    def runs_uncond(self, pipe: Pipeline, call: Mapping[str, Any]) -> bool:
         # The pipeline's own answer is a tensor, made anew at every step.
-        return (("uncond", "cond"),) if guides(pipe.guidance_scale) else (("cond",),)
+        return guides(pipe.guidance_scale)
 
 
 @register_adapter

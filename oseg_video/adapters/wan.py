@@ -16,7 +16,7 @@ from oseg_video.adapters.denoiser import (
     random_like,
 )
 from oseg_video.adapters.flow_shift import FLOW_SHIFT, shifted, unshiftable
-from oseg_video.adapters.sampling import Calls, Sampling
+from oseg_video.adapters.sampling import Sampling
 from oseg_video.adapters.settings import ClipSize, ReadJson
 from oseg_video.parallel.shards import Shard
 from oseg_video.settings import Setting
@@ -33,10 +33,7 @@ _GUIDANCE_SCALE = 5.0
 _IMAGE_TOKENS = 257  # of the CLIP encoder that 2.1 image-to-video comes with
 
 
-class _OneCallPerCondition(Sampling):
-    def calls(self, pipe: Pipeline, call: Mapping[str, Any]) -> Calls:
-        return (("cond",), ("uncond",)) if pipe.do_classifier_free_guidance else (("cond",),)
-
+class _SecondScale(Sampling):
     def scale(self, pipe: Pipeline, call: Mapping[str, Any], denoiser: str) -> float | Tensor:
         second = call.get("guidance_scale_2") if denoiser == "transformer_2" else None
         scale: float | Tensor = call["guidance_scale"] if second is None else second
@@ -92,7 +89,7 @@ class WanAdapter(ModelAdapter):
     # As the model cards load them.
     dtypes: ClassVar[Mapping[str, str]] = {"vae": "float32", "image_encoder": "float32"}
     denoiser_attributes = ("transformer", "transformer_2")
-    sampling = _OneCallPerCondition()
+    sampling = _SecondScale(call_per_condition=True)
     # Between a first and a last image, a clip has two rows of `encoder_hidden_states_image`.
     denoiser_call = DenoiserCall(
         rows=(

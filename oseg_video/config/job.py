@@ -19,7 +19,7 @@ from oseg_video.settings.kinds import INTEGER, INTEGERS, NUMBER, SWITCH, TEXT, T
 from oseg_video.types import SettingError
 
 FORMATS = ("mp4", "gif", "png")
-OFFLOADS = ("none", "model", "sequential", "group")
+OFFLOADS = ("none", "model", "group", "sequential")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 # torch.Generator.manual_seed takes a signed 64-bit number.

@@ -23,7 +23,7 @@ from oseg_video.engine.patching.text import TwoTexts
 from oseg_video.engine.reading import InputChanges
 from oseg_video.engine.report import PassRecord
 from oseg_video.engine.reuse import Prefix, Written
-from oseg_video.engine.sharding import BlockStack, named_inputs
+from oseg_video.engine.sharding import BlockStack, handed_on, named_inputs
 from oseg_video.engine.step_cache import StepCache
 from oseg_video.guidance.attended import Noise
 from oseg_video.guidance.perturbations import (
@@ -334,14 +334,12 @@ class BranchRunner:
     ) -> Any:
         """The block's inputs for its outputs, of these streams."""
         self._fired(address.path)
-        names = self._adapter.block_outputs
-        given = dict(zip(names, args, strict=False)) | kwargs
-        outputs = tuple(given[name] for name in names)
+        outputs = handed_on(self._adapter.block_outputs, args, kwargs)
         if streams != self._adapter.streams:
             # Then each output is a stream.
             ran = zip(self._adapter.streams, outputs, block(*args, **kwargs), strict=True)
             return tuple(skipped if one in streams else made for one, skipped, made in ran)
-        return outputs[0] if len(names) == 1 else outputs
+        return outputs[0] if len(outputs) == 1 else outputs
 
     def _isolate(self, address: BlockAddress, block: nn.Module, *args: Any, **kwargs: Any) -> Any:
         """The block without attention from one stream to the other."""

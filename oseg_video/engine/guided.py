@@ -263,7 +263,7 @@ class _Session:
             current.begin_run()
         self._require_same_sample(position.index, call.sample)
         sampling, arguments = self._adapter.sampling, current.arguments
-        calls = sampling.calls(self._pipe, arguments)
+        calls = sampling.calls(uncond=sampling.runs_uncond(self._pipe, arguments))
         if self._reuse.cache and "cond" not in calls[0]:
             raise GuidanceError(
                 "a step cache decides by the conditional prediction, which this pipeline asks for too late"

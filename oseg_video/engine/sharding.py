@@ -67,6 +67,15 @@ def named_inputs(block: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any
     return {**dict(zip(names, args, strict=False)), **kwargs}
 
 
+def handed_on(names: Sequence[str], args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Those of a block's inputs that its outputs are made of, as it would hand them on unchanged.
+
+    names: of the outputs (`ModelAdapter.block_outputs`).
+    """
+    given = {**dict(zip(names, args, strict=False)), **kwargs}
+    return tuple(given[name] for name in names)
+
+
 @cache
 def _parameters(block_class: Any) -> list[str]:
     _, *parameters = inspect.signature(block_class.forward).parameters.values()

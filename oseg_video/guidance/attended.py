@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal, get_args
 
 import torch
@@ -108,4 +109,12 @@ def blur_attended(
 
 
 def _matrix(length: int, sigma: float, x: Tensor) -> Tensor:
-    return reflected_matrix(length, sigma, 2 * math.ceil(_SIGMAS_EACH_SIDE * sigma) + 1).to(x.device, x.dtype)
+    return _kept_matrix(length, sigma, x.device, x.dtype)
+
+
+@lru_cache(maxsize=256)
+def _kept_matrix(length: int, sigma: float, device: torch.device, dtype: torch.dtype) -> Tensor:
+    # As of `smoothing`: a matrix of inference mode could never take part in autograd again.
+    with torch.inference_mode(False):
+        matrix = reflected_matrix(length, sigma, 2 * math.ceil(_SIGMAS_EACH_SIDE * sigma) + 1)
+        return matrix.to(device, dtype)

@@ -6,14 +6,20 @@ import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import torch
+
 from oseg_video.adapters import ModelAdapter
 from oseg_video.config import GenerateJob
 from oseg_video.config.keys import job_to_nested
 from oseg_video.guidance.plan import Branch
 from oseg_video.guidance.reuse import Reuse
+from oseg_video.jobs.activations import job_activations
 from oseg_video.jobs.counted import CountedJob, StepKind, count_job
-from oseg_video.jobs.loading.device import describe_device
+from oseg_video.jobs.loading.device import describe_device, falls_back
+from oseg_video.jobs.loading.memory import gib
+from oseg_video.jobs.loading.pipeline import resolve_dtype
 from oseg_video.jobs.ranks import AUTO, plan_degrees
+from oseg_video.parallel.degrees import Degrees
 
 
 def explain(job: GenerateJob, ranks: int = 1, parallel: str = AUTO) -> str:
@@ -35,12 +41,14 @@ def explain(job: GenerateJob, ranks: int = 1, parallel: str = AUTO) -> str:
         f"device     {describe_device(job.device)}",
         f"guidance   {job.guidance.name}",
     ]
+    degrees = Degrees()
     if ranks > 1 or parallel != AUTO:
         clips = max(1, len(job.prompts)) * len(job.seeds)
         degrees, why = plan_degrees(
             ranks, parallel, job, counted.adapter, counted.denoiser, clips, counted.read
         )
         lines.append(f"ranks      {ranks}, {degrees}" + (f": {why}" if why else ""))
+    lines.append(f"memory     {_memory(job, counted, degrees)}")
     if job.reuse.active:
         lines.append(f"reuse      {'; '.join(_reuse(job.reuse))}")
     if counted.idle:
@@ -54,6 +62,16 @@ def explain(job: GenerateJob, ranks: int = 1, parallel: str = AUTO) -> str:
             lines += _other_blocks(others)
     lines += _totals(counted)
     return "\n".join(lines)
+
+
+def _memory(job: GenerateJob, counted: CountedJob, degrees: Degrees) -> str:
+    """What the denoiser takes on the first rank."""
+    on_gpu = job.device.startswith("cuda") or (job.device == AUTO and not falls_back(job.device))
+    dtype = resolve_dtype(job.dtype, torch.device("cuda" if on_gpu else "cpu"))
+    activations = job_activations(job, counted.adapter, counted.denoiser, counted.read, dtype, degrees)
+    weights = sum(one.nbytes for one in counted.denoiser.parameters())
+    name = str(dtype).removeprefix("torch.")
+    return f"{gib(weights)} of weights of the denoiser in {name}, {gib(activations)} of activations in a step"
 
 
 def _settings(job: GenerateJob) -> Iterator[str]:

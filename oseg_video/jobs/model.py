@@ -9,6 +9,7 @@ import platform
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,6 +22,7 @@ from oseg_video.engine.guided import guided
 from oseg_video.engine.patching import replaced
 from oseg_video.files import write_text
 from oseg_video.guidance.methods import Guidance
+from oseg_video.jobs.activations import job_activations
 from oseg_video.jobs.checks import clip_settings
 from oseg_video.jobs.image import StartImage, write_image
 from oseg_video.jobs.loading import pipeline as loading
@@ -79,7 +81,13 @@ class LoadedModel:
         if falls_back(placed.device):
             refuse_large(job.model, empty_denoiser(source))
         with naming_lack_of_memory():
-            self.pipe = loading.load_pipeline(source, placed, mesh=mesh, shard_weights=shard_weights)
+            self.pipe = loading.load_pipeline(
+                source,
+                placed,
+                mesh=mesh,
+                shard_weights=shard_weights,
+                count_activations=partial(_count_activations, source, job, mesh),
+            )
         self.mesh = mesh
         self._adapter = source.adapter
         self._placed = _placement(job)
@@ -217,6 +225,12 @@ def machine(device: torch.device) -> dict[str, Any]:
         # Sums are split over the threads, so their number changes the last bits.
         "threads": torch.get_num_threads(),
     }
+
+
+def _count_activations(source: loading.ModelSource, job: GenerateJob, mesh: Mesh, dtype: torch.dtype) -> int:
+    """Bytes of them in a step, on this rank."""
+    model = source.adapter, empty_denoiser(source), source.read_json
+    return job_activations(job, *model, dtype, mesh.degrees, mesh.branch.rank)
 
 
 def _placement(job: GenerateJob) -> tuple[Any, ...]:

@@ -25,7 +25,7 @@ from oseg_video.jobs.loading.pipeline import ModelSource
 from oseg_video.jobs.step_kinds import pipeline_scales, step_kinds
 from oseg_video.parallel.auto import Work, check_degrees, choose_degrees
 from oseg_video.parallel.degrees import Degrees
-from oseg_video.parallel.group import ParallelError
+from oseg_video.parallel.group import Group, ParallelError
 from oseg_video.parallel.mesh import ONE_RANK, Mesh, device_type
 from oseg_video.parallel.watch import Watch
 from oseg_video.types import SaidElsewhereError, SettingError
@@ -61,9 +61,10 @@ class Ranks:
         return asked
 
     def meet(self) -> None:
-        """Wait for all ranks, inside `joined`."""
+        """Wait for all ranks, inside `joined`. Raises ParallelError."""
         if self.size > 1:
-            dist.broadcast(torch.zeros(1), 0)  # on the CPU: a barrier would take a GPU that is not chosen yet
+            everyone = Group("world", self.rank, self.size, dist.group.WORLD)
+            everyone.broadcast(torch.zeros(1))  # on the CPU: a barrier would take a GPU not chosen yet
 
     @contextmanager
     def joined(self, device: str, timeout: float = COLLECTIVE_TIMEOUT) -> Iterator[None]:

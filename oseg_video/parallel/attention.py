@@ -1,7 +1,8 @@
 """Exact attention over a sequence that is spread over ranks (Ulysses, arXiv 2309.14509; ring, 2310.01889).
 
 Ulysses trades tokens for heads, so that a rank attends with some heads over a whole chunk of the sequence.
-The ring passes keys and values on, chunk by chunk, and merges what each chunk gives by its softmax weight.
+The ring passes keys and values on, chunk by chunk, while the chunk at hand is attended to, and merges what
+each chunk gives by its softmax weight.
 Both together: heads within a ulysses group, chunks around the ring.
 
 Joint attention: text tokens are on every rank. Their heads are cut like those of the video for Ulysses, and
@@ -11,6 +12,8 @@ B batch, N heads, M heads of this rank, Q queries, K keys, D head dim
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -82,12 +85,20 @@ def _ring_attention(
     if ring.size == 1:
         return F.scaled_dot_product_attention(query_BMQD, key_BMKD, value_BMKD, attn_mask=mask, scale=scale)
     chunks = [sum(sizes) for sizes in _chunks(spread)]
+
+    def following(turn: int, held: list[Tensor]) -> Callable[[], list[Tensor]]:
+        """Keys and values of the next turn, which travel while this one's are attended to."""
+        if turn + 1 == ring.size:
+            return list
+        shape = with_size(held[0].shape, 2, chunks[(ring.rank - turn - 1) % ring.size])
+        return ring.rotate(held, [shape, shape])
+
+    arrived = following(0, [key[1], value[1]])
     merged, log_sum = attention_with_log_sum(query_BMQD, key_BMKD, value_BMKD, mask, scale)
-    moving = [key[1], value[1]]
     for turn in range(1, ring.size):
-        shape = with_size(key[1].shape, 2, chunks[(ring.rank - turn) % ring.size])
-        moving = ring.rotate(moving, [shape, shape])
-        mixed, mixed_log_sum = attention_with_log_sum(query_BMQD, moving[0], moving[1], None, scale)
+        held = arrived()
+        arrived = following(turn, held)
+        mixed, mixed_log_sum = attention_with_log_sum(query_BMQD, held[0], held[1], None, scale)
         merged, log_sum = _merge(merged, log_sum, mixed, mixed_log_sum)
     return merged.to(query_BMQD.dtype)
 

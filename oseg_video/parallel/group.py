@@ -7,8 +7,9 @@ On meta tensors nothing is sent: shapes come out right and the traffic is counte
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +21,8 @@ from torch import Tensor
 from oseg_video.types import OsegVideoError
 
 Shape = Sequence[int]
+_SOURCE = re.compile(r"^\[[^]]*\] ")
+"""The line of torch's own code that an error starts with."""
 
 
 class ParallelError(OsegVideoError):
@@ -72,14 +75,18 @@ class Group:
         rows = received.view(self.size, largest)
         return [row[:size].view(shape) for row, size, shape in zip(rows, sizes, shapes, strict=True)]
 
-    def rotate(self, tensors: Sequence[Tensor], shapes: Sequence[Shape]) -> list[Tensor]:
-        """Hand tensors to the next rank; those of the previous one, of these shapes, come in."""
+    def rotate(self, tensors: Sequence[Tensor], shapes: Sequence[Shape]) -> Callable[[], list[Tensor]]:
+        """Hand tensors to the next rank; those of the previous one, of these shapes, come in.
+
+        They are on their way from now on: what is returned waits for them. Until then the tensors must not
+        be written into.
+        """
         if self.size == 1:
-            return list(tensors)
+            return lambda: list(tensors)
         self._count("send", sum(_bytes(x) for x in tensors))
         received = [x.new_empty(shape) for x, shape in zip(tensors, shapes, strict=True)]
         if tensors[0].is_meta:
-            return received
+            return lambda: received
         assert self.process_group is not None
         following = dist.get_global_rank(self.process_group, (self.rank + 1) % self.size)
         previous = dist.get_global_rank(self.process_group, (self.rank - 1) % self.size)
@@ -87,9 +94,15 @@ class Group:
         operations = [dist.P2POp(dist.isend, x.contiguous(), following, group) for x in tensors]
         operations += [dist.P2POp(dist.irecv, x, previous, group) for x in received]
         with self._collective("send to the next rank"):
-            for request in dist.batch_isend_irecv(operations):
-                request.wait()
-        return received
+            requests = dist.batch_isend_irecv(operations)
+
+        def arrived() -> list[Tensor]:
+            with self._collective("send to the next rank"):
+                for request in requests:
+                    request.wait()
+            return received
+
+        return arrived
 
     def broadcast(self, x: Tensor, source: int = 0) -> Tensor:
         """The tensor of rank `source` on every rank; `x` has its shape and dtype everywhere."""
@@ -136,6 +149,7 @@ class Group:
             yield
         except RuntimeError as error:  # torch.distributed.DistError among them
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            reason = _SOURCE.sub("", reason)
             raise ParallelError(
                 f"{name} over the {self.axis} axis (rank {self.rank} of {self.size}) failed: {reason}"
             ) from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -82,6 +83,16 @@ class Mesh:
             sequence,
             group("clip", spread * degrees.branch),
         )
+
+    @property
+    def rank(self) -> int:
+        """This rank among all."""
+        return self.data.rank * self.clip.size + self.clip.rank
+
+    def gather_objects(self, value: Any) -> list[Any]:
+        """Small Python values of all ranks, in their order."""
+        clips = self.data.gather_objects(self.clip.gather_objects(value))
+        return [one for clip in clips for one in clip]
 
     @property
     def traffic(self) -> Counter[str]:

@@ -13,6 +13,8 @@ from collections.abc import Callable
 from torch.distributed.distributed_c10d import Store
 
 _FAILED = "oseg_video/failed"
+_DONE = b"done"
+_POLL = 0.1  # seconds
 
 
 class Watch:
@@ -48,10 +50,16 @@ class Watch:
         self._thread.start()
 
     def stop(self) -> None:
-        """This rank is done; the others need not wait for its beat."""
+        """This rank is done; the others need not wait for its beat.
+
+        The first one may hold the store, so it waits for all others: for as long as they beat. One that is
+        silent for longer than `patience` ends it.
+        """
+        while self._rank == 0 and not all(map(self._is_done, self._others)):
+            time.sleep(_POLL)
         self._stopped.set()
         self._thread.join()
-        self._store.set(self._key(self._rank), "done")
+        self._store.set(self._key(self._rank), _DONE.decode())
 
     def fail(self, reason: str) -> bool:
         """Tell the others that this rank has failed. Whether it is the first."""
@@ -84,13 +92,17 @@ class Watch:
     def _silence(self, heard: dict[int, tuple[bytes, float]]) -> str | None:
         for other, (before, when) in heard.items():
             now = self._store.get(self._key(other)) if self._store.check([self._key(other)]) else b""
-            if now != before or now == b"done":
+            if now != before or now == _DONE:
                 heard[other] = (now, time.monotonic())
                 continue
             patience = self._patience if now else self._start_patience
             if time.monotonic() - when > patience:
                 return f"rank {other} has not been heard of for {patience:.0f} s; it is gone or stuck"
         return None
+
+    def _is_done(self, other: int) -> bool:
+        key = self._key(other)
+        return self._store.check([key]) and self._store.get(key) == _DONE
 
     @staticmethod
     def _key(rank: int) -> str:

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from flops.meta import ValidMasks, autocast_nowhere
 from oseg_video.adapters.base import ClipSize, Condition, ModelAdapter
 from oseg_video.engine.assignment import assign_branches, exchange_predictions
 from oseg_video.engine.branches import BranchRunner
@@ -25,6 +24,7 @@ from oseg_video.guidance.perturbations import (
 )
 from oseg_video.guidance.plan import Branch
 from oseg_video.guidance.reuse import EXACT, Reuse
+from oseg_video.jobs.on_meta import runnable_on_meta
 from oseg_video.parallel.degrees import Degrees
 from oseg_video.parallel.group import Group
 from oseg_video.parallel.mesh import Mesh
@@ -75,9 +75,7 @@ def step_cost(
     runner = BranchRunner(adapter, denoiser, tuple(selectors), reuse=reuse, sequence=mesh.sequence)
     with (
         runner.active(),
-        torch.no_grad(),
-        autocast_nowhere(),
-        ValidMasks(),
+        runnable_on_meta(),
         FlopCounterMode(display=False) as counter,
     ):
         run_step(adapter, denoiser, runner, arguments, branches, branch_group)

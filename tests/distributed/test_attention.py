@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
+from itertools import groupby
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch.testing import assert_close
 
 from oseg_video.guidance.queries import oseg_queries
+from oseg_video.parallel import attention
 from oseg_video.parallel.attention import attention_with_log_sum, sequence_attention
 from oseg_video.parallel.degrees import Degrees
 from oseg_video.parallel.mesh import Mesh
@@ -72,6 +78,31 @@ def test_four_ranks_attend_as_one(four_ranks: Ranks, degrees: Degrees, length: i
     expected = F.scaled_dot_product_attention(query, key, value, attn_mask=text_mask(length, 0, 3))
     for columns, mixed in four_ranks.run(_attend, degrees, length, 5, 0, 3, True):
         assert_close(mixed, expected[:, :, columns], rtol=1e-12, atol=1e-12)
+
+
+def _order(degrees: Degrees) -> list[str]:
+    """What a rank does in one attention, in order."""
+    done: list[str] = []
+
+    def noted(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *args: (done.append(name), function(*args))[1]
+
+    send = dist.batch_isend_irecv
+
+    def sent(operations: list[Any]) -> list[Any]:
+        return [SimpleNamespace(wait=noted("wait", one.wait)) for one in send(operations)]
+
+    with (
+        patch.object(dist, "batch_isend_irecv", noted("send", sent)),
+        patch.object(attention, "attention_with_log_sum", noted("attend", attention_with_log_sum)),
+    ):
+        _attend(degrees, 8, 2, 0, 0, False)
+    return [name for name, _ in groupby(done)]
+
+
+def test_the_next_chunk_travels_while_one_is_attended_to(four_ranks: Ranks) -> None:
+    for order in four_ranks.run(_order, Degrees(ring=4)):
+        assert order == ["send", "attend", "wait"] * 3 + ["attend"]
 
 
 GRID = TokenGrid(3, 2, 3)

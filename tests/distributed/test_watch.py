@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from oseg_video.jobs.ranks import Ranks as Started
 from oseg_video.parallel.degrees import Degrees
 from oseg_video.parallel.group import ParallelError
 from oseg_video.parallel.mesh import Mesh
@@ -92,4 +94,37 @@ def _absent(_: None) -> str:
 def test_a_collective_that_hangs_is_named(four_ranks: Ranks) -> None:
     messages = four_ranks.run(_absent, None)
     for message in messages[::2]:
-        assert message.startswith("all-gather over the ulysses axis (rank 0 of 2) failed: ")
+        assert message.startswith("all-gather over the ulysses axis (rank 0 of 2) failed: Timed out waiting")
+
+
+def _descriptions(_: None) -> list[str]:
+    mesh = Mesh.of(Degrees(ring=2, ulysses=2), timeout=20)
+    groups = mesh.sequence.ring, mesh.sequence.ulysses
+    return [group.process_group.group_desc for group in groups if group.process_group is not None]
+
+
+def test_torch_knows_the_axes_for_what_it_says_itself(four_ranks: Ranks) -> None:
+    """With NCCL a timeout ends the process from another thread, and torch's lines are all there is."""
+    for found in four_ranks.run(_descriptions, None):
+        assert found == ["mesh_ring", "mesh_ulysses"]
+
+
+def _meet(rank: int, folder: str) -> None:
+    store = dist.FileStore(f"{folder}/store", 2)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=2, timeout=timedelta(seconds=2))
+    if rank == 0:
+        time.sleep(60)
+    try:
+        Started(rank, 2, rank).meet()
+    except ParallelError as error:
+        Path(folder, "said").write_text(str(error))
+
+
+def test_ranks_that_do_not_meet_say_so(tmp_path: Path) -> None:
+    ranks = [FORKS.Process(target=_meet, args=(rank, str(tmp_path)), daemon=True) for rank in range(2)]
+    for rank in ranks:
+        rank.start()
+    ranks[1].join(timeout=50)
+    ranks[0].kill()
+    said = (tmp_path / "said").read_text()
+    assert said.startswith("broadcast over the world axis (rank 1 of 2) failed: Timed out waiting 2000ms")

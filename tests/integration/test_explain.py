@@ -27,6 +27,17 @@ def test_branches_rule_and_passes_are_named(capsys: pytest.CaptureFixture[str]) 
     assert "2.50 passes a step" in text and "50.0 passes (CFG: 40)" in text
 
 
+def test_memory_is_that_of_the_clip_and_the_dtype(capsys: pytest.CaptureFixture[str]) -> None:
+    def memory(*flags: str) -> tuple[float, float]:
+        text = explained(capsys, *flags)
+        found = re.search(r"memory     ([\d.]+) GiB of weights .* in (\w+), ([\d.]+) GiB", text)
+        assert found and found[2] == "float32"
+        return float(found[1]), float(found[3])
+
+    (weights, small), (same, large) = memory(), memory("--height=512", "--width=512")
+    assert weights == same == small == 0.0 < large
+
+
 def test_a_perturbed_uncond_is_no_third_pass(capsys: pytest.CaptureFixture[str]) -> None:
     flags = ("--guidance", "stg", "--blocks", "3", "--guidance-scale", "4")
     text = explained(capsys, *flags, "--perturb", "uncond")

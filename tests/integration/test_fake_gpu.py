@@ -1,4 +1,4 @@
-"""Nothing of ours mixes devices: guided steps of every family's denoiser on a GPU without values."""
+"""Nothing of ours mixes devices or copies in every step: every family's denoiser on a GPU without values."""
 
 from __future__ import annotations
 
@@ -22,5 +22,5 @@ def said() -> str:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_guided_steps_mix_no_devices(said: str, family: str) -> None:
+def test_guided_steps_mix_no_devices_and_copy_once(said: str, family: str) -> None:
     assert f"{family} ok" in said.splitlines(), said

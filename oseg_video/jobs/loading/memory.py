@@ -1,22 +1,30 @@
-"""Does a model fit? Estimated from its weight files, before they are read."""
+"""Does a job fit? From the weight files' headers and counted activations, before the weights are read.
+
+Refused is only what cannot fit: weights alone that are larger than the memory they must stay in. Of the rest
+there is a warning, as memory may become free and files may be read from where they are. Decoding, and what
+kernels need for themselves, is not counted.
+"""
 
 from __future__ import annotations
 
 import json
 import math
+import socket
 import struct
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
 
+from oseg_video.config.job import OFFLOADS
+from oseg_video.console import logger
+from oseg_video.parallel.mesh import ONE_RANK, Mesh
 from oseg_video.types import OsegVideoError
 
-# Beside the weights a run holds activations, latents and decoded frames. Their size depends on the clip;
-# this factor only keeps out what cannot work.
-_OVERHEAD = 1.1
 _GIB = 1 << 30
+_CPU = torch.device("cpu")
 
 
 class NotEnoughMemoryError(OsegVideoError):
@@ -34,15 +42,74 @@ class Weights:
     float32_modules: Collection[str] = ()
     """Names of submodules that stay in float32 whatever `dtype` is."""
 
+    @cached_property
+    def sizes(self) -> list[int]:
+        """Bytes of every tensor once loaded, from the headers of the files.
+
+        Raises NotEnoughMemoryError for a damaged file.
+        """
+        try:
+            tensors = [tensor for file in self.files for tensor in _parameters(file)]
+        except (OSError, ValueError, struct.error, KeyError, TypeError) as error:
+            raise NotEnoughMemoryError(
+                f"damaged weights: cannot read the header of a .safetensors file ({error})"
+            ) from None
+        return [count * self._dtype_of(name).itemsize for name, count in tensors]
+
     @property
     def bytes(self) -> int:
-        """Their size once loaded, from the headers of the files. Raises what a damaged file raises."""
-        total = 0
-        for file in self.files:
-            for name, count in _parameters(file):
-                kept = any(part in self.float32_modules for part in name.split("."))
-                total += count * (torch.float32 if kept else self.dtype).itemsize
-        return total
+        """All of them."""
+        return sum(self.sizes)
+
+    def _dtype_of(self, name: str) -> torch.dtype:
+        kept = any(part in self.float32_modules for part in name.split("."))
+        return torch.float32 if kept else self.dtype
+
+
+@dataclass(frozen=True)
+class Load:
+    """What one rank loads and runs."""
+
+    components: Mapping[str, Weights]
+    dtype: torch.dtype
+    """What was asked for."""
+    activations: int = 0
+    """Bytes of them in a step of the denoiser."""
+    denoisers: Collection[str] = ()
+    """Names of the components that are denoisers."""
+    owners: int = 1
+    """Devices that share the denoisers' weights."""
+
+    @property
+    def weights(self) -> int:
+        """Bytes of all weights; in main memory even where devices share them."""
+        return sum(one.bytes for one in self.components.values())
+
+    @property
+    def pinned(self) -> int:
+        """The same in page-locked memory, where torch gives each tensor a power of two."""
+        sizes = (size for one in self.components.values() for size in one.sizes)
+        return sum(1 << (size - 1).bit_length() for size in sizes if size)
+
+    def device_weights(self, offload: str) -> int:
+        """Bytes of weights that are on the device at once."""
+        if offload in ("group", "sequential"):
+            largest = max((size for one in self.components.values() for size in one.sizes), default=0)
+            return 2 * largest if offload == "group" else largest  # the next one comes in meanwhile
+        parts = [one.bytes // (self.owners if name in self.denoisers else 1) for name, one in self._named]
+        return max(parts, default=0) if offload == "model" else sum(parts)
+
+    def device_peak(self, offload: str) -> int:
+        """Bytes that are on the device at once in a step, or before where that is more."""
+        weights = self.device_weights(offload)
+        if offload != "model":
+            return weights + self.activations
+        denoisers = (one.bytes for name, one in self._named if name in self.denoisers)
+        return max(weights, max(denoisers, default=0) + self.activations)
+
+    @property
+    def _named(self) -> Collection[tuple[str, Weights]]:
+        return self.components.items()
 
 
 def available_memory(device: torch.device) -> int:
@@ -61,36 +128,92 @@ def available_memory(device: torch.device) -> int:
 
 
 def check_memory(
-    components: Mapping[str, Weights],
-    dtype: torch.dtype,
-    device: torch.device,
-    offload: str,
-    owners: Mapping[str, int],
-) -> None:
-    """Compare the weights' size with the free memory. Raises an error that suggests --offload.
+    load: Load, device: torch.device, offload: str, *, mesh: Mesh = ONE_RANK, narrow: Load | None = None
+) -> bool:
+    """Compare what a job needs with the free memory: of the device, and of the host for all its ranks.
 
-    dtype: the dtype that was asked for, for the message. owners: among how many devices the weights of
-    a component are shared, 1 where it is not named.
+    narrow: the same in bfloat16, if that is less. All ranks call it before any of them loads. Returns whether
+    `--offload group` may pin the weights in main memory. Raises NotEnoughMemoryError that says what would
+    fit; warns where that is not certain.
     """
-    try:
-        sizes = {name: weights.bytes // owners.get(name, 1) for name, weights in components.items()}
-    except (OSError, ValueError, struct.error, KeyError, TypeError) as error:
-        raise NotEnoughMemoryError(
-            f"damaged weights: cannot read the header of a .safetensors file ({error})"
-        ) from None
-    if device.type == "cpu":
-        hint = "try --dtype bfloat16, or a smaller model" if dtype.itemsize > 2 else "try a smaller model"
-        _require(sum(sizes.values()), device, "memory", dtype, hint)
-        return
-    if offload == "none":
-        _require(sum(sizes.values()), device, "GPU memory", dtype, "try --offload model")
-        return
-    _require(
-        sum(sizes.values()), torch.device("cpu"), "memory", dtype, "offloaded weights stay in main memory"
-    )
-    if offload == "model":
-        largest = max(sizes.values(), default=0)
-        _require(largest, device, "GPU memory", dtype, "try --offload group or --offload sequential")
+    host = _Host.of(load, device, mesh)
+    on_cpu = device.type == "cpu"
+    kind, free = ("memory", host.free) if on_cpu else ("GPU memory", available_memory(device))
+    advice = partial(_advice, load, narrow, offload, on_cpu, free, host)
+    name = str(load.dtype).removeprefix("torch.")
+
+    def refuse(needed: int, kind: str, free: int) -> None:
+        if needed > free:
+            raise NotEnoughMemoryError(
+                f"the model needs about {gib(needed)} of {kind} for its weights in {name}, "
+                f"{gib(free)} is free; {advice()}"
+            )
+
+    def warn(needed: int, what: str, kind: str, free: int) -> None:
+        if needed > free and host.speaks:
+            logger.warning(f"{what} about {gib(needed)} of {kind}, {gib(free)} is free; {advice()}")
+
+    if offload in ("none", "model"):
+        refuse(load.device_weights(offload), kind, free)
+    if offload != "none":
+        refuse(load.weights, "memory", host.free)
+    ranks = f"the {host.ranks} ranks of this machine need" if host.ranks > 1 else "the weights need"
+    if on_cpu:
+        steps = f"steps of {host.ranks} ranks need" if host.ranks > 1 else "a step needs"
+        warn(host.peak, f"with {gib(load.activations)} of activations {steps}", kind, free)
+        return False
+    peak = load.device_peak(offload)
+    warn(peak, f"with {gib(load.activations)} of activations a step needs", kind, free)
+    way = "memory on their way to the GPU" if offload == "none" else "memory"
+    warn(host.weights, ranks, way, host.free)
+    pins = offload == "group" and host.pinned <= host.free
+    if offload == "group" and not pins and host.speaks:
+        logger.warning(
+            f"weights are pinned one by one, which is slower: all take {gib(host.pinned)} of memory in "
+            f"torch's powers of two, {gib(host.free)} is free"
+        )
+    return pins
+
+
+@dataclass(frozen=True)
+class _Host:
+    """The main memory of this machine, and what all ranks of the job there need of it."""
+
+    free: int
+    ranks: int
+    weights: int
+    pinned: int
+    peak: int
+    """Of a step, for ranks on the CPU."""
+    speaks: bool
+    """Whether this rank is the first one there."""
+
+    @classmethod
+    def of(cls, load: Load, device: torch.device, mesh: Mesh) -> _Host:
+        free, name = available_memory(_CPU), socket.gethostname()
+        peak = load.device_peak("none") if device.type == "cpu" else 0
+        told = mesh.gather_objects((name, mesh.rank, load.weights, load.pinned, peak))
+        here = [one for one in told if one[0] == name]
+        weights, pinned, peak = (sum(values) for values in list(zip(*here, strict=True))[2:])
+        return cls(free, len(here), weights, pinned, peak, speaks=here[0][1] == mesh.rank)
+
+
+def _advice(load: Load, narrow: Load | None, offload: str, on_cpu: bool, free: int, host: _Host) -> str:
+    """What would fit instead, the fastest first."""
+    modes = OFFLOADS[:1] if on_cpu else OFFLOADS[OFFLOADS.index(offload) :]
+    for other in (load, narrow):
+        for mode in modes:
+            if other is None or (other is load and mode == offload):
+                continue
+            share = other.weights / max(load.weights, 1)
+            # On the CPU the ranks there need it all.
+            needed = other.device_peak(mode) * (host.ranks if on_cpu else 1)
+            if needed <= free and (on_cpu or host.weights * share <= host.free):
+                flags = ["--dtype bfloat16"] if other is narrow else []
+                flags += [f"--offload {mode}"] if mode != offload else []
+                return f"try {' '.join(flags)}"
+    smaller = "fewer frames, a smaller size or " if load.activations else ""
+    return f"no --dtype or --offload makes it fit; try {smaller}a smaller model"
 
 
 def _parameters(file: Path) -> list[tuple[str, int]]:
@@ -101,11 +224,6 @@ def _parameters(file: Path) -> list[tuple[str, int]]:
     return [(name, math.prod(entry["shape"])) for name, entry in header.items() if name != "__metadata__"]
 
 
-def _require(size: int, device: torch.device, kind: str, dtype: torch.dtype, hint: str) -> None:
-    needed, free = size * _OVERHEAD, available_memory(device)
-    if needed > free:
-        name = str(dtype).removeprefix("torch.")
-        raise NotEnoughMemoryError(
-            f"the model needs about {needed / _GIB:.1f} GiB of {kind} for its weights in {name}, "
-            f"{max(free, 0) / _GIB:.1f} GiB is free; {hint}"
-        )
+def gib(size: int) -> str:
+    """For messages."""
+    return f"{max(size, 0) / _GIB:.1f} GiB"

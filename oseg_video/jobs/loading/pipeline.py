@@ -6,8 +6,8 @@ import hashlib
 import importlib.util
 import json
 import re
-from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from oseg_video.embedded import MODELS, component_path, shared_components
 from oseg_video.jobs.loading import hub
 from oseg_video.jobs.loading.device import resolve_device
 from oseg_video.jobs.loading.errors import LoadError
-from oseg_video.jobs.loading.memory import Weights, check_memory
+from oseg_video.jobs.loading.memory import Load, Weights, check_memory
 from oseg_video.jobs.loading.weights import check_shareable, encoder_components, share_weights
 from oseg_video.jobs.progress import loading_bars
 from oseg_video.parallel.mesh import ONE_RANK, Mesh
@@ -126,14 +126,15 @@ def load_pipeline(
     *,
     mesh: Mesh = ONE_RANK,
     shard_weights: bool = False,
+    count_activations: Callable[[torch.dtype], int] = lambda dtype: 0,
 ) -> Any:
     """The pipeline with its weights, placed as the job says. Raises LoadError, HubError or ParallelError.
 
     mesh: of the ranks that make a clip together, all but the first do without encoders (`first_rank`).
-    shard_weights: those that share the tokens of a clip share the denoiser's weights as well. The memory that
-    the weights need is estimated and compared with what is free before they are read.
+    shard_weights: those that share the tokens of a clip share the denoiser's weights as well.
+    count_activations: gives their bytes in a step of the denoiser, with its weights in a dtype. What the job
+    needs is compared with the memory that is free before the weights are read.
     """
-
     device = resolve_device(job.device)
     dtype = resolve_dtype(job.dtype, device)
     if job.offload != "none" and device.type == "cpu":
@@ -150,8 +151,15 @@ def load_pipeline(
     _check_weights(directory, components)
     _check_attention(directory, components)
     present = {name: weights for name, weights in components.items() if name not in absent}
-    owners = dict.fromkeys(source.adapter.denoiser_attributes, mesh.sequence.size if shard_weights else 1)
-    check_memory(present, dtype, device, job.offload, owners)
+    load = Load(
+        present,
+        dtype,
+        count_activations(dtype),
+        denoisers=source.adapter.denoiser_attributes,
+        owners=mesh.sequence.size if shard_weights else 1,
+    )
+    narrow = _in_bfloat16(load, source.adapter) if dtype.itemsize > 2 else None
+    pin = check_memory(load, device, job.offload, mesh=mesh, narrow=narrow)
     dtypes = {name: weights.dtype for name, weights in components.items()}
     pipeline_class = source.adapter.pipeline_class(source.pipeline_for(image=job.image is not None))
     try:
@@ -175,7 +183,7 @@ def load_pipeline(
         raise LoadError(f"cannot load {source.name}: {_first_line(error)}") from error
     if shard_weights:
         share_weights(pipe, source.adapter, mesh.sequence, device)
-    _place(pipe, device, job.offload)
+    _place(pipe, device, job.offload, pin=pin)
     pipe.set_progress_bar_config(disable=True)
     if job.vae_tiling:
         pipe.vae.enable_tiling()
@@ -238,6 +246,16 @@ def weight_files(directory: Path, variant: str | None) -> Iterator[tuple[str, li
         special = [file for file in files if variant and f".{variant}" in file.name]
         plain = [file for file in files if len(file.suffixes) == 1]
         yield name, special or plain or files
+
+
+def _in_bfloat16(load: Load, adapter: ModelAdapter) -> Load:
+    """The same job with `--dtype bfloat16`."""
+    components = {
+        name: replace(one, dtype=adapter.component_dtype(name, torch.bfloat16))
+        for name, one in load.components.items()
+    }
+    activations = load.activations * torch.bfloat16.itemsize // load.dtype.itemsize
+    return replace(load, components=components, dtype=torch.bfloat16, activations=activations)
 
 
 def _has_variant(directory: Path, variant: str | None) -> bool:
@@ -342,14 +360,18 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _place(pipe: Any, device: torch.device, offload: str) -> None:
+def _place(pipe: Any, device: torch.device, offload: str, *, pin: bool) -> None:
+    """pin: group offloading may pin all weights in main memory."""
     if offload == "model":
         pipe.enable_model_cpu_offload(device=device)
     elif offload == "sequential":
         pipe.enable_sequential_cpu_offload(device=device)
     elif offload == "group":
         pipe.enable_group_offload(
-            onload_device=device, offload_type="leaf_level", use_stream=device.type == "cuda"
+            onload_device=device,
+            offload_type="leaf_level",
+            use_stream=device.type == "cuda",
+            low_cpu_mem_usage=not pin,
         )
     else:
         pipe.to(device)

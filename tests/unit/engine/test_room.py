@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from flops.live import LiveBytes
 from torch import Tensor
 
 from oseg_video.engine.patching.sites import in_pieces
 from oseg_video.guidance.perturbations import BlurOrthogonalQueries, BlurQueries, ReleasedQueries
+from oseg_video.jobs.activations import LiveBytes
 from oseg_video.types import TokenGrid
 
 GRID = TokenGrid(3, 4, 5)

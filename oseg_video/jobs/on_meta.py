@@ -1,17 +1,42 @@
-"""What the meta device lacks so that denoisers run on it: autocast, and masks that say something."""
+"""What the meta device lacks so that denoisers run on it: autocast, masks that say something, attention."""
 
-from contextlib import nullcontext
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
-from unittest.mock import patch
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from oseg_video.engine.patching import replaced
 
-def autocast_nowhere() -> Any:
-    """Make autocast regions do nothing: diffusers opens them for the tensors' device, and meta has none."""
-    return patch.object(torch, "autocast", lambda *_, **__: nullcontext())
+
+@contextmanager
+def runnable_on_meta() -> Iterator[None]:
+    """Denoisers run on tensors without values; every token of their text counts as valid."""
+    autocast = torch.autocast
+
+    def autocast_elsewhere(device_type: str, *args: Any, **kwargs: Any) -> Any:
+        # diffusers opens autocast regions for the tensors' device, and meta has none.
+        return nullcontext() if device_type == "meta" else autocast(device_type, *args, **kwargs)
+
+    with replaced(torch, "autocast", autocast_elsewhere), torch.no_grad(), ValidMasks():
+        yield
+
+
+class FusedAttention(TorchFunctionMode):
+    """Attention as a fused kernel has it: nothing but its result. On the meta device torch has none."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is not F.scaled_dot_product_attention:
+            return func(*args, **(kwargs or {}))
+        named = dict(zip(("query", "key", "value"), args, strict=False)) | (kwargs or {})
+        query: Tensor = named["query"]
+        return query.new_empty(*query.shape[:-1], named["value"].shape[-1])
 
 
 class ValidMasks(TorchDispatchMode):
@@ -21,7 +46,7 @@ class ValidMasks(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._negated: list[Tensor] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
