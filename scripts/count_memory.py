@@ -13,9 +13,10 @@ what decoding takes.
 import argparse
 
 import torch
-from bench_cost import markdown, recipe, written
+from bench_cost import recipe, written
 from flops.live import FusedAttention, LiveBytes
 from flops.meta import ValidMasks, autocast_nowhere
+from marked import markdown
 from torch import nn
 
 from oseg_video.adapters import ClipSize, ModelAdapter, all_adapters
