@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from oseg_video.engine.errors import GuidanceError
 from oseg_video.types import Pipeline
 from oseg_video.waits import place_in, values_of
 
@@ -34,12 +35,19 @@ class Sampler:
         """The step that a denoiser call begins; `timestep` is the one that the call was given.
 
         The first step is where the pipeline begins: one that starts from a given video runs the scheduler's
-        last steps only, one that leaves the end to a refiner (SDXL's denoising_end) the first ones.
+        last steps only, one that leaves the end to a refiner (SDXL's denoising_end) the first ones. Raises
+        GuidanceError where sampling does not go on, as when someone else's call takes a step.
         """
+        place = self._place(timestep, self._last + 1)
         if self._last < 0:
-            self._first = self._last = self._place(timestep, 0)
-        else:
-            self._last = self._place(timestep, self._last + 1)
+            self._first = place
+        elif place <= self._last:
+            raise GuidanceError(
+                f"the denoiser was called again at step {place - self._first}, as by a second pipeline that "
+                f"a callback calls and that was built inside guided() from single parts of the guided one; "
+                f"build it from the guided pipeline's components, or before"
+            )
+        self._last = place
         level = noise_level(self._pipe.scheduler, self._last)
         return Position(self._last - self._first, self._pipe.num_timesteps, min(max(level, 0.0), 1.0))
 
