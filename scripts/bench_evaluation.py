@@ -112,11 +112,10 @@ def rows(frames: int) -> Iterator[dict[str, Any]]:
     small = "256x144"
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "clip.mp4")
+        yield {"clip": "-", "metric": "-", "way": "imports", **in_process("imports", "-", path)}
         for size, count in ((small, frames // 10), (small, frames), (LARGE, LARGE_FRAMES)):
             draw(path, size, count)
             clip = f"{count} frames of {size.replace('x', ' x ')}"
-            if count < frames:
-                yield {"clip": "-", "metric": "-", "way": "imports", **in_process("imports", "-", path)}
             for metric in METRICS:
                 older = metric in OLDER and (size, count) == (small, frames)
                 for way in ("older", "streaming") if older else ("streaming",):
