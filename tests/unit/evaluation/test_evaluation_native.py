@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import tracemalloc
 
 import cv2
 import numpy as np
@@ -122,6 +123,22 @@ def test_block_motion_of_a_still_or_plain_clip_is_zero():
 def test_block_motion_is_in_pixels_of_the_clip_also_where_it_is_scaled_down():
     clip = moved(textured(640), (20, 20), (28, 20), (36, 20), crop=512)
     assert block_motion(clip) == pytest.approx(8, abs=0.5)  # 2 pixels at a quarter of the size
+
+
+@pytest.mark.parametrize("name", ["frame_difference", "temporal_flickering", "block_motion", "colours"])
+def test_a_longer_clip_takes_no_more_memory(name):
+    (metric,) = build_metrics([name], MetricOptions())
+    chance = np.random.default_rng(0)
+    size, peaks = (144, 256, 3), []
+    for frames in (4, 40):
+        look = metric.look(None)
+        tracemalloc.start()
+        for index in range(frames):
+            pixels = chance.integers(0, 256, size, dtype=np.uint8)
+            look.add(Frame(index, lambda pixels=pixels: pixels, lambda pixels=pixels: pixels[..., ::-1]))
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < peaks[0] + math.prod(size) / 2
 
 
 def full_search(before_HW, after_HW):

@@ -3,6 +3,7 @@
 import resource
 import subprocess
 import sys
+import weakref
 from itertools import pairwise
 from pathlib import Path
 
@@ -168,6 +169,18 @@ def test_a_file_without_video_says_so(tmp_path):
     ffmpeg("-f", "lavfi", "-i", "sine=duration=1", tmp_path / "a.mp4")
     with pytest.raises(MediaError, match=r"a\.mp4: it has no video"):
         probe_clip(tmp_path / "a.mp4")
+
+
+@pytest.mark.parametrize("format", ["mp4", "gif", "png"])
+def test_frames_that_were_looked_at_are_let_go(tmp_path, format):
+    clip = torch.randint(0, 256, (24, 3, 32, 32), dtype=torch.uint8)
+    write_clip(tmp_path / f"a.{format}", clip, 8, format=format)
+    seen = []
+    for frame in stream_clip(tmp_path / f"a.{format}"):
+        frame.rgb_HWC.sum()
+        seen.append(weakref.ref(frame))
+        assert sum(one() is not None for one in seen) <= 2
+    assert len(seen) == 24
 
 
 # Folders of images
