@@ -36,6 +36,13 @@ def visible(text: str) -> str:
     return UNSAFE.sub(lambda one: " " if one[0].isspace() else one[0].encode("unicode_escape").decode(), text)
 
 
+def visible_json(text: str) -> str:
+    """JSON that means the same, in which no character is one that a terminal obeys or UTF-8 cannot hold."""
+    return UNSAFE.sub(
+        lambda one: one[0] if one[0] in "\n\t" else " " if one[0] == "\r" else f"\\u{ord(one[0]):04x}", text
+    )
+
+
 class _BesideBars(logging.Handler):
     """Writes lines to standard error, above the bars that stand there."""
 

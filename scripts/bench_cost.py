@@ -29,7 +29,7 @@ from typing import Any
 
 import torch
 from flops import step_cost
-from marked import made_with, read_stored, store, write_readme
+from marked import made_with, markdown, read_stored, store, write_readme
 from tqdm import tqdm
 
 from oseg_video.adapters import ClipSize, ModelAdapter, adapter_for_class, all_adapters
@@ -314,11 +314,6 @@ def spread(ratio: dict[str, Any]) -> str:
     """Median [quartiles]."""
     low, high = ratio["quartiles"]
     return f"{ratio['median']:.2f} [{low:.2f}, {high:.2f}]"
-
-
-def markdown(*cells: str) -> str:
-    """A row of a table."""
-    return f"| {' | '.join(cells)} |"
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
-"""Memory and time of the metrics without weights, against the implementation that held whole clips in memory.
+"""Memory and time of the metrics without networks, against older ones that held whole clips in memory.
 
-    python scripts/bench_evaluation.py                    # minutes; the older block_motion takes most of them
-    python scripts/bench_evaluation.py --frames 5000      # as in the README
+    python scripts/bench_evaluation.py --out scripts/bench_evaluation.json   # half an hour on a busy machine
+    python scripts/bench_evaluation.py --frames 500                          # minutes
+    python scripts/bench_evaluation.py --write-readme                        # the stored table into README.md
 
-Each line is a process of its own, on clips that ffmpeg draws: wall-clock seconds from opening the clip to its
-value, and the peak of the process's resident memory, imports included (they are the line "imports").
+Each line is a process of its own with one thread, on clips that ffmpeg draws: processor seconds from opening
+the clip to its value (which other work on the machine moves little), and the peak of the process's resident
+memory, imports included (they are the line "imports").
 """
 
 from __future__ import annotations
@@ -18,10 +20,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
+from marked import made_with, markdown, read_stored, store, write_readme
 from torch import Tensor
 from torch.nn import functional
 
@@ -30,7 +35,10 @@ from oseg_video.evaluation.metrics.base import MetricOptions, build_metrics
 from oseg_video.media import read_clip
 from oseg_video.media.writing import run_ffmpeg
 
-METRICS = ("frame_difference", "temporal_flickering", "block_motion")
+STORED = Path(__file__).with_suffix(".json")
+METRICS = ("frame_difference", "temporal_flickering", "colours:saturation", "block_motion")
+LARGE = "3840x2160"
+LARGE_FRAMES = 300
 _BLOCK, _REACH, _LARGEST_SIDE = 16, 7, 128
 
 
@@ -67,15 +75,15 @@ OLDER: dict[str, Callable[[Tensor], float]] = {
 
 
 def measured(what: str, metric: str, path: Path) -> dict[str, float]:
-    """Value, seconds and peak MB of a metric in this process."""
-    begun = time.perf_counter()
+    """Value, processor seconds and peak MB of a metric in this process."""
+    begun = time.process_time()
     value = 0.0
     if what == "older":
         value = OLDER[metric](read_clip(path).frames)
     elif what == "streaming":
-        (built,) = build_metrics([metric], MetricOptions())
+        (built,) = build_metrics([metric.partition(":")[0]], MetricOptions())
         value = built.compute(metric, built.observe(find_clips([path]).clips).rows, torch.tensor([0]))
-    seconds = time.perf_counter() - begun
+    seconds = time.process_time() - begun
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return {"value": value, "seconds": seconds, "MB": peak}
 
@@ -99,38 +107,67 @@ def draw(path: Path, size: str, frames: int) -> None:
         sys.exit(done.stderr.decode())
 
 
+def rows(frames: int) -> Iterator[dict[str, Any]]:
+    """A row for every clip, metric and implementation, one after the other."""
+    small = "256x144"
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "clip.mp4")
+        yield {"clip": "-", "metric": "-", "way": "imports", **in_process("imports", "-", path)}
+        for size, count in ((small, frames // 10), (small, frames), (LARGE, LARGE_FRAMES)):
+            draw(path, size, count)
+            clip = f"{count} frames of {size.replace('x', ' x ')}"
+            for metric in METRICS:
+                older = metric in OLDER and (size, count) == (small, frames)
+                for way in ("older", "streaming") if older else ("streaming",):
+                    yield {"clip": clip, "metric": metric, "way": way, **in_process(way, metric, path)}
+
+
+def tables(measured_rows: list[dict[str, Any]]) -> list[str]:
+    """The results as Markdown, and how many times faster and smaller the streaming metrics are."""
+    lines = [markdown("clip", "metric", "implementation", "seconds", "peak MB", "value"), "|---" * 6 + "|"]
+    for row in measured_rows:
+        numbers = f"{row['seconds']:.1f}", f"{row['MB']:.0f}", f"{row['value']:.6g}"
+        lines.append(markdown(row["clip"], row["metric"], row["way"], *numbers))
+    for older, streaming in itertools.pairwise(measured_rows):
+        if (older["way"], streaming["way"]) == ("older", "streaming"):
+            ratios = (f"{older[name] / streaming[name]:.1f}" for name in ("seconds", "MB"))
+            lines.append(markdown(older["clip"], older["metric"], "older / streaming", *ratios, ""))
+    return ["\n".join(lines)]
+
+
+def stored_tables() -> list[str]:
+    """What the README has: the table of the stored results, and what they were made with."""
+    stored = json.loads(STORED.read_text())
+    return [*tables(stored["measured"]["rows"]), made_with(stored)]
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--frames", type=int, default=500, metavar="N", help="of the small clip (500)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--frames", type=int, default=5000, metavar="N", help="of the small clip (5000)")
+    parser.add_argument("--out", type=Path, help="JSON file of the results")
+    parser.add_argument(
+        "--write-readme", action="store_true", help=f"write the table of {STORED.name} into README.md only"
+    )
     parser.add_argument("--measure", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
         what, metric, path = options.measure
         print(json.dumps(measured(what, metric, Path(path))))
         return
-    print("| clip | metric | implementation | seconds | peak MB | value |\n|---|---|---|---|---|---|")
-    with tempfile.TemporaryDirectory() as folder:
-        small, large = Path(folder, "small.mp4"), Path(folder, "large.mp4")
-        draw(small, "256x144", options.frames)
-        draw(large, "3840x2160", 300)
-
-        def line(clip: str, metric: str, what: str, path: Path) -> dict[str, float]:
-            found = in_process(what, metric, path)
-            cells = f"{found['seconds']:.1f} | {found['MB']:.0f} | {found['value']:.6g}"
-            print(f"| {clip} | {metric} | {what} | {cells} |", flush=True)
-            return found
-
-        line("-", "-", "imports", small)
-        clip = f"{options.frames} frames of 256 x 144"
-        for metric in METRICS:
-            ways = ("older", "streaming") if metric in OLDER else ("streaming",)
-            found = {what: line(clip, metric, what, small) for what in ways}
-            if "older" in found:
-                faster = found["older"]["seconds"] / found["streaming"]["seconds"]
-                less = found["older"]["MB"] / found["streaming"]["MB"]
-                print(f"| | | older / streaming | {faster:.1f} | {less:.1f} | |", flush=True)
-        for metric in METRICS:
-            line("300 frames of 3840 x 2160", metric, "streaming", large)
+    if options.write_readme:
+        write_readme("bench_evaluation", stored_tables())
+        return
+    read_stored(options.out)  # refuses a file of others before the work
+    found = []
+    for row in rows(options.frames):
+        print(json.dumps(row), flush=True)
+        found.append(row)
+    if options.out:
+        versions = {name: version(name) for name in ("torch", "numpy", "av")}
+        store(options.out, "bench_evaluation", {"measured": {"versions": versions, "rows": found}})
+    print("\n\n".join(tables(found)))
 
 
 if __name__ == "__main__":

@@ -28,9 +28,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from bench_cost import SMALL, SMALL_CLIP, machine, markdown, recipe, versions, written
+from bench_cost import SMALL, SMALL_CLIP, machine, recipe, versions, written
 from flops import StepCost, run_step, step_cost
-from marked import made_with, read_stored, store, write_readme
+from marked import made_with, markdown, read_stored, store, write_readme
 from tqdm import tqdm
 
 from oseg_video.adapters import ClipSize, ModelAdapter, all_adapters

@@ -13,7 +13,8 @@ what decoding takes.
 import argparse
 
 import torch
-from bench_cost import markdown, recipe, written
+from bench_cost import recipe, written
+from marked import markdown
 
 from oseg_video.adapters import ModelAdapter, all_adapters
 from oseg_video.jobs.activations import activation_bytes, in_dtype

@@ -38,6 +38,11 @@ def store(out: Path, script: str, result: Mapping[str, Any]) -> None:
     write_text(out, json.dumps({"made_by": f"oseg-video {script}", **result}, indent=1) + "\n")
 
 
+def markdown(*cells: str) -> str:
+    """A row of a table."""
+    return f"| {' | '.join(cells)} |"
+
+
 def made_with(result: Mapping[str, Any]) -> str:
     """A line on the versions that the parts of a result were made with."""
     versions = [part["versions"] for part in result.values() if isinstance(part, dict)]

@@ -44,6 +44,7 @@ class LTXAdapter(ModelAdapter):
     image_to_video = "LTXImageToVideoPipeline"
     other_pipelines = (_CONDITION, "LTXI2VLongMultiPromptPipeline")
     universal_pipelines = (_CONDITION,)
+    windowed_pipelines = ("LTXI2VLongMultiPromptPipeline",)
     arguments: ClassVar[Mapping[str, str]] = {**ARGUMENTS, "fps": "frame_rate"}
     own_settings: ClassVar[Mapping[str, Setting]] = {
         "timesteps": Setting(

@@ -56,6 +56,8 @@ class FamilySettings:
     """Further pipeline classes of the family that `guided` accepts."""
     universal_pipelines: ClassVar[tuple[str, ...]] = ()
     """Those of `other_pipelines` that make clips from text, and from an image and text."""
+    windowed_pipelines: ClassVar[tuple[str, ...]] = ()
+    """Those of `other_pipelines` that make a long clip window after window, each with all steps."""
     hub_repository: ClassVar[str]
     """Hub repository that the family name stands for."""
     image_repository: ClassVar[str | None] = None
@@ -91,6 +93,10 @@ class FamilySettings:
     def pipelines(self) -> tuple[str, ...]:
         """All pipeline classes of the family."""
         return tuple(filter(None, (self.text_to_video, self.image_to_video, *self.other_pipelines)))
+
+    def samples_windows(self, pipe: Any) -> bool:
+        """Whether a pipeline is one of `windowed_pipelines`, or a subclass."""
+        return any(one.__name__ in self.windowed_pipelines for one in type(pipe).__mro__)
 
     def pipeline_class(self, name: str) -> Any:
         """The class of one of `pipelines`; a family outside of this package has its own."""

@@ -51,6 +51,13 @@ def _times(inputs: Mapping[str, Any], shard: Shard) -> dict[str, Any]:
     return {"temb": shard.take(inputs["temb"], tokens)} if inputs["temb"].ndim == 4 else {}
 
 
+_DIFFUSION_FORCING = (
+    "SkyReelsV2DiffusionForcingPipeline",
+    "SkyReelsV2DiffusionForcingImageToVideoPipeline",
+    "SkyReelsV2DiffusionForcingVideoToVideoPipeline",
+)
+
+
 @register_adapter
 class WanAdapter(ModelAdapter):
     """`WanTransformer3DModel`: queries are normalised over all heads at once; one call per condition.
@@ -65,9 +72,9 @@ class WanAdapter(ModelAdapter):
     other_pipelines = (
         *("WanVideoToVideoPipeline", "WanVACEPipeline", "LucyEditPipeline"),
         *("SkyReelsV2Pipeline", "SkyReelsV2ImageToVideoPipeline"),
-        *("SkyReelsV2DiffusionForcingPipeline", "SkyReelsV2DiffusionForcingImageToVideoPipeline"),
-        "SkyReelsV2DiffusionForcingVideoToVideoPipeline",
+        *_DIFFUSION_FORCING,
     )
+    windowed_pipelines = _DIFFUSION_FORCING
     hub_repository = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
     image_repository = "Wan-AI/Wan2.1-I2V-14B-480P-Diffusers"
     size_multiple = 16

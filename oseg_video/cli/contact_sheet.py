@@ -6,7 +6,15 @@ from argparse import Namespace
 from pathlib import Path
 
 from oseg_video import console
-from oseg_video.cli.parsing import Commands, UsageError, add_command, add_debug_flag, names, whole_number
+from oseg_video.cli.parsing import (
+    Commands,
+    UsageError,
+    add_command,
+    add_debug_flag,
+    names,
+    require_there,
+    whole_number,
+)
 from oseg_video.files import check_place
 
 _EXAMPLES = """examples:
@@ -45,6 +53,7 @@ def register(commands: Commands) -> None:
 
 def _run(options: Namespace) -> int:
     console.show(quiet=options.quiet)
+    require_there("folder", *options.folders)
     from oseg_video.comparison.contact_sheet import write_contact_sheet
     from oseg_video.evaluation.clips import find_clips
 

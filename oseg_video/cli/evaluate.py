@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from oseg_video import console
 from oseg_video.cli.output import announce_loading
-from oseg_video.cli.parsing import Commands, UsageError, add_batch, add_command, names
+from oseg_video.cli.parsing import Commands, UsageError, add_batch, add_command, names, require_there
 from oseg_video.files import check_place, write_text
 
 if TYPE_CHECKING:
@@ -137,6 +137,7 @@ class _ListMetrics(Action):
 
 
 def _run(options: Namespace) -> int:
+    require_there("folder", *options.folders)
     from oseg_video.evaluation.tables import FORMATS, format_of
 
     outputs = {Path(out): format_of(Path(out)) for out in options.out}

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from oseg_video.cli.parsing import Commands, UsageError, add_command, add_debug_flag
+from oseg_video.console import visible_json
 
 if TYPE_CHECKING:
     from oseg_video.config.manifest import Manifest
@@ -29,7 +30,7 @@ def _run(options: Namespace) -> int:
 
     manifest = _read(options.file)
     if options.json:
-        print(manifest.text, end="")
+        print(visible_json(manifest.text), end="")
     elif options.yaml:
         print(dump_yaml(manifest.read_job()), end="")
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 from collections.abc import Callable
 from typing import Any, NoReturn
@@ -15,6 +16,17 @@ Commands = Any
 
 class UsageError(OsegVideoError):
     """A command line that cannot be parsed."""
+
+
+def require_there(kind: str, *paths: str) -> None:
+    """Refuse, with a UsageError, what is not there: before libraries are imported, which takes seconds."""
+    for path in paths:
+        try:
+            os.stat(path)
+        except (FileNotFoundError, NotADirectoryError):
+            raise UsageError(f"no such {kind}: {path}") from None
+        except (OSError, ValueError):  # what reads it knows why
+            pass
 
 
 class Parser(argparse.ArgumentParser):

@@ -6,7 +6,7 @@ from argparse import Namespace
 from pathlib import Path
 
 from oseg_video.cli.output import announce_loading, print_clip, say
-from oseg_video.cli.parsing import Commands, add_command, add_run_flags
+from oseg_video.cli.parsing import Commands, add_command, add_run_flags, require_there
 
 
 def register(commands: Commands) -> None:
@@ -18,6 +18,7 @@ def register(commands: Commands) -> None:
 
 
 def _run(options: Namespace) -> int:
+    require_there("file", options.file)
     announce_loading()
     from oseg_video.jobs.reproduce import reproduce
 

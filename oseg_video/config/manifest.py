@@ -267,5 +267,7 @@ def _find_text(path: Path) -> tuple[str, Path]:
     except Exception as error:  # what Pillow raises on damaged files is of a dozen types
         if isinstance(error, ManifestError):
             raise
-        said = error if isinstance(error, (MediaError, UnicodeDecodeError)) else "it is damaged"
+        if isinstance(error, MediaError):
+            raise ManifestError(str(error)) from None
+        said = error if isinstance(error, UnicodeDecodeError) else "it is damaged"
         raise ManifestError(f"cannot read {path}: {said}") from None

@@ -28,6 +28,7 @@ from oseg_video.config.keys import (
     read_setting,
 )
 from oseg_video.config.strict_yaml import ConfigError, load_yaml
+from oseg_video.console import UNSAFE
 from oseg_video.guidance.flat import METHOD, RENAMED, guidance_from_flat, guidance_keys, method_named
 from oseg_video.guidance.methods import METHODS, Guidance
 from oseg_video.settings import settings_of as declared_settings
@@ -285,8 +286,8 @@ def dump_settings(settings: Mapping[str, Any]) -> str:
     import yaml
 
     text = yaml.safe_dump(dict(settings), allow_unicode=True, sort_keys=False, width=100)
-    # YAML counts these as line ends, and PyYAML writes them unescaped: a round trip would change them.
-    if any(letter in text for letter in "\x85\u2028\u2029"):
+    # PyYAML leaves some as they are that a terminal obeys, or that YAML counts as line ends and would change.
+    if UNSAFE.search(text.replace("\n", "")):
         text = yaml.safe_dump(dict(settings), sort_keys=False, width=100)
     return text
 

@@ -204,8 +204,9 @@ class _Session:
         if self._call is not None:
             raise GuidanceError("the pipeline was called again while a call of it is running")
         off = {name: value for name, value in self._switched_off(given).items() if name in arguments}
+        sampler = Sampler(self._pipe, windows=self._adapter.samples_windows(self._pipe))
         call = self._call = _PipelineCall(
-            {**arguments, **off}, Sampler(self._pipe), partial(KeptPredictions, self._reuse, self._mesh)
+            {**arguments, **off}, sampler, partial(KeptPredictions, self._reuse, self._mesh)
         )
         try:
             output = as_made(**off)

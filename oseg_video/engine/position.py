@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from oseg_video.engine.errors import GuidanceError
 from oseg_video.types import Pipeline
 from oseg_video.waits import place_in, values_of
 
@@ -25,8 +26,10 @@ class Position:
 class Sampler:
     """The scheduler of one pipeline call, and where it stands."""
 
-    def __init__(self, pipe: Pipeline) -> None:
+    def __init__(self, pipe: Pipeline, *, windows: bool = False) -> None:
+        """windows: whether the pipeline begins anew in each of several windows."""
         self._pipe = pipe
+        self._windows = windows
         self._first = -1
         self._last = -1
 
@@ -34,11 +37,18 @@ class Sampler:
         """The step that a denoiser call begins; `timestep` is the one that the call was given.
 
         The first step is where the pipeline begins: one that starts from a given video runs the scheduler's
-        last steps only, one that leaves the end to a refiner (SDXL's denoising_end) the first ones.
+        last steps only, one that leaves the end to a refiner (SDXL's denoising_end) the first ones. Raises
+        GuidanceError where sampling does not go on, as when someone else's call takes a step.
         """
         place = self._place(timestep, self._last + 1)
-        if self._last < 0 or place <= self._last:
+        if self._last < 0 or (self._windows and place <= self._last):
             self._first = place
+        elif place <= self._last:
+            raise GuidanceError(
+                f"the denoiser was called again at step {place - self._first}, as by a second pipeline that "
+                f"a callback calls and that was built inside guided() from single parts of the guided one; "
+                f"build it from the guided pipeline's components, or before"
+            )
         self._last = place
         scheduler, frames = self._pipe.scheduler, self._frames()
         level = noise_level(scheduler, place) if frames is None else mean_noise_level(scheduler, frames)

@@ -49,19 +49,21 @@ class ChosenFrames(Look):
 
     def __init__(self, clip: ClipFile, places: Sequence[int]) -> None:
         self.clip = clip
-        self._places = set(places)
-        self._last = max(places)
-        self._kept: list[Tensor] = []
+        self._places = sorted(set(places))
+        shape = (len(self._places), 3, clip.height, clip.width)
+        self._kept_TCHW = torch.empty(shape, dtype=torch.uint8)  # filled in place: frames may be large
+        self._count = 0
 
     def add(self, frame: Frame) -> None:
-        if frame.index in self._places:
-            self._kept.append(torch.from_numpy(frame.rgb_HWC.copy()).permute(2, 0, 1))
-        self.done = frame.index >= self._last
+        if not self.done and frame.index == self._places[self._count]:
+            self._kept_TCHW[self._count] = torch.from_numpy(frame.rgb_HWC).permute(2, 0, 1)
+            self._count += 1
+        self.done = self._count == len(self._places)
 
     def seen(self) -> Tensor:
-        if len(self._kept) < len(self._places):
+        if not self.done:
             raise EvaluationError(f"{self.clip.name} has fewer frames than its header says")
-        return torch.stack(self._kept)
+        return self._kept_TCHW
 
 
 class ClipMetric(Metric):
@@ -242,7 +244,8 @@ class _Looker:
         """Make rows of what waits."""
         if self.pending:
             states, seen = zip(*self.pending, strict=True)
-            self.store.append(states, self.metric.rows(torch.stack(seen)))
+            together = torch.stack(seen) if len(seen) > 1 else seen[0][None]
+            self.store.append(states, self.metric.rows(together))
             self.pending = []
 
     def observations(self) -> Observations:

@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from oseg_video.console import UNSAFE, visible
+from oseg_video.console import visible, visible_json
 from oseg_video.evaluation.errors import EvaluationError
 from oseg_video.evaluation.results import Difference, Evaluation
 
@@ -104,13 +104,14 @@ def format_of(path: Path) -> str:
 def _json(content: Any, indent: int | None = None) -> str:
     """JSON in which no character is one that a terminal obeys or a file in UTF-8 cannot hold."""
     text = json.dumps(_finite(content), indent=indent, ensure_ascii=False, allow_nan=False)
-    return UNSAFE.sub(lambda one: one[0] if one[0] == "\n" else f"\\u{ord(one[0]):04x}", text)
+    return visible_json(text)
 
 
 def _csv(text: str) -> str:
     """A cell that no spreadsheet takes for a formula."""
     shown = visible(text)
-    return f"'{shown}" if shown.startswith(("=", "+", "-", "@")) else shown
+    # Spreadsheets look past blanks, and in some languages take full-width signs for these.
+    return f"'{shown}" if shown.lstrip().startswith(tuple("=+-@\uff1d\uff0b\uff0d\uff20")) else shown
 
 
 def _markdown(text: str) -> str:

@@ -12,8 +12,8 @@ from oseg_video.media.clip import (
 )
 from oseg_video.media.images import FRAME_SUFFIXES, frame_files, is_animated, natural_order
 from oseg_video.media.reading import probe_clip, read_clip, stream_clip, stream_frames
-from oseg_video.media.video import VIDEO_SUFFIXES, has_sound, read_sound
-from oseg_video.media.writing import read_comment, write_clip
+from oseg_video.media.video import VIDEO_SUFFIXES, has_sound, read_comment, read_sound
+from oseg_video.media.writing import write_clip
 
 __all__ = [
     "FRAME_SUFFIXES",

@@ -33,6 +33,8 @@ VIDEO_SUFFIXES = frozenset(
 )
 """Of files that are taken for videos in a folder; a file that is named is tried whatever its suffix."""
 
+_LISTS = frozenset("concat dash hls image2 imf mlv rtsp sdp vobsub webm_dash_manifest".split())
+"""Formats of files that name other files, which would be read."""
 _INDEXED = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")
 """Containers whose packets are one frame each, with the codecs below."""
 _A_FRAME_A_PACKET = ("h264", "hevc", "vp9", "av1")
@@ -93,6 +95,12 @@ def read_video(path: Path) -> Clip:
     if not frames:
         raise MediaError(f"cannot read {path}: it has no frame that can be shown")
     return Clip(torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2).contiguous(), shape.fps, "pyav")
+
+
+def read_comment(path: Path) -> str:
+    """The `comment` that `write_clip` stored in an mp4; "" if there is none. Raises MediaError."""
+    with _reading(path), _open(path) as (container, _):
+        return str(container.metadata.get("comment", ""))
 
 
 def has_sound(path: Path) -> bool:
@@ -167,7 +175,13 @@ def _open(path: Path) -> Iterator[tuple[Any, Any]]:
     """Container and video stream. A file is read, and nothing else that it may name."""
     import av
 
-    with av.open(f"file:{path}", options={"protocol_whitelist": "file"}) as container:
+    formats = ",".join(sorted(av.formats_available - _LISTS))
+    options = {"protocol_whitelist": "file", "format_whitelist": formats}
+    try:
+        container = av.open(f"file:{path}", options=options)
+    except av.error.ArgumentError:
+        raise MediaError(f"cannot read {path}: it is no video, or a list of other files") from None
+    with container:
         stream = container.streams.best("video")
         if not isinstance(stream, av.VideoStream):
             raise MediaError(f"cannot read {path}: it has no video")

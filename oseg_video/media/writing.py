@@ -1,4 +1,4 @@
-"""Clips into files: H.264 in MP4, GIF, folders of PNG images; and the comment that an MP4 carries."""
+"""Clips into files: H.264 in MP4, GIF, folders of PNG images."""
 
 from __future__ import annotations
 
@@ -53,16 +53,6 @@ def write_clip(
             _write_mp4(temporary, frames, fps, comment, sound)
         else:
             {"gif": _write_gif, "png": _write_folder}[format](temporary, frames, fps)
-
-
-def read_comment(path: Path) -> str:
-    """The `comment` that `write_clip` stored in an mp4; "" if there is none. Raises MediaError."""
-    if not Path(path).is_file():
-        raise MediaError(f"no such file: {path}")
-    done = run_ffmpeg("-v", "error", "-i", f"file:{path}", "-f", "ffmetadata", "-")
-    if done.returncode:
-        raise MediaError(f"cannot read {path}: {first_line(done.stderr.decode(errors='replace'))}")
-    return _parse_metadata(done.stdout.decode("utf-8", errors="replace")).get("comment", "")
 
 
 def run_ffmpeg(*arguments: str) -> subprocess.CompletedProcess[bytes]:
@@ -131,24 +121,6 @@ def _reason(output: str) -> str:
 def _escape(text: str) -> str:
     """Escape for ffmpeg's metadata file format."""
     return "".join(f"\\{letter}" if letter in "=;#\\\n" else letter for letter in text)
-
-
-def _parse_metadata(text: str) -> dict[str, str]:
-    """Entries of an ffmpeg metadata file: `key=value`, with backslash escapes, also of the line end."""
-    entries: dict[str, str] = {}
-    key, word, letters = "", "", iter(text)
-    for letter in letters:
-        if letter == "\\":
-            word += next(letters, "")
-        elif letter == "=" and not key:
-            key, word = word, ""
-        elif letter == "\n":
-            if key:
-                entries[key] = word
-            key, word = "", ""
-        else:
-            word += letter
-    return entries
 
 
 def _write_gif(path: Path, frames: torch.Tensor, fps: float) -> None:

@@ -30,7 +30,9 @@ def draw(found: Landscape, suffix: str) -> bytes:
         return svg.encode()
     title = html.escape(f"Landscape of {found.block}")
     page = (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title></head>\n'
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        "<style>svg { max-width: 100%; height: auto }</style></head>\n"
         f"<body>{svg}</body></html>\n"
     )
     return page.encode()

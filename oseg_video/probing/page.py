@@ -30,6 +30,7 @@ def page_text(result: ProbeResult) -> str:
     )
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>Probe</title>'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<style>{_STYLE}</style></head>\n<body><h1>Probe of {html.escape(result.family)}</h1>\n{body}\n"
         f"<h2>Numbers</h2>\n<pre>{html.escape(result.table())}</pre></body></html>\n"
     )

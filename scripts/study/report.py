@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from marked import made_with, write_readme
+from marked import made_with, markdown, write_readme
 
 from oseg_video.charts import Series, chart
 from oseg_video.files import MARK, write_text
@@ -174,5 +174,4 @@ def _change(value: Sequence[float]) -> str:
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [heads, ["---"] * len(heads), *rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    return "\n".join(markdown(*cells) for cells in (heads, ["---"] * len(heads), *rows))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import bench_cost
+import bench_evaluation
 import bench_gpu
 import bench_parallel
 import marked
@@ -21,11 +22,11 @@ from oseg_video.adapters import adapter_for_class, all_adapters
 from oseg_video.jobs.loading.meta import full_size_denoiser
 
 
-@pytest.mark.parametrize("name", ["bench_cost", "bench_parallel"])
+@pytest.mark.parametrize("name", ["bench_cost", "bench_parallel", "bench_evaluation"])
 def test_the_readme_has_the_tables_of_the_stored_results(name: str) -> None:
     tables = importlib.import_module(name).stored_tables()
     readme = marked.README.read_text(encoding="utf-8")
-    assert len(tables) == (4 if name == "bench_cost" else 3) and all(tables)
+    assert len(tables) == {"bench_cost": 4, "bench_parallel": 3, "bench_evaluation": 2}[name] and all(tables)
     assert marked.filled(readme, name, tables) == readme, f"python scripts/{name}.py --write-readme"
     assert marked.filled(readme, name, [*tables, "one more"]) != readme
 
@@ -43,6 +44,17 @@ def test_the_study_has_the_tables_and_plots_of_its_results(tmp_path: Path) -> No
     report.write_report(json.loads((study / "results.json").read_text()), tmp_path)
     for path in tmp_path.iterdir():
         assert path.read_bytes() == (study / path.name).read_bytes(), "run_study.py --write-readme"
+
+
+def test_the_older_ways_are_beside_the_streaming_ones(tmp_path: Path) -> None:
+    bench_evaluation.draw(tmp_path / "a.mp4", "64x64", 6)
+    for metric in bench_evaluation.OLDER:
+        older, streaming = (
+            bench_evaluation.measured(way, metric, tmp_path / "a.mp4") for way in ("older", "streaming")
+        )
+        assert older["value"] == pytest.approx(streaming["value"], rel=0.01) and older["value"] > 0
+    stored = json.loads(bench_evaluation.STORED.read_text())["measured"]["rows"]
+    assert {row["metric"] for row in stored} == {*bench_evaluation.METRICS, "-"}
 
 
 def test_the_table_of_methods_is_that_of_the_methods() -> None:

@@ -18,6 +18,7 @@ from oseg_video.cli import main
 from oseg_video.evaluation import evaluate as module
 from oseg_video.evaluation import observe
 from oseg_video.evaluation.alone import alone_in
+from oseg_video.evaluation.clips import find_clips
 from oseg_video.evaluation.errors import EvaluationError
 from oseg_video.evaluation.evaluate import evaluate
 from oseg_video.evaluation.metrics import fvd
@@ -283,6 +284,17 @@ def test_all_metrics_of_a_row_speak_of_the_frames_that_can_be_shown(tmp_path):
     assert flickering == pytest.approx((255 - mean) / 255, abs=1e-6)
 
 
+def test_a_file_with_other_frames_than_its_index_says_is_skipped(tmp_path):
+    write_levels(tmp_path, "cfg", {("p", 0): 7, ("q", 0): 9})
+    found = find_clips([tmp_path])
+    first, second = found.clips
+    lying = dataclasses.replace(found, clips=(first, dataclasses.replace(second, frames=second.frames + 1)))
+    evaluation = evaluate(lying, ["frame_difference"])
+    assert result_of(evaluation, "cfg").value == 7
+    (reason,) = evaluation.skipped.values()
+    assert f"it has {second.frames} frames, and its index says {second.frames + 1}" in reason
+
+
 def test_a_method_that_broken_clips_make_unfit_costs_its_value_only(tmp_path):
     for method in ("cfg", "oseg"):
         write_drawn(tmp_path, 10, guidance=method)
@@ -444,6 +456,10 @@ def test_words_from_outside_are_harmless_in_every_format(evil, form):
     if form == "csv":
         (row,) = csv.DictReader(io.StringIO(text))
         assert row["method"].startswith("'=1+1") and "\\x1b[31m" in row["method"]
+        for formula in ("\t=1", " +1", "\uff1d1", "@x"):
+            named = dataclasses.replace(evil, results={formula: evil.results[EVIL]}, methods={})
+            (row,) = csv.DictReader(io.StringIO(as_csv(named)))
+            assert row["method"].startswith("'")
     if form == "markdown":
         assert "<img" not in text and "[x](" not in text
         lines = [line for line in text.splitlines() if line.startswith("|")]

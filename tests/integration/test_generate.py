@@ -6,10 +6,12 @@ import shutil
 import signal
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import errors
 from PIL import Image
 
 from oseg_video import console
@@ -244,6 +246,18 @@ def test_info_prints_the_manifest_and_a_config(capsys, tmp_path, mochi):
     assert again["sha256"] == line["sha256"]
 
 
+def test_a_manifest_of_others_says_nothing_to_the_terminal(capsys, tmp_path, mochi):
+    generate(capsys, *mochi, "--prompt", "a red circle", "--out", tmp_path / "a.mp4")
+    manifest = tmp_path / "a.json"
+    evil = manifest.read_text().replace("a red circle", "a \x9b31m\u202e circle\\u001b[2J")
+    manifest.write_text(evil)
+    for flags in ((), ("--json",), ("--yaml",)):
+        assert main(["info", str(manifest), *flags]) == 0
+        said = capsys.readouterr().out
+        assert "circle" in said and not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]", said)
+        assert "--json" not in flags or json.loads(said) == json.loads(evil)
+
+
 def test_a_config_file_sets_and_flags_win(capsys, tmp_path, mochi):
     (tmp_path / "mine.yaml").write_text("guidance: stg\nstg_scale: 0.5\nsteps: 9\nprompts: from the file\n")
     (line,) = generate(capsys, *mochi, "--config", tmp_path / "mine.yaml", "--out", tmp_path / "a.mp4")
@@ -379,6 +393,36 @@ def test_a_hub_out_of_reach_is_one_line(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     error = refused(capsys, "generate", "--model", "mochi", "--prompt", "x", "--out", tmp_path / "a.mp4")
     assert "cannot reach the hub for genmo/mochi-1-preview" in error and "--model the path" in error
+
+
+def hub_error(kind, status):
+    """An answer of the hub as its client raises it."""
+    response = SimpleNamespace(status_code=status, headers={}, request=None)
+    return kind(f"{status} Client Error.\nCannot access", response=response)
+
+
+@pytest.mark.parametrize(
+    ("kind", "status"),
+    [(errors.GatedRepoError, 403), (errors.HfHubHTTPError, 401), (errors.HfHubHTTPError, 403)],
+)
+@pytest.mark.parametrize("asked", ["model_info", "hf_hub_download", "download"])
+def test_a_repository_that_asks_for_permission_says_what_to_do(
+    capsys, tmp_path, monkeypatch, models, mochi, asked, kind, status
+):
+    def answer(*_, **__):
+        try:
+            raise hub_error(kind, status)
+        except OSError as error:
+            raise (OSError("cannot load it") if asked == "download" else error) from error
+
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *_, **__: SimpleNamespace(sha="c0ffee"))
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda _, name, **__: models / "mochi" / name)
+    place = {"model_info": "huggingface_hub.HfApi", "hf_hub_download": "huggingface_hub"}
+    monkeypatch.setattr(f"{place.get(asked, 'diffusers.DiffusionPipeline')}.{asked}", answer)
+    error = refused(capsys, "generate", *mochi, "--model=mochi", "--prompt=x", "--out", tmp_path / "a.mp4")
+    assert (
+        "mochi-1-preview asks for permission: accept its terms on the hub, then run `hf auth login`" in error
+    )
 
 
 def test_a_hub_repository_takes_the_same_path_as_a_folder(capsys, tmp_path, models, mochi, monkeypatch):

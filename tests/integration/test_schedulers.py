@@ -100,6 +100,38 @@ def test_a_refiner_begins_in_the_middle(name: str) -> None:
         check(report, asked, refiner)
 
 
+@pytest.mark.parametrize(
+    "name", ("EulerDiscreteScheduler", "HeunDiscreteScheduler", "UniPCMultistepScheduler")
+)
+def test_a_scheduler_that_is_not_told_where_it_begins(name: str) -> None:
+    """It finds its first step by the timestep, as with pipelines of users that know no `set_begin_index`."""
+    base = with_scheduler(SDXL.build(), name)
+    refiner = quiet(diffusers.StableDiffusionXLImg2ImgPipeline(**base.components))
+    refiner.scheduler.set_begin_index = lambda *_: None
+    latents = torch.randn(1, 4, 12, 8, generator=torch.Generator().manual_seed(3))
+    case = Case("sdxl-refiner", SDXL.build, {}, condition=SDXL.condition, result="images")
+    report, asked = run(case, refiner, image=latents, num_inference_steps=10, strength=0.5)
+    assert len(asked) >= 5
+    check(report, asked, refiner)
+
+
+@pytest.mark.parametrize("ending", (None, 0.8), ids=("whole", "denoising_end"))
+@pytest.mark.parametrize("name", ("DDIMScheduler", "PNDMScheduler"))
+def test_timesteps_that_lie_elsewhere_are_found_by_their_values(name: str, ending: float | None) -> None:
+    """A scheduler may make its tensor of timesteps anew, so that the pipeline's is another one."""
+    pipe = with_scheduler(SDXL.build(), name)
+    scale = pipe.scheduler.scale_model_input
+
+    def made_anew(sample: Tensor, timestep: Any = None) -> Any:
+        pipe.scheduler.timesteps = pipe.scheduler.timesteps.clone()
+        return scale(sample, timestep)
+
+    pipe.scheduler.scale_model_input = made_anew
+    report, asked = run(SDXL, pipe, num_inference_steps=8, denoising_end=ending)
+    assert len(asked) >= (6 if ending else 8)
+    check(report, asked, pipe)
+
+
 def test_timesteps_that_are_given_twice() -> None:
     pipe = with_scheduler(SDXL.build(), "DDIMScheduler")
     pipe.scheduler = diffusers.DDPMScheduler(beta_start=0.00085, beta_end=0.012)

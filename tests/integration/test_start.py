@@ -53,9 +53,13 @@ def test_modules_of_the_working_directory_are_not_imported(tmp_path: Path) -> No
     assert out.is_file()
 
 
-def test_a_full_disk_behind_standard_output_is_one_line() -> None:
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_full_disk_behind_standard_output_is_one_line(unbuffered: str) -> None:
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
     with open("/dev/full", "w") as full:
-        done = subprocess.run([*COMMAND, "env"], stdout=full, stderr=subprocess.PIPE, text=True)
+        done = subprocess.run(
+            [*COMMAND, "env"], env=environment, stdout=full, stderr=subprocess.PIPE, text=True
+        )
     assert done.returncode == 2
     assert re.fullmatch(r"oseg-video: error: (standard output: )?No space left on device\n", done.stderr)
 

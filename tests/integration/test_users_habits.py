@@ -7,6 +7,7 @@ import gc
 import logging
 import threading
 import weakref
+from functools import partial
 from typing import Any
 
 import pytest
@@ -134,6 +135,32 @@ def test_a_pipeline_that_shares_the_denoiser_stays_stock(
         assert torch.equal(case.run(other, seed=7), expected)  # after it, too
     assert len(others) == STEPS == len(report.steps)
     assert all(torch.equal(one, expected) for one in others)
+
+
+@over(MOCHI, SDXL)
+def test_a_pipeline_of_single_parts_is_stock_in_a_thread_and_refused_in_a_callback(
+    case: Case, pipe: Any
+) -> None:
+    """Parts that are read off the guided pipeline, its denoiser among them, know whose they are."""
+    expected = case.run(companion(case, pipe), seed=7)
+    others: list[Any] = []
+
+    def serve(_: Any, index: int, __: Any, given: dict[str, Any], *, threads: bool) -> dict[str, Any]:
+        if index == 0:
+            parts = {name: getattr(pipe, name) for name in pipe.components}
+            other = type(companion(case, pipe))(**{**parts, "scheduler": copy.deepcopy(pipe.scheduler)})
+            other.set_progress_bar_config(disable=True)
+            others.append(in_thread(lambda: case.run(other, seed=7)) if threads else case.run(other, seed=7))
+        return given
+
+    with guided(pipe, PERTURBED) as report:
+        case.run(pipe, callback_on_step_end=partial(serve, threads=True))
+    assert len(report.steps) == STEPS and torch.equal(others[0], expected)
+    with (
+        guided(pipe, PERTURBED),
+        pytest.raises(GuidanceError, match="the denoiser was called again at step 1"),
+    ):
+        case.run(pipe, callback_on_step_end=partial(serve, threads=False))
 
 
 @pytest.mark.parametrize("guidance", (PERTURBED, STG(guidance_scale=SCALE, blocks=(2,))), ids=("oseg", "stg"))

@@ -4,9 +4,14 @@ import dataclasses
 import shutil
 
 import pytest
+import torch
 
 from oseg_video.comparison.page import write_page
 from oseg_video.evaluation.clips import find_clips
+from oseg_video.probing import page as probe_page
+from oseg_video.probing.drawing import draw
+from oseg_video.probing.landscape import Landscape
+from oseg_video.probing.result import AttentionRow, EffectRow, ProbeResult
 from tests.report.conftest import FPS, FRAMES, MARKUP, METHODS, evaluated
 
 READY = "[...document.querySelectorAll('video')].every(v => v.readyState >= 2 && !v.seeking)"
@@ -184,7 +189,44 @@ def test_settings_of_a_clip(view, page_file):
     assert "steps\n7" in text and "guidance\ncfg" in text and "size\n32 \u00d7 32" in text
 
 
-@pytest.mark.parametrize(("width", "columns"), [(1200, 3), (360, 2)])
+def test_long_names_stay_inside_a_narrow_screen(view, painted, tmp_path):
+    method = "mochi-1-preview/oseg (perturb_scale=1.0, blocks=3, rule=published)"
+    shutil.copytree(painted, tmp_path / "clips")
+    found = [
+        dataclasses.replace(
+            clip,
+            method=method if clip.method == "oseg" else clip.method,
+            settings={**clip.settings, "image": f"{'long_name_of_an_image' * 5}.png"},
+        )
+        for clip in find_clips([tmp_path / "clips"]).clips
+    ]
+    results = {**evaluated(**{"cfg": 1.0, "stg": 1.1, method: 1.5}), "skipped": {"x" * 200: "damaged"}}
+    write_page(tmp_path / "index.html", found, ["cfg", "stg", method], results=results)
+    page = opened(view, tmp_path / "index.html", width=320)
+    page.locator(".cell details summary").first.click()
+    page.locator(".cell dl").first.wait_for()
+    assert page.evaluate("document.documentElement.scrollWidth") == 320
+    names, table = page.locator("tr[data-method=cfg] th"), page.locator(".scroll")
+    assert names.bounding_box()["width"] < table.bounding_box()["width"] / 2  # the values can be seen
+
+
+def test_one_clip_is_heard_and_at_first_none(view, page_file, tmp_path):
+    shutil.copytree(page_file.parent / "clips", tmp_path / "clips")
+    clips = [dataclasses.replace(clip, sound=True) for clip in find_clips([tmp_path / "clips"]).clips]
+    write_page(tmp_path / "index.html", clips, METHODS)
+    page = opened(view, tmp_path / "index.html")
+    heard = "[...document.querySelectorAll('video')].map((v, i) => v.muted ? -1 : i).filter(i => i >= 0)"
+    buttons = page.get_by_role("button", name="sound", exact=True)
+    assert page.evaluate(heard) == []
+    buttons.nth(1).click()
+    assert page.evaluate(heard) == [1]
+    buttons.nth(0).click()
+    assert page.evaluate(heard) == [0] and buttons.nth(1).get_attribute("aria-pressed") == "false"
+    buttons.nth(0).click()
+    assert page.evaluate(heard) == []
+
+
+@pytest.mark.parametrize(("width", "columns"), [(1200, 3), (360, 2), (320, 1)])
 def test_nothing_sticks_out_of_a_narrow_screen(view, page_file, width, columns):
     page = opened(view, page_file, width=width, height=740)
     assert page.evaluate("document.documentElement.scrollWidth") == width
@@ -266,3 +308,32 @@ def test_videos_have_no_slider(view, page_file):
     page = opened(view, page_file)
     page.keyboard.press("s")
     assert not page.locator("#sliding").is_visible() and page.locator(".over").count() == 0
+
+
+def probe_of_two_blocks():
+    blocks, levels, kinds = (0, 1), (0.9, 0.1), ("as it is", "oseg 1", "oseg inf")
+    names = ("entropy", "energy", "covariance_norm", "curvature", "orthogonal")
+    attention = [
+        AttentionRow(block, level, kind, {name: [1.0 + block] for name in names})
+        for block in blocks
+        for level in levels
+        for kind in kinds
+    ]
+    effects = [EffectRow(block, level, 0.1 + block, 0.5) for block in blocks for level in levels]
+    change = "what of the queries is orthogonal to the token's key smoothed"
+    paths = {block: f"transformer_blocks.{block}" for block in blocks}
+    return ProbeResult("mochi", "oseg", change, ("x",), 0, paths, tuple(attention), tuple(effects), 0.5, 9)
+
+
+def test_pages_of_probe_and_landscape_fit_a_phone(view, tmp_path):
+    maps = {kind: torch.rand(16, 4, 4) for kind in ("as it is", "oseg 3")}
+    landscape = Landscape("transformer_blocks.3", 0.5, (0, 2, 2), maps, maps)
+    pages = {
+        "landscape": draw(landscape, ".html").decode(),
+        "probe": probe_page.page_text(probe_of_two_blocks()),
+    }
+    for name, text in pages.items():
+        (tmp_path / f"{name}.html").write_text(text)
+        page = view(tmp_path / f"{name}.html", width=400, height=740, is_mobile=True)
+        assert page.evaluate("document.documentElement.scrollWidth") == 400, name
+        assert page.locator("svg").count() == text.count("<svg") > 0

@@ -81,30 +81,41 @@ def block_lengths(before_HW: Luma, after_HW: Luma) -> NDArray[np.float64]:
     least_N = costs(bounds_SN.argmin(axis=0), every_N)
     # Sums of absolute differences are at least those of sums (Li and Salari 1995), but for rounding.
     shifts_K, places_K = np.nonzero(bounds_SN * (1 - 1e-4) <= least_N + 1e-2)
+    costs_K = np.concatenate(
+        [
+            costs(shifts_K[first : first + _AT_ONCE], places_K[first : first + _AT_ONCE])
+            for first in range(0, len(shifts_K), _AT_ONCE)
+        ]
+    )
     best_N = np.full(len(every_N), np.inf, np.float32)
-    length_N = np.zeros(len(every_N))
-    for first in range(0, len(shifts_K), _AT_ONCE):
-        part = slice(first, first + _AT_ONCE)
-        for shift, place, cost in zip(
-            shifts_K[part], places_K[part], costs(shifts_K[part], places_K[part]), strict=True
-        ):
-            if cost < best_N[place]:  # shifts come from short to long, so the shorter of equals stays
-                best_N[place], length_N[place] = cost, _LENGTHS_S[shift]
+    np.minimum.at(best_N, places_K, costs_K)
+    # Shifts come from short to long: of equal costs the shorter is written last.
+    found_K = np.flatnonzero(costs_K == best_N[places_K])[::-1]
+    length_N = np.empty(len(every_N))
+    length_N[places_K[found_K]] = _LENGTHS_S[shifts_K[found_K]]
     return length_N.reshape(rows, columns)
 
 
 def _bounds(inner_HW: Luma, after_HW: Luma) -> NDArray[np.float32]:
     """For every shift and block a number that its cost is not below: [S, N], from sums over 4 x 4 pixels."""
-    cells_HW = inner_HW.reshape(inner_HW.shape[0] // _CELL, _CELL, -1, _CELL).sum(axis=(1, 3))
+    cells_YX = inner_HW.reshape(inner_HW.shape[0] // _CELL, _CELL, -1, _CELL).sum(axis=(1, 3))
     sums_HW: Any = sum(after_HW[y : after_HW.shape[0] - _CELL + 1 + y] for y in range(_CELL))
     sums_HW = sum(sums_HW[:, x : sums_HW.shape[1] - _CELL + 1 + x] for x in range(_CELL))
-    height, width = cells_HW.shape
-    windows = sliding_window_view(sums_HW, ((height - 1) * _CELL + 1, (width - 1) * _CELL + 1))
-    of_shift = windows[: 2 * REACH + 1, : 2 * REACH + 1, ::_CELL, ::_CELL]
-    differences = np.abs(of_shift - cells_HW).reshape(-1, width)
-    of_column = np.repeat(np.eye(width * _CELL // BLOCK, dtype=np.float32), BLOCK // _CELL, axis=0)
-    of_block = (differences @ of_column).reshape(len(_SHIFTS_S2), -1, BLOCK // _CELL, of_column.shape[1])
-    bounds_SN: NDArray[np.float32] = of_block.sum(axis=2).reshape(len(_SHIFTS_S2), -1)[_GRID_ORDER_S]
+    # Every fourth sum beside the next, so that those of one shift lie together; a shift more than there are,
+    # which may lie outside, fills the fourth row of four.
+    rows, columns = (side + REACH // 2 for side in cells_YX.shape)
+    sums_HW = np.pad(sums_HW, (0, 1))[: rows * _CELL, : columns * _CELL]
+    apart = sums_HW.reshape(rows, _CELL, columns, _CELL)
+    windows = sliding_window_view(apart.transpose(1, 3, 0, 2).copy(), cells_YX.shape, axis=(2, 3))
+    differences = windows - cells_YX
+    np.abs(differences, out=differences)
+    of_rows = differences.reshape(*differences.shape[:4], -1, BLOCK // _CELL, cells_YX.shape[1]).sum(axis=5)
+    of_column = np.repeat(
+        np.eye(cells_YX.shape[1] * _CELL // BLOCK, dtype=np.float32), BLOCK // _CELL, axis=0
+    )
+    of_block = of_rows @ of_column
+    of_shift = of_block.transpose(2, 0, 3, 1, 4, 5).reshape(2 * REACH + 2, 2 * REACH + 2, -1)
+    bounds_SN: NDArray[np.float32] = of_shift[:-1, :-1].reshape(len(_SHIFTS_S2), -1)[_GRID_ORDER_S]
     return bounds_SN
 
 

@@ -20,14 +20,18 @@ _LUMINANCE = (0.299, 0.587, 0.114)
 
 def saturation(rgb_HWC: Pixels) -> float:
     """Mean over the pixels of a uint8 image of (max - min) / max over channels; 0 where one is black."""
-    pixels = rgb_HWC.astype(np.float64)
-    high = pixels.max(axis=2)
-    return float(((high - pixels.min(axis=2)) / np.maximum(high, 1)).mean())
+    high = rgb_HWC.max(axis=2)
+    return float(((high - rgb_HWC.min(axis=2)) / np.maximum(high, 1)).mean(dtype=np.float64))
 
 
 def contrast(rgb_HWC: Pixels) -> float:
     """Standard deviation of the luminance of a uint8 image, in units of its range."""
-    return float((rgb_HWC @ np.array(_LUMINANCE)).std() / 255)
+    luminance_HW = np.zeros(rgb_HWC.shape[:2])
+    for channel, weight in enumerate(
+        _LUMINANCE
+    ):  # a product with the weights would hold all three in float64
+        luminance_HW += rgb_HWC[:, :, channel] * weight
+    return float(luminance_HW.std() / 255)
 
 
 class Colours(MeanMetric):

@@ -48,6 +48,54 @@ def test_help_is_instant_and_imports_nothing_heavy():
     assert run(program=("-c", code)).stdout == "[]\n"
 
 
+CHEAP = (
+    "generate --prompt x --steps 0",
+    "generate --prompt x --config /nowhere.yaml",
+    "generate --prompt x --image /nowhere.png",
+    "generate --prompt x --out /proc/nowhere/a.mp4",
+    "generate --prompt x --parallel branch=x",
+    "reproduce /nowhere.mp4",
+    "evaluate /nowhere --metrics frame_difference",
+    "contact-sheet /nowhere --out a.png",
+    "sweep /nowhere.yaml --out o",
+    "probe --prompt x --steps 0",
+    "landscape --prompt x --block 3 --out a.txt",
+    "info /nowhere.mp4",
+)
+UNIMPORTED = """
+import sys
+class Imported(BaseException): pass
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name in ("torch", "numpy", "diffusers"): raise Imported(name)
+sys.meta_path.insert(0, Finder())
+from oseg_video import console
+from oseg_video.cli import main
+"""
+
+
+def test_what_can_be_refused_without_a_library_is_refused_before_its_import():
+    done = run(program=("-c", f"{UNIMPORTED}\nprint([main(one.split()) for one in {CHEAP}])"))
+    assert done.stdout == f"{[2] * len(CHEAP)}\n", done.stderr
+    assert len(done.stderr.splitlines()) == len(CHEAP)
+
+
+def test_a_line_is_shown_at_a_terminal_before_the_imports(tmp_path):
+    (tmp_path / "r.yaml").write_text("prompts: [x]\nmethods: {cfg: {guidance: cfg}}\n")
+    (tmp_path / "clips").mkdir()
+    for command in (
+        f"generate --prompt x --out {tmp_path}/a.mp4",
+        f"sweep {tmp_path}/r.yaml --out {tmp_path}/o",
+        f"probe --prompt x --out {tmp_path}/p",
+        f"landscape --prompt x --block 3 --out {tmp_path}/a.png",
+    ):
+        terminal = "console._is_terminal = lambda stream: True"
+        code = f"try: main({command.split()})\nexcept Imported as one: print(one)"
+        done = run(program=("-c", f"{UNIMPORTED}\n{terminal}\n{code}"))
+        assert done.stdout in ("torch\n", "numpy\n"), command
+        assert done.stderr == "oseg-video: loading torch and diffusers\n", command
+
+
 def test_help_names_every_setting():
     text = run("generate", "--help").stdout
     for name, key in known_keys().items():
@@ -111,7 +159,7 @@ def test_only_flags_that_were_given_are_settings():
 
 def test_prompts_from_a_file(tmp_path):
     path = tmp_path / "prompts.txt"
-    path.write_text("\ufefffirst\n\n  second, with ünïcode 🎈 \n", encoding="utf-8")
+    path.write_text("\ufefffirst\n# a comment\n\n  # another\n  second, with ünïcode 🎈 \n", encoding="utf-8")
     assert settings("--prompts", str(path))["prompts"] == ["first", "second, with ünïcode 🎈"]
     assert settings("--prompt", "zero", "--prompts", str(path))["prompts"][0] == "zero"
 
@@ -166,6 +214,9 @@ def test_prompts_from_a_file(tmp_path):
         (["generate", "--prompts", "/nowhere.txt"], "cannot read /nowhere.txt: No such file"),
         (["generate", *PROMPT, "--config", "/nowhere.yaml"], "cannot read /nowhere.yaml: No such file"),
         (["info", "/nowhere.mp4"], "no such file: /nowhere.mp4"),
+        (["info", ""], "FILE must name a clip or its manifest, got ''"),
+        (["info", "/"], "/ is a folder without a manifest beside it; name one of the clips in it"),
+        (["info", "."], ". is a folder without a manifest beside it"),
         (["reproduce", "/nowhere.mp4"], "no such file: /nowhere.mp4"),
     ],
 )

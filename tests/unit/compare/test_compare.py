@@ -11,6 +11,7 @@ from oseg_video.comparison import compare as module
 from oseg_video.comparison.compare import CompareError, compare
 from oseg_video.evaluation.clips import FoundClips
 from oseg_video.evaluation.metrics.base import EvaluationError, MetricOptions
+from oseg_video.files import FileError
 from oseg_video.sweeps import worker
 from oseg_video.sweeps.recipe import Subject, SweepRecipe
 from oseg_video.types import OsegVideoError
@@ -175,6 +176,15 @@ def test_what_is_refused_is_refused_before_any_clip(tmp_path, painted, changes, 
     with pytest.raises(error, match=message):
         compare(recipe(**changes), tmp_path / "out", **arguments)
     assert painted.loaded == 0 and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["index.html", "results.json", "results.md"])
+def test_a_file_of_the_user_in_the_way_is_refused_before_any_clip(tmp_path, painted, name):
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(FileError, match=rf"{name} is in the way and was not made by oseg-video"):
+        compare(recipe(), tmp_path)
+    assert painted.loaded == 0 and [one.name for one in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name).read_text() == "mine"
 
 
 @pytest.mark.parametrize(

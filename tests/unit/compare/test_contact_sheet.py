@@ -104,3 +104,10 @@ def test_a_broken_clip_is_named(clips, tmp_path, capsys):
     (clips / "broken.mp4").write_bytes(b"junk")
     assert main(["contact-sheet", str(clips), "--out", str(tmp_path / "s.png"), "--quiet"]) == 1
     assert "skipped broken.mp4: " in capsys.readouterr().err
+    (clips / "broken.mp4").unlink()
+    *_, last = sorted((clips / "oseg-b").glob("*.png"))  # of a folder only the first image is looked at first
+    last.write_bytes(b"junk")
+    assert main(["contact-sheet", str(clips), "--out", str(tmp_path / "t.png"), "--quiet"]) == 1
+    assert "skipped oseg-b: " in capsys.readouterr().err
+    image = Image.open(tmp_path / "t.png")
+    assert image.getpixel((image.width - 60, image.height - 50)) == (255, 255, 255)  # its place is empty

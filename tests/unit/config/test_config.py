@@ -167,6 +167,7 @@ def test_every_setting_of_every_method_is_a_key():
         ({"fps": 0}, "fps must be from 0.1 to 1000, got 0"),
         ({"seeds": ()}, "seeds must name at least one"),
         ({"seeds": (1, 1)}, "seeds must differ"),
+        ({"seeds": tuple(range(100_001))}, "a job makes at most 100000 clips, got 1 prompts x 100001 seeds"),
         ({"seeds": (2**63,)}, "seeds must be from 0 to 9223372036854775807"),
         ({"prompts": ("\udce4",)}, "UTF-8"),
         ({"dtype": "int8"}, "dtype must be one of auto, float32, bfloat16, float16, got 'int8'"),

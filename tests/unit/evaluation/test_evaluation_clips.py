@@ -222,6 +222,16 @@ def test_a_clip_is_counted_once_whatever_leads_to_it(tmp_path):
     assert all(why.startswith("the same ") for why in found.left_out.values())
 
 
+def test_links_to_a_clip_with_its_manifest_are_one_clip(tmp_path):
+    write_manifest(write(tmp_path / "a.gif", "gif"), prompts=["a"], seeds=[0], guidance="cfg")
+    for link, name in ((os.link, "hard"), (os.symlink, "soft")):
+        for suffix in (".gif", ".json"):
+            link(tmp_path / f"a{suffix}", tmp_path / f"{name}{suffix}")
+    found = find_clips([tmp_path])
+    assert [clip.name for clip in found.clips] == ["a.gif"]
+    assert found.left_out == dict.fromkeys(("hard.gif", "soft.gif"), "the same clip as a.gif")
+
+
 def test_equal_clips_of_different_requests_or_methods_are_not_copies(tmp_path):
     for method in ("cfg", "oseg"):
         path = write(tmp_path / f"{method}.gif", "gif")

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import tracemalloc
 
 import cv2
 import numpy as np
@@ -11,6 +12,7 @@ from torch.nn import functional
 
 from oseg_video.evaluation.clips import find_clips
 from oseg_video.evaluation.metrics.base import EvaluationError, MetricOptions, build_metrics, check_fit
+from oseg_video.evaluation.metrics.block_motion import block_lengths
 from oseg_video.media import Frame, write_clip
 from oseg_video.media.writing import run_ffmpeg
 from oseg_video.types import OsegVideoError
@@ -121,6 +123,55 @@ def test_block_motion_of_a_still_or_plain_clip_is_zero():
 def test_block_motion_is_in_pixels_of_the_clip_also_where_it_is_scaled_down():
     clip = moved(textured(640), (20, 20), (28, 20), (36, 20), crop=512)
     assert block_motion(clip) == pytest.approx(8, abs=0.5)  # 2 pixels at a quarter of the size
+
+
+@pytest.mark.parametrize("name", ["frame_difference", "temporal_flickering", "block_motion", "colours"])
+def test_a_longer_clip_takes_no_more_memory(name):
+    (metric,) = build_metrics([name], MetricOptions())
+    chance = np.random.default_rng(0)
+    size, peaks = (144, 256, 3), []
+    for frames in (4, 40):
+        look = metric.look(None)
+        tracemalloc.start()
+        for index in range(frames):
+            pixels = chance.integers(0, 256, size, dtype=np.uint8)
+            look.add(Frame(index, lambda pixels=pixels: pixels, lambda pixels=pixels: pixels[..., ::-1]))
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < peaks[0] + math.prod(size) / 2
+
+
+def full_search(before_HW, after_HW):
+    """Lengths of the best shifts of all blocks, by looking at every shift; integers, so exact."""
+    rows, columns = ((side - 14) // 16 for side in before_HW.shape)
+    lengths = np.zeros((rows, columns))
+    for row, column in np.ndindex(rows, columns):
+        y, x = 7 + 16 * row, 7 + 16 * column
+        costs = {
+            (dy, dx): abs(
+                after_HW[y + dy : y + dy + 16, x + dx : x + dx + 16] - before_HW[y : y + 16, x : x + 16]
+            ).sum()
+            for dy in range(-7, 8)
+            for dx in range(-7, 8)
+        }
+        lengths[row, column] = min((costs[shift], math.hypot(*shift)) for shift in costs)[1]
+    return lengths
+
+
+@pytest.mark.parametrize(("height", "width"), [(30, 30), (47, 80), (64, 45), (128, 61)])
+def test_block_motion_is_that_of_a_full_search(height, width):
+    chance = np.random.default_rng(height)
+    for most in (2, 256):  # of two levels many shifts cost the same
+        before, after = chance.integers(0, most, (2, height, width)).astype(np.float32)
+        assert np.array_equal(block_lengths(before, after), full_search(before, after))
+    # Large patches that move: here sums over cells say at once which shifts are none.
+    patches = np.kron(chance.integers(0, 256, (50, 50)), np.ones((7, 7))).astype(np.float32)
+    before = patches[7 : 7 + height, 7 : 7 + width]
+    for y, x in ((3, -6), (0, 7), (-7, 1), (-2, 0)):
+        after = patches[7 - y : 7 - y + height, 7 - x : 7 - x + width] + np.float32(10)
+        lengths = block_lengths(before, after)
+        assert np.array_equal(lengths, full_search(before, after))
+        assert lengths.mean() == pytest.approx(math.hypot(y, x), abs=0.7)
 
 
 def test_block_motion_needs_room_for_a_block_that_moves(tmp_path):

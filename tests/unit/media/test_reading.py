@@ -3,6 +3,7 @@
 import resource
 import subprocess
 import sys
+import weakref
 from itertools import pairwise
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from oseg_video.media import (
     natural_order,
     probe_clip,
     read_clip,
+    read_comment,
     stream_clip,
     write_clip,
 )
@@ -100,6 +102,11 @@ def test_a_stream_that_begins_between_key_frames_begins_with_the_next(tmp_path, 
     (tmp_path / "a.ts").write_bytes(whole[188 * 12 :])
     assert np.array_equal(streamed(tmp_path / "a.ts"), shown(tmp_path / "a.ts"))
     assert 0 < probe_clip(tmp_path / "a.ts").frames < 40
+    # VP8's decoder refuses what comes before a key frame, others leave it out.
+    ffmpeg("-i", source, "-c:v", "libvpx", "-g", 12, tmp_path / "whole.webm")
+    ffmpeg("-i", tmp_path / "whole.webm", "-c", "copy", "-bsf:v", "noise=drop=lt(n\\,1)", tmp_path / "a.webm")
+    assert np.array_equal(streamed(tmp_path / "a.webm"), streamed(tmp_path / "whole.webm")[12:])
+    assert probe_clip(tmp_path / "a.webm").frames == 28
 
 
 def test_ten_bits_and_rotation_are_read_as_ffmpeg_does(tmp_path, source):
@@ -149,17 +156,35 @@ def test_damage_inside_a_file_is_refused_and_not_concealed(tmp_path, source):
 
 
 def test_a_video_opens_nothing_but_itself(tmp_path, source):
-    (tmp_path / "a.mp4").write_text(f"ffconcat version 1.0\nfile {source}\n")
-    (tmp_path / "b.mp4").write_text("#EXTM3U\n#EXT-X-TARGETDURATION:4\n#EXTINF:4,\nhttp://127.0.0.1:9/a.ts\n")
-    for name in ("a.mp4", "b.mp4"):
-        with pytest.raises(MediaError, match=name):
-            read_clip(tmp_path / name)
+    ffmpeg("-i", source, "-c", "copy", tmp_path / "in.ts")
+    (tmp_path / "a.mp4").write_text("ffconcat version 1.0\nfile in.ts\n")
+    playlist = "#EXTM3U\n#EXT-X-TARGETDURATION:4\n#EXTINF:4,\n{}\n#EXT-X-ENDLIST\n"
+    (tmp_path / "b.m3u8").write_text(playlist.format("in.ts"))
+    (tmp_path / "c.mp4").write_text(playlist.format("http://127.0.0.1:9/a.ts"))
+    for name in ("a.mp4", "b.m3u8", "c.mp4"):
+        for read in (read_clip, read_comment):
+            with pytest.raises(MediaError, match=f"cannot read {tmp_path / name}: "):
+                read(tmp_path / name)
+    with pytest.raises(MediaError, match="it is no video, or a list of other files"):
+        read_clip(tmp_path / "a.mp4")
 
 
 def test_a_file_without_video_says_so(tmp_path):
     ffmpeg("-f", "lavfi", "-i", "sine=duration=1", tmp_path / "a.mp4")
     with pytest.raises(MediaError, match=r"a\.mp4: it has no video"):
         probe_clip(tmp_path / "a.mp4")
+
+
+@pytest.mark.parametrize("format", ["mp4", "gif", "png"])
+def test_frames_that_were_looked_at_are_let_go(tmp_path, format):
+    clip = torch.randint(0, 256, (24, 3, 32, 32), dtype=torch.uint8)
+    write_clip(tmp_path / f"a.{format}", clip, 8, format=format)
+    seen = []
+    for frame in stream_clip(tmp_path / f"a.{format}"):
+        frame.rgb_HWC.sum()
+        seen.append(weakref.ref(frame))
+        assert sum(one() is not None for one in seen) <= 2
+    assert len(seen) == 24
 
 
 # Folders of images
