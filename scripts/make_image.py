@@ -55,11 +55,13 @@ def differs_most(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
 
 
 def methods_shown(rows: Sequence[Mapping[str, Any]], best: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """The baseline, the method, and OSEG of its group."""
-    group = {row["label"]: row["guidance"] for row in rows if row["group"] == best["group"]}
+    """The baseline, the method, and CFG."""
     cfg = next(row["guidance"] for row in rows if row["label"] == "cfg")
-    base = {"no guidance": NONE} if best["minus"] == "none" else {"cfg": cfg}
-    return {**base, best["label"]: best["guidance"], "oseg": group["oseg"]}
+    base = {"no guidance": NONE} if best["minus"] == "none" else {}
+    shown = {**base, best["label"]: best["guidance"], "cfg": cfg}
+    passes = {row["label"]: row["values"]["passes"] for row in rows}
+    cost = {name: passes.get(name, 1.0) for name in shown}
+    return {f"{name}\n{cost[name]:g} passes": guidance for name, guidance in shown.items()}
 
 
 def compose(prompts: Sequence[str], clips: Mapping[str, Tensor]) -> Image.Image:

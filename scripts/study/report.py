@@ -160,16 +160,16 @@ def _settings(guidance: Mapping[str, Any]) -> str:
 
 
 def _changes(differences: Row | None, names: Sequence[str] = _CHANGES) -> tuple[str, ...]:
-    return tuple(_change(differences[name]) if differences else "" for name in names)
+    return tuple(_change(differences[name], _VALUES[name]) if differences else "" for name in names)
 
 
 def _interval(value: Sequence[float], digits: int) -> str:
     return "{:.{d}f} [{:.{d}f}, {:.{d}f}]".format(*value, d=digits)
 
 
-def _change(value: Sequence[float]) -> str:
+def _change(value: Sequence[float], digits: int = 3) -> str:
     """Bold where the whole interval lies on one side of 0."""
-    said = "{:+.3f} [{:+.3f}, {:+.3f}]".format(*value)
+    said = "{:+.{d}f} [{:+.{d}f}, {:+.{d}f}]".format(*value, d=digits)
     return f"**{said}**" if value[1] > 0 or value[2] < 0 else said
 
 

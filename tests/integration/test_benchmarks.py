@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -44,6 +45,15 @@ def test_the_study_has_the_tables_and_plots_of_its_results(tmp_path: Path) -> No
     report.write_report(json.loads((study / "results.json").read_text()), tmp_path)
     for path in tmp_path.iterdir():
         assert path.read_bytes() == (study / path.name).read_bytes(), "run_study.py --write-readme"
+
+
+def test_the_projects_readme_quotes_the_study() -> None:
+    root = Path(report.__file__).parents[2]
+    measured = (root / "README.md").read_text(encoding="utf-8").partition("## What is measured")[2]
+    results = json.loads((root / "scripts" / "study" / "results.json").read_text())
+    quoted = re.findall(r"[-+]?[\d.]+ \[[^\]]+\]", measured.partition("## ")[0])
+    assert len(quoted) >= 5
+    assert [one for one in quoted if one not in "\n".join(report.tables(results))] == []
 
 
 def test_the_older_ways_are_beside_the_streaming_ones(tmp_path: Path) -> None:

@@ -39,6 +39,7 @@ COVERED_ELSEWHERE = {
     "oseg_video/tuning/README.md",
     # The suite runs these scripts, or, for tables of hours, what they consist of.
     "scripts/README.md",
+    "scripts/study/README.md",
     "tests/README.md",
 }
 
