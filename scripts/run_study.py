@@ -110,10 +110,14 @@ def _recipe(arguments: argparse.Namespace) -> dict[str, Any]:
     return recipe
 
 
-def _found(results: dict[str, Any]) -> dict[str, Any]:
+def _found(results: dict[str, Any], *groups: str) -> dict[str, Any]:
     if "search" not in results:
         raise SystemExit("the other stages need what search finds: run --stage search first")
     found: dict[str, Any] = results["search"]["found"]
+    if lacking := [group for group in groups if group not in found]:
+        raise SystemExit(
+            f"this stage needs what search finds {lacking[0]}: run --stage search with more --groups"
+        )
     return found
 
 
@@ -136,10 +140,12 @@ def _regimes(study: Study, results: dict[str, Any], arguments: argparse.Namespac
 STAGES: dict[str, Callable[[Study, dict[str, Any], argparse.Namespace], Any]] = {
     "search": lambda study, results, arguments: search_methods(study),
     "test": lambda study, results, arguments: test_winners(study, _found(results)),
-    "inside": lambda study, results, arguments: what_does_the_work(study, _found(results)),
+    "inside": lambda study, results, arguments: what_does_the_work(study, _found(results, "alone")),
     "regimes": _regimes,
-    "blocks": lambda study, results, arguments: gain_of_blocks(_fewer(study, arguments), _found(results)),
-    "reuse": lambda study, results, arguments: cost_of_reuse(study, _found(results)),
+    "blocks": lambda study, results, arguments: gain_of_blocks(
+        _fewer(study, arguments), _found(results, "alone")
+    ),
+    "reuse": lambda study, results, arguments: cost_of_reuse(study, _found(results, "with text")),
 }
 
 

@@ -56,7 +56,7 @@ class SeenClip:
     shapes: frozenset[MovingShape]
     """One of every colour, as if no two had the same."""
     pieces: int
-    """Separate areas of one colour, in half of the frames or more: a second red circle is one more."""
+    """Separate areas of one colour, in most frames: a second red circle is one more."""
     background: str
 
 
@@ -241,7 +241,7 @@ def _seen(clips_BFCHW: Tensor) -> Tensor:
 
 
 def _pieces(share_THW: Tensor) -> int:
-    """Separate areas of a colour: their median number over the frames, at least one."""
+    """Separate areas of a colour: their lower median over the frames, at least one."""
     from scipy.ndimage import label
 
     counts = []

@@ -71,7 +71,12 @@ def _memory(job: GenerateJob, counted: CountedJob, degrees: Degrees) -> str:
     activations = job_activations(job, counted.adapter, counted.denoiser, counted.read, dtype, degrees)
     weights = sum(one.nbytes for one in counted.denoiser.parameters())
     name = str(dtype).removeprefix("torch.")
-    return f"{gib(weights)} of weights of the denoiser in {name}, {gib(activations)} of activations in a step"
+    step = f"{gib(activations)} of activations in a step" if activations else "activations not counted"
+    return f"{gib(weights)} of weights of {_one_denoiser(counted)} in {name}, {step}"
+
+
+def _one_denoiser(counted: CountedJob) -> str:
+    return "one denoiser" if len(counted.adapter.denoiser_attributes) > 1 else "the denoiser"
 
 
 def _settings(job: GenerateJob) -> Iterator[str]:

@@ -100,7 +100,11 @@ def _rank(run: Callable[[], int], environment: Mapping[str, str], parent: int) -
         return
     os.environ.update(environment)
     console.lock_bars()
-    sys.exit(run())
+    try:
+        code = run()
+    except KeyboardInterrupt:  # a signal that came when `run` had done with signals
+        code = INTERRUPTED
+    sys.exit(code)
 
 
 def _first_to_fail(ranks: Sequence[BaseProcess]) -> int | None:

@@ -12,6 +12,8 @@ from collections.abc import Callable
 
 from torch.distributed.distributed_c10d import Store
 
+from oseg_video.parallel.group import ParallelError
+
 _FAILED = "oseg_video/failed"
 _DONE = b"done"
 _POLL = 0.1  # seconds
@@ -53,13 +55,16 @@ class Watch:
         """This rank is done; the others need not wait for its beat.
 
         The first one may hold the store, so it waits for all others: for as long as they beat. One that is
-        silent for longer than `patience` ends it.
+        silent for longer than `patience` ends it. Raises ParallelError if the store is gone.
         """
         while self._rank == 0 and not all(map(self._is_done, self._others)):
             time.sleep(_POLL)
         self._stopped.set()
         self._thread.join()
-        self._store.set(self._key(self._rank), _DONE.decode())
+        try:
+            self._store.set(self._key(self._rank), _DONE.decode())
+        except RuntimeError as error:
+            raise ParallelError("the first rank ended before this one had said that it is done") from error
 
     def fail(self, reason: str) -> bool:
         """Tell the others that this rank has failed. Whether it is the first."""

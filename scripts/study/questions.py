@@ -106,7 +106,7 @@ def winners(found: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, str, 
 def test_winners(
     study: Study, found: Mapping[str, Mapping[str, Any]], **changes: Any
 ) -> list[dict[str, Any]]:
-    """Values of each winner, and paired differences to its baseline and to the OSEG of its group.
+    """Values of each winner, and paired differences to its baseline and to OSEG, with text where it has text.
 
     The baseline is no guidance, of methods with text guidance CFG at its best scale.
     changes: of the setting, such as other steps.
@@ -123,8 +123,9 @@ def test_winners(
             row["minus"] = base[1]
             row["differences"] = study.statistics.differences(own, rows[base])
             row["quartile clips"] = quartile_clips(own, rows[base])
-        if group != "plain" and label != "oseg":
-            row["oseg minus it"] = study.statistics.differences(rows[group, "oseg"], own)
+        oseg = rows.get(("with text" if group == "with text" else "alone", "oseg"))
+        if oseg is not None and label not in ("none", "oseg"):
+            row["oseg minus it"] = study.statistics.differences(oseg, own)
         table.append(row)
     return table
 

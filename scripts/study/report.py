@@ -79,12 +79,19 @@ def _winners(rows: Sequence[Row]) -> Iterator[str]:
         ],
     )
     yield _table(
-        ("method", "minus", *(_NAMES[name] for name in _CHANGES), "OSEG minus it: all right", "score"),
+        (
+            "method",
+            "minus",
+            *(_NAMES[name] for name in _CHANGES),
+            "OSEG minus it: all right",
+            "score",
+            "Fréchet",
+        ),
         [
             (
                 *(_label(row), BASELINES[row["minus"]]),
                 *_changes(row["differences"]),
-                *_changes(row.get("oseg minus it"), ("all", "score")),
+                *_changes(row.get("oseg minus it"), ("all", "score", "frechet")),
             )
             for row in rows
             if "differences" in row

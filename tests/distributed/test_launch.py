@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from oseg_video.cli import _speaks_for_all, main
-from oseg_video.jobs.launch import FOLDER_PREFIX, _in_environment, is_rank
+from oseg_video.jobs.launch import FOLDER_PREFIX, INTERRUPTED, _in_environment, is_rank, start_rank
 from oseg_video.jobs.ranks import ONE_MACHINE, Ranks
 from oseg_video.media import read_clip
 from oseg_video.types import OsegVideoError
@@ -133,6 +133,20 @@ def test_a_rank_that_dies_ends_all(tmp_path: Path) -> None:
     assert "Traceback" not in said
     assert list(tmp_path.iterdir()) == []
     assert psutil.wait_procs(ranks, timeout=60)[1] == []
+
+
+def end_late() -> int:
+    """As a rank whose signal comes between its last line and its end."""
+    raise KeyboardInterrupt
+
+
+def test_a_signal_in_a_ranks_last_moment_leaves_no_traceback(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    rank = start_rank(end_late, str(tmp_path), rank=0, size=2, local_rank=0)
+    rank.join(60)
+    assert rank.exitcode == INTERRUPTED
+    assert capfd.readouterr().err == ""
 
 
 def test_no_other_machine_can_reach_the_ranks_and_a_signal_ends_them(tmp_path: Path) -> None:

@@ -119,12 +119,15 @@ def available_memory(device: torch.device) -> int:
     import psutil
 
     free: int = psutil.virtual_memory().available
+    group = Path("/sys/fs/cgroup")
     try:
-        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
-        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
-    except (OSError, ValueError):  # no limit ("max"), or not a Linux with cgroup 2
+        limit = int((group / "memory.max").read_text())
+        used = int((group / "memory.current").read_text())
+        counts = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        cached = int(counts["inactive_file"])  # of files read before, such as weights; given up when needed
+    except (OSError, ValueError, KeyError):  # no limit ("max"), or not a Linux with cgroup 2
         return free
-    return min(free, limit - used)
+    return min(free, limit - used + cached)
 
 
 def check_memory(
@@ -158,12 +161,12 @@ def check_memory(
     if offload != "none":
         refuse(load.weights, "memory", host.free)
     ranks = f"the {host.ranks} ranks of this machine need" if host.ranks > 1 else "the weights need"
+    activations = f"with {gib(load.activations)} of activations " if load.activations else ""
     if on_cpu:
         steps = f"steps of {host.ranks} ranks need" if host.ranks > 1 else "a step needs"
-        warn(host.peak, f"with {gib(load.activations)} of activations {steps}", kind, free)
+        warn(host.peak, f"{activations}{steps}", kind, free)
         return False
-    peak = load.device_peak(offload)
-    warn(peak, f"with {gib(load.activations)} of activations a step needs", kind, free)
+    warn(load.device_peak(offload), f"{activations}a step needs", kind, free)
     way = "memory on their way to the GPU" if offload == "none" else "memory"
     warn(host.weights, ranks, way, host.free)
     pins = offload == "group" and host.pinned <= host.free
@@ -200,7 +203,8 @@ class _Host:
 
 def _advice(load: Load, narrow: Load | None, offload: str, on_cpu: bool, free: int, host: _Host) -> str:
     """What would fit instead, the fastest first."""
-    modes = OFFLOADS[:1] if on_cpu else OFFLOADS[OFFLOADS.index(offload) :]
+    # Weights that devices share are not offloaded.
+    modes = OFFLOADS[:1] if on_cpu or load.owners > 1 else OFFLOADS[OFFLOADS.index(offload) :]
     for other in (load, narrow):
         for mode in modes:
             if other is None or (other is load and mode == offload):
