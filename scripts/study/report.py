@@ -159,7 +159,7 @@ def _settings(guidance: Mapping[str, Any]) -> str:
     said = [f"block {block}" for block in guidance.get("blocks", ())]
     said += [f"scale {one}" for one in scales]
     said += [f"text {guidance['guidance_scale']:g}"] if guidance["guidance_scale"] != 1 else []
-    said += [f"sigma {guidance['blur_sigma']:g}"] if "blur_sigma" in guidance else []
+    said += [f"sigma {float(guidance['blur_sigma']):g}"] if "blur_sigma" in guidance else []
     rest = {
         k: v for k, v in guidance.items() if k not in (*_UNSAID, "blur_sigma") and not k.endswith("_scale")
     }

@@ -27,9 +27,8 @@ def saturation(rgb_HWC: Pixels) -> float:
 def contrast(rgb_HWC: Pixels) -> float:
     """Standard deviation of the luminance of a uint8 image, in units of its range."""
     luminance_HW = np.zeros(rgb_HWC.shape[:2])
-    for channel, weight in enumerate(
-        _LUMINANCE
-    ):  # a product with the weights would hold all three in float64
+    # A product with the weights would hold all three channels in float64.
+    for channel, weight in enumerate(_LUMINANCE):
         luminance_HW += rgb_HWC[:, :, channel] * weight
     return float(luminance_HW.std() / 255)
 

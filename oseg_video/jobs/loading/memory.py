@@ -96,7 +96,10 @@ class Load:
         if offload in ("group", "sequential"):
             largest = max((size for one in self.components.values() for size in one.sizes), default=0)
             return 2 * largest if offload == "group" else largest  # the next one comes in meanwhile
-        parts = [one.bytes // (self.owners if name in self.denoisers else 1) for name, one in self._named]
+        parts = [
+            one.bytes // (self.owners if name in self.denoisers else 1)
+            for name, one in self.components.items()
+        ]
         return max(parts, default=0) if offload == "model" else sum(parts)
 
     def device_peak(self, offload: str) -> int:
@@ -104,12 +107,8 @@ class Load:
         weights = self.device_weights(offload)
         if offload != "model":
             return weights + self.activations
-        denoisers = (one.bytes for name, one in self._named if name in self.denoisers)
+        denoisers = (one.bytes for name, one in self.components.items() if name in self.denoisers)
         return max(weights, max(denoisers, default=0) + self.activations)
-
-    @property
-    def _named(self) -> Collection[tuple[str, Weights]]:
-        return self.components.items()
 
 
 def available_memory(device: torch.device) -> int:

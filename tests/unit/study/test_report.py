@@ -22,7 +22,7 @@ CHANGES = {
     "flicker": UNSURE,
     "diversity": UNSURE,
 }
-OSEG = {"guidance": "oseg", "oseg_scale": 1, "blocks": [2], "blur_sigma": float("inf"), "guidance_scale": 1}
+OSEG = {"guidance": "oseg", "oseg_scale": 1, "blocks": [2], "blur_sigma": "inf", "guidance_scale": 1}
 
 
 def row(group: str, label: str, guidance: dict, **more: object) -> dict:
