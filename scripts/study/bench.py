@@ -17,6 +17,9 @@ from typing import Any, ClassVar
 
 import torch
 from diffusers import AutoencoderKLMochi, MochiPipeline
+from diffusers.models.attention import FeedForward
+from diffusers.models.normalization import MochiRMSNorm
+from diffusers.models.transformers.transformer_mochi import MochiModulatedRMSNorm, MochiRMSNormZero
 from torch import Tensor
 from tqdm import tqdm
 
@@ -79,8 +82,9 @@ class Rows:
 class Bench:
     """One set of weights, and the rows of every setting that clips were made with; they are kept on disk."""
 
-    def __init__(self, model: Path, vae: Path, folder: Path) -> None:
-        self._model, self._vae, self._folder = model, vae, folder
+    def __init__(self, model: Path, vae: Path, folder: Path, compiled: bool = False) -> None:
+        """compiled: norms and feed-forward layers by `torch.compile`, which needs a C++ compiler."""
+        self._model, self._vae, self._folder, self._compiled = model, vae, folder, compiled
         folder.mkdir(parents=True, exist_ok=True)
 
     @cached_property
@@ -119,6 +123,10 @@ class Bench:
         vae = AutoencoderKLMochi.from_pretrained(self._vae, torch_dtype=torch.float32)
         pipe = MochiPipeline.from_pretrained(self._model, vae=vae, torch_dtype=torch.float32)
         pipe.set_progress_bar_config(disable=True)
+        if self._compiled:
+            for layer in pipe.transformer.modules():
+                if isinstance(layer, FeedForward | MochiRMSNormZero | MochiModulatedRMSNorm | MochiRMSNorm):
+                    layer.compile()
         return pipe
 
     @cached_property

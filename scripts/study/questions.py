@@ -70,7 +70,7 @@ def search_methods(study: Study) -> dict[str, dict[str, Found]]:
         label: {**_sigma(found["alone"].get(label, found["alone"][axes["guidance"]])), **axes}
         for label, axes in study.recipe["with text"].items()
     }
-    found["with text"] = _searched(study, with_text, cfg, guidance_scale=[(1 + best) / 2, best])
+    found["with text"] = _searched(study, with_text, cfg, guidance_scale=[1 + (best - 1) / 4, 1 + (best - 1) / 2, best])
     return found
 
 
