@@ -70,7 +70,8 @@ def search_methods(study: Study) -> dict[str, dict[str, Found]]:
         label: {**_sigma(found["alone"].get(label, found["alone"][axes["guidance"]])), **axes}
         for label, axes in study.recipe["with text"].items()
     }
-    found["with text"] = _searched(study, with_text, cfg, guidance_scale=[1 + (best - 1) / 4, 1 + (best - 1) / 2, best])
+    scales = [1 + share * (best - 1) for share in (0.25, 0.5, 1)]
+    found["with text"] = _searched(study, with_text, cfg, guidance_scale=scales)
     return found
 
 
@@ -213,7 +214,7 @@ def _correlation(pairs: list[tuple[float, float]]) -> dict[str, float]:
 
 
 def cost_of_reuse(study: Study, found: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """What reused branches do to clips: differences to the same method without reuse, and passes."""
+    """What reused branches do to clips: differences and distance to the same without reuse, and passes."""
     table = []
     methods = {
         "CFG": (found["plain"]["cfg"]["guidance"], ("uncond",)),
@@ -235,6 +236,7 @@ def cost_of_reuse(study: Study, found: Mapping[str, Mapping[str, Any]]) -> list[
                     "passes": float(own.passes.mean()),
                     "values": study.statistics.values(own),
                     "differences": study.statistics.differences(own, exact),
+                    "distance": study.statistics.distance(own, exact),
                 }
             )
     return table

@@ -135,9 +135,13 @@ def _blocks(found: Mapping[str, Any]) -> Iterator[str]:
 
 def _reuse(rows: Sequence[Row]) -> Iterator[str]:
     yield _table(
-        ("method", "reuse", "passes", *(_NAMES[name] for name in _CHANGES)),
+        ("method", "reuse", "passes", *(_NAMES[name] for name in _CHANGES), "distance"),
         [
-            (row["label"], row["reuse"], f"{row['passes']:.2f}", *_changes(row.get("differences")))
+            (
+                *(row["label"], row["reuse"], f"{row['passes']:.2f}"),
+                *_changes(row.get("differences")),
+                _interval(row["distance"], 2) if "distance" in row else "",
+            )
             for row in rows
         ],
     )

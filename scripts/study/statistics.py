@@ -74,6 +74,12 @@ class Statistics:
             "diversity": self.mean((rows.diversity - other.diversity).double()),
         }
 
+    def distance(self, rows: Rows, other: Rows) -> Interval95:
+        """From each clip to its pair, in the judge's features; that between two clips of a prompt is 1."""
+        own, paired = rows.features.double(), other.features.double()
+        apart = (paired[::CLIPS_PER_PROMPT] - paired[1::CLIPS_PER_PROMPT]).norm(dim=1).mean()
+        return self.mean((own - paired).norm(dim=1) / apart)
+
     @cached_property
     def _prompts(self) -> list[int]:
         return [index // CLIPS_PER_PROMPT for index in range(self.clips)]

@@ -55,7 +55,10 @@ def results() -> dict:
         },
         "reuse": [
             {"label": "CFG", "reuse": "none", "passes": 2.0, "values": VALUES},
-            {"label": "CFG", "reuse": "uncond=2", "passes": 1.5, "values": VALUES, "differences": CHANGES},
+            {
+                **{"label": "CFG", "reuse": "uncond=2", "passes": 1.5, "values": VALUES},
+                **{"differences": CHANGES, "distance": [0.25, 0.2, 0.3]},
+            },
         ],
     }
     return {"made_by": "x"} | {
@@ -76,7 +79,7 @@ def test_every_stage_has_its_table() -> None:
     ]
     assert gains.splitlines()[0] == "| score minus no guidance | block 0 | block 1 |"
     assert "| entropy | +0.50 | 0.25 | 10 |" in correlations
-    assert "| CFG | uncond=2 | 1.50 | **+0.100" in reuse
+    assert "| CFG | uncond=2 | 1.50 | **+0.100" in reuse and "| 0.25 [0.20, 0.30] |" in reuse
     assert all(
         {line.count("|") for line in one.splitlines()} == {one.splitlines()[0].count("|")}
         for one in tables(results())

@@ -85,6 +85,14 @@ def test_differences_are_paired_and_intervals_are_over_prompts() -> None:
     assert counted.differences(less, less)["frechet"] == (0, 0, 0)
 
 
+def test_a_distance_is_a_share_of_that_between_the_clips_of_a_prompt() -> None:
+    ends = torch.tensor([0.0, 2.0] * 4)[:, None].half()
+    exact = replace(rows(torch.ones(8, dtype=torch.bool)), features=ends)
+    assert statistics(8).distance(exact, exact) == (0, 0, 0)
+    moved = replace(exact, features=ends + torch.tensor([[1.0], [3.0]] * 4).half())
+    assert statistics(8).distance(moved, exact) == (1, 1, 1)  # mean of 1 and 3, by 2
+
+
 def test_the_score_is_the_share_of_the_right_words() -> None:
     right = torch.zeros(4, len(PARTS), dtype=torch.bool)
     right[0, PARTS.index("colour")] = right[0, PARTS.index("motion")] = right[1, PARTS.index("all")] = True
