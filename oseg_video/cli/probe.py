@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from oseg_video import console
 from oseg_video.cli.output import announce_loading
-from oseg_video.cli.parsing import Commands, UsageError, add_command, whole_number
+from oseg_video.cli.parsing import Commands, UsageError, add_command, require_folder, whole_number
 from oseg_video.cli.settings import add_config_flag, add_setting_flags, job_of
 from oseg_video.config import known_keys
 from oseg_video.files import check_place, write_text
@@ -126,8 +126,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _check_folder(out: Path) -> None:
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"cannot write into {out}: it is a file")
+    require_folder(str(out))
     for name in FILES:
         check_place(out / name)
 
