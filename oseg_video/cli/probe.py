@@ -40,7 +40,7 @@ def register(commands: Commands) -> None:
     )
     group = parser.add_argument_group("what to look at")
     group.add_argument(
-        "--blocks", metavar="all|N|NAME,..", type=_blocks, default=(), help="by index or name (default: all)"
+        "--blocks", metavar="all|N|NAME,..", type=blocks, default=(), help="by index or name (default: all)"
     )
     group.add_argument(
         "--noise-levels",
@@ -145,14 +145,15 @@ def _write(result: ProbeResult, out: Path) -> Path:
     return page
 
 
-def _blocks(text: str) -> tuple[int | str, ...]:
+def blocks(text: str) -> tuple[int | str, ...]:
+    """Blocks by index or name; none for all of them."""
     if text == "all":
         return ()
     try:
-        blocks: tuple[int | str, ...] = BLOCKS.from_plain(BLOCKS.from_text(text))
+        found: tuple[int | str, ...] = BLOCKS.from_plain(BLOCKS.from_text(text))
     except SettingError as error:
         raise argparse.ArgumentTypeError(f"must be all or {error}") from None
-    return blocks
+    return found
 
 
 def numbers(text: str) -> tuple[float, ...]:

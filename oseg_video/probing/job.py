@@ -39,8 +39,7 @@ def landscape_job(job: GenerateJob, **settings: Any) -> Landscape:
 
     settings: `block`, `noise_level`, `sigmas`, `token` of `landscape`. Raises as `probe_job`.
     """
-    levels = {"noise_levels": (settings["noise_level"],)} if "noise_level" in settings else {}
-    check_probe(**{**settings, **levels})
+    check_probe(**settings)
     with _loaded(job) as (pipe, arguments):
         prompt: dict[str, Any] = {"prompt": job.prompts[0]} if job.prompts else {}
         return landscape(pipe, **settings, **arguments, **prompt)

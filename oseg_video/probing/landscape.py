@@ -56,7 +56,7 @@ def landscape(
     smoothing, in tokens. token: frame, row and column; by default the middle. text: the guidance of the
     sampling until then. The rest is as for `probe`, and so is what is raised.
     """
-    check_probe(noise_levels=(noise_level,), sigmas=sigmas)
+    check_probe(noise_level=noise_level, sigmas=sigmas)
     adapter = adapter_for(pipe)
     found = adapter.resolve_blocks(getattr(pipe, adapter.denoiser_attributes[0]), (block,))
     if len(found) != 1:

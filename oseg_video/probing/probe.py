@@ -116,14 +116,16 @@ def check_probe(
     noise_levels: Sequence[float] = NOISE_LEVELS,
     sigmas: Sequence[float] = SIGMAS,
     queries: int = QUERIES,
+    noise_level: float = 1.0,
     **_: Any,
 ) -> None:
-    """Raises SettingError for what `probe` refuses whatever the model, whose arguments these are."""
+    """Raises SettingError for arguments of `probe` and `landscape` that are refused whatever the model."""
     if not noise_levels:
         raise SettingError("noise_levels must name at least one")
-    for level in noise_levels:
-        if not 0 <= level <= 1:
-            raise SettingError(f"noise_levels must be in [0, 1], got {level}")
+    for name, levels in {"noise_levels": noise_levels, "noise_level": (noise_level,)}.items():
+        for level in levels:
+            if not 0 <= level <= 1:
+                raise SettingError(f"{name} must be in [0, 1], got {level}")
     if queries < 1:
         raise SettingError(f"queries must be at least 1, got {queries}")
     query_transforms(sigmas)
