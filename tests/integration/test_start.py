@@ -65,6 +65,16 @@ def test_a_full_disk_behind_standard_output_is_one_line(unbuffered: str, argumen
     assert re.fullmatch(r"oseg-video: error: (standard output: )?No space left on device\n", done.stderr)
 
 
+@pytest.mark.parametrize("closed", ["1>&-", "2>&-", "1>&- 2>&-"])
+def test_what_was_for_a_stream_that_is_closed_goes_nowhere(closed: str) -> None:
+    script = f'exec "$@" {closed}'
+    done = subprocess.run(
+        ["sh", "-c", script, "sh", *COMMAND, "info", "nowhere"], capture_output=True, text=True
+    )
+    said = "" if "2>&-" in closed else "oseg-video: error: no such file: nowhere\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", said)
+
+
 def test_python_without_docstrings_is_one_line(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONOPTIMIZE": "2"}
     command = [*COMMAND, *JOB, str(tmp_path / "a.gif"), "--steps", "4"]
