@@ -6,6 +6,7 @@ from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
 
+from oseg_video.settings.kinds import LARGEST
 from oseg_video.types import OsegVideoError
 
 _MOST_BYTES = 4 << 20
@@ -13,7 +14,6 @@ _MOST_NODES = 100_000
 """Values of a file, those that aliases repeat counted every time."""
 _DEEPEST = 20
 """Values inside values."""
-_LARGEST = 1 << 64
 """Above every seed and every number of bytes."""
 
 
@@ -89,7 +89,7 @@ def _load(text: str, name: str) -> Any:
                 raise
             except Exception as error:  # of Python's own readers: int(), float(), datetime, a dict's lookup
                 raise ConfigError(f"{where(node)}: cannot read {node.value!r} ({error})") from None
-            if isinstance(value, int) and abs(value) > _LARGEST:
+            if isinstance(value, int) and abs(value) >= LARGEST:
                 raise ConfigError(f"{where(node)}: the number is larger than any setting can be")
             return value
 

@@ -19,11 +19,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from oseg_video.evaluation.clips import ClipFile
 from oseg_video.evaluation.errors import EvaluationError
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from oseg_video.evaluation.clips import ClipFile
 
 
 @dataclass(frozen=True, kw_only=True)
