@@ -65,8 +65,9 @@ def test_every_stage_runs_and_a_second_time_makes_no_clip_again(tmp_path: Path) 
     first = run(tmp_path, "search", "test", groups=1)
     assert [row["label"] for row in first["test"]["found"]] == ["none", "cfg"]
     found = run(tmp_path, *stages)
-    rows = [{key: value for key, value in row.items() if key != "oseg minus it"} for row in found["test"]["found"][:2]]
-    assert rows == first["test"]["found"]
+    plain = found["test"]["found"][:2]
+    kept = [{key: value for key, value in row.items() if key != "oseg minus it"} for row in plain]
+    assert kept == first["test"]["found"]
     assert [*found] == ["made_by", *stages]
     labels = ["none", "cfg", "pag", "seg", "stg", "oseg", "stg", "oseg"]
     assert [row["label"] for row in found["test"]["found"]] == labels
