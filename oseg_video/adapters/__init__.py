@@ -9,6 +9,7 @@ from oseg_video.adapters.base import (
     adapter_for,
     adapter_for_class,
     all_adapters,
+    family_settings,
 )
 from oseg_video.adapters.blocks import BlockAddress, UnknownBlockError
 from oseg_video.adapters.settings import ClipSize
@@ -25,6 +26,7 @@ __all__ = [
     "adapter_for_class",
     "all_adapters",
     "cogvideox",
+    "family_settings",
     "hunyuan",
     "hunyuan15",
     "ltx",

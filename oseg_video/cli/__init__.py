@@ -135,7 +135,7 @@ def _code_of_error(error: Exception) -> int:
     if isinstance(error, OsegVideoError):
         say(f"error: {error}")
         return 2
-    if isinstance(error, OSError) and error.strerror:  # the system's own, which the user can mend
+    if isinstance(error, OSError) and error.strerror:  # the system's own, which the user can fix
         place = f"{error.filename}: " if error.filename is not None else ""
         say(f"error: {place}{error.strerror}")
         with contextlib.suppress(OSError):
