@@ -163,9 +163,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         setting = name.removeprefix("--").replace("-", "_")
         if setting in RENAMED:
             raise UsageError(f"{name} is no argument any more: {RENAMED[setting]}")
-        hint = f"; {known_or_nearest(name, flags)}" if name.startswith("--") else ""
-        if "known:" in hint:
-            hint = f"; see {PROGRAM} {options.command} --help"
+        see = f"see {PROGRAM} {options.command} --help"
+        hint = f"; {known_or_nearest(name, flags, see)}" if name.startswith("--") else ""
         raise UsageError(f"unknown argument {unknown[0]!r} of {options.command}{hint}")
     return options
 
