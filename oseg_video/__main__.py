@@ -10,6 +10,9 @@ from oseg_video.interrupts import heeded
 
 def main() -> int:
     """Run the command with the arguments of this process; returns the exit code."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed: print would take the other, an opened file its number
+            setattr(sys, name, open(os.devnull, "w"))
     try:
         with heeded():
             if isinstance(sys.stdout, io.TextIOWrapper):  # names of files need not be text

@@ -3,8 +3,22 @@
 from __future__ import annotations
 
 import ipaddress
+import socket
 
 import psutil
+
+
+def open_to_others() -> dict[str, str]:
+    """Environment in which ranks would listen on an interface that other machines reach, had they the choice.
+
+    Where the machine's own name means 127.0.0.1, as in many containers, they listen there without being told.
+    """
+    up = psutil.net_if_stats()
+    for name, addresses in psutil.net_if_addrs().items():
+        there = [one.address for one in addresses if one.family is socket.AF_INET]
+        if up[name].isup and any(not ipaddress.ip_address(one).is_loopback for one in there):
+            return {"GLOO_SOCKET_IFNAME": name, "NCCL_SOCKET_IFNAME": name}
+    return {}
 
 
 def listeners(pid: int) -> tuple[list[str], list[str]]:

@@ -75,6 +75,6 @@ class Painter(LoadedModel):
             },
             machine={"device": "cpu"},
         )
-        write_clip(plan.path, frames, job.fps, format=plan.format)
+        write_clip(plan.path, frames, job.fps, format=plan.format, comment=manifest.comment)
         write_text(plan.manifest, manifest.text)
         return ClipResult(plan.path, plan.prompt, plan.seed, 0.5, 0.25, manifest)

@@ -92,7 +92,11 @@ def _code_or_error(arguments: Sequence[str], debug: bool) -> int:
 def _code_of(arguments: Sequence[str], debug: bool) -> int:
     _check_surroundings()
     load_plugins()
-    options = parse(arguments)
+    try:
+        options = parse(arguments)
+    except SystemExit:  # of --help and its like, which have printed
+        _flush_output()
+        raise
     show(quiet=getattr(options, "quiet", False))
     with contextlib.nullcontext() if debug else quiet_libraries():
         code = int(options.run(options))

@@ -149,7 +149,7 @@ def _given(options: argparse.Namespace, known: Iterable[str] = ()) -> dict[str, 
         model = settings.pop("model")
         given["models"] = {model: {"model": model}}
     if options.guidance:
-        methods = [*known, *METHODS]
+        methods = list(dict.fromkeys([*known, *METHODS]))
         for name in options.guidance:
             if name not in methods:
                 raise UsageError(f"--guidance: unknown method {name!r}; {known_or_nearest(name, methods)}")

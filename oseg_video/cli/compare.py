@@ -18,7 +18,15 @@ from oseg_video.cli.axes import (
 )
 from oseg_video.cli.evaluate import add_metric_flags, metric_options
 from oseg_video.cli.output import announce_loading
-from oseg_video.cli.parsing import Commands, UsageError, add_command, add_quiet_flags, names, whole_number
+from oseg_video.cli.parsing import (
+    Commands,
+    UsageError,
+    add_command,
+    add_quiet_flags,
+    names,
+    require_folder,
+    whole_number,
+)
 from oseg_video.config import find_recipe
 
 if TYPE_CHECKING:
@@ -95,13 +103,16 @@ def _run(options: argparse.Namespace) -> int:
         raise UsageError(
             f"--out must be a folder of this machine, which a browser can open, got {options.out}"
         )
+    require_folder(options.out)
     if options.dry_run:
         with tempfile.TemporaryDirectory(prefix="oseg-video-") as images:
             return _dry_run(options, _recipe(options, Path(images)))
-    announce_loading()
-    from oseg_video.comparison.compare import IMAGES, compare
+    from oseg_video.comparison.recipe import IMAGES
 
     recipe = _recipe(options, Path(options.out) / IMAGES)
+    announce_loading()
+    from oseg_video.comparison.compare import compare
+
     done = compare(
         recipe.sweep,
         Path(options.out),
@@ -160,8 +171,11 @@ def _recipe(options: argparse.Namespace, images: Path) -> ComparisonRecipe:
     if options.recipe is None:
         recipe = ComparisonRecipe(sweep=from_flags(options))
     else:
+        path = find_recipe(options.recipe, "tables", "sweeps")
+        if options.reference:  # whose first frames the recipe may ask for
+            announce_loading()
         recipe = read_comparison(
-            find_recipe(options.recipe, "tables", "sweeps"),
+            path,
             real=Path(options.reference) if options.reference else None,
             images=images,
             first_only=options.limit,

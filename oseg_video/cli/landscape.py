@@ -7,7 +7,7 @@ from pathlib import Path
 
 from oseg_video.cli.output import announce_loading
 from oseg_video.cli.parsing import Commands, UsageError, add_command, add_quiet_flags, numbers
-from oseg_video.cli.probe import LEFT_OUT
+from oseg_video.cli.probe import LEFT_OUT, blocks
 from oseg_video.cli.settings import add_config_flag, add_setting_flags, job_of
 from oseg_video.config import known_keys
 from oseg_video.files import atomic_path, check_place
@@ -28,7 +28,7 @@ def register(commands: Commands) -> None:
         epilog=_EXAMPLES,
     )
     group = parser.add_argument_group("what to draw")
-    group.add_argument("--block", metavar="N|NAME", required=True, help="by index or name")
+    group.add_argument("--block", metavar="N|NAME", type=_block, required=True, help="by index or name")
     group.add_argument(
         "--noise-level",
         metavar="X",
@@ -75,14 +75,25 @@ def _run(options: argparse.Namespace) -> int:
     from oseg_video.probing.drawing import draw
     from oseg_video.probing.job import landscape_job
 
-    block = int(options.block) if options.block.isdecimal() else options.block
     found = landscape_job(
-        job, block=block, noise_level=options.noise_level, sigmas=options.sigmas, token=options.token
+        job,
+        block=options.block,
+        noise_level=options.noise_level,
+        sigmas=options.sigmas,
+        token=options.token,
     )
     with atomic_path(out) as temporary:
         temporary.write_bytes(draw(found, out.suffix.lower()))
     print(out)
     return 0
+
+
+def _block(text: str) -> int | str:
+    try:
+        (block,) = blocks(text)
+    except (ValueError, argparse.ArgumentTypeError):
+        raise argparse.ArgumentTypeError(f"must be one block, by index or name, got {text!r}") from None
+    return block
 
 
 def _token(text: str) -> tuple[int, int, int]:

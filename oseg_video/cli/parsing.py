@@ -29,6 +29,12 @@ def require_there(kind: str, *paths: str) -> None:
             pass
 
 
+def require_folder(place: str | None) -> None:
+    """Refuse, with a UsageError, a file where a folder of results would have to be made."""
+    if place and os.path.exists(place) and not os.path.isdir(place):
+        raise UsageError(f"cannot write into {place}: it is a file")
+
+
 class Parser(argparse.ArgumentParser):
     """argparse, but every mistake is one line, raised and not printed."""
 
@@ -36,6 +42,9 @@ class Parser(argparse.ArgumentParser):
         options.setdefault("allow_abbrev", False)
         options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         super().__init__(*arguments, **options)
+
+    def print_help(self, file: Any = None) -> None:
+        print(self.format_help(), end="", file=file)  # argparse's own says nothing of a full disk
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message} (see {self.prog} --help)")

@@ -9,7 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from oseg_video.cli.output import announce_loading
-from oseg_video.cli.parsing import Commands, UsageError, add_command, add_quiet_flags, numbers, whole_number
+from oseg_video.cli.parsing import (
+    Commands,
+    UsageError,
+    add_command,
+    add_quiet_flags,
+    numbers,
+    require_folder,
+    whole_number,
+)
 from oseg_video.cli.ranks import is_rank, ran_on_ranks, rank_count
 from oseg_video.cli.settings import add_config_flag, add_setting_flags, job_of
 from oseg_video.config import known_keys
@@ -38,7 +46,7 @@ def register(commands: Commands) -> None:
     )
     group = parser.add_argument_group("what to look at")
     group.add_argument(
-        "--blocks", metavar="all|N|NAME,..", type=_blocks, default=(), help="by index or name (default: all)"
+        "--blocks", metavar="all|N|NAME,..", type=blocks, default=(), help="by index or name (default: all)"
     )
     group.add_argument(
         "--noise-levels",
@@ -113,8 +121,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _check_folder(out: Path) -> None:
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"cannot write into {out}: it is a file")
+    require_folder(str(out))
     for name in FILES:
         check_place(out / name)
 
@@ -133,11 +140,12 @@ def _write(result: ProbeResult, out: Path) -> Path:
     return page
 
 
-def _blocks(text: str) -> tuple[int | str, ...]:
+def blocks(text: str) -> tuple[int | str, ...]:
+    """Blocks by index or name; none for all of them."""
     if text == "all":
         return ()
     try:
-        blocks: tuple[int | str, ...] = BLOCKS.from_plain(BLOCKS.from_text(text))
+        found: tuple[int | str, ...] = BLOCKS.from_plain(BLOCKS.from_text(text))
     except SettingError as error:
         raise argparse.ArgumentTypeError(f"must be all or {error}") from None
-    return blocks
+    return found

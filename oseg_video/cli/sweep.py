@@ -18,7 +18,7 @@ from oseg_video.cli.axes import (
     worker_options,
 )
 from oseg_video.cli.output import announce_loading
-from oseg_video.cli.parsing import Commands, add_command, add_quiet_flags
+from oseg_video.cli.parsing import Commands, add_command, add_quiet_flags, require_folder
 from oseg_video.config import find_recipe
 
 if TYPE_CHECKING:
@@ -60,6 +60,7 @@ def _run(options: argparse.Namespace) -> int:
     from oseg_video.sweeps.recipe import read_sweep
 
     recipe = with_flags(read_sweep(find_recipe(options.recipe, "sweeps", "tables")), options)
+    require_folder(options.out or recipe.out)
     announce_loading()
     from oseg_video.sweeps.estimate import describe
     from oseg_video.sweeps.launch import dry_run, sweep

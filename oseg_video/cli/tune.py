@@ -19,7 +19,14 @@ from oseg_video.cli.axes import (
 )
 from oseg_video.cli.evaluate import add_metric_flags, metric_options
 from oseg_video.cli.output import announce_loading
-from oseg_video.cli.parsing import Commands, UsageError, add_command, add_quiet_flags, whole_number
+from oseg_video.cli.parsing import (
+    Commands,
+    UsageError,
+    add_command,
+    add_quiet_flags,
+    require_folder,
+    whole_number,
+)
 from oseg_video.config import find_recipe
 
 if TYPE_CHECKING:
@@ -67,6 +74,7 @@ def _run(options: argparse.Namespace) -> int:
     check_dry_run_flags(options)
     if "://" in options.out:
         raise UsageError(f"--out must be a folder of this machine, which metrics read, got {options.out}")
+    require_folder(options.out)
     recipe = _recipe(options)
     announce_loading()
     if options.dry_run:

@@ -40,7 +40,7 @@ from oseg_video.sweeps.table import Variation, plan_variations
 from oseg_video.types import OsegVideoError
 
 CLIPS, RESULTS, TABLE, PAGE = "clips", "results.json", "results.md", "index.html"
-IMAGES, _SEEN = ".images", ".metrics"
+_SEEN = ".metrics"
 
 
 class CompareError(OsegVideoError):

@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from oseg_video.comparison.first_frames import first_frames
 from oseg_video.config import ConfigError
 from oseg_video.config.prompts import read_prompts
 from oseg_video.config.strict_yaml import load_yaml
@@ -27,6 +26,9 @@ from oseg_video.evaluation.metrics.base import known_metrics, metric_of
 from oseg_video.evaluation.results import Reported
 from oseg_video.settings.suggest import known_or_nearest
 from oseg_video.sweeps.recipe import SweepRecipe, sweep_of
+
+IMAGES = ".images"
+"""Folder of first frames in that of a comparison."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +72,8 @@ def read_comparison(
                 f"{path.name} starts from first frames of real clips: --reference must be their folder, "
                 f"with {names[0]} in it; got {real}"
             )
+        from oseg_video.comparison.first_frames import first_frames  # it has to read videos
+
         starts = first_frames(real, names, images)
         content["prompts"] = [{"image": str(image.absolute())} for image in starts]
     sweep = sweep_of(content, path)

@@ -21,6 +21,7 @@ from typing import Any
 
 from oseg_video.config.job import GenerateJob
 from oseg_video.config.keys import job_from_nested, job_from_plain, job_to_nested, job_to_plain
+from oseg_video.settings.kinds import LARGEST
 from oseg_video.types import OsegVideoError, SettingError
 
 SCHEMA = 2
@@ -186,12 +187,12 @@ def parse_manifest(text: str, source: str) -> Manifest:
 def _plain_json(text: str) -> Any:
     """What a JSON text says; None for one that this program cannot have written.
 
-    It writes finite numbers of 64 bits, text that is Unicode, and no deep nesting.
+    It writes finite numbers below `LARGEST`, text that is Unicode, and no deep nesting.
     """
 
     def number(kind: type, digits: str) -> Any:
         value = kind(digits) if len(digits) < 400 else math.inf
-        if not abs(value) < 2**64:
+        if not abs(value) < LARGEST:
             raise ValueError(digits)
         return value
 

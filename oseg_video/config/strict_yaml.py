@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from oseg_video.settings.kinds import LARGEST
 from oseg_video.types import OsegVideoError
 
 if TYPE_CHECKING:
@@ -17,7 +18,6 @@ _MOST_NODES = 100_000
 """Values of a file, those that aliases repeat counted every time."""
 _DEEPEST = 20
 """Values inside values."""
-_LARGEST = 1 << 64
 """Above every seed and every number of bytes."""
 
 
@@ -116,7 +116,7 @@ def _strict_loader() -> Any:
             except Exception as error:  # of Python's own readers: int(), float(), datetime, a dict's lookup
                 place = _place(node, self.file)
                 raise ConfigError(f"{place}: cannot read {node.value!r} ({error})") from None
-            if isinstance(value, int) and abs(value) > _LARGEST:
+            if isinstance(value, int) and abs(value) >= LARGEST:
                 raise ConfigError(f"{_place(node, self.file)}: the number is larger than any setting can be")
             return value
 

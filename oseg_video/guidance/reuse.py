@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from oseg_video.guidance.plan import Branch, Step, StepPlan
 from oseg_video.settings import check_settings, setting
-from oseg_video.settings.kinds import FINITE, Kind
+from oseg_video.settings.kinds import FINITE, LARGEST, Kind
 from oseg_video.types import SettingError
 
 PLAIN = Branch("cond")
@@ -29,7 +29,7 @@ Refresh = tuple[tuple[str, float], ...]
 
 def _every(value: Any) -> float:
     number = value if isinstance(value, int | float) and not isinstance(value, bool) else 0
-    if number >= 1 and number % 1 == 0:
+    if 1 <= number < LARGEST and number % 1 == 0:
         return int(number)
     if not 0 < number < 1:
         raise SettingError(f"numbers of steps from 1, or fractions between 0 and 1, got {value!r}")

@@ -17,7 +17,7 @@ from oseg_video.jobs.model import LoadedModel, naming_lack_of_memory
 from oseg_video.jobs.ranks import Ranks, make_mesh
 from oseg_video.parallel.degrees import Degrees
 from oseg_video.probing.landscape import Landscape, landscape
-from oseg_video.probing.probe import probe
+from oseg_video.probing.probe import check_probe, probe
 from oseg_video.probing.result import ProbeResult
 from oseg_video.types import SettingError
 
@@ -30,6 +30,7 @@ def probe_job(job: GenerateJob, *, parallel: str = "", **settings: Any) -> Probe
 
     Raises OsegVideoError for all that a user can fix, before the model is loaded where that is possible.
     """
+    check_probe(**settings)
     with _loaded(job, parallel) as (pipe, arguments):
         return probe(pipe, job.guidance, job.prompts, **settings, **arguments)  # type: ignore[arg-type]
 
@@ -39,6 +40,7 @@ def landscape_job(job: GenerateJob, **settings: Any) -> Landscape:
 
     settings: `block`, `noise_level`, `sigmas`, `token` of `landscape`. Raises as `probe_job`.
     """
+    check_probe(**settings)
     with _loaded(job) as (pipe, arguments):
         prompt: dict[str, Any] = {"prompt": job.prompts[0]} if job.prompts else {}
         return landscape(pipe, **settings, **arguments, **prompt)

@@ -17,7 +17,7 @@ from oseg_video.guidance.numerics import upcast
 from oseg_video.guidance.perturbations import AttentionView, ObserveAttention, QueryTransform
 from oseg_video.parallel.mesh import ONE_RANK, Mesh
 from oseg_video.probing.method import Probing
-from oseg_video.probing.probe import query_transforms, run_probing
+from oseg_video.probing.probe import check_probe, query_transforms, run_probing
 from oseg_video.probing.result import AS_IT_IS
 from oseg_video.types import Pipeline, SettingError
 
@@ -58,8 +58,7 @@ def landscape(
     smoothing, in tokens. token: frame, row and column; by default the middle. text: the guidance of the
     sampling until then. The rest is as for `probe`, and so is what is raised.
     """
-    if not 0 <= noise_level <= 1:
-        raise SettingError(f"noise_level must be in [0, 1], got {noise_level}")
+    check_probe(noise_level=noise_level, sigmas=sigmas)
     adapter = adapter_for(pipe)
     found = adapter.resolve_blocks(getattr(pipe, adapter.denoiser_attributes[0]), (block,))
     if len(found) != 1:

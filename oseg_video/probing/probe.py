@@ -68,7 +68,9 @@ def probe(
     method = named_method(pipe, guidance)
     if not isinstance(method, BlockGuidance):
         raise SettingError(f"the probe needs a method that perturbs blocks, such as OSEG, got {method!r}")
-    _check(noise_levels, queries, mesh)
+    check_probe(noise_levels=noise_levels, sigmas=sigmas, queries=queries)
+    if mesh.branch.size > 1:
+        raise GuidanceError("the probe runs its branches on one rank; give the ranks to ulysses or ring")
     adapter = adapter_for(pipe)
     denoiser = getattr(pipe, adapter.denoiser_attributes[0])
     chosen = adapter.resolve_blocks(denoiser, tuple(blocks)) if blocks else adapter.blocks(denoiser)
@@ -112,16 +114,24 @@ def run_probing(
                 pipe.maybe_free_model_hooks()
 
 
-def _check(noise_levels: Sequence[float], queries: int, mesh: Mesh) -> None:
+def check_probe(
+    *,
+    noise_levels: Sequence[float] = NOISE_LEVELS,
+    sigmas: Sequence[float] = SIGMAS,
+    queries: int = QUERIES,
+    noise_level: float = 1.0,
+    **_: Any,
+) -> None:
+    """Raises SettingError for arguments of `probe` and `landscape` that are refused whatever the model."""
     if not noise_levels:
         raise SettingError("noise_levels must name at least one")
-    for level in noise_levels:
-        if not 0 <= level <= 1:
-            raise SettingError(f"noise_levels must be in [0, 1], got {level}")
+    for name, levels in {"noise_levels": noise_levels, "noise_level": (noise_level,)}.items():
+        for level in levels:
+            if not 0 <= level <= 1:
+                raise SettingError(f"{name} must be in [0, 1], got {level}")
     if queries < 1:
         raise SettingError(f"queries must be at least 1, got {queries}")
-    if mesh.branch.size > 1:
-        raise GuidanceError("the probe runs its branches on one rank; give the ranks to ulysses or ring")
+    query_transforms(sigmas)
 
 
 def query_transforms(sigmas: Sequence[float]) -> dict[QueryTransform, str]:
@@ -130,8 +140,9 @@ def query_transforms(sigmas: Sequence[float]) -> dict[QueryTransform, str]:
     for sigma in sigmas:
         if not sigma > 0:
             raise SettingError(f"sigmas must be above 0, got {sigma:g}")
-        found[SEG(blur_sigma=sigma, blocks=(0,)).change] = f"seg {sigma:g}"
-        found[OSEG(blur_sigma=sigma, blocks=(0,)).change] = f"oseg {sigma:g}"
+        shown = f"{sigma:g}" if float(f"{sigma:g}") == sigma else repr(sigma)  # different ones look different
+        found[SEG(blur_sigma=sigma, blocks=(0,)).change] = f"seg {shown}"
+        found[OSEG(blur_sigma=sigma, blocks=(0,)).change] = f"oseg {shown}"
     return found
 
 

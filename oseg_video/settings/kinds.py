@@ -24,6 +24,9 @@ from oseg_video.types import SettingError
 Blocks = tuple[int | str, ...]
 """Blocks by running index or by the adapter's names for them, such as "dual:2" or "mid"; indices first."""
 
+LARGEST = 2**64
+"""Numbers of settings and manifests are smaller: a clip that can be made has a manifest that can be read."""
+
 _SELECTOR = re.compile(r"[a-z0-9_.:-]+")
 
 
@@ -55,7 +58,13 @@ def _text(value: Any) -> str:
 def _integer(value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise SettingError(f"an integer, got {value!r}")
+    _require_small(value)
     return value
+
+
+def _require_small(value: float) -> None:
+    if LARGEST <= abs(value) < math.inf:
+        raise SettingError("smaller than 2^64")  # which may be too large to be written here
 
 
 def _integer_text(text: str) -> int:
@@ -73,9 +82,11 @@ def _number(value: Any) -> float:
         # YAML 1.1 reads 1e3 as text; a decimal point makes it a number.
         raise SettingError(f"a number, got {value!r}")
     try:
-        return float(value)
+        number = float(value)
     except OverflowError:
         raise SettingError(f"a number, got {value}, which is too large for one") from None
+    _require_small(number)
+    return number
 
 
 def _number_text(text: str) -> float:
@@ -166,7 +177,7 @@ def _plain_scale(value: float | Schedule[float]) -> Any:
 
 def _block(value: Any) -> int | str:
     named = isinstance(value, str) and _SELECTOR.fullmatch(value)
-    indexed = isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    indexed = isinstance(value, int) and not isinstance(value, bool) and 0 <= value < LARGEST
     if not (named or indexed):
         raise SettingError(f"block indices (integers >= 0) or names (a-z, 0-9 and _ . : -), got {value!r}")
     return value  # type: ignore[no-any-return]

@@ -120,8 +120,9 @@ class _Run:
                 if not self._claim(item):
                     elsewhere.append(item)
                 elif settled := self._settled_meanwhile(item):
+                    ours = item.key in self._losses  # held since, so a worker that was lost had finished it
                     self._release(item)
-                    yield settled, False
+                    yield settled, ours
                 else:
                     self._engine.start(self._tasks[item.key])
             if self._engine.busy:

@@ -23,7 +23,7 @@ from oseg_video.jobs.ranks import AUTO, Ranks, degrees_for, make_mesh
 from oseg_video.parallel.degrees import Degrees
 from oseg_video.parallel.group import ParallelError
 from oseg_video.parallel.mesh import ONE_RANK, Mesh
-from oseg_video.sweeps.stores import Store
+from oseg_video.sweeps.stores import ASIDE, Store
 from oseg_video.sweeps.table import SweepError, SweepItem
 from oseg_video.sweeps.validity import item_stat, manifest_key, names_of
 from oseg_video.types import OsegVideoError
@@ -97,15 +97,17 @@ class Worker:
             result = model.make_clip(job, plan, start)
             if manifest_key(result.manifest, item.format) != item.key:
                 raise SweepError("model or image changed while the sweep ran")
-            if self._ranks.rank == 0:
-                self._store.publish(item.key, plan.path)
+            aside = self._store.publish(item.key, plan.path) if self._ranks.rank == 0 else ()
         stat = item_stat(item.file, self._store.listing(names_of(item.file)))
         return {
             "seconds": round(result.seconds, 3),
             "seconds_per_step": result.seconds_per_step,
             "size": stat.size if stat else None,
             "modified": stat.modified if stat else None,
-            "notes": tuple(model.cut_prompts(job)),
+            "notes": (
+                *model.cut_prompts(job),
+                *(f"in the place of {name} was something else, which is in {ASIDE} now" for name in aside),
+            ),
         }
 
     def _placed(self, task: Task) -> GenerateJob:

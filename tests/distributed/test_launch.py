@@ -24,14 +24,15 @@ from oseg_video.jobs.ranks import ONE_MACHINE, Ranks
 from oseg_video.media import read_clip
 from oseg_video.types import OsegVideoError
 from tests.processes import Command
-from tests.sockets import listeners
+from tests.sockets import listeners, open_to_others
 
 PROMPT = "a red circle moving left on a white background"
 
 
 def command(*arguments: str, terminal: bool = False) -> Command:
     fixed = ("generate", "--prompt", PROMPT, "--device", "cpu")
-    return Command(*fixed, *arguments, environment={"OMP_NUM_THREADS": "1"}, terminal=terminal)
+    environment = {"OMP_NUM_THREADS": "1", **open_to_others()}
+    return Command(*fixed, *arguments, environment=environment, terminal=terminal)
 
 
 def run(*arguments: str) -> tuple[int, str, str]:

@@ -28,6 +28,7 @@ from oseg_video.config.manifest import new_manifest
 from oseg_video.files import write_text
 from oseg_video.jobs import generate as jobs_generate
 from oseg_video.media import write_clip
+from oseg_video.probing import job as probing_job
 from oseg_video.types import OsegVideoError
 
 EXAMPLES = int(os.environ.get("OSEG_VIDEO_FUZZ", "40"))
@@ -46,6 +47,8 @@ COMMANDS = (
     "tune",
     "evaluate",
     "contact-sheet",
+    "probe",
+    "landscape",
     "models",
     "info",
 )
@@ -155,7 +158,8 @@ def no_model() -> Iterator[None]:
         raise WouldLoad("the model would be loaded now")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jobs_generate, "LoadedModel", refuse)
+        for module in (jobs_generate, probing_job):
+            patch.setattr(module, "LoadedModel", refuse)
         patch.setenv("HF_HUB_OFFLINE", "1")
         yield
 
@@ -260,6 +264,8 @@ def command_lines(draw: st.DrawFn) -> list[str]:
             "tune": ["r.yaml", "--out", "site", "--dry-run"],
             "evaluate": ["clips", "--metrics", "frame_difference"],
             "contact-sheet": ["clips", "--out", "s.png", "--rows", "1"],
+            "probe": ["--prompt", "x", "--out", "site"],
+            "landscape": ["--prompt", "x", "--block", "3", "--out", "s.png"],
             "reproduce": ["m.json"],
             "info": ["m.json"],
         }.get(command, [])

@@ -22,6 +22,7 @@ from oseg_video.cli import main
 from oseg_video.guidance.methods import Guidance
 from oseg_video.guidance.plan import Branch, Perturbation, Step, StepPlan, Stream
 from oseg_video.probing.drawing import draw
+from oseg_video.probing.probe import query_transforms
 from oseg_video.probing.result import AS_IT_IS
 from oseg_video.types import SettingError
 from tests.integration.families import CASES, MOCHI, SCALE, Case, over, quiet
@@ -281,6 +282,8 @@ def test_the_landscape_of_a_unet_has_a_frame_for_every_row(name: str) -> None:
         (["--block", "3", "--token", "1,2"], "must be frame, row and column, such as 2,8,8, got '1,2'"),
         (["--block", "3", "--token", "9,0,0"], r"token must be inside .* \(4, 4, 4\), got \(9, 0, 0\)"),
         (["--block", "3", "--noise-level", "2"], r"noise_level must be in \[0, 1\], got 2"),
+        (["--block", "9" * 5000], "--block: must be one block, by index or name, got '9999"),
+        (["--block", "1,3"], "--block: must be one block, by index or name, got '1,3'"),
         (["--block", "3", "--sigmas", "-1"], "sigmas must be above 0, got -1"),
         (["--block", "3", "--out", "a.txt"], "--out must end in .png, .svg, .html, got 'a.txt'"),
         (["--block", "3", "--out", "{file}.png"], "is in the way and was not made by oseg-video"),
@@ -378,3 +381,31 @@ def test_a_mistake_is_one_line(
 
     assert re.search(message, line), line
     assert not (tmp_path / "probe").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["probe", "--noise-levels", "7"], "noise_levels must be in [0, 1], got 7.0"),
+        (["probe", "--noise-levels", "nan"], "noise_levels must be in [0, 1], got nan"),
+        (["probe", "--sigmas", "0"], "sigmas must be above 0, got 0"),
+        (["landscape", "--block", "3", "--noise-level", "-1"], "noise_level must be in [0, 1], got -1.0"),
+        (["landscape", "--block", "3", "--sigmas", "nan"], "sigmas must be above 0, got nan"),
+    ],
+)
+def test_what_no_model_can_be_asked_is_refused_before_one_is_loaded(
+    capsys: pytest.CaptureFixture,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    flags: list[str],
+    message: str,
+) -> None:
+    monkeypatch.setattr("oseg_video.probing.job.LoadedModel", lambda *_, **__: pytest.fail("loaded"))
+    out = tmp_path / "out.png"
+    assert main([*flags, "--prompt", "x", "--out", str(out)]) == 2
+    assert capsys.readouterr().err == f"oseg-video: error: {message}\n"
+
+
+def test_sigmas_that_differ_look_different() -> None:
+    names = list(query_transforms((3.0, 3.0000001, float("inf"))).values())
+    assert names == ["seg 3", "oseg 3", "seg 3.0000001", "oseg 3.0000001", "seg inf", "oseg inf"]

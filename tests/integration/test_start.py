@@ -54,14 +54,25 @@ def test_modules_of_the_working_directory_are_not_imported(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])
-def test_a_full_disk_behind_standard_output_is_one_line(unbuffered: str) -> None:
+@pytest.mark.parametrize("arguments", ["env", "--help", "generate --help", "--version"])
+def test_a_full_disk_behind_standard_output_is_one_line(unbuffered: str, arguments: str) -> None:
     environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
     with open("/dev/full", "w") as full:
         done = subprocess.run(
-            [*COMMAND, "env"], env=environment, stdout=full, stderr=subprocess.PIPE, text=True
+            [*COMMAND, *arguments.split()], env=environment, stdout=full, stderr=subprocess.PIPE, text=True
         )
     assert done.returncode == 2
     assert re.fullmatch(r"oseg-video: error: (standard output: )?No space left on device\n", done.stderr)
+
+
+@pytest.mark.parametrize("closed", ["1>&-", "2>&-", "1>&- 2>&-"])
+def test_what_was_for_a_stream_that_is_closed_goes_nowhere(closed: str) -> None:
+    script = f'exec "$@" {closed}'
+    done = subprocess.run(
+        ["sh", "-c", script, "sh", *COMMAND, "info", "nowhere"], capture_output=True, text=True
+    )
+    said = "" if "2>&-" in closed else "oseg-video: error: no such file: nowhere\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", said)
 
 
 def test_python_without_docstrings_is_one_line(tmp_path: Path) -> None:

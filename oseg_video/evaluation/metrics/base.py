@@ -18,12 +18,13 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from oseg_video.evaluation.clips import ClipFile
 from oseg_video.evaluation.errors import EvaluationError
 from oseg_video.settings.suggest import known_or_nearest
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from oseg_video.evaluation.clips import ClipFile
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,10 +1,10 @@
 """Where a sweep keeps its clips: a folder, or a URL."""
 
-from oseg_video.sweeps.stores.base import WORK, Stat, Store, StoreError
+from oseg_video.sweeps.stores.base import ASIDE, WORK, Stat, Store, StoreError
 from oseg_video.sweeps.stores.bucket import Bucket
 from oseg_video.sweeps.stores.folder import Folder
 
-__all__ = ["WORK", "Stat", "Store", "StoreError", "open_store"]
+__all__ = ["ASIDE", "WORK", "Stat", "Store", "StoreError", "open_store"]
 
 
 def open_store(location: str) -> Store:

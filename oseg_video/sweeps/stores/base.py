@@ -13,6 +13,8 @@ from oseg_video.types import OsegVideoError
 
 WORK = ".work"
 """Subfolder of claims and of what is unfinished."""
+ASIDE = ".damaged"
+"""Subfolder of what stood in the place of a clip and was none that this program can have left there."""
 
 
 class StoreError(OsegVideoError):
@@ -52,8 +54,11 @@ class Store(ABC):
         """A new local folder for the work on one item; afterwards it is gone."""
 
     @abstractmethod
-    def publish(self, key: str, clip: Path) -> None:
-        """Move an item's clip and manifest here from its workspace: clip first, each whole or not at all."""
+    def publish(self, key: str, clip: Path) -> tuple[str, ...]:
+        """Move an item's clip and manifest here from its workspace: clip first, each whole or not at all.
+
+        Returns the names of those in whose place something was that is now in `ASIDE`.
+        """
 
     @abstractmethod
     def discard_unfinished(self) -> None:

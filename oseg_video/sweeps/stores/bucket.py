@@ -19,7 +19,8 @@ from oseg_video.sweeps.stores.leases import LeaseClaims
 class Bucket(Store):
     """Clips are made on a local disk, uploaded to a temporary key and moved.
 
-    Object stores cannot append, so every run has an index of its own, `index-RUN.jsonl`.
+    Object stores cannot append, so every run has an index of its own, `index-RUN.jsonl`. What has the name of
+    a clip that is made is replaced, whatever it is: to ask it who made it would mean to download it.
     """
 
     def __init__(self, location: str) -> None:
@@ -60,12 +61,13 @@ class Bucket(Store):
         with tempfile.TemporaryDirectory(prefix="oseg-video-") as folder:
             yield Path(folder)
 
-    def publish(self, key: str, clip: Path) -> None:
+    def publish(self, key: str, clip: Path) -> tuple[str, ...]:
         work = f"{WORK}/{key}-{uuid.uuid4().hex}"
         with self._naming("write to"):
             for path in (clip, manifest_path(clip)):
                 self._put(path, work)
             self._remove(work)
+        return ()
 
     def discard_unfinished(self) -> None:
         with self._naming("read"):

@@ -6,14 +6,15 @@ import contextlib
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
 
 from oseg_video.config.manifest import manifest_path
-from oseg_video.files import put
+from oseg_video.files import FileError, check_place, put
 from oseg_video.sweeps.records import INDEX, Record, from_lines, to_lines
-from oseg_video.sweeps.stores.base import WORK, Stat, Store, StoreError
+from oseg_video.sweeps.stores.base import ASIDE, WORK, Stat, Store, StoreError
 from oseg_video.sweeps.stores.claims import FileClaims
 
 
@@ -51,10 +52,23 @@ class Folder(Store):
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
-    def publish(self, key: str, clip: Path) -> None:
+    def publish(self, key: str, clip: Path) -> tuple[str, ...]:
         with self._naming("write to"):
-            for path in (clip, manifest_path(clip)):
-                put(path, self._root / path.name)
+            both = [(path, self._root / path.name) for path in (clip, manifest_path(clip))]
+            aside = tuple(place.name for new, place in both if self._set_aside(place, folder=new.is_dir()))
+            for new, place in both:
+                put(new, place)
+        return aside
+
+    def _set_aside(self, place: Path, *, folder: bool) -> bool:
+        """Keep what must not be replaced elsewhere: a clip so damaged that it no longer says who made it."""
+        try:
+            check_place(place, folder=folder)
+        except FileError:
+            (self._root / ASIDE).mkdir(exist_ok=True)
+            place.rename(self._root / ASIDE / f"{time.time_ns()}-{place.name}")
+            return True
+        return False
 
     def discard_unfinished(self) -> None:
         folders = self._work.glob("*-*") if self._work.is_dir() else ()

@@ -62,6 +62,16 @@ CHEAP = (
     "probe --prompt x --steps 0",
     "landscape --prompt x --block 3 --out a.txt",
     "info /nowhere.mp4",
+    "tune /nowhere.yaml --out o",
+    "tune nonesuch --out o",
+    "compare /nowhere.yaml --out o",
+    "compare nonesuch --out o",
+    "compare --out o",
+    "compare --guidance osge --prompt x --out o",
+    "compare embedded --seeds x --out o",
+    "compare embedded --out /dev/null",
+    "tune embedded --out /dev/null",
+    "sweep embedded --out /dev/null",
 )
 UNIMPORTED = """
 import sys

@@ -8,12 +8,15 @@ from typing import Any
 
 import pytest
 
+from oseg_video.config import job_from_plain, known_keys
 from oseg_video.config.manifest import ManifestError, new_manifest, parse_manifest, read_manifest
-from oseg_video.guidance.methods import APG, OSEG, OSEGReleased
+from oseg_video.guidance.methods import APG, METHODS, OSEG, OSEGReleased
+from oseg_video.settings import settings_of
 from oseg_video.types import SettingError
 
 OLD = Path(__file__).parents[2] / "data" / "manifest-schema-1.json"
 """Written by version 0.1.0 with `--guidance oseg --text apg --eta 0.5 --momentum -0.25`."""
+SIZE = {"steps": 2, "frames": 7, "height": 32, "width": 32, "fps": 8}
 MADE = {"model": {"name": "x"}, "clip": {"frames": 1}, "machine": {"device": "cpu"}}
 
 
@@ -101,3 +104,25 @@ def test_a_clip_without_its_parts_is_incomplete(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text(json.dumps({"made_by": "oseg-video", "schema": 2, "job": {}}))
     with pytest.raises(ManifestError, match="incomplete"):
         read_manifest(tmp_path / "a.json")
+
+
+LARGE = (
+    *(2**64, 10**400, 1e30, -1e30, [1e30, 1e30], [2**64], {"breakpoints": {"1.0": 1e30}}),
+    *({"uncond": 1e30}, {"uncond": 2**64}, 2**64 - 1, 1e19, "inf"),
+)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_job_that_can_be_run_has_a_manifest_that_can_be_read(method: str) -> None:
+    blocks = {"blocks": [1]} if "blocks" in settings_of(METHODS[method]) else {}
+    accepted = 0
+    for name in known_keys():
+        for value in LARGE:
+            try:
+                job = job_from_plain({"prompts": ["x"], **SIZE, "guidance": method, **blocks, name: value})
+            except SettingError:
+                continue
+            accepted += 1
+            read = parse_manifest(new_manifest(job, **MADE).text, name).read_job()
+            assert (read.guidance, read.reuse, read.own) == (job.guidance, job.reuse, job.own), name
+    assert accepted > 5

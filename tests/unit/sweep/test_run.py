@@ -83,6 +83,32 @@ def test_every_item_is_made_once(tmp_path, location, painter):
     assert len(painter.painted) == 12
 
 
+@pytest.mark.parametrize("part", ["clip", "manifest", "clip became a folder"])
+def test_what_no_longer_says_who_made_it_is_kept_elsewhere_and_the_clip_made_again(
+    tmp_path, location, painter, part
+):
+    (item, *_) = items = table(tmp_path)[:1]
+    in_process(items, location)
+    clip = tmp_path / "clips" / item.file
+    spoilt = clip.with_suffix(".json") if part == "manifest" else clip
+    if part == "clip became a folder":
+        clip.unlink()
+        clip.mkdir()
+        spoilt = clip / "mine.txt"
+    spoilt.write_bytes(bytes(5000))
+
+    summary = in_process(items, location)
+    assert (summary.made, summary.done) == (1, 1)
+    (aside,) = (tmp_path / "clips" / ".damaged").iterdir()
+    assert (aside / "mine.txt" if aside.is_dir() else aside).read_bytes() == bytes(5000)
+    name = clip.name if part != "manifest" else spoilt.name
+    assert aside.name.endswith(f"-{name}")
+    assert summary.records[0].notes == (
+        f"in the place of {name} was something else, which is in .damaged now",
+    )
+    assert in_process(items, location).made == 0
+
+
 def test_a_changed_setting_makes_new_items_and_keeps_the_old_clips(tmp_path, location, painter):
     in_process(table(tmp_path), location)
     changed = in_process(table(tmp_path, settings={**GIF, "steps": 3}), location)
@@ -152,8 +178,10 @@ def test_a_worker_lost_after_it_had_published_its_clip_is_not_repeated(tmp_path,
         other.make(task)
         return "lost"
 
-    summary, _ = scripted(table(tmp_path), location, publish_and_die)
-    assert summary.done == 8 and len(painter.painted) == 8
+    items, seen = table(tmp_path), []
+    summary, _ = scripted(items, location, publish_and_die, on_record=seen.append)
+    assert summary.done == summary.made == 8 == len(painter.painted)
+    assert [(one.item, one.state) for one in seen] == [(item.key, "done") for item in items]
 
 
 def test_workers_that_keep_dying_end_the_sweep(tmp_path, location, painter):
