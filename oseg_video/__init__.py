@@ -10,27 +10,25 @@ if TYPE_CHECKING:
     from oseg_video.config import GenerateJob, recipe
     from oseg_video.engine.errors import GuidanceError, SilentGuidanceError
     from oseg_video.evaluation.evaluate import evaluate
-    from oseg_video.guidance.methods import (
-        APG,
-        CFG,
-        FDG,
-        MAMBOG,
-        MG,
-        NAG,
-        OSEG,
-        PAG,
-        S2,
-        SAG,
-        SEG,
-        SMCCFG,
-        STG,
-        TAG,
-        TAGCFG,
-        CFGZeroStar,
-        Guidance,
-        OSEGReleased,
-        Unguided,
-    )
+    from oseg_video.guidance.methods import Guidance
+    from oseg_video.guidance.methods.apg import APG
+    from oseg_video.guidance.methods.cfg import CFG
+    from oseg_video.guidance.methods.cfg_zero import CFGZeroStar
+    from oseg_video.guidance.methods.fdg import FDG
+    from oseg_video.guidance.methods.mambo_g import MAMBOG
+    from oseg_video.guidance.methods.mg import MG
+    from oseg_video.guidance.methods.nag import NAG
+    from oseg_video.guidance.methods.none import Unguided
+    from oseg_video.guidance.methods.oseg import OSEG
+    from oseg_video.guidance.methods.oseg_released import OSEGReleased
+    from oseg_video.guidance.methods.pag import PAG
+    from oseg_video.guidance.methods.s2 import S2
+    from oseg_video.guidance.methods.sag import SAG
+    from oseg_video.guidance.methods.seg import SEG
+    from oseg_video.guidance.methods.smc_cfg import SMCCFG
+    from oseg_video.guidance.methods.stg import STG
+    from oseg_video.guidance.methods.tag import TAG
+    from oseg_video.guidance.methods.tag_cfg import TAGCFG
     from oseg_video.guidance.reuse import Reuse
     from oseg_video.jobs.generate import generate
     from oseg_video.jobs.guided import guided
@@ -47,32 +45,9 @@ if TYPE_CHECKING:
     __version__: str
 
 _HOME = {
-    **dict.fromkeys(
-        (
-            "APG",
-            "CFG",
-            "CFGZeroStar",
-            "FDG",
-            "Guidance",
-            "MAMBOG",
-            "MG",
-            "NAG",
-            "OSEG",
-            "OSEGReleased",
-            "PAG",
-            "S2",
-            "SAG",
-            "SEG",
-            "SMCCFG",
-            "STG",
-            "TAG",
-            "TAGCFG",
-            "Unguided",
-        ),
-        "oseg_video.guidance.methods",
-    ),
     "Degrees": "oseg_video.parallel.degrees",
     "GenerateJob": "oseg_video.config",
+    "Guidance": "oseg_video.guidance.methods",
     "GuidanceError": "oseg_video.engine.errors",
     "Mesh": "oseg_video.parallel.mesh",
     "OsegVideoError": "oseg_video.types",
@@ -143,6 +118,8 @@ def __getattr__(name: str) -> Any:
         return version("oseg-video")
     if name in _HOME:
         return getattr(import_module(_HOME[name]), name)
+    if name[:1].isupper():  # a method, also one of another package
+        return getattr(import_module("oseg_video.guidance.methods"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -24,6 +24,18 @@ class Series:
     intervals: Sequence[tuple[float, float]] = ()
     """Of y, low and high, one a point, or none at all."""
 
+    @property
+    def drawn(self) -> list[tuple[float, float]]:
+        """The points that are finite numbers."""
+        return [point for point in self.points if all(map(math.isfinite, point))]
+
+    @property
+    def bars(self) -> list[tuple[float, float, float]]:
+        """The intervals that are finite numbers: x, low and high."""
+        pairs = zip(self.points, self.intervals, strict=bool(self.intervals))
+        bars = [(x, low, high) for (x, _), (low, high) in pairs]
+        return [bar for bar in bars if all(map(math.isfinite, bar))]
+
 
 def chart(
     series: Sequence[Series],
@@ -38,10 +50,9 @@ def chart(
 
     Raises ValueError if no point is left.
     """
-    drawn = [[point for point in one.points if all(map(math.isfinite, point))] for one in series]
-    ys = [value for points in drawn for _, value in points]
-    ys += [end for one in series for interval in one.intervals for end in interval if math.isfinite(end)]
-    xs = [value for points in drawn for value, _ in points]
+    xs = [value for one in series for value, _ in one.drawn]
+    ys = [value for one in series for _, value in one.drawn]
+    ys += [end for one in series for _, *ends in one.bars for end in ends]
     if not xs:
         raise ValueError("a chart needs at least one point")
     frame = _Frame(_axis(xs), _axis(ys), width, height)
@@ -98,20 +109,17 @@ class _Frame:
 
     def series(self, one: Series, colour: str) -> list[str]:
         parts = []
-        places = [(self.x(a), self.y(b)) for a, b in one.points if math.isfinite(a) and math.isfinite(b)]
-        if one.joined and len(places) > 1:
-            path = "L".join(f"{a} {b}" for a, b in places)
+        if one.joined and len(one.drawn) > 1:
+            path = "L".join(f"{self.x(a)} {self.y(b)}" for a, b in one.drawn)
             dash = ' stroke-dasharray="4 3"' if one.dashed else ""
             parts.append(f'<path d="M{path}" fill="none" stroke="{colour}" stroke-width="1.5"{dash}/>')
-        for (a, _), ends in zip(one.points, one.intervals, strict=bool(one.intervals)):
-            if all(map(math.isfinite, (a, *ends))):
-                path = f"M{self.x(a)} {self.y(ends[0])}V{self.y(ends[1])}"
-                parts.append(f'<path d="{path}" stroke="{colour}" opacity="0.5"/>')
-        for a, b in one.points:
-            if math.isfinite(a) and math.isfinite(b):
-                said = f"<title>{html.escape(f'{one.name}: {a:g}, {b:.4g}')}</title>"
-                place = f'cx="{self.x(a)}" cy="{self.y(b)}" r="2.5" fill="{colour}"'
-                parts.append(f"<circle {place}>{said}</circle>")
+        for a, low, high in one.bars:
+            path = f"M{self.x(a)} {self.y(low)}V{self.y(high)}"
+            parts.append(f'<path d="{path}" stroke="{colour}" opacity="0.5"/>')
+        for a, b in one.drawn:
+            said = f"<title>{html.escape(f'{one.name}: {a:g}, {b:.4g}')}</title>"
+            place = f'cx="{self.x(a)}" cy="{self.y(b)}" r="2.5" fill="{colour}"'
+            parts.append(f"<circle {place}>{said}</circle>")
         return parts
 
 

@@ -13,6 +13,8 @@ class Pipeline(Protocol):
 
     def __getattr__(self, name: str, /) -> Any: ...
 
+    def __setattr__(self, name: str, value: Any, /) -> None: ...
+
 
 class OsegVideoError(ValueError):
     """Base of every error that a user can cause and fix; its message is one complete line."""

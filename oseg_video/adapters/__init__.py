@@ -1,6 +1,8 @@
 """Adapters: one file per model family; importing this package registers them all."""
 
-from oseg_video.adapters import cogvideox, hunyuan, hunyuan15, ltx, ltx2, mochi, sd15, sdxl, svd, wan
+import pkgutil
+from importlib import import_module
+
 from oseg_video.adapters.base import (
     AttentionSite,
     ModelAdapter,
@@ -9,9 +11,13 @@ from oseg_video.adapters.base import (
     adapter_for,
     adapter_for_class,
     all_adapters,
+    family_settings,
 )
 from oseg_video.adapters.blocks import BlockAddress, UnknownBlockError
 from oseg_video.adapters.settings import ClipSize
+
+for _module in pkgutil.iter_modules(__path__, prefix=f"{__name__}."):
+    import_module(_module.name)
 
 __all__ = [
     "AttentionSite",
@@ -24,14 +30,5 @@ __all__ = [
     "adapter_for",
     "adapter_for_class",
     "all_adapters",
-    "cogvideox",
-    "hunyuan",
-    "hunyuan15",
-    "ltx",
-    "ltx2",
-    "mochi",
-    "sd15",
-    "sdxl",
-    "svd",
-    "wan",
+    "family_settings",
 ]

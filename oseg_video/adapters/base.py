@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from oseg_video.adapters.blocks import BlockAddress, BlockLayout, Stacks, resolve_blocks
@@ -25,6 +26,7 @@ from oseg_video.adapters.denoiser import (
 from oseg_video.adapters.sampling import Condition, Sampling
 from oseg_video.adapters.settings import ClipSize, FamilySettings
 from oseg_video.guidance.plan import STREAMS, Stream
+from oseg_video.settings import Setting
 from oseg_video.types import OsegVideoError, Pipeline, TokenGrid
 
 if TYPE_CHECKING:
@@ -40,6 +42,7 @@ __all__ = [
     "adapter_for",
     "adapter_for_class",
     "all_adapters",
+    "family_settings",
     "register_adapter",
 ]
 
@@ -175,6 +178,25 @@ def register_adapter(adapter_class: type[ModelAdapter]) -> type[ModelAdapter]:
 def all_adapters() -> Iterator[ModelAdapter]:
     """Every registered adapter once, in order of registration."""
     yield from dict.fromkeys(_ADAPTERS.values())
+
+
+@dataclass(frozen=True)
+class OwnSetting:
+    """A setting that only some families have."""
+
+    setting: Setting
+    families: tuple[str, ...]
+
+
+def family_settings() -> dict[str, OwnSetting]:
+    """The settings that only some families have, by name."""
+    found: dict[str, OwnSetting] = {}
+    for adapter in all_adapters():
+        for name, setting in adapter.own_settings.items():
+            before = found.get(name)
+            families = (*(before.families if before else ()), adapter.family)
+            found[name] = OwnSetting(before.setting if before else setting, families)
+    return found
 
 
 def adapter_for_class(pipeline_class: str) -> ModelAdapter:

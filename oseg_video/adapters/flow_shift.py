@@ -8,6 +8,7 @@ from typing import Any
 from oseg_video.adapters.settings import ReadJson
 from oseg_video.settings import Setting
 from oseg_video.settings.kinds import FINITE
+from oseg_video.types import Pipeline
 
 FLOW_SHIFT: Mapping[str, Setting] = {
     "flow_shift": Setting(
@@ -27,7 +28,7 @@ FLOW_SHIFT: Mapping[str, Setting] = {
 _NAMES = ("flow_shift", "shift")
 
 
-def shifted(pipe: Any, settings: Mapping[str, Any]) -> Mapping[str, Any]:
+def shifted(pipe: Pipeline, settings: Mapping[str, Any]) -> Mapping[str, Any]:
     """Give the pipeline a scheduler with the shift that is set; the settings that are left."""
     if "flow_shift" in settings:
         scheduler = pipe.scheduler

@@ -106,7 +106,7 @@ class HunyuanVideoAdapter(JointAttentionAdapter):
     def objection(self, settings: Mapping[str, Any], read: ReadJson) -> str | None:
         return unshiftable(settings, read)
 
-    def configure(self, pipe: Any, settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    def configure(self, pipe: Pipeline, settings: Mapping[str, Any]) -> Mapping[str, Any]:
         settings = shifted(pipe, settings)
         if "image" not in settings or pipe.transformer.config.image_condition_type != "latent_concat":
             return settings

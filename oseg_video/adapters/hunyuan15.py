@@ -107,7 +107,7 @@ class HunyuanVideo15Adapter(JointAttentionAdapter):
         arguments["image"] = _with_a_margin(settings["image"])  # its shape tells the size of the clip
         return {name: value for name, value in arguments.items() if name not in ("height", "width")}
 
-    def configure(self, pipe: Any, settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    def configure(self, pipe: Pipeline, settings: Mapping[str, Any]) -> Mapping[str, Any]:
         if "guidance_scale" in settings:
             pipe.guider = pipe.guider.new(guidance_scale=settings["guidance_scale"])
         return shifted(pipe, settings)
@@ -132,7 +132,7 @@ class HunyuanVideo15Adapter(JointAttentionAdapter):
             f"nearest: height {nearest[0]} and width {nearest[1]}"
         )
 
-    def text_limit(self, pipe: Any) -> int | None:
+    def text_limit(self, pipe: Pipeline) -> int | None:
         return int(pipe.tokenizer_max_length)
 
     def changed_classes(self, denoiser: Any) -> Iterable[tuple[object, type]]:

@@ -135,7 +135,7 @@ class LTX2Adapter(ModelAdapter):
             "audio_num_frames": audio_frames,
         }
 
-    def configure(self, pipe: Any, settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    def configure(self, pipe: Pipeline, settings: Mapping[str, Any]) -> Mapping[str, Any]:
         """With what LTX-2.3 and later take; LTX-2.0, which has no modulated prompts, does not."""
         return {**settings, "use_cross_timestep": bool(pipe.transformer.config.cross_attn_mod)}
 
@@ -148,7 +148,7 @@ class LTX2Adapter(ModelAdapter):
             return f"max_sequence_length must be a multiple of {registers}, got {length}"
         return None
 
-    def sound(self, pipe: Any, output: Any) -> tuple[Tensor, int] | None:
+    def sound(self, pipe: Pipeline, output: Any) -> tuple[Tensor, int] | None:
         return output.audio[0], int(pipe.vocoder.config.output_sampling_rate)
 
 

@@ -10,7 +10,7 @@ from oseg_video.adapters.blocks import BlockAddress
 from oseg_video.adapters.denoiser import DenoiserCall, TextAttention, VideoTokens, random_like
 from oseg_video.adapters.settings import ARGUMENTS, ClipSize
 from oseg_video.adapters.unet import Stages, UNetAdapter, level_size
-from oseg_video.types import TokenGrid
+from oseg_video.types import Pipeline, TokenGrid
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -60,7 +60,7 @@ class SDXLAdapter(UNetAdapter):
     blocks = Stages(("", "transformer_blocks"))
     text_attention = TextAttention()
 
-    def text_limit(self, pipe: Any) -> int | None:
+    def text_limit(self, pipe: Pipeline) -> int | None:
         return int(pipe.tokenizer.model_max_length)
 
     def clip(self, output: Any) -> Tensor:

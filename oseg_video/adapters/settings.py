@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from oseg_video.settings import Setting
+from oseg_video.types import Pipeline
 
 if TYPE_CHECKING:
     import torch
@@ -94,7 +95,7 @@ class FamilySettings:
         """All pipeline classes of the family."""
         return tuple(filter(None, (self.text_to_video, self.image_to_video, *self.other_pipelines)))
 
-    def samples_windows(self, pipe: Any) -> bool:
+    def samples_windows(self, pipe: Pipeline) -> bool:
         """Whether a pipeline is one of `windowed_pipelines`, or a subclass."""
         return any(one.__name__ in self.windowed_pipelines for one in type(pipe).__mro__)
 
@@ -114,7 +115,7 @@ class FamilySettings:
         """Those of `own_scales` that are set and not off."""
         return [name for name in self.own_scales if own.get(name, False) is not False]
 
-    def configure(self, pipe: Any, settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    def configure(self, pipe: Pipeline, settings: Mapping[str, Any]) -> Mapping[str, Any]:
         """Set what the pipeline takes from its components; the settings that are left for its call.
 
         Components that are replaced here are put back after the clip.
@@ -152,7 +153,7 @@ class FamilySettings:
         scale: float = call["audio_guidance_scale"] or call["guidance_scale"]
         return scale
 
-    def text_limit(self, pipe: Any) -> int | None:
+    def text_limit(self, pipe: Pipeline) -> int | None:
         """Tokens of a prompt that count, where that is no argument of the call."""
         return None
 
@@ -161,7 +162,7 @@ class FamilySettings:
         frames = (clip.frames - 1) // self.frame_multiple + 1
         return frames, clip.height // self.spatial_compression, clip.width // self.spatial_compression
 
-    def sound(self, pipe: Any, output: Any) -> tuple[Tensor, int] | None:
+    def sound(self, pipe: Pipeline, output: Any) -> tuple[Tensor, int] | None:
         """The sound [channels, samples] in a pipeline's output, and samples a second, if there is any."""
         return None
 

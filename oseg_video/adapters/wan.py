@@ -109,7 +109,7 @@ class WanAdapter(ModelAdapter):
     text_attention = TextAttention()
     token_inputs = TokenInputs({"rotary_emb": 1}, _times)
 
-    def configure(self, pipe: Any, settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    def configure(self, pipe: Pipeline, settings: Mapping[str, Any]) -> Mapping[str, Any]:
         return shifted(pipe, settings)
 
     def objection(self, settings: Mapping[str, Any], read: ReadJson) -> str | None:

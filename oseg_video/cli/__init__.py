@@ -139,7 +139,7 @@ def _code_of_error(error: Exception) -> int:
     if isinstance(error, OsegVideoError):
         say(f"error: {error}")
         return 2
-    if isinstance(error, OSError) and error.strerror:  # the system's own, which the user can mend
+    if isinstance(error, OSError) and error.strerror:  # the system's own, which the user can fix
         place = f"{error.filename}: " if error.filename is not None else ""
         say(f"error: {place}{error.strerror}")
         with contextlib.suppress(OSError):
@@ -167,9 +167,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         setting = name.removeprefix("--").replace("-", "_")
         if setting in RENAMED:
             raise UsageError(f"{name} is no argument any more: {RENAMED[setting]}")
-        hint = f"; {known_or_nearest(name, flags)}" if name.startswith("--") else ""
-        if "known:" in hint:
-            hint = f"; see {PROGRAM} {options.command} --help"
+        see = f"see {PROGRAM} {options.command} --help"
+        hint = f"; {known_or_nearest(name, flags, see)}" if name.startswith("--") else ""
         raise UsageError(f"unknown argument {unknown[0]!r} of {options.command}{hint}")
     return options
 

@@ -18,7 +18,15 @@ from oseg_video.cli.axes import (
 )
 from oseg_video.cli.evaluate import add_metric_flags, metric_options
 from oseg_video.cli.output import announce_loading
-from oseg_video.cli.parsing import Commands, UsageError, add_command, names, require_folder, whole_number
+from oseg_video.cli.parsing import (
+    Commands,
+    UsageError,
+    add_command,
+    add_quiet_flags,
+    names,
+    require_folder,
+    whole_number,
+)
 from oseg_video.config import find_recipe
 
 if TYPE_CHECKING:
@@ -78,12 +86,10 @@ def register(commands: Commands) -> None:
     )
     run.add_argument("--retry-failed", action="store_true", help="try failed clips again")
     run.add_argument("--open", action="store_true", help="open the page in the browser at the end")
-    run.add_argument("--quiet", action="store_true", help="no progress")
-    run.add_argument("--debug", action="store_true", help="show tracebacks and the libraries' messages")
+    add_quiet_flags(run)
 
 
 def _run(options: argparse.Namespace) -> int:
-    console.show(quiet=options.quiet)
     check_dry_run_flags(options)
     if options.out is None and options.dry_run:
         from oseg_video.comparison.explain import explain_comparison

@@ -52,7 +52,6 @@ def register(commands: Commands) -> None:
 
 
 def _run(options: Namespace) -> int:
-    console.show(quiet=options.quiet)
     require_there("folder", *options.folders)
     from oseg_video.comparison.contact_sheet import write_contact_sheet
     from oseg_video.evaluation.clips import find_clips

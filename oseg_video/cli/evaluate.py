@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from oseg_video import console
 from oseg_video.cli.output import announce_loading
-from oseg_video.cli.parsing import Commands, UsageError, add_batch, add_command, names, require_there
+from oseg_video.cli.parsing import (
+    Commands,
+    UsageError,
+    add_batch,
+    add_command,
+    add_quiet_flags,
+    names,
+    require_there,
+)
 from oseg_video.files import check_place, write_text
 
 if TYPE_CHECKING:
@@ -76,8 +84,7 @@ def register(commands: Commands) -> None:
         "--format", default="markdown", metavar="TEXT", help="printed: markdown (default), latex, csv, json"
     )
     output.add_argument("--overwrite", action="store_true", help="replace results and statistics that exist")
-    output.add_argument("--quiet", action="store_true", help="no progress")
-    output.add_argument("--debug", action="store_true", help="show tracebacks and the libraries' messages")
+    add_quiet_flags(output)
 
 
 def add_metric_flags(group: _ArgumentGroup) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from argparse import Namespace
-from functools import partial
 from pathlib import Path
 
 from oseg_video.cli.output import announce_loading, print_clip
@@ -17,9 +15,9 @@ from oseg_video.cli.parsing import (
     seconds,
     whole_number,
 )
+from oseg_video.cli.ranks import is_rank, ran_on_ranks, rank_count
 from oseg_video.cli.settings import add_config_flag, add_setting_flags, job_of
 from oseg_video.config import GenerateJob
-from oseg_video.parallel.degrees import Degrees
 
 EXAMPLES = """examples:
   oseg-video generate --prompt "a blue square moving up on a black background" --out a.mp4
@@ -74,13 +72,8 @@ def _add_parallel_flags(parser: Parser) -> None:
 
 def _run(options: Namespace) -> int:
     job = job_of(options)
-    ranks = options.gpus or 1
-    if options.parallel != "auto":
-        degrees = Degrees.parse(options.parallel)
-        ranks = options.gpus or degrees.ranks
-        degrees.require(ranks)
-    alone = "RANK" not in os.environ
-    if alone:
+    ranks = rank_count(options, free="auto")
+    if not is_rank():
         _check_files(job, overwrite=options.overwrite or options.explain)
         announce_loading()
     if options.explain:
@@ -88,11 +81,7 @@ def _run(options: Namespace) -> int:
 
         print(explain(job, ranks, options.parallel))
         return 0
-    if options.gpus is not None and alone:
-        from oseg_video.cli import main
-        from oseg_video.jobs.launch import launch
-
-        launch(partial(main, options.arguments), options.gpus, job.device)
+    if ran_on_ranks(options, job.device):
         return 0
     from oseg_video.jobs.generate import generate
 

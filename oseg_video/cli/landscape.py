@@ -5,10 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from oseg_video import console
 from oseg_video.cli.output import announce_loading
-from oseg_video.cli.parsing import Commands, UsageError, add_command
-from oseg_video.cli.probe import LEFT_OUT, blocks, numbers
+from oseg_video.cli.parsing import Commands, UsageError, add_command, add_quiet_flags, numbers
+from oseg_video.cli.probe import LEFT_OUT, blocks
 from oseg_video.cli.settings import add_config_flag, add_setting_flags, job_of
 from oseg_video.config import known_keys
 from oseg_video.files import atomic_path, check_place
@@ -60,12 +59,10 @@ def register(commands: Commands) -> None:
         help=f"{', '.join(_SUFFIXES)} (default: landscape.png)",
     )
     run.add_argument("--overwrite", action="store_true", help="replace a drawing that exists")
-    run.add_argument("--quiet", action="store_true", help="no progress; print only the path")
-    run.add_argument("--debug", action="store_true", help="show tracebacks and the libraries' messages")
+    add_quiet_flags(run, "no progress; print only the path")
 
 
 def _run(options: argparse.Namespace) -> int:
-    console.show(quiet=options.quiet)
     out = Path(options.out)
     if out.suffix.lower() not in _SUFFIXES:
         raise UsageError(f"--out must end in {', '.join(_SUFFIXES)}, got {options.out!r}")

@@ -64,13 +64,18 @@ def add_debug_flag(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
 
 
+def add_quiet_flags(group: argparse._ArgumentGroup, quiet: str = "no progress") -> None:
+    """`--quiet`, and what it means, and `--debug` of a command that runs models; `main` heeds both."""
+    group.add_argument("--quiet", action="store_true", help=quiet)
+    group.add_argument("--debug", action="store_true", help="show tracebacks and the libraries' messages")
+
+
 def add_run_flags(parser: argparse.ArgumentParser) -> None:
     """The flags of a command that makes clips."""
     group = parser.add_argument_group("this run")
     group.add_argument("--overwrite", action="store_true", help="replace outputs that exist")
-    group.add_argument("--quiet", action="store_true", help="no progress; print only the path of each clip")
     group.add_argument("--json", action="store_true", help="print one JSON object a clip")
-    group.add_argument("--debug", action="store_true", help="show tracebacks and the libraries' messages")
+    add_quiet_flags(group, "no progress; print only the path of each clip")
 
 
 def whole_number(text: str) -> int:
@@ -94,6 +99,14 @@ def add_batch(parser: argparse._ArgumentGroup) -> None:
     parser.add_argument(
         "--batch", metavar="N", type=whole_number, default=8, help="clips that a network sees at once (8)"
     )
+
+
+def numbers(text: str) -> tuple[float, ...]:
+    """Numbers with commas between them; "inf" is one."""
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be numbers with commas between them, got {text!r}") from None
 
 
 def seconds(text: str) -> float:

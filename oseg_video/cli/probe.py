@@ -5,17 +5,23 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from oseg_video import console
 from oseg_video.cli.output import announce_loading
-from oseg_video.cli.parsing import Commands, UsageError, add_command, require_folder, whole_number
+from oseg_video.cli.parsing import (
+    Commands,
+    UsageError,
+    add_command,
+    add_quiet_flags,
+    numbers,
+    require_folder,
+    whole_number,
+)
+from oseg_video.cli.ranks import is_rank, ran_on_ranks, rank_count
 from oseg_video.cli.settings import add_config_flag, add_setting_flags, job_of
 from oseg_video.config import known_keys
 from oseg_video.files import check_place, write_text
-from oseg_video.parallel.degrees import Degrees
 from oseg_video.settings.kinds import BLOCKS
 from oseg_video.types import SettingError
 
@@ -78,30 +84,19 @@ def register(commands: Commands) -> None:
         default="outputs/probe",
         help="where probe.html and probe.json go (default: outputs/probe)",
     )
-    run.add_argument("--quiet", action="store_true", help="no progress, no table; print only the page's path")
     run.add_argument("--json", action="store_true", help="print the result as JSON")
-    run.add_argument("--debug", action="store_true", help="show tracebacks and the libraries' messages")
+    add_quiet_flags(run, "no progress, no table; print only the page's path")
 
 
 def _run(options: argparse.Namespace) -> int:
-    console.show(quiet=options.quiet)
     options.setting_blocks = "0"  # the probe goes through all of them, whatever the recipe's
     job = job_of(options)
-    ranks = options.gpus or 1
-    if options.parallel:
-        degrees = Degrees.parse(options.parallel)
-        ranks = options.gpus or degrees.ranks
-        degrees.require(ranks)
-    alone = "RANK" not in os.environ
+    rank_count(options, free="")
     out = Path(options.out)
-    if alone:
+    if not is_rank():
         _check_folder(out)
         announce_loading()
-    if options.gpus is not None and alone:
-        from oseg_video.cli import main
-        from oseg_video.jobs.launch import launch
-
-        launch(partial(main, options.arguments), options.gpus, job.device)
+    if ran_on_ranks(options, job.device):
         return 0
     from oseg_video.probing.job import probe_job
 
@@ -154,11 +149,3 @@ def blocks(text: str) -> tuple[int | str, ...]:
     except SettingError as error:
         raise argparse.ArgumentTypeError(f"must be all or {error}") from None
     return found
-
-
-def numbers(text: str) -> tuple[float, ...]:
-    """Numbers with commas between them; "inf" is one."""
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"must be numbers with commas between them, got {text!r}") from None

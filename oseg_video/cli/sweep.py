@@ -18,7 +18,7 @@ from oseg_video.cli.axes import (
     worker_options,
 )
 from oseg_video.cli.output import announce_loading
-from oseg_video.cli.parsing import Commands, add_command, require_folder
+from oseg_video.cli.parsing import Commands, add_command, add_quiet_flags, require_folder
 from oseg_video.config import find_recipe
 
 if TYPE_CHECKING:
@@ -50,13 +50,11 @@ def register(commands: Commands) -> None:
     add_worker_flags(parser)
     add_dry_run_flags(parser)
     run = parser.add_argument_group("this run")
-    run.add_argument("--quiet", action="store_true", help="no progress")
     run.add_argument("--json", action="store_true", help="print one JSON object a clip, or one for a dry run")
-    run.add_argument("--debug", action="store_true", help="show tracebacks and the libraries' messages")
+    add_quiet_flags(run)
 
 
 def _run(options: argparse.Namespace) -> int:
-    console.show(quiet=options.quiet)
     check_worker_flags(options)
     check_dry_run_flags(options)
     from oseg_video.sweeps.recipe import read_sweep

@@ -19,7 +19,14 @@ from oseg_video.cli.axes import (
 )
 from oseg_video.cli.evaluate import add_metric_flags, metric_options
 from oseg_video.cli.output import announce_loading
-from oseg_video.cli.parsing import Commands, UsageError, add_command, require_folder, whole_number
+from oseg_video.cli.parsing import (
+    Commands,
+    UsageError,
+    add_command,
+    add_quiet_flags,
+    require_folder,
+    whole_number,
+)
 from oseg_video.config import find_recipe
 
 if TYPE_CHECKING:
@@ -59,13 +66,10 @@ def register(commands: Commands) -> None:
     add_metric_flags(parser.add_argument_group("metric"))
     add_worker_flags(parser)
     add_dry_run_flags(parser)
-    run = parser.add_argument_group("this run")
-    run.add_argument("--quiet", action="store_true", help="no progress")
-    run.add_argument("--debug", action="store_true", help="show tracebacks and the libraries' messages")
+    add_quiet_flags(parser.add_argument_group("this run"))
 
 
 def _run(options: argparse.Namespace) -> int:
-    console.show(quiet=options.quiet)
     check_worker_flags(options)
     check_dry_run_flags(options)
     if "://" in options.out:

@@ -2,7 +2,6 @@
 
 from oseg_video.config.job import GenerateJob
 from oseg_video.config.keys import (
-    family_settings,
     job_from_nested,
     job_from_plain,
     job_to_nested,
@@ -27,7 +26,6 @@ __all__ = [
     "ConfigError",
     "GenerateJob",
     "dump_yaml",
-    "family_settings",
     "find_recipe",
     "job_from_nested",
     "job_from_plain",

@@ -1,7 +1,7 @@
 """The job of `generate`: every setting that determines a clip, declared and checked in one place.
 
 What a guidance method and a model family declare for themselves is not repeated here: a job holds the
-guidance, and the values of the family's own settings. Standard library only, so that `--help` stays instant.
+guidance, and the values of the family's own settings. It imports no torch, so that `--help` stays instant.
 """
 
 # `setting` returns a dataclass field, not a default.
@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from oseg_video.adapters import family_settings
 from oseg_video.guidance.methods import Guidance
 from oseg_video.guidance.reuse import EXACT, Reuse
 from oseg_video.settings import check_settings, setting
@@ -24,7 +25,7 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 # torch.Generator.manual_seed takes a signed 64-bit number.
 LARGEST_SEED = 2**63 - 1
-_MOST_CLIPS = 100_000
+MOST_CLIPS = 100_000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -154,14 +155,12 @@ class GenerateJob:
         if len(set(self.seeds)) != len(self.seeds):
             raise SettingError(f"seeds must differ from each other, got {list(self.seeds)}")
         clips = max(1, len(self.prompts)) * len(self.seeds)
-        if clips > _MOST_CLIPS:
+        if clips > MOST_CLIPS:
             prompts = f"{len(self.prompts)} prompts x {len(self.seeds)} seeds"
-            raise SettingError(f"a job makes at most {_MOST_CLIPS} clips, got {prompts} = {clips}")
+            raise SettingError(f"a job makes at most {MOST_CLIPS} clips, got {prompts} = {clips}")
 
 
 def _read_own(values: Mapping[str, Any]) -> dict[str, Any]:
-    from oseg_video.config.keys import family_settings
-
     known = family_settings()
     for name in values:
         if name not in known:

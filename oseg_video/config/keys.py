@@ -11,7 +11,7 @@ from dataclasses import MISSING, dataclass
 from functools import lru_cache
 from typing import Any
 
-from oseg_video.adapters import all_adapters
+from oseg_video.adapters import all_adapters, family_settings
 from oseg_video.config.job import GenerateJob
 from oseg_video.guidance.flat import (
     METHOD,
@@ -61,12 +61,10 @@ def known_keys() -> dict[str, Key]:
 def _known_keys(methods: tuple[str, ...], families: tuple[str, ...]) -> dict[str, Key]:
     groups: dict[str, dict[str, Key]] = {name: {} for name in ("clip", "family", "model")}
     groups["method"] = {
-        METHOD: Key(
+        METHOD: _key(
             Setting(
                 kind=TEXT, help="guidance method", default=DEFAULT_METHOD, choices=methods, group="method"
-            ),
-            "guidance method",
-            "method",
+            )
         )
     }
     groups["guidance"] = {
@@ -77,7 +75,7 @@ def _known_keys(methods: tuple[str, ...], families: tuple[str, ...]) -> dict[str
         for name, own in family_settings().items()
     }
     for name, setting in {**REUSE, **JOB}.items():
-        groups.setdefault(setting.group, {})[name] = Key(setting, setting.help, setting.group)
+        groups.setdefault(setting.group, {})[name] = _key(setting)
     found: dict[str, Key] = {}
     for keys in groups.values():
         for name, key in keys.items():
@@ -87,23 +85,8 @@ def _known_keys(methods: tuple[str, ...], families: tuple[str, ...]) -> dict[str
     return found
 
 
-@dataclass(frozen=True)
-class OwnSetting:
-    """A setting that only some families have."""
-
-    setting: Setting
-    families: tuple[str, ...]
-
-
-def family_settings() -> dict[str, OwnSetting]:
-    """The settings that only some families have, by name."""
-    found: dict[str, OwnSetting] = {}
-    for adapter in all_adapters():
-        for name, setting in adapter.own_settings.items():
-            before = found.get(name)
-            families = (*(before.families if before else ()), adapter.family)
-            found[name] = OwnSetting(before.setting if before else setting, families)
-    return found
+def _key(setting: Setting) -> Key:
+    return Key(setting, setting.help, setting.group)
 
 
 def key_named(name: str) -> Key:
@@ -123,8 +106,6 @@ def read_setting(name: str, value: Any) -> Any:
         if not key.optional:
             raise SettingError(f"{name} must be {key.setting.kind.what}, got null")
         return None
-    if name == METHOD and isinstance(value, str) and value not in METHODS:
-        raise SettingError(f"guidance must be one of {', '.join(METHODS)}, got {value!r}")
     return key.setting.read(name, value)
 
 

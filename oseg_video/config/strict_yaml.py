@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from oseg_video.settings.kinds import LARGEST
 from oseg_video.types import OsegVideoError
+
+if TYPE_CHECKING:
+    from yaml import Node
 
 _MOST_BYTES = 4 << 20
 _MOST_NODES = 100_000
@@ -53,69 +57,15 @@ def _read(path: Path) -> str:
 def _load(text: str, name: str) -> Any:
     import yaml
 
-    merge = "tag:yaml.org,2002:merge"
-    too_many = ConfigError(f"{name}: holds more than {_MOST_NODES} values")
-
-    def where(node: yaml.Node) -> str:
-        return f"{name} line {node.start_mark.line + 1}"
-
-    class StrictLoader(yaml.SafeLoader):
-        """PyYAML's keeps the last of two equal keys without a word, and raises whatever Python does."""
-
-        nodes = 0
-
-        def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-            self.nodes += 1
-            if self.nodes > _MOST_NODES:
-                raise too_many
-            return super().compose_node(parent, index)
-
-        def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-            seen = set()
-            for key, _ in node.value:
-                value = merge if key.tag == merge else self.construct_object(key, deep=True)
-                if not isinstance(value, Hashable):
-                    raise ConfigError(f"{where(key)}: a key must be text, got {value!r}")
-                if value in seen:
-                    shown = "<<" if value == merge else value
-                    raise ConfigError(f"{name}: key {shown!r} is given twice")
-                seen.add(value)
-            return super().construct_mapping(node, deep)
-
-        def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
-            try:
-                value = super().construct_object(node, deep)
-            except (yaml.YAMLError, ConfigError, RecursionError):
-                raise
-            except Exception as error:  # of Python's own readers: int(), float(), datetime, a dict's lookup
-                raise ConfigError(f"{where(node)}: cannot read {node.value!r} ({error})") from None
-            if isinstance(value, int) and abs(value) >= LARGEST:
-                raise ConfigError(f"{where(node)}: the number is larger than any setting can be")
-            return value
-
-    sizes: dict[int, int] = {}
-
-    def size(node: yaml.Node, depth: int = 0) -> int:
-        """Values in a node. 0 stands for one that is being counted: then it contains itself."""
-        if depth > _DEEPEST:
-            raise ConfigError(f"{where(node)}: values are nested more than {_DEEPEST} deep")
-        if id(node) not in sizes:
-            sizes[id(node)] = 0
-            below = node.value if isinstance(node, yaml.CollectionNode) else ()
-            parts = [part for one in below for part in (one if isinstance(one, tuple) else (one,))]
-            sizes[id(node)] = 1 + sum(size(part, depth + 1) for part in parts)
-        elif not sizes[id(node)]:
-            raise ConfigError(f"{where(node)}: a value contains itself")
-        return sizes[id(node)]
-
     try:
-        loader = StrictLoader(text)
+        loader = _strict_loader()(text)
+        loader.file = name
         try:
             node = loader.get_single_node()
             if node is None:
                 return None
-            if size(node) > _MOST_NODES:
-                raise too_many
+            if _size(node, name, {}) > _MOST_NODES:
+                raise _too_many(name)
             return loader.construct_document(node)
         finally:
             loader.dispose()
@@ -126,3 +76,70 @@ def _load(text: str, name: str) -> Any:
         raise ConfigError(f"{name}{place}: {problem}") from None
     except RecursionError:
         raise ConfigError(f"{name}: values are nested more than {_DEEPEST} deep") from None
+
+
+@cache
+def _strict_loader() -> Any:
+    import yaml
+
+    merge = "tag:yaml.org,2002:merge"
+
+    class StrictLoader(yaml.SafeLoader):
+        """PyYAML's keeps the last of two equal keys without a word, and raises whatever Python does."""
+
+        file: str
+        nodes = 0
+
+        def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+            self.nodes += 1
+            if self.nodes > _MOST_NODES:
+                raise _too_many(self.file)
+            return super().compose_node(parent, index)
+
+        def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+            seen = set()
+            for key, _ in node.value:
+                value = merge if key.tag == merge else self.construct_object(key, deep=True)
+                if not isinstance(value, Hashable):
+                    raise ConfigError(f"{_place(key, self.file)}: a key must be text, got {value!r}")
+                if value in seen:
+                    shown = "<<" if value == merge else value
+                    raise ConfigError(f"{self.file}: key {shown!r} is given twice")
+                seen.add(value)
+            return super().construct_mapping(node, deep)
+
+        def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+            try:
+                value = super().construct_object(node, deep)
+            except (yaml.YAMLError, ConfigError, RecursionError):
+                raise
+            except Exception as error:  # of Python's own readers: int(), float(), datetime, a dict's lookup
+                place = _place(node, self.file)
+                raise ConfigError(f"{place}: cannot read {node.value!r} ({error})") from None
+            if isinstance(value, int) and abs(value) >= LARGEST:
+                raise ConfigError(f"{_place(node, self.file)}: the number is larger than any setting can be")
+            return value
+
+    return StrictLoader
+
+
+def _size(node: Node, name: str, sizes: dict[int, int], depth: int = 0) -> int:
+    """Values in a node. sizes: those of nodes, by id; 0 is one that is being counted: it contains itself."""
+    if depth > _DEEPEST:
+        raise ConfigError(f"{_place(node, name)}: values are nested more than {_DEEPEST} deep")
+    if id(node) not in sizes:
+        sizes[id(node)] = 0
+        below = node.value if isinstance(node.value, list) else ()
+        parts = [part for one in below for part in (one if isinstance(one, tuple) else (one,))]
+        sizes[id(node)] = 1 + sum(_size(part, name, sizes, depth + 1) for part in parts)
+    elif not sizes[id(node)]:
+        raise ConfigError(f"{_place(node, name)}: a value contains itself")
+    return sizes[id(node)]
+
+
+def _place(node: Node, name: str) -> str:
+    return f"{name} line {node.start_mark.line + 1}"
+
+
+def _too_many(name: str) -> ConfigError:
+    return ConfigError(f"{name}: holds more than {_MOST_NODES} values")

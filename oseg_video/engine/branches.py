@@ -339,7 +339,7 @@ class BranchRunner:
             # Then each output is a stream.
             ran = zip(self._adapter.streams, outputs, block(*args, **kwargs), strict=True)
             return tuple(skipped if one in streams else made for one, skipped, made in ran)
-        return outputs[0] if len(outputs) == 1 else outputs
+        return outputs
 
     def _isolate(self, address: BlockAddress, block: nn.Module, *args: Any, **kwargs: Any) -> Any:
         """The block without attention from one stream to the other."""

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from oseg_video.engine.errors import GuidanceError, SilentGuidanceError
+from oseg_video.guidance.methods import BlockGuidance, Guidance
 from oseg_video.guidance.plan import Branch, StepPlan
 
 
@@ -40,17 +41,14 @@ def require_finite(prediction: Tensor, step: int) -> None:
         )
 
 
-def plans_without_effect(
-    plans: Sequence[StepPlan], *, perturbs: bool, guides_text: bool = False
-) -> str | None:
-    """What a call with these step plans leaves out altogether, if anything: one clause for the reader.
+def without_effect(guidance: Guidance, plans: Sequence[StepPlan], *, guides_text: bool) -> str | None:
+    """What a method leaves out altogether in steps with these plans, if anything: one line for the reader.
 
-    perturbs: the method is one that perturbs. guides_text: it was asked for text guidance, and the pipeline
-    runs an unconditional branch.
+    guides_text: it was asked for text guidance, and the pipeline runs an unconditional branch.
     """
     branches = [branch for plan in plans for branch in plan.branches.values()]
-    if perturbs and not any(branch.perturbation for branch in branches):
-        return f"none of the {len(plans)} steps is perturbed (look at its scale, blocks and interval)"
+    if isinstance(guidance, BlockGuidance) and not any(branch.perturbation for branch in branches):
+        return f"{guidance.name} perturbs no step: scale, blocks, schedules and interval leave none"
     if guides_text and not any("uncond" in branch.conditions for branch in branches):
-        return f"none of the {len(plans)} steps has text guidance (look at its interval)"
+        return f"{guidance.name} guides no step: its interval leaves none"
     return None

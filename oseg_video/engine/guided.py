@@ -18,7 +18,7 @@ from oseg_video.engine.branches import BranchRunner
 from oseg_video.engine.broadcast import inputs_of_first_rank
 from oseg_video.engine.checks import check_blocks, check_reuse, check_sound
 from oseg_video.engine.decoding import spread_decoding
-from oseg_video.engine.effect import plans_without_effect
+from oseg_video.engine.effect import without_effect
 from oseg_video.engine.errors import GuidanceError, SilentGuidanceError
 from oseg_video.engine.estimates import KeptPredictions
 from oseg_video.engine.patching.calls import (
@@ -213,7 +213,7 @@ class _Session:
         finally:
             self._call = None
         if self._mesh.clip.rank == 0 and (reason := self._without_effect(call)):
-            logger.warning("%s changed nothing: %s", type(self._guidance).__name__, reason)
+            logger.warning(reason)
         return output
 
     def _switched_off(self, given: Mapping[str, Any]) -> dict[str, float]:
@@ -358,11 +358,8 @@ class _Session:
         if not call.plans:
             return None
         scale = self._guidance.largest_guidance_scale
-        return plans_without_effect(
-            call.plans,
-            perturbs=hasattr(self._guidance, "blocks"),
-            guides_text=call.had_text and (scale is None or guides(scale)),
-        )
+        asked = call.had_text and (scale is None or guides(scale))
+        return without_effect(self._guidance, call.plans, guides_text=asked)
 
 
 class _PipelineCall:

@@ -67,13 +67,14 @@ def named_inputs(block: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any
     return {**dict(zip(names, args, strict=False)), **kwargs}
 
 
-def handed_on(names: Sequence[str], args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Those of a block's inputs that its outputs are made of, as it would hand them on unchanged.
+def handed_on(names: Sequence[str], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """What a block returns that hands its inputs on unchanged: one of them, or a tuple of several.
 
     names: of the outputs (`ModelAdapter.block_outputs`).
     """
     given = {**dict(zip(names, args, strict=False)), **kwargs}
-    return tuple(given[name] for name in names)
+    first, *others = (given[name] for name in names)
+    return (first, *others) if others else first
 
 
 @cache

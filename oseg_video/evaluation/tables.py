@@ -66,10 +66,11 @@ def as_csv(evaluation: Evaluation) -> str:
 
 def as_markdown(evaluation: Evaluation) -> str:
     """A row per method: value and 95 % interval, and below the differences to the baseline."""
-    header, rows = _grid(evaluation, arrows={"higher": " ↑", "lower": " ↓"}, dash="-")
+    arrows = {"higher": " ↑", "lower": " ↓"}
+    header, rows = _grid(evaluation, arrows=arrows, dash="-")
     lines = [_pipes(header), _pipes(["---"] * len(header)), *map(_pipes, rows)]
     if evaluation.differences:
-        header, rows = _differences(evaluation, arrows={"higher": " ↑", "lower": " ↓"}, dash="-")
+        header, rows = _differences(evaluation, arrows=arrows, dash="-")
         lines += ["", _pipes(header), _pipes(["---"] * len(header)), *map(_pipes, rows)]
     lines += ["", *map(_markdown, [*_how(evaluation), *_remarks(evaluation)])]
     return "\n".join(lines) + "\n"

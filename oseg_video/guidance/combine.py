@@ -76,8 +76,7 @@ def apg_update(
         update = update + momentum * upcast(average)
     average = update
     if norm_threshold > 0:
-        norm = torch.linalg.vector_norm(update, dim=tuple(range(1, update.ndim)), keepdim=True)
-        update = update * (norm_threshold / norm).clamp(max=1)
+        update = update * (norm_threshold / _norm(update)).clamp(max=1)
     along_cond = projection_scale(update, cond) * upcast(cond)
     return update - (1 - eta) * along_cond, average
 
@@ -91,9 +90,7 @@ def damped_difference(cond: Tensor, uncond: Tensor, damping: float) -> Tensor:
     update = difference(cond, uncond)
     if damping == 0:
         return update
-    per_sample = tuple(range(1, update.ndim))
-    size = torch.linalg.vector_norm(update, dim=per_sample, keepdim=True)
-    ratio = size / torch.linalg.vector_norm(upcast(uncond), dim=per_sample, keepdim=True)
+    ratio = _norm(update) / _norm(upcast(uncond))
     # 0 / 0 is a difference of 0, whatever it is damped by.
     damped: Tensor = update * torch.exp(-damping * ratio.nan_to_num(0.0))
     return damped
@@ -129,11 +126,8 @@ def aligned_tangent(cond: Tensor, uncond: Tensor, sample: Tensor, *, relative: b
     aligned = projection_scale(cond, tangent) * tangent
     if not relative:
         return aligned
-    per_sample = tuple(range(1, update.ndim))
-    norm = torch.linalg.vector_norm(aligned, dim=per_sample, keepdim=True)
-    size = torch.linalg.vector_norm(update, dim=per_sample, keepdim=True)
-    scaled: Tensor = aligned * (size / norm.where(norm > 0, 1.0))
-    return scaled
+    norm = _norm(aligned)
+    return aligned * (_norm(update) / norm.where(norm > 0, 1.0))
 
 
 def push_from_history(
@@ -215,9 +209,8 @@ def projection_scale(cond: Tensor, other: Tensor) -> Tensor:
     """
     check_same_shape(cond=cond, other=other)
     cond, other = upcast(cond), upcast(other)
-    per_sample = tuple(range(1, cond.ndim))
-    squared_norm = other.square().sum(dim=per_sample, keepdim=True)
-    inner = (cond * other).sum(dim=per_sample, keepdim=True)
+    squared_norm = other.square().sum(dim=_per_sample(other), keepdim=True)
+    inner = (cond * other).sum(dim=_per_sample(cond), keepdim=True)
     return inner / squared_norm.where(squared_norm > 0, 1.0)
 
 
@@ -236,8 +229,18 @@ def rescale(prediction: Tensor, cond: Tensor, factor: float) -> Tensor:
     prediction = upcast(prediction)
     if factor == 0:
         return prediction
-    per_sample = tuple(range(1, prediction.ndim))
-    std = prediction.std(dim=per_sample, keepdim=True)
-    cond_std = upcast(cond).std(dim=per_sample, keepdim=True)
+    std = prediction.std(dim=_per_sample(prediction), keepdim=True)
+    cond_std = upcast(cond).std(dim=_per_sample(cond), keepdim=True)
     ratio = torch.where(std > 0, cond_std / std, 1.0)
     return prediction * (factor * ratio + (1 - factor))
+
+
+def _per_sample(x: Tensor) -> tuple[int, ...]:
+    """The dimensions that belong to one sample."""
+    return tuple(range(1, x.ndim))
+
+
+def _norm(x: Tensor) -> Tensor:
+    """The norm of each sample, [B, 1, ...]."""
+    norm: Tensor = torch.linalg.vector_norm(x, dim=_per_sample(x), keepdim=True)
+    return norm

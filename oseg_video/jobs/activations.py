@@ -197,8 +197,7 @@ def _handing_on(adapter: ModelAdapter, denoiser: nn.Module, blocks: Sequence[Blo
     """These blocks hand on what they get."""
 
     def hand_on(*args: Any, **kwargs: Any) -> Any:
-        outputs = handed_on(adapter.block_outputs, args, kwargs)
-        return outputs[0] if len(outputs) == 1 else outputs
+        return handed_on(adapter.block_outputs, args, kwargs)
 
     with ExitStack() as stack:
         for block in blocks:

@@ -6,8 +6,8 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from oseg_video.adapters import ModelAdapter, all_adapters
-from oseg_video.config import GenerateJob, family_settings
+from oseg_video.adapters import ModelAdapter, all_adapters, family_settings
+from oseg_video.config import GenerateJob
 from oseg_video.engine.checks import check_sound
 from oseg_video.guidance.reuse import no_chain
 from oseg_video.jobs.loading.pipeline import ModelSource

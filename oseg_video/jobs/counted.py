@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from operator import mul
 from statistics import fmean
@@ -16,7 +16,7 @@ from oseg_video.adapters.settings import ReadJson
 from oseg_video.config import GenerateJob
 from oseg_video.engine.branches import BranchRunner
 from oseg_video.engine.checks import check_blocks, check_reuse
-from oseg_video.guidance.methods import BlockGuidance, Guidance
+from oseg_video.engine.effect import without_effect
 from oseg_video.guidance.plan import Step, StepPlan
 from oseg_video.guidance.reuse import Calendar, Due
 from oseg_video.jobs.checks import check_family, check_size
@@ -119,7 +119,7 @@ def count_job(job: GenerateJob) -> CountedJob:
         span = (fmean(fewest), fmean(most)) if steps else (min(fewest), max(most))
         computed = Counter(name for due in dues for name in due.branches) if steps else None
         kinds.append(StepKind(when, steps, plan, computed, passes, span))
-    idle = _idle(guidance, [kind.plan for kind in kinds], runs_uncond(scales))
+    idle = without_effect(guidance, [kind.plan for kind in kinds], guides_text=runs_uncond(scales))
     return CountedJob(adapter, denoiser, read, tuple(kinds), job.steps, len(conditions), idle)
 
 
@@ -128,18 +128,7 @@ def idle_reason(job: GenerateJob) -> str | None:
     source = loading.find_model(job.model, job.revision, image=job.image is not None)
     scales = pipeline_scales(source.adapter, job, source.read_json)
     plans = [plan for _, _, plan in step_kinds(job.guidance, job.steps, scales)]
-    return _idle(job.guidance, plans, runs_uncond(scales))
-
-
-def _idle(guidance: Guidance, plans: Sequence[StepPlan], guides_text: bool) -> str | None:
-    """For `CountedJob.idle`. guides_text: whether text guidance is on."""
-    branches = [branch for plan in plans for branch in plan.branches.values()]
-    if isinstance(guidance, BlockGuidance):
-        if not any(branch.perturbation for branch in branches):
-            return f"{guidance.name} perturbs no step: scale, blocks, schedules and interval leave none"
-    elif guides_text and not any("uncond" in branch.conditions for branch in branches):
-        return f"{guidance.name} guides no step: its interval leaves none"
-    return None
+    return without_effect(job.guidance, plans, guides_text=runs_uncond(scales))
 
 
 def _find(job: GenerateJob) -> tuple[ModelAdapter, Any, ReadJson]:

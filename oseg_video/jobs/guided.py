@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
 
 from oseg_video.adapters import adapter_for
 from oseg_video.config import recipe
@@ -14,10 +13,11 @@ from oseg_video.engine.report import GuidanceReport
 from oseg_video.guidance.methods import Guidance
 from oseg_video.guidance.reuse import EXACT, Reuse
 from oseg_video.parallel.mesh import ONE_RANK, Mesh
+from oseg_video.types import Pipeline
 
 
 def guided(
-    pipe: Any, guidance: Guidance | str, *, reuse: Reuse = EXACT, mesh: Mesh = ONE_RANK
+    pipe: Pipeline, guidance: Guidance | str, *, reuse: Reuse = EXACT, mesh: Mesh = ONE_RANK
 ) -> AbstractContextManager[GuidanceReport]:
     """Guide every call of a stock diffusers pipeline inside the `with`; leave the pipeline as it was after.
 
@@ -28,7 +28,7 @@ def guided(
     return guided_by(pipe, named_method(pipe, guidance), reuse=reuse, mesh=mesh)
 
 
-def named_method(pipe: Any, guidance: Guidance | str) -> Guidance:
+def named_method(pipe: Pipeline, guidance: Guidance | str) -> Guidance:
     """The method, or what the recipe of the pipeline's family says of the one with this name."""
     if not isinstance(guidance, str):
         return guidance

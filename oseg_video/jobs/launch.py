@@ -16,7 +16,7 @@ from multiprocessing.process import BaseProcess
 from typing import cast
 
 from oseg_video import console
-from oseg_video.jobs.ranks import ONE_MACHINE, Ranks
+from oseg_video.jobs.ranks import ONE_MACHINE
 from oseg_video.types import OsegVideoError, SaidElsewhereError
 
 FOLDER_PREFIX = "oseg-video-ranks-"
@@ -87,11 +87,6 @@ def start_rank(run: Callable[[], int], folder: str, *, rank: int, size: int, loc
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return process
-
-
-def is_rank() -> bool:
-    """Whether this process is a rank already, started by `launch` or among several by torchrun."""
-    return ONE_MACHINE in os.environ or Ranks.started().size > 1
 
 
 def _rank(run: Callable[[], int], environment: Mapping[str, str], parent: int) -> None:

@@ -33,7 +33,7 @@ from oseg_video.jobs.outputs import ClipPlan
 from oseg_video.jobs.progress import StepClock
 from oseg_video.media import Sound, frames_sha256, to_uint8, write_clip
 from oseg_video.parallel.mesh import ONE_RANK, Mesh
-from oseg_video.types import OsegVideoError
+from oseg_video.types import OsegVideoError, Pipeline
 
 
 class GenerateError(OsegVideoError):
@@ -258,7 +258,7 @@ def naming_lack_of_memory() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _counting_steps(pipe: Any, clock: StepClock) -> Iterator[None]:
+def _counting_steps(pipe: Pipeline, clock: StepClock) -> Iterator[None]:
     """Tell the clock of every step. Not every pipeline has a callback, but all move a progress bar."""
 
     @contextlib.contextmanager

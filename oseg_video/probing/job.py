@@ -9,7 +9,8 @@ from typing import Any
 
 from oseg_video.config import GenerateJob
 from oseg_video.console import logger, quietly
-from oseg_video.guidance.methods import CFG, BlockGuidance
+from oseg_video.guidance.methods import BlockGuidance
+from oseg_video.guidance.methods.cfg import CFG
 from oseg_video.jobs.generate import check_job
 from oseg_video.jobs.image import load_image
 from oseg_video.jobs.model import LoadedModel, naming_lack_of_memory

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from oseg_video.adapters import adapter_for
-from oseg_video.guidance.methods import CFG, OSEG, TextGuidance
+from oseg_video.guidance.methods import TextGuidance
+from oseg_video.guidance.methods.cfg import CFG
+from oseg_video.guidance.methods.oseg import OSEG
 from oseg_video.guidance.numerics import upcast
 from oseg_video.guidance.perturbations import AttentionView, ObserveAttention, QueryTransform
 from oseg_video.parallel.mesh import ONE_RANK, Mesh

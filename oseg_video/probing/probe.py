@@ -13,7 +13,10 @@ from oseg_video import console
 from oseg_video.adapters import adapter_for
 from oseg_video.engine.errors import GuidanceError
 from oseg_video.engine.guided import guided
-from oseg_video.guidance.methods import CFG, OSEG, SEG, BlockGuidance, TextGuidance
+from oseg_video.guidance.methods import BlockGuidance, TextGuidance
+from oseg_video.guidance.methods.cfg import CFG
+from oseg_video.guidance.methods.oseg import OSEG
+from oseg_video.guidance.methods.seg import SEG
 from oseg_video.guidance.perturbations import AttentionView, ObserveAttention, QueryTransform
 from oseg_video.jobs.guided import named_method
 from oseg_video.parallel.mesh import ONE_RANK, Mesh

@@ -6,8 +6,8 @@ import difflib
 from collections.abc import Iterable
 
 
-def known_or_nearest(name: str, known: Iterable[str]) -> str:
-    """ "did you mean 'steps'?", or the list of all known names when none is close."""
+def known_or_nearest(name: str, known: Iterable[str], otherwise: str = "") -> str:
+    """ "did you mean 'steps'?"; when no name is close, `otherwise`, or the list of all that are known."""
     names = list(known)
-    nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
-    return f"did you mean {nearest[0]!r}?" if nearest else f"known: {', '.join(names)}"
+    nearest = difflib.get_close_matches(name, names, n=1)
+    return f"did you mean {nearest[0]!r}?" if nearest else otherwise or f"known: {', '.join(names)}"

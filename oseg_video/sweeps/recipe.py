@@ -24,6 +24,7 @@ from types import MappingProxyType
 from typing import Any
 
 from oseg_video.config import ConfigError, read_setting
+from oseg_video.config.job import MOST_CLIPS
 from oseg_video.config.keys import JOB
 from oseg_video.config.prompts import read_prompts, read_vbench_prompts
 from oseg_video.config.recipes import settings_of
@@ -37,7 +38,6 @@ OF_COMPARE = ("metrics", "baseline", "reported")
 """Keys that only `oseg-video compare` reads, so that one file serves both."""
 # What the axes of the table set.
 _AXES = ("prompts", "image", "seeds", "out")
-_MOST_CLIPS = 100_000
 _MODEL = JOB["model"].default
 _IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
 
@@ -71,10 +71,10 @@ class SweepRecipe:
             if not getattr(self, name):
                 raise SettingError(f"a sweep needs {name}, got none")
         counts = [len(axis) for axis in (self.subjects, self.seeds, self.methods, self.models)]
-        if math.prod(counts) > _MOST_CLIPS:
+        if math.prod(counts) > MOST_CLIPS:
             prompts, seeds, methods, models = counts
             raise SettingError(
-                f"a sweep has at most {_MOST_CLIPS} clips, got {prompts} prompts x {seeds} seeds x {methods} "
+                f"a sweep has at most {MOST_CLIPS} clips, got {prompts} prompts x {seeds} seeds x {methods} "
                 f"methods x {models} models"
             )
 
@@ -190,9 +190,9 @@ def _seeds(value: Any) -> tuple[int, ...]:
     if isinstance(value, dict):
         first, count = value.get("first", 0), value.get("count", 0)
         whole = type(first) is int and type(count) is int
-        if not {*value} <= {"first", "count"} or not whole or not 1 <= count <= _MOST_CLIPS:
+        if not {*value} <= {"first", "count"} or not whole or not 1 <= count <= MOST_CLIPS:
             raise SettingError(
-                f"seeds must be a list, or first and count (up to {_MOST_CLIPS}), got {value!r}"
+                f"seeds must be a list, or first and count (up to {MOST_CLIPS}), got {value!r}"
             )
         value = list(range(first, first + count))
     return tuple(read_setting("seeds", value))

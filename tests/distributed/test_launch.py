@@ -18,7 +18,8 @@ import pytest
 import torch
 
 from oseg_video.cli import _speaks_for_all, main
-from oseg_video.jobs.launch import FOLDER_PREFIX, INTERRUPTED, _in_environment, is_rank, start_rank
+from oseg_video.cli.ranks import is_rank
+from oseg_video.jobs.launch import FOLDER_PREFIX, INTERRUPTED, _in_environment, start_rank
 from oseg_video.jobs.ranks import ONE_MACHINE, Ranks
 from oseg_video.media import read_clip
 from oseg_video.types import OsegVideoError
@@ -173,6 +174,8 @@ def test_the_process_that_starts_ranks_is_none_of_them(monkeypatch: pytest.Monke
     with _in_environment("OMP_NUM_THREADS", "1"):
         assert not is_rank() and _speaks_for_all() and os.environ["OMP_NUM_THREADS"] == "1"
     assert not is_rank() and _speaks_for_all() and dict(os.environ) == before
+    monkeypatch.setenv("RANK", "0")
+    assert is_rank() and _speaks_for_all()
     monkeypatch.setenv(ONE_MACHINE, "/somewhere")
     assert is_rank() and not _speaks_for_all()
 

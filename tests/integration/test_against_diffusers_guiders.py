@@ -1,6 +1,6 @@
 """The faults of diffusers' own guiders (as of 0.42.1), each beside a test that shows ours doing it right.
 
-`test_theirs_...` demonstrates a fault, and is skipped with a reason where a later diffusers has mended it;
+`test_theirs_...` demonstrates a fault, and is skipped with a reason where a later diffusers has fixed it;
 `test_ours_...` must hold whatever diffusers does.
 """
 
@@ -50,7 +50,7 @@ def build(case: Case) -> Any:
     return quiet(case.build())
 
 
-def mended(what: str) -> NoReturn:
+def fixed(what: str) -> NoReturn:
     pytest.skip(f"diffusers {diffusers.__version__} {what}")
 
 
@@ -96,9 +96,9 @@ def test_theirs_seg_is_a_no_op(case: Case) -> None:
     try:
         cond, _, perturbed = predictions(case, SmoothedEnergyGuidance(seg_guidance_config=config))
     except Exception as error:
-        mended(f"no longer does nothing here; it raises {type(error).__name__}: {error}")
+        fixed(f"no longer does nothing here; it raises {type(error).__name__}: {error}")
     if not torch.equal(perturbed, cond):
-        mended("perturbs the prediction")
+        fixed("perturbs the prediction")
 
 
 def test_ours_seg_fires_at_the_named_site(case: Case) -> None:
@@ -122,7 +122,7 @@ def is_mean(blurred: Tensor, query: Tensor) -> bool:
 def test_theirs_finite_blur_is_the_mean_and_the_infinite_one_is_not() -> None:
     query = torch.randn(1, 64, 4, generator=torch.Generator().manual_seed(0))
     if not is_mean(their_blur(query, 1.0), query) or is_mean(their_blur(query, math.inf), query):
-        mended("blurs with the sigma that it is given")
+        fixed("blurs with the sigma that it is given")
 
 
 def queries_of_sdxl(monkeypatch: pytest.MonkeyPatch, sigma: float) -> tuple[Tensor, Tensor]:
@@ -179,7 +179,7 @@ def test_theirs_mixes_up_the_rows_of_a_wide_image_and_leaves_its_end() -> None:
     query = rows_of(WIDE)
     blurred = [their_blur(query[None], sigma)[0] for sigma in (1.0, 1e9)]  # whichever of the two blurs
     if not all(torch.equal(one[9:], query[9:]) and varies_along_rows(one, WIDE) for one in blurred):
-        mended("knows that images are not square")
+        fixed("knows that images are not square")
 
 
 def test_ours_keeps_to_the_rows_of_a_wide_image_up_to_its_end() -> None:
@@ -226,7 +226,7 @@ def test_theirs_pag_and_attention_skip_raise(case: Case, method: str) -> None:
     except (AttributeError, ValueError) as error:
         assert "is_cross_attention" in str(error) or "not registered" in str(error)
     else:
-        mended(f"skips the attention of {case.name}")
+        fixed(f"skips the attention of {case.name}")
 
 
 @pytest.mark.parametrize(
@@ -278,7 +278,7 @@ def test_theirs_auto_picks_another_stack_from_process_to_process() -> None:
     assert all(hasattr(build(HUNYUAN).transformer, stack) for stack in stacks)
     program = "\n".join(["import json", f"stacks = {stacks}", *names, f"print(json.dumps({choice}))"])
     if len(set(in_other_processes(program, HASH_SEEDS))) == 1:
-        mended("picks the same stack in every process")
+        fixed("picks the same stack in every process")
 
 
 def test_ours_takes_the_named_stack_in_every_process() -> None:

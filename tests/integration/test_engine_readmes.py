@@ -37,7 +37,12 @@ def test_the_engine_shows_its_passes(tmp_path: Path) -> None:
 
 
 def test_a_family_is_one_class(tmp_path: Path) -> None:
-    printed("\n".join(samples("adapters")), tmp_path)
+    script = [
+        *samples("adapters"),
+        "example = OwnAdapter().example_arguments(pipe.transformer.to('meta'), ClipSize(7, 64, 64), 1)",
+        "print({x.device.type for x in example.values()})",
+    ]
+    assert printed("\n".join(["from oseg_video.adapters import ClipSize", *script]), tmp_path) == "{'meta'}\n"
 
 
 def test_ranks_from_python(tmp_path: Path) -> None:

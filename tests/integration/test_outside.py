@@ -17,6 +17,7 @@ import torch
 from diffusers import MochiPipeline
 from torch import Tensor
 
+import oseg_video
 from oseg_video import guided
 from oseg_video.adapters import base as adapters
 from oseg_video.adapters.mochi import MochiAdapter
@@ -125,6 +126,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: Any) -> str:
 
 
 def test_a_method_of_ones_own_in_python(shrink: Any) -> None:
+    assert oseg_video.Shrink is shrink
     pipe = tiny_mochi()
     pipe.set_progress_bar_config(disable=True)
     call = {**MOCHI_SIZE, "num_inference_steps": 2, "output_type": "latent", "prompt": "a"}

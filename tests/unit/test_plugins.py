@@ -8,8 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from oseg_video import plugins
+from oseg_video import adapters, plugins
 from oseg_video.cli import main
+
+
+def test_a_file_in_its_room_is_all_that_registers_a_family() -> None:
+    files = Path(adapters.__file__).parent.glob("*.py")
+    families = {path.stem for path in files if "\n@register_adapter\n" in path.read_text(encoding="utf-8")}
+    assert {type(adapter).__module__.rpartition(".")[2] for adapter in adapters.all_adapters()} == families
+    listed = Path(adapters.__file__).read_text(encoding="utf-8")
+    assert not [name for name in families if name in listed]
 
 
 def test_modules_of_other_packages_are_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,6 @@ N clips, D numbers a row.
 
 from __future__ import annotations
 
-import difflib
 import math
 import pkgutil
 from abc import ABC, abstractmethod
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from oseg_video.evaluation.errors import EvaluationError
+from oseg_video.settings.suggest import known_or_nearest
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -273,8 +273,7 @@ def _declared(names: Sequence[str]) -> dict[str, Declaration]:
     known = known_metrics()
     for name in names:
         if name not in known:
-            nearest = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {nearest[0]!r}?" if nearest else "--list-metrics shows all"
+            hint = known_or_nearest(name, known, "--list-metrics shows all")
             raise EvaluationError(f"no metric is called {name!r}; {hint}")
     return {name: known[name] for name in names}
 

@@ -24,48 +24,19 @@ for _module in pkgutil.iter_modules(__path__, prefix=f"{__name__}."):
 for _name in sorted(METHODS):  # not the order in which the files import each other
     METHODS[_name] = METHODS.pop(_name)
 
-from oseg_video.guidance.methods.apg import APG  # noqa: E402
-from oseg_video.guidance.methods.cfg import CFG  # noqa: E402
-from oseg_video.guidance.methods.cfg_zero import CFGZeroStar  # noqa: E402
-from oseg_video.guidance.methods.fdg import FDG  # noqa: E402
-from oseg_video.guidance.methods.mambo_g import MAMBOG  # noqa: E402
-from oseg_video.guidance.methods.mg import MG  # noqa: E402
-from oseg_video.guidance.methods.nag import NAG  # noqa: E402
-from oseg_video.guidance.methods.none import Unguided  # noqa: E402
-from oseg_video.guidance.methods.oseg import OSEG  # noqa: E402
-from oseg_video.guidance.methods.oseg_released import OSEGReleased  # noqa: E402
-from oseg_video.guidance.methods.pag import PAG  # noqa: E402
-from oseg_video.guidance.methods.s2 import S2  # noqa: E402
-from oseg_video.guidance.methods.sag import SAG  # noqa: E402
-from oseg_video.guidance.methods.seg import SEG  # noqa: E402
-from oseg_video.guidance.methods.smc_cfg import SMCCFG  # noqa: E402
-from oseg_video.guidance.methods.stg import STG  # noqa: E402
-from oseg_video.guidance.methods.tag import TAG  # noqa: E402
-from oseg_video.guidance.methods.tag_cfg import TAGCFG  # noqa: E402
-
 __all__ = [
-    "APG",
-    "CFG",
-    "FDG",
-    "MAMBOG",
     "METHODS",
-    "MG",
-    "NAG",
-    "OSEG",
-    "PAG",
-    "S2",
-    "SAG",
-    "SEG",
-    "SMCCFG",
-    "STG",
-    "TAG",
-    "TAGCFG",
     "BlockGuidance",
-    "CFGZeroStar",
     "Guidance",
-    "OSEGReleased",
     "PerturbedGuidance",
     "TextGuidance",
-    "Unguided",
     "guidance_method",
 ]
+
+
+def __getattr__(name: str) -> type[Guidance]:
+    """A method by the name of its class, such as `OSEG`, also one of another package."""
+    for method in METHODS.values():
+        if method.__name__ == name:
+            return method
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

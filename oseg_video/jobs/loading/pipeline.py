@@ -6,7 +6,7 @@ import hashlib
 import importlib.util
 import json
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from oseg_video.jobs.loading.weights import check_shareable, encoder_components,
 from oseg_video.jobs.progress import loading_bars
 from oseg_video.parallel.mesh import ONE_RANK, Mesh
 from oseg_video.settings.suggest import known_or_nearest
+from oseg_video.types import Pipeline
 
 _INDEX = "model_index.json"
 _LIBRARIES = ("diffusers", "transformers")
@@ -160,27 +161,9 @@ def load_pipeline(
     )
     narrow = _in_bfloat16(load, source.adapter) if dtype.itemsize > 2 else None
     pin = check_memory(load, device, job.offload, mesh=mesh, narrow=narrow)
-    dtypes = {name: weights.dtype for name, weights in components.items()}
+    dtypes = {"default": dtype, **{name: weights.dtype for name, weights in components.items()}}
     pipeline_class = source.adapter.pipeline_class(source.pipeline_for(image=job.image is not None))
-    try:
-        with loading_bars():
-            shared = {
-                name: _known_class(*source.index[name]).from_pretrained(folder, torch_dtype=dtypes[name])
-                for name, folder in shared_components(directory).items()
-            }
-            pipe = pipeline_class.from_pretrained(
-                directory,
-                torch_dtype={"default": dtype, **dtypes},
-                variant=variant,
-                use_safetensors=True,
-                local_files_only=True,
-                **shared,
-                **dict.fromkeys(absent),
-            )
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as error:  # diffusers, transformers and safetensors raise a dozen types here
-        raise LoadError(f"cannot load {source.name}: {_first_line(error)}") from error
+    pipe = _read_pipeline(source, pipeline_class, directory, variant, dtypes, absent)
     if shard_weights:
         share_weights(pipe, source.adapter, mesh.sequence, device)
     _place(pipe, device, job.offload, pin=pin)
@@ -191,6 +174,39 @@ def load_pipeline(
         for denoiser in source.adapter.denoisers(pipe):
             source.adapter.compile_blocks(denoiser)
     return pipe
+
+
+def _read_pipeline(
+    source: ModelSource,
+    pipeline_class: Any,
+    directory: Path,
+    variant: str | None,
+    dtypes: Mapping[str, torch.dtype],
+    absent: Sequence[str],
+) -> Any:
+    """A pipeline of that class from its files, on the CPU. Raises LoadError.
+
+    dtypes: of its components, by name, and of all others by "default". absent: components it does without.
+    """
+    try:
+        with loading_bars():
+            shared = {
+                name: _known_class(*source.index[name]).from_pretrained(folder, torch_dtype=dtypes[name])
+                for name, folder in shared_components(directory).items()
+            }
+            return pipeline_class.from_pretrained(
+                directory,
+                torch_dtype=dict(dtypes),
+                variant=variant,
+                use_safetensors=True,
+                local_files_only=True,
+                **shared,
+                **dict.fromkeys(absent),
+            )
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # diffusers, transformers and safetensors raise a dozen types here
+        raise LoadError(f"cannot load {source.name}: {_first_line(error)}") from error
 
 
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
@@ -360,7 +376,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _place(pipe: Any, device: torch.device, offload: str, *, pin: bool) -> None:
+def _place(pipe: Pipeline, device: torch.device, offload: str, *, pin: bool) -> None:
     """pin: group offloading may pin all weights in main memory."""
     if offload == "model":
         pipe.enable_model_cpu_offload(device=device)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import Any
 
 import torch
 
@@ -12,6 +11,7 @@ from oseg_video.adapters.base import ModelAdapter
 from oseg_video.parallel.group import ParallelError
 from oseg_video.parallel.mesh import device_type
 from oseg_video.parallel.sequence import SequenceGroup
+from oseg_video.types import Pipeline
 
 _ENCODER = re.compile(r"(text|image)_encoder(_\d+)?")
 
@@ -46,7 +46,9 @@ def check_shareable(adapter: ModelAdapter, ranks: int, offload: str = "none") ->
         raise ParallelError(f"weights are shared among ranks or offloaded, not both; got offload {offload}")
 
 
-def share_weights(pipe: Any, adapter: ModelAdapter, sequence: SequenceGroup, device: torch.device) -> None:
+def share_weights(
+    pipe: Pipeline, adapter: ModelAdapter, sequence: SequenceGroup, device: torch.device
+) -> None:
     """Share the denoisers' weights out among the ranks that share the token sequence, in place, for good.
 
     Each rank holds its part of every tensor, on `device`. Whole are only the weights outside of the blocks

@@ -27,6 +27,7 @@ from oseg_video.config import (
 from oseg_video.config.job import LARGEST_SEED
 from oseg_video.guidance.flat import flat_name, flat_settings
 from oseg_video.guidance.methods import APG, METHODS, OSEG, STG, CFGZeroStar
+from oseg_video.guidance.methods.base import text_methods
 from oseg_video.guidance.reuse import Reuse
 from oseg_video.settings import settings_of
 from oseg_video.settings.schedule import Schedule
@@ -184,10 +185,10 @@ def test_every_setting_of_every_method_is_a_key():
         ({"stg_scale": "4"}, "stg_scale must be a number, got '4'"),
         (
             {"text": "zero"},
-            "text must be one of apg, cfg, cfg-zero, fdg, mambo-g, mg, smc-cfg, tag, tag-cfg, got 'zero'",
+            f"text must be one of {', '.join(text_methods())}, got 'zero'",
         ),
         ({"mode": "skip"}, "mode must be one of residual, attention_skip, attention_values, got 'skip'"),
-        ({"guidance": "CFG"}, "guidance must be one of apg, cfg, cfg-zero, fdg, mambo-g, mg, nag, none, "),
+        ({"guidance": "CFG"}, f"guidance must be one of {', '.join(METHODS)}, got 'CFG'"),
         ({"refresh": {"uncond": 0}}, "refresh must be numbers of steps from 1, or fractions"),
         ({"refresh": {"perturb": 2}}, "refresh must be steps by branch, which is one of uncond, perturbed"),
         ({"cache": 2}, "cache must be from 0 to 1, got 2"),
