@@ -110,17 +110,17 @@ class Attention:
 
 @dataclass(frozen=True)
 class TextAttention:
-    """Cross-attention of every block to a text that no block changes.
+    """Cross-attention of every block to a text that no block hands on changed.
 
-    The denoiser projects a text token by token, so that a second text may be given behind the first one.
+    Denoiser and block change a text token by token, so that a second text may be given behind the first one.
     """
 
     attribute: str = "attn2"
     """Attribute of a block that holds it: `to_k` and `to_v` take the text [B, T, C]."""
     mask: str | None = None
-    """Argument of the denoiser [B, T] and input of a block [B, 1, T] that masks padding, if there is one."""
+    """Argument of the denoiser [B, T] that masks padding, if there is one."""
     text: str = "encoder_hidden_states"
-    """Argument of the denoiser and input of a block, both [B, T, C]."""
+    """Argument of the denoiser, [B, T, C]."""
 
     def joined(self, arguments: Mapping[str, Any], others: Mapping[str, Any]) -> dict[str, Any]:
         """The arguments of a denoiser call with the text of others behind its own."""
@@ -128,16 +128,6 @@ class TextAttention:
 
         names = [name for name in (self.text, self.mask) if name and arguments.get(name) is not None]
         return {**arguments, **{name: torch.cat([arguments[name], others[name]], 1) for name in names}}
-
-    def parted(self, inputs: Mapping[str, Any], tokens: int) -> tuple[dict[str, Any], Tensor, Tensor | None]:
-        """A block's inputs by name with its own text, the last `tokens` of it, and their mask."""
-        text_BTC = inputs[self.text]
-        own = {**inputs, self.text: text_BTC[:, : text_BTC.shape[1] - tokens]}
-        masks = inputs.get(self.mask) if self.mask else None
-        if masks is None:
-            return own, text_BTC[:, -tokens:], None
-        own[str(self.mask)] = masks[..., : masks.shape[-1] - tokens]
-        return own, text_BTC[:, -tokens:], masks[..., -tokens:]
 
 
 @dataclass(frozen=True)

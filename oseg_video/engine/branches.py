@@ -377,18 +377,16 @@ class BranchRunner:
         *args: Any,
         **kwargs: Any,
     ) -> Any:
-        """The block with its own text; its cross-attention also looks at the negative one behind that.
+        """The block; its cross-attention attends to its own text and the negative one behind that apart.
 
         texts: the cross-attentions, and how many tokens each one's negative text has.
         """
-        inputs = named_inputs(block, args, kwargs)
         with ExitStack() as stack:
-            for one, negative_tokens in texts:
-                inputs, text_BTC, mask = one.parted(inputs, negative_tokens)
+            for one, tokens in texts:
                 name, attention = f"{path}.{one.attribute}", getattr(block, one.attribute)
-                both = TwoTexts(name, attention, text_BTC, mask, change, self._fired)
+                both = TwoTexts(name, attention, tokens, change, self._fired)
                 stack.enter_context(both.installed())
-            return block(**inputs)
+            return block(*args, **kwargs)
 
     def _attend_in_rows(
         self,

@@ -200,7 +200,8 @@ def test_the_guided_prediction_is_that_of_a_slow_float64_reference(
         guidance = dataclasses.replace(limited, guidance_scale=scale)
         with monkeypatch.context() as patch:
             given = first_prediction(case, pipe, guidance, patch, **options)
-        assert_close(given, handed_on(expected), rtol=1e-4, atol=1e-4)
+        close = 1e-3 if case is LTX2 else 1e-4  # which goes to denoised latents and back in float32
+        assert_close(given, handed_on(expected), rtol=close, atol=close)
 
 
 # -- joint attention, block by block
