@@ -112,7 +112,7 @@ def counted(families: list[ModelAdapter]) -> list[dict[str, Any]]:
 
 
 def recipe(adapter: ModelAdapter, method: str) -> tuple[ClipSize, Guidance, Step]:
-    """The clip and the guidance of a recipe, and a step in the middle of its sampling."""
+    """The clip and the guidance of a recipe, and a step of its sampling in which it acts."""
     flags: dict[str, Any] = {"model": adapter.family, "guidance": method}
     if adapter.text_to_video is None:
         flags["image"] = "cat.png"
@@ -120,7 +120,7 @@ def recipe(adapter: ModelAdapter, method: str) -> tuple[ClipSize, Guidance, Step
         flags["prompts"] = ["a cat"]
     job = resolve_job(flags, None, family_of=lambda model, revision: model)
     guidance = job.guidance
-    step = Step(job.steps // 2, job.steps, 0.5, pipeline_scales(adapter, job)["video"])
+    step = Step(job.steps // 2, job.steps, 0.95, pipeline_scales(adapter, job)["video"])
     return ClipSize(job.frames, job.height, job.width), guidance, step
 
 

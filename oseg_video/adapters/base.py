@@ -18,6 +18,7 @@ from oseg_video.adapters.denoiser import (
     AttentionSite,
     AudioStream,
     DenoiserCall,
+    JointText,
     PaddedText,
     TextAttention,
     TokenInputs,
@@ -80,8 +81,8 @@ class ModelAdapter(FamilySettings, ABC):
     """What a block returns: the first ones of its inputs, by name, in their order."""
     site: ClassVar[Attention]
     """The spatio-temporal self-attention of a block."""
-    text_attention: ClassVar[TextAttention | None] = None
-    """A block's cross-attention to the text; None where video and text attend at once, or without text."""
+    text_attention: ClassVar[tuple[TextAttention, ...] | JointText] = ()
+    """How the video attends to text: in cross-attention of every block, or jointly; () if it does not."""
     audio: ClassVar[AudioStream | None] = None
     """The sound that the denoiser predicts beside the video, if it does."""
     padded_text: ClassVar[PaddedText] = PaddedText()

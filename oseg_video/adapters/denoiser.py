@@ -110,17 +110,17 @@ class Attention:
 
 @dataclass(frozen=True)
 class TextAttention:
-    """Cross-attention of every block to a text that no block changes.
+    """Cross-attention of every block to a text that no block hands on changed.
 
-    The denoiser projects a text token by token, so that a second text may be given behind the first one.
+    Denoiser and block change a text token by token, so that a second text may be given behind the first one.
     """
 
     attribute: str = "attn2"
     """Attribute of a block that holds it: `to_k` and `to_v` take the text [B, T, C]."""
     mask: str | None = None
-    """Argument of the denoiser [B, T] and input of a block [B, 1, T] that masks padding, if there is one."""
+    """Argument of the denoiser [B, T] that masks padding, if there is one."""
     text: str = "encoder_hidden_states"
-    """Argument of the denoiser and input of a block, both [B, T, C]."""
+    """Argument of the denoiser, [B, T, C]."""
 
     def joined(self, arguments: Mapping[str, Any], others: Mapping[str, Any]) -> dict[str, Any]:
         """The arguments of a denoiser call with the text of others behind its own."""
@@ -129,15 +129,35 @@ class TextAttention:
         names = [name for name in (self.text, self.mask) if name and arguments.get(name) is not None]
         return {**arguments, **{name: torch.cat([arguments[name], others[name]], 1) for name in names}}
 
-    def parted(self, inputs: Mapping[str, Any], tokens: int) -> tuple[dict[str, Any], Tensor, Tensor | None]:
-        """A block's inputs by name with its own text, the last `tokens` of it, and their mask."""
-        text_BTC = inputs[self.text]
-        own = {**inputs, self.text: text_BTC[:, : text_BTC.shape[1] - tokens]}
-        masks = inputs.get(self.mask) if self.mask else None
-        if masks is None:
-            return own, text_BTC[:, -tokens:], None
-        own[str(self.mask)] = masks[..., : masks.shape[-1] - tokens]
-        return own, text_BTC[:, -tokens:], masks[..., -tokens:]
+
+@dataclass(frozen=True)
+class JointText:
+    """Text in a stream of its own, which every block changes, beside a video that attends to both at once.
+
+    A second text takes a row of its own through all blocks, with the same video in it.
+    """
+
+    texts: tuple[str, ...] = ("encoder_hidden_states",)
+    """Arguments of the denoiser that hold nothing but text and its masks, [B, T, ...]."""
+    of_text: tuple[str, ...] = ()
+    """Inputs of a block, batch first, that the denoiser makes of the text and that change the video, too."""
+
+    def joined(
+        self, call: DenoiserCall, arguments: Mapping[str, Any], others: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """The arguments of a denoiser call with all rows twice, the second time with the texts of others.
+
+        They are the same in all steps of a sampling run, and put together in the first one.
+        """
+        mine, theirs = ([one[name] for name in self.texts] for one in (arguments, others))
+        both = read_once(self, [*mine, *theirs], lambda: list(map(_one_below_the_other, mine, theirs)))
+        return {**call.twice(arguments), **dict(zip(self.texts, both, strict=True))}
+
+    def of_first(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """A block's inputs by name, in both halves of the rows what the first text made of the video."""
+        import torch
+
+        return {**inputs, **{name: torch.cat([inputs[name].chunk(2)[0]] * 2) for name in self.of_text}}
 
 
 @dataclass(frozen=True)
@@ -173,6 +193,20 @@ class DenoiserCall:
         count = len(arguments[self.sample])
         return {
             name: take_rows(value, rows, count) if name in self.rows else value
+            for name, value in arguments.items()
+        }
+
+    def twice(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """The arguments of a denoiser call with all rows of its batch, and then all of them again."""
+        import torch
+
+        count = len(arguments[self.sample])
+
+        def again(x: Tensor) -> Tensor:
+            return torch.cat([x, x]) if x.shape[0] >= count else x
+
+        return {
+            name: _map_tensors(again, value) if name in self.rows else value
             for name, value in arguments.items()
         }
 
@@ -331,6 +365,16 @@ def take_rows(value: Any, rows: slice, count: int) -> Any:
         return x[rows.start * share : rows.stop * share] if share else x
 
     return _map_tensors(take, value)
+
+
+def _one_below_the_other(first_BT: Tensor, second_BT: Tensor) -> Tensor:
+    """Rows [B, T, ...] and as many others, or one for all; zeros behind the tokens of what is shorter."""
+    import torch
+
+    both = first_BT, second_BT.to(first_BT.dtype).expand(len(first_BT), *second_BT.shape[1:])
+    tokens = max(one.shape[1] for one in both)
+    padding = [one.new_zeros(len(one), tokens - one.shape[1], *one.shape[2:]) for one in both]
+    return torch.cat([torch.cat(pair, dim=1) for pair in zip(both, padding, strict=True)])
 
 
 def _valid_tokens(mask_BT: Tensor) -> list[list[bool]]:

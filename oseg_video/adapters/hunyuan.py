@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from oseg_video.adapters.base import register_adapter
 from oseg_video.adapters.blocks import Stacks
-from oseg_video.adapters.denoiser import Attention, DenoiserCall, PaddedText, TokenInputs, random_like
+from oseg_video.adapters.denoiser import (
+    Attention,
+    DenoiserCall,
+    JointText,
+    PaddedText,
+    TokenInputs,
+    random_like,
+)
 from oseg_video.adapters.flow_shift import FLOW_SHIFT, shifted, unshiftable
 from oseg_video.adapters.joint import JointAttentionAdapter
 from oseg_video.adapters.sampling import Sampling
@@ -90,6 +97,8 @@ class HunyuanVideoAdapter(JointAttentionAdapter):
     site = Attention("attn", norm_layout="BSND")
     # Two names for the same rotation, one in each kind of block.
     token_inputs = TokenInputs({"freqs_cis": 0, "image_rotary_emb": 0}, _first_frame)
+    # The pooled text, which changes the video as well, is that of the first one.
+    text_attention = JointText(("encoder_hidden_states", "encoder_attention_mask"))
     # The mask comes after hidden_states, encoder_hidden_states, temb.
     padded_text = PaddedText((("encoder_hidden_states", "encoder_attention_mask"),), mask=3)
 

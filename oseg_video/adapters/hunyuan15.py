@@ -8,7 +8,14 @@ from functools import cache, wraps
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from oseg_video.adapters.base import register_adapter
-from oseg_video.adapters.denoiser import Attention, DenoiserCall, PaddedText, TokenInputs, random_like
+from oseg_video.adapters.denoiser import (
+    Attention,
+    DenoiserCall,
+    JointText,
+    PaddedText,
+    TokenInputs,
+    random_like,
+)
 from oseg_video.adapters.flow_shift import FLOW_SHIFT, shifted, unshiftable
 from oseg_video.adapters.joint import JointAttentionAdapter
 from oseg_video.adapters.sampling import Sampling
@@ -83,6 +90,12 @@ class HunyuanVideo15Adapter(JointAttentionAdapter):
     )
     site = Attention("attn", norm_layout="BSND")
     token_inputs = TokenInputs({"freqs_cis": 0})
+    text_attention = JointText(
+        (
+            *("encoder_hidden_states", "encoder_attention_mask"),
+            *("encoder_hidden_states_2", "encoder_attention_mask_2"),
+        )
+    )
     padded_text = PaddedText(
         (
             ("encoder_hidden_states", "encoder_attention_mask"),
@@ -178,9 +191,11 @@ def _text_scale(guidance_scale: float, original_formulation: bool) -> float:
 def _with_optional_mask(original: Any) -> Any:
     """A subclass of an attention processor's class that also takes no mask: then no text is padding.
 
-    The model's own processor always builds a mask of S x S, text and video: 13 GB for 121 frames of 720p.
+    The model's own processor always builds a mask of S x S, text and video: 13 GB a row for 121 frames of
+    720p. In its place there is one of the keys alone: what padding attends to is attended to by nothing.
     """
     import torch
+    import torch.nn.functional as F
     from diffusers.models.transformers.transformer_hunyuan_video import HunyuanVideoAttnProcessor2_0
     from diffusers.models.transformers.transformer_hunyuan_video15 import HunyuanVideo15AttnProcessor2_0
 
@@ -196,12 +211,13 @@ def _with_optional_mask(original: Any) -> Any:
         *args: Any,
         **kwargs: Any,
     ) -> Any:
-        if attention_mask is not None:
-            attend = implementation
-        elif original is HunyuanVideo15AttnProcessor2_0:
+        attend = implementation
+        if original is HunyuanVideo15AttnProcessor2_0:
             attend = HunyuanVideoAttnProcessor2_0.__call__  # the same joint attention, its mask optional
-        else:
-            attend = implementation
+            if attention_mask is not None:
+                video = hidden_states.shape[1]
+                attention_mask = F.pad(attention_mask.bool(), (video, 0), value=True)[:, None, None]
+        elif attention_mask is None:
             attention_mask = torch.ones(
                 encoder_hidden_states.shape[:2], dtype=torch.bool, device=hidden_states.device
             )

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from oseg_video.adapters.base import ModelAdapter
 from oseg_video.adapters.blocks import BlockAddress
-from oseg_video.adapters.denoiser import VideoTokens
+from oseg_video.adapters.denoiser import JointText, TextAttention, VideoTokens
 from oseg_video.types import TokenGrid
 
 
@@ -15,6 +15,7 @@ class JointAttentionAdapter(ModelAdapter):
     """Blocks take and return `(hidden_states, encoder_hidden_states)`: video [B, S, C] and text [B, T, C]."""
 
     block_outputs = ("hidden_states", "encoder_hidden_states")
+    text_attention: ClassVar[tuple[TextAttention, ...] | JointText] = JointText()
 
     def video_tokens(self, denoiser: Any, arguments: Mapping[str, Any], address: BlockAddress) -> VideoTokens:
         return VideoTokens(patch_grid(denoiser.config, *arguments["hidden_states"].shape[2:]))

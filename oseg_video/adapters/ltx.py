@@ -87,7 +87,7 @@ class LTXAdapter(ModelAdapter):
         channel_dim=2,
     )
     site = Attention("attn1", norm_layout="BSC")
-    text_attention = TextAttention(mask="encoder_attention_mask")
+    text_attention = (TextAttention(mask="encoder_attention_mask"),)
     token_inputs = TokenInputs({"image_rotary_emb": 1}, _times)
 
     def objection(self, settings: Mapping[str, Any], read: ReadJson) -> str | None:

@@ -11,6 +11,7 @@ from oseg_video.adapters.denoiser import (
     Attention,
     AudioStream,
     DenoiserCall,
+    TextAttention,
     TokenInputs,
     VideoTokens,
     random_like,
@@ -97,6 +98,10 @@ class LTX2Adapter(ModelAdapter):
         Attention("audio_attn1", norm_layout="BSC"),
         isolated={"use_a2v_cross_attention": False, "use_v2a_cross_attention": False},
         reads_video="video_to_audio_attn",
+    )
+    text_attention = (
+        TextAttention(mask="encoder_attention_mask"),
+        TextAttention("audio_attn2", "audio_encoder_attention_mask", "audio_encoder_hidden_states"),
     )
     token_inputs = TokenInputs({}, _own_inputs)
 

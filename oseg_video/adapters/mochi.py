@@ -7,7 +7,14 @@ from functools import cache, wraps
 from typing import TYPE_CHECKING, Any
 
 from oseg_video.adapters.base import register_adapter
-from oseg_video.adapters.denoiser import Attention, DenoiserCall, PaddedText, TokenInputs, random_like
+from oseg_video.adapters.denoiser import (
+    Attention,
+    DenoiserCall,
+    JointText,
+    PaddedText,
+    TokenInputs,
+    random_like,
+)
 from oseg_video.adapters.joint import JointAttentionAdapter
 from oseg_video.adapters.settings import ClipSize
 
@@ -34,6 +41,8 @@ class MochiAdapter(JointAttentionAdapter):
     )
     site = Attention("attn1", norm_layout="BSND")
     token_inputs = TokenInputs({"image_rotary_emb": 0})
+    # The modulation is that of the time and of the text, pooled.
+    text_attention = JointText(("encoder_hidden_states", "encoder_attention_mask"), of_text=("temb",))
     padded_text = PaddedText(
         (("encoder_hidden_states", "encoder_attention_mask"),),
         mask="encoder_attention_mask",

@@ -58,7 +58,7 @@ class SDXLAdapter(UNetAdapter):
         output="diffusers.models.unets.unet_2d_condition.UNet2DConditionOutput",
     )
     blocks = Stages(("", "transformer_blocks"))
-    text_attention = TextAttention()
+    text_attention = (TextAttention(),)
 
     def text_limit(self, pipe: Pipeline) -> int | None:
         return int(pipe.tokenizer.model_max_length)

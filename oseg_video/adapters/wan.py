@@ -106,7 +106,7 @@ class WanAdapter(ModelAdapter):
     )
     blocks = Stacks(blocks="blocks", beside="vace_blocks")
     site = Attention("attn1", norm_layout="BSC")
-    text_attention = TextAttention()
+    text_attention = (TextAttention(),)
     token_inputs = TokenInputs({"rotary_emb": 1}, _times)
 
     def configure(self, pipe: Pipeline, settings: Mapping[str, Any]) -> Mapping[str, Any]:

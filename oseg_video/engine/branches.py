@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from oseg_video.adapters.base import AttentionSite, Condition, ModelAdapter, VideoTokens
 from oseg_video.adapters.blocks import BlockAddress
-from oseg_video.adapters.denoiser import NOTHING_CUT, TextAttention
+from oseg_video.adapters.denoiser import NOTHING_CUT, JointText, TextAttention
 from oseg_video.engine.errors import GuidanceError, SilentGuidanceError
 from oseg_video.engine.patching import swapped_class
 from oseg_video.engine.patching.attention import spread_attention
 from oseg_video.engine.patching.gates import BlockPlan, gated
 from oseg_video.engine.patching.observing import ObservedAttention
-from oseg_video.engine.patching.sites import ChangedQueries, ReplacedAttention
+from oseg_video.engine.patching.sites import ChangedQueries, CombinedRows, ReplacedAttention
 from oseg_video.engine.patching.text import TwoTexts
 from oseg_video.engine.reading import InputChanges
 from oseg_video.engine.report import PassRecord
@@ -166,10 +166,9 @@ class BranchRunner:
         for current in passes:
             inputs = denoiser_call.take_rows(arguments, _rows(current.conditions, conditions, batch))
             if branches[current.names[0]].reads_negative:
-                assert self._adapter.text_attention is not None  # `check_blocks` has refused the others
                 if negative is None:
                     negative = denoiser_call.take_rows(arguments, _rows(("uncond",), conditions, batch))
-                inputs = self._adapter.text_attention.joined(inputs, negative)
+                inputs = self._with_negative(inputs, negative)
             text = self._adapter.padded_text.cut(inputs) if self.intervenes else NOTHING_CUT
             inputs = text.arguments(inputs)
             plan = self._stack.plan(self._spread(inputs), text)
@@ -196,10 +195,13 @@ class BranchRunner:
             self._require_passed(plan)
             if current.perturbation is not None:
                 self._require_fired(current.perturbation, plan)
-            predictions |= zip(current.names, prediction.tensor_split(len(current.names)), strict=True)
+            rows_each = self._rows_each(current.perturbation)
+            own = prediction[: len(prediction) // rows_each]
+            predictions |= zip(current.names, own.tensor_split(len(current.names)), strict=True)
             skipped = cache is not None and deciding and cache.skipped
             stop = len(self._beside) + 1 if skipped else len(self._units)
-            records.append(PassRecord(current.names, len(prediction), start, stop, tuple(plan.fired)))
+            fired = tuple(plan.fired)
+            records.append(PassRecord(current.names, len(prediction), start, stop, fired, rows_each))
             if skipped:
                 break
         return predictions, records
@@ -241,9 +243,24 @@ class BranchRunner:
         if any(one.source is not None and one.source not in branches for one in perturbed):
             return math.inf
         return sum(
-            len(one.names) * (1 - one.start_unit / self.unit_count)
+            self._rows_each(one.perturbation) * len(one.names) * (1 - one.start_unit / self.unit_count)
             for one in self.passes(branches, conditions)
         )
+
+    def _rows_each(self, perturbation: Perturbation | None) -> int:
+        """Rows that a branch takes for each clip."""
+        two_texts = perturbation is not None and isinstance(perturbation.change, ExtrapolateAttention)
+        return 2 if two_texts and isinstance(self._adapter.text_attention, JointText) else 1
+
+    def _with_negative(self, arguments: Mapping[str, Any], negative: Mapping[str, Any]) -> dict[str, Any]:
+        """The arguments of a denoiser call with the text of others beside its own."""
+        texts = self._adapter.text_attention
+        if isinstance(texts, JointText):
+            return texts.joined(self._adapter.denoiser_call, arguments, negative)
+        joined = dict(arguments)
+        for one in texts:
+            joined = one.joined(joined, negative)
+        return joined
 
     def _needed(self, units: Sequence[str]) -> Sequence[str]:
         """Of units that are left out together, those whose outputs the others take."""
@@ -297,10 +314,11 @@ class BranchRunner:
         streams = self._streams(perturbation)
         if isinstance(change, SkipBlock):
             return {address.path: partial(self._skip_block, address, streams) for address in addresses}
-        if isinstance(change, ExtrapolateAttention):
-            assert self._adapter.text_attention is not None and negative is not None
-            texts = self._adapter.text_attention
-            act = partial(self._attend_to_both, change, texts, negative[texts.text].shape[1])
+        texts = self._adapter.text_attention
+        if isinstance(change, ExtrapolateAttention) and not isinstance(texts, JointText):
+            assert negative is not None
+            tokens_of = [(one, negative[one.text].shape[1]) for one in texts]
+            act = partial(self._attend_to_both, change, tokens_of)
             return {path: partial(act, path) for path in (*self._beside, *(one.path for one in addresses))}
         if isinstance(change, IsolateStreams):
             return {address.path: partial(self._isolate, address) for address in addresses}
@@ -315,6 +333,9 @@ class BranchRunner:
                     one: replace(those, spread=spread) if one == "video" else those
                     for one, those in found.items()
                 }
+        if isinstance(change, ExtrapolateAttention):
+            rows = partial(self._attend_in_rows, change)
+            return {one.path: partial(rows, tokens[one.group], one) for one in addresses}
         return {
             address.path: partial(self._change_attention, change, tokens[address.group], address)
             for address in addresses
@@ -350,23 +371,42 @@ class BranchRunner:
     def _attend_to_both(
         self,
         change: ExtrapolateAttention,
-        texts: TextAttention,
-        negative_tokens: int,
+        texts: Sequence[tuple[TextAttention, int]],
         path: str,
         block: nn.Module,
         *args: Any,
         **kwargs: Any,
     ) -> Any:
-        """The block with its own text; its cross-attention also looks at the negative one behind that."""
-        inputs, text_BTC, mask = texts.parted(named_inputs(block, args, kwargs), negative_tokens)
-        name = f"{path}.{texts.attribute}"
-        attention = getattr(block, texts.attribute)
-        with TwoTexts(name, attention, text_BTC, mask, change, self._fired).installed():
-            return block(**inputs)
+        """The block; its cross-attention attends to its own text and the negative one behind that apart.
+
+        texts: the cross-attentions, and how many tokens each one's negative text has.
+        """
+        with ExitStack() as stack:
+            for one, tokens in texts:
+                name, attention = f"{path}.{one.attribute}", getattr(block, one.attribute)
+                both = TwoTexts(name, attention, tokens, change, self._fired)
+                stack.enter_context(both.installed())
+            return block(*args, **kwargs)
+
+    def _attend_in_rows(
+        self,
+        change: ExtrapolateAttention,
+        tokens: Mapping[Stream, VideoTokens],
+        address: BlockAddress,
+        block: nn.Module,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        """The block with each text in a row of its own, and the same video in both."""
+        texts = self._adapter.text_attention
+        assert isinstance(texts, JointText)
+        if texts.of_text:
+            args, kwargs = (), texts.of_first(named_inputs(block, args, kwargs))
+        return self._change_attention(change, tokens, address, block, *args, **kwargs)
 
     def _change_attention(
         self,
-        change: QueryTransform | ReplaceAttention | ObserveAttention,
+        change: QueryTransform | ReplaceAttention | ObserveAttention | ExtrapolateAttention,
         tokens: Mapping[Stream, VideoTokens],
         address: BlockAddress,
         block: nn.Module,
@@ -381,13 +421,15 @@ class BranchRunner:
 
     def _changed_site(
         self,
-        change: QueryTransform | ReplaceAttention | ObserveAttention,
+        change: QueryTransform | ReplaceAttention | ObserveAttention | ExtrapolateAttention,
         site: AttentionSite,
         tokens: VideoTokens,
         address: BlockAddress,
     ) -> AbstractContextManager[Any]:
         if isinstance(change, ReplaceAttention):
             return ReplacedAttention(site, change.source, tokens, self._fired).installed()
+        if isinstance(change, ExtrapolateAttention):
+            return CombinedRows(site, tokens, change, self._fired).installed()
         if isinstance(change, ObserveAttention):
             see = partial(change.see, address.index)
             return ObservedAttention(site, tokens, change.transforms, see, self._fired).installed()

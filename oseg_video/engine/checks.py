@@ -55,14 +55,10 @@ def check_blocks(adapter: ModelAdapter, denoiser: nn.Module, guidance: Guidance)
             f"{guidance.name} takes its mask from self-attention in the middle of a UNet; {adapter.family} "
             f"is a transformer of one resolution and has no middle; use pag, seg or oseg"
         )
-    if _reads_negative(guidance) and adapter.text_attention is None:
-        families = [one.family for one in all_adapters() if one.text_attention is not None]
-        why = "takes no text" if adapter.text == "none" else "attends to video and text at once"
-        if adapter.audio is not None:
-            why = "has two streams, each with a text of its own"
+    if _reads_negative(guidance) and not adapter.text_attention:
+        why = "takes none" if adapter.text == "none" else "names no attention to it (`text_attention`)"
         raise GuidanceError(
-            f"{guidance.name} changes cross-attention to a text, which {', '.join(families)} have; "
-            f"{adapter.family} {why}"
+            f"{guidance.name} changes how the video attends to a text, and {adapter.family} {why}"
         )
     adapter.resolve_blocks(denoiser, guidance.blocks_used)
     if not reads_attention(guidance):

@@ -24,6 +24,8 @@ class PassRecord:
     """Unit behind the last one that ran; what those from it on add was taken from an earlier step."""
     fired: tuple[str, ...]
     """Names of the sites and blocks at which the perturbation took place."""
+    rows_each: int = 1
+    """Rows that each branch takes for a clip: 2 where a second text has its own beside the same video."""
 
 
 @dataclass(frozen=True)
@@ -53,10 +55,11 @@ class GuidanceReport:
     def block_passes(self) -> float:
         """Passes through the whole denoiser for one clip, counted in blocks: CFG costs 2 a step.
 
-        A pass of two branches counts twice; one that runs n of L blocks counts n / L.
+        A pass of two branches counts twice, and so does one that takes two rows for its branch; one that runs
+        n of L blocks counts n / L.
         """
         return sum(
-            len(p.branches) * (p.stop_block - p.start_block) / self.block_count
+            p.rows_each * len(p.branches) * (p.stop_block - p.start_block) / self.block_count
             for step in self.steps
             for p in step.passes
         )

@@ -149,7 +149,7 @@ class ReplaceAttention:
 
 @dataclass(frozen=True)
 class ExtrapolateAttention:
-    """NAG: cross-attention to the branch's text, away from that to the negative text (arXiv 2505.21179).
+    """NAG: attention to the branch's text, away from that to the negative text (arXiv 2505.21179).
 
     The one change that looks at the text of the other condition; see `attention.extrapolated_attention`.
     """

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from oseg_video.adapters import ModelAdapter
+from oseg_video.adapters.denoiser import JointText
 from oseg_video.config import GenerateJob
 from oseg_video.config.keys import job_to_nested
 from oseg_video.guidance.plan import Branch
@@ -124,6 +125,8 @@ def _second_texts(kind: StepKind, counted: CountedJob) -> str:
     """What is computed besides the passes."""
     if not any(branch.reads_negative for branch in kind.plan.branches.values()):
         return ""
+    if isinstance(counted.adapter.text_attention, JointText):
+        return ", as the negative text takes a second row through all blocks"
     blocks = len(counted.adapter.blocks(counted.denoiser))
     return f", and cross-attention to a second text in {blocks} blocks"
 

@@ -156,7 +156,7 @@ def test_a_branch_runs_where_the_attention_that_it_starts_from_was(two_ranks: Ra
 
 @pytest.mark.parametrize("axis", AXES)
 @pytest.mark.parametrize("method_name", ["nag", "nag, text"])
-@pytest.mark.parametrize("case", ["ltx", "wan", "wan-image", "sdxl"])
+@pytest.mark.parametrize("case", ["ltx", "ltx2", "wan", "wan-image", "sdxl", "mochi", "hunyuan", "cogvideox"])
 def test_attention_to_two_texts(two_ranks: Ranks, case: str, method_name: str, axis: str) -> None:
     if case in UNETS and axis != "branch":
         pytest.skip("no sequence of tokens runs through a UNet")

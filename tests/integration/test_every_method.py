@@ -184,8 +184,8 @@ EXPECTED: dict[str, tuple[Guidance, Callable[[Predictions], Tensor]]] = {
 SELF_ATTENTION = {
     "sag": (SAG(**_TEXT, blocks=BLOCKS, scale=PUSH), pushed_from_uncond),
 }
-# For families with cross-attention to a text.
-CROSS_ATTENTION = {
+# For families with a text.
+TEXT_ATTENTION = {
     "nag": (NAG(), lambda p: p["cond"]),
     "nag, text": (NAG(**_TEXT), text_term),
 }
@@ -226,7 +226,7 @@ class Recorded(Guidance):
 
 def test_every_method_is_here() -> None:
     assert {*METHODS} - {"none", "oseg-released"} <= {
-        guidance.name for guidance, _ in (EXPECTED | SELF_ATTENTION | CROSS_ATTENTION).values()
+        guidance.name for guidance, _ in (EXPECTED | SELF_ATTENTION | TEXT_ATTENTION).values()
     }
 
 
@@ -266,7 +266,7 @@ def test_the_scheduler_gets_the_formula(case: Case, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(scheduler, "step", record)
     maps = adapter_for(pipe).attention_maps(pipe.unet) if hasattr(pipe, "unet") else []
     methods = EXPECTED | (SELF_ATTENTION if maps else {})
-    methods |= CROSS_ATTENTION if adapter_for(pipe).text_attention else {}
+    methods |= TEXT_ATTENTION if adapter_for(pipe).text_attention else {}
     for name, (guidance, expected) in methods.items():
         recorded = Recorded(inner=guidance)
         given.clear()

@@ -60,6 +60,10 @@ def test_a_negative_prompt_without_its_pass(
     assert "rule      C~\n" in text and "to the negative text (scale 9, tau 2.5, alpha 0.25)" in text
     assert "1.00 passes a step, and cross-attention to a second text in 30 blocks" in text
     assert "50.0 passes (CFG: 100)" in text and "warning" not in text
+    flags = ("--guidance", "nag", "--guidance-scale", "1", "--negative-prompt", "blurry", "--steps", "7")
+    text = explained(capsys, *flags)
+    assert "2.00 passes a step, as the negative text takes a second row through all blocks" in text
+    assert "14.0 passes (CFG: 14)" in text
 
 
 def test_an_interval_shows_its_steps(capsys: pytest.CaptureFixture[str]) -> None:
@@ -130,10 +134,6 @@ def test_ranks_and_why_they_work_so(capsys: pytest.CaptureFixture[str]) -> None:
         ("--model ltx --prompt x --height 100", "height 100: ltx needs a multiple of 32 pixels"),
         ("--model ltx --prompt x --image missing.png", "cannot read missing.png: No such file"),
         ("--model mochi", "no prompt given"),
-        (
-            "--model hunyuan --guidance nag --prompt x",
-            "nag changes cross-attention to a text, which ltx, sdxl, sd15, wan have; hunyuan attends",
-        ),
         ("--model wan --guidance nag --cache 0.1 --prompt x", "which nag never runs; leave them out"),
         (
             "--model ltx --guidance pag --perturb uncond --guidance-scale 1 --prompt x",

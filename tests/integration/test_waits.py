@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from oseg_video import CFG, OSEG, STG, guided
+from oseg_video import CFG, NAG, OSEG, STG, guided
 from oseg_video.adapters import adapter_for
 from oseg_video.adapters.base import ClipSize
 from oseg_video.engine.branches import BranchRunner
@@ -35,6 +35,7 @@ _METHODS = {
     "cfg": CFG(guidance_scale=3.0),
     "stg": STG(guidance_scale=3.0, blocks=(_BLOCK,)),
     "oseg": OSEG(guidance_scale=3.0, blocks=(_BLOCK,)),
+    "nag": NAG(),
 }
 
 
@@ -94,7 +95,7 @@ def waits_of(case: Case, pipe: Any, guidance: Any, **overrides: Any) -> Waits:
 
 
 @over(MOCHI, LTX, HUNYUAN, WAN)
-@pytest.mark.parametrize("method", ("cfg", "stg"))
+@pytest.mark.parametrize("method", ("cfg", "stg", "nag"))
 def test_no_step_but_the_first_waits_for_the_device(case: Case, pipe: Any, method: str) -> None:
     assert waits_of(case, pipe, _METHODS[method]).ours(first=False) == {}
 

@@ -141,6 +141,39 @@ class ReplacedAttention:
         return _with_span(mixed_BSC, noted_BSC[:, self._span].to(mixed_BSC.dtype), self._span, dim=1)
 
 
+class CombinedRows:
+    """Combines what the attention mixes for the video tokens in the first half of the rows and in the second.
+
+    Both halves hold the same video, each beside a text of its own; both get the result, `combine(first,
+    second)` of [B, S, C], before the output projection. Text tokens keep their output. Calls `fired` with the
+    site's name.
+    """
+
+    def __init__(self, site: AttentionSite, tokens: VideoTokens, combine: QueryChange, fired: Fired) -> None:
+        self._site = site
+        self._span = tokens.video_span
+        self._combine = combine
+        self._fired = fired
+
+    def installed(self) -> "_Hooks":
+        """A context in which they are combined."""
+        if self._site.to_out is None:
+            return _hooks((self._site.attention, self._after_attention))
+        return _hooks(before=(self._site.to_out, self._before_projection))
+
+    def _before_projection(self, _: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return self._combined(args[0]), *args[1:]
+
+    def _after_attention(self, _: nn.Module, __: Any, output: tuple[Any, ...]) -> tuple[Any, ...]:
+        return self._combined(output[0]), *output[1:]
+
+    def _combined(self, mixed_BSC: Tensor) -> Tensor:
+        self._fired(self._site.name)
+        first, second = mixed_BSC[:, self._span].chunk(2)
+        combined = in_pieces(self._combine, first, second, slice(0, first.shape[1]), tokens=1)
+        return _with_span(mixed_BSC, torch.cat([combined, combined]), self._span, dim=1)
+
+
 class _Hooks(ExitStack):
     """Hooks that are removed on leaving; inside nothing runs compiled."""
 

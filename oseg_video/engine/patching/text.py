@@ -13,6 +13,9 @@ from oseg_video.engine.errors import SilentGuidanceError
 from oseg_video.engine.patching.attention import attention_arguments
 from oseg_video.engine.patching.sites import Fired, eager, in_pieces, in_this_thread
 
+_INPUTS = (1, "encoder_hidden_states"), (2, "attention_mask")
+"""Place and name of the text and its mask among the inputs of every attention of diffusers."""
+
 Combine = Callable[[Tensor, Tensor], Tensor]
 """What goes on, [B, S, C], of what attention mixes of a text and of the other text."""
 
@@ -20,26 +23,24 @@ Combine = Callable[[Tensor, Tensor], Tensor]
 class TwoTexts(TorchFunctionMode):
     """One cross-attention whose queries also look at another text, for as long as it is installed.
 
-    Its key and value projections are given both texts, so that whatever else a processor does to keys is done
-    to both; where it attends, each text is attended to by itself. The queries and the output projection are
-    computed once. Calls `fired` with the site's name.
+    The attention is given that text behind its own, as the block has made it of both. Its processor sees its
+    own alone; its key and value projections are given both again, so that whatever else a processor does to
+    keys is done to both; where it attends, each text is attended to by itself. The queries and the output
+    projection are computed once. Calls `fired` with the site's name.
     """
 
     def __init__(
-        self,
-        name: str,
-        attention: nn.Module,
-        text_BTC: Tensor,
-        mask: Tensor | None,
-        combine: Combine,
-        fired: Fired,
+        self, name: str, attention: nn.Module, other_tokens: int, combine: Combine, fired: Fired
     ) -> None:
-        """text_BTC, mask: the other text, and what is added to the logits of its keys, [B, 1, T]."""
+        """other_tokens: how many of the last tokens that the attention is given are the other text."""
         super().__init__()
         self._name = name
         self._attention: Any = attention
-        self._text_BTC = text_BTC
-        self._mask = mask
+        self._count = other_tokens
+        self._text_BTC = torch.empty(0)
+        """The other text, once the attention is called."""
+        self._mask: Tensor | None = None
+        """What is added to the logits of its keys, [B, 1, T]."""
         self._combine = combine
         self._fired = fired
         self._own = -1
@@ -55,7 +56,7 @@ class TwoTexts(TorchFunctionMode):
                 hook = in_this_thread(self._with_other)
                 stack.callback(projection.register_forward_pre_hook(hook).remove)
             before, after = in_this_thread(self._before), in_this_thread(self._after)
-            stack.callback(attention.register_forward_pre_hook(before).remove)
+            stack.callback(attention.register_forward_pre_hook(before, with_kwargs=True).remove)
             stack.callback(attention.register_forward_hook(after, always_call=True).remove)
             stack.enter_context(eager())
             yield
@@ -64,9 +65,17 @@ class TwoTexts(TorchFunctionMode):
         self._own = args[0].shape[1]
         return (torch.cat([args[0], self._text_BTC.to(args[0].dtype)], dim=1),)
 
-    def _before(self, _: nn.Module, __: Any) -> None:
+    def _before(self, _: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        """The attention's inputs without the other text."""
         self._own, self._seen = -1, False
+        given = {**dict(enumerate(args)), **kwargs}
+        text, mask = (name if name in given else place for place, name in _INPUTS)
+        own = given[text].shape[1] - self._count
+        given[text], self._text_BTC = given[text].tensor_split((own,), dim=1)
+        if given.get(mask) is not None:
+            given[mask], self._mask = given[mask].tensor_split((own,), dim=-1)
         self.__enter__()  # type: ignore[no-untyped-call]
+        return tuple(given.pop(place) for place in range(len(args))), given
 
     def _after(self, _: nn.Module, __: Any, output: Any) -> None:
         self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
@@ -83,9 +92,9 @@ class TwoTexts(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is not F.scaled_dot_product_attention:
             return func(*args, **(kwargs or {}))
-        given, count = attention_arguments(*args, **(kwargs or {})), self._text_BTC.shape[1]
+        given = attention_arguments(*args, **(kwargs or {}))
         # Others look at an image (Wan 2.1 from an image).
-        if self._own < 0 or given.key.shape[2] != self._own + count:
+        if self._own < 0 or given.key.shape[2] != self._own + self._count:
             return func(*args, **(kwargs or {}))
         self._seen = True
         other_mask = None if self._mask is None else self._mask[:, None]

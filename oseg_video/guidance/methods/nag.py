@@ -30,10 +30,12 @@ _ASKS_FOR_TEXT = 2.0
 class NAG(ScaledGuidance):
     """Normalised attention guidance: a negative prompt without an unconditional pass (arXiv 2505.21179).
 
-    C~: in every cross-attention of the conditional pass, away from what the negative text gives
-    (`attention.extrapolated_attention`). So a distilled model has a negative prompt in one pass a step. Call
-    the pipeline with a scale above 1, which is how it takes a negative text. With a `guidance_scale` there is
-    text guidance as well, `C~ + (w - 1) (C~ - U)`; left out, it is 1.
+    C~: wherever the video attends to the text of the conditional pass, away from what the negative text gives
+    (`attention.extrapolated_attention`). So a distilled model has a negative prompt: in one pass a step where
+    attention to the text is cross-attention, in two where it is joint, as each text then takes a row through
+    all blocks, beside the same video. Call the pipeline with a scale above 1, which is how it takes a
+    negative text. With a `guidance_scale` there is text guidance as well, `C~ + (w - 1) (C~ - U)`; left out,
+    it is 1.
     """
 
     name: ClassVar[str] = "nag"

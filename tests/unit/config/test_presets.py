@@ -37,12 +37,12 @@ from oseg_video.types import SettingError
 ADAPTERS = {adapter.family: adapter for adapter in all_adapters()}
 FAMILIES = (*MODELS, *ADAPTERS)
 GUIDING = [name for name in METHODS if name not in ("none", "oseg-released")]
-# SAG reads attention maps, which UNets have; S2-Guidance draws from the blocks of a transformer; NAG changes
-# cross-attention.
+# SAG reads attention maps, which UNets have; S2-Guidance draws from the blocks of a transformer; NAG takes a
+# text.
 SERVED = {
     "sag": {family for family, one in ADAPTERS.items() if isinstance(one, UNetAdapter)},
     "s2": {family for family in FAMILIES if not isinstance(ADAPTERS.get(family), UNetAdapter)},
-    "nag": {"ltx", "sdxl", "sd15", "wan"},
+    "nag": {family for family in FAMILIES if family != "svd"},
 }
 PRESETS = [
     (family, method) for family in FAMILIES for method in GUIDING if family in SERVED.get(method, FAMILIES)
