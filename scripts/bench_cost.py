@@ -138,11 +138,11 @@ def count_recipe(adapter: ModelAdapter, denoiser: Any, method: str) -> dict[str,
     """One row: the cost of that step."""
     clip, guidance, step = recipe(adapter, method)
 
-    def flops(plan_of: Guidance, prefix: bool) -> Any:
+    def flops(plan_of: Guidance, prefix: bool, step: Step = step) -> Any:
         branches = plan_of.plan(step).branches
         return step_cost(adapter, denoiser, clip, branches, reuse=Reuse(prefix=prefix))
 
-    plain = flops(CFG(), True).total
+    plain = flops(CFG(), True, recipe(adapter, "cfg")[2]).total
     ours = flops(guidance, True)
     whole = flops(guidance, False) if guidance.blocks_used else ours
     return {
