@@ -83,7 +83,7 @@ def main() -> int:
     extractor = TwoShapesJudge("fvd:two", MetricOptions())
     reference, _ = look_at_drawn(extractor.features, TWO_SHAPES)
     study = Study(
-        bench=Bench(arguments.model, MODEL_PATH / "vae", arguments.run_dir, arguments.compile),
+        bench=_bench(arguments, arguments.model),
         statistics=Statistics(arguments.clips, reference, arguments.resamples),
         recipe=_recipe(arguments),
         steps=arguments.steps,
@@ -102,6 +102,10 @@ def main() -> int:
         }
         store(arguments.out, "run_study", results)
     return 0
+
+
+def _bench(arguments: argparse.Namespace, model: Path) -> Bench:
+    return Bench(model, MODEL_PATH / "vae", arguments.run_dir, arguments.compile)
 
 
 def _recipe(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -133,7 +137,7 @@ def _regimes(study: Study, results: dict[str, Any], arguments: argparse.Namespac
         f"{steps} steps": test_winners(replace(study, steps=steps), found) for steps in arguments.regimes
     }
     for model in arguments.other:
-        other = replace(study, bench=Bench(model, MODEL_PATH / "vae", arguments.run_dir, arguments.compile))
+        other = replace(study, bench=_bench(arguments, model))
         table[model.name] = test_winners(other, found)
     return table
 

@@ -18,7 +18,6 @@ _MOST_NODES = 100_000
 """Values of a file, those that aliases repeat counted every time."""
 _DEEPEST = 20
 """Values inside values."""
-"""Above every seed and every number of bytes."""
 
 
 class ConfigError(OsegVideoError):
