@@ -14,12 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
-from study.bench import Bench, Setting, attributes_of
+from study.bench import Bench, Setting
 from study.questions import NONE, TEST_SEED
 from torch import Tensor
 
-from oseg_video.embedded import MODEL_PATH, MODEL_TWO_PATH
-from oseg_video.embedded.two_shapes import caption
+from oseg_video.embedded.tasks import TWO_SHAPES
 
 RESULTS = Path(__file__).parent / "study" / "results.json"
 SHOWN = (0, 3, 6, 9, 12, 15, 18)
@@ -37,11 +36,11 @@ def main() -> None:
     arguments = parser.parse_args()
     test = json.loads(RESULTS.read_text())["test"]
     places = next(row["quartile clips"] for row in test["found"] if row["label"] == "oseg")
-    bench = Bench(MODEL_TWO_PATH, MODEL_PATH / "vae", arguments.run_dir)
+    bench = Bench(TWO_SHAPES, arguments.run_dir)
     prompts, clips = [], {}
     for name, guidance in methods_shown(test["found"]).items():
         setting = Setting(guidance=guidance, steps=test["made with"]["steps"], seed=TEST_SEED)
-        prompts = [caption(attributes_of(setting, place)) for place in places]
+        prompts = [bench.caption(setting, place) for place in places]
         clips[name] = bench.clips(setting, places)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     compose(prompts, clips).save(arguments.out, optimize=True)

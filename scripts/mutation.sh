@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# How strong are the tests? mutmut changes one expression at a time in a room of the package and runs the tests of
-# that room: a change that no test notices survives. By hand: it takes minutes for a file and hours for a room.
+# How strong are the tests? mutmut changes one expression at a time in a room of the package and runs the tests that
+# reach it: a change that no test notices survives. By hand: seconds for a change, of which a room has thousands.
 #
 #   scripts/mutation.sh guidance                     # all of oseg_video/guidance, by tests/unit/guidance
 #   scripts/mutation.sh guidance smoothing combine   # two files of it
-#   TESTS="tests/unit/parallel tests/distributed" scripts/mutation.sh parallel
+#   SAMPLE=100 SEED=1 TESTS="tests/unit/parallel" scripts/mutation.sh parallel   # 100 of its changes, drawn at random
 #
-# Works in build/mutation, and the same command goes on where it was stopped. `cd build/mutation && ../../.venv/bin/mutmut
-# show NAME` shows a survivor.
+# Works in build/mutation/ROOM, and the same command goes on where it was stopped. There, `mutmut show NAME` shows a
+# survivor. Tests with "compile" in their name are left out: torch.compile does not trace what mutmut writes.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 if [ $# -lt 1 ] || [ ! -d "oseg_video/$1" ]; then
@@ -19,26 +19,44 @@ shift
 python=${PYTHON:-$PWD/.venv/bin/python}
 "$python" -c "import mutmut" 2> /dev/null || "$python" -m pip install --quiet --disable-pip-version-check mutmut==3.8.1
 
-mkdir -p build/mutation
-for part in oseg_video tests scripts configs; do
-  rm -rf "build/mutation/$part"
-  cp -r "$part" build/mutation/
+folder=build/mutation/$room
+mkdir -p "$folder"
+for part in oseg_video tests scripts configs .github README.md; do
+  rm -rf "${folder:?}/$part"
+  cp -r "$part" "$folder/"
 done
 quoted() { # words as a list of TOML
   printf '"%s", ' "$@"
 }
-cat pyproject.toml - > build/mutation/pyproject.toml << TOML
+cat pyproject.toml - > "$folder/pyproject.toml" << TOML
 
 [tool.mutmut]
 source_paths = ["oseg_video"]
-also_copy = ["scripts", "configs"]
+also_copy = ["scripts", "configs", ".github", "README.md"]
 only_mutate = [$(quoted $(printf "oseg_video/$room/%s.py " "${@:-*}"))]
-pytest_add_cli_args = ["-p", "no:cacheprovider", "-p", "no:randomly"]
+pytest_add_cli_args = ["-p", "no:cacheprovider", "-p", "no:randomly", "-k", "not compile"]
 pytest_add_cli_args_test_selection = [$(quoted ${TESTS:-tests/unit/$room})]
 # torch's threads do not live through a fork.
 process_isolation = "forkserver"
 TOML
-cd build/mutation
+cd "$folder"
 export OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 PYTHONHASHSEED=0
-"$python" -m mutmut run --max-children "${PROCESSES:-$(nproc)}"
-"$python" -m mutmut results
+names=()
+if [ -n "${SAMPLE:-}" ]; then
+  # A name that fits nothing: the changes are written, none is tried.
+  "$python" -m mutmut run --max-children 1 none > /dev/null || true
+  mapfile -t names < <("$python" - "$SAMPLE" "${SEED:-0}" << 'PYTHON'
+import json
+import random
+import sys
+from pathlib import Path
+
+count, seed = map(int, sys.argv[1:])
+found = [name for path in Path("mutants").rglob("*.meta") for name in json.loads(path.read_text())["exit_code_by_key"]]
+random.seed(seed)
+print(*random.sample(sorted(found), min(count, len(found))), sep="\n")
+PYTHON
+)
+fi
+"$python" -m mutmut run --max-children "${PROCESSES:-$(nproc)}" "${names[@]}"
+"$python" -m mutmut results --all true

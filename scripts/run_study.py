@@ -1,11 +1,11 @@
-"""Which guidance helps on the model of two shapes? Search, test, and the questions behind it.
+"""Which guidance helps on the shipped models? Search, test, and the questions behind it.
 
     python scripts/run_study.py --run-dir runs/study
     python scripts/run_study.py --write-readme     # the stored results into scripts/study/README.md
 
-Stages: search, test, inside, regimes, blocks, reuse. Every stage goes on where it was stopped; results join
-`scripts/study/results.json` and replace those of the same stage. Clips are sampled in batches, with bfloat16
-autocast.
+Stages: search, test, inside, regimes, blocks, reuse on the model of two shapes, one-shape on the other. Every
+stage goes on where it was stopped; results join `scripts/study/results.json` and replace those of the same
+stage. Clips are sampled in batches, with bfloat16 autocast unless told otherwise.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import platform
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -29,19 +30,22 @@ from study.questions import (
     Study,
     cost_of_reuse,
     gain_of_blocks,
+    on_the_model_of_one_shape,
+    policies,
     search_methods,
     test_winners,
     what_does_the_work,
+    with_text,
     without_variants,
 )
 from study.report import write_report
 from study.statistics import Statistics
 
-from oseg_video.embedded import MODEL_PATH, MODEL_TWO_PATH
-from oseg_video.evaluation.features.classifier import TWO_SHAPES
-from oseg_video.evaluation.features.networks import TwoShapesJudge
-from oseg_video.evaluation.features.real_clips import look_at_drawn
+from oseg_video.embedded.tasks import ONE_SHAPE, TWO_SHAPES, Task
+from oseg_video.evaluation.features.protocols import PROTOCOLS
+from oseg_video.evaluation.features.reference import load_reference
 from oseg_video.evaluation.metrics.base import MetricOptions
+from oseg_video.evaluation.metrics.fvd import SHIPPED, FrechetVideoDistance
 from oseg_video.evaluation.results import evaluation_versions
 
 FOLDER = Path(__file__).with_name("study")
@@ -56,7 +60,7 @@ def main() -> int:
     parser.add_argument("--run-dir", type=Path, default=Path("runs/study"), help="rows of clips")
     parser.add_argument("--out", type=Path, default=FOLDER / "results.json")
     parser.add_argument("--methods", type=Path, default=FOLDER / "methods.yaml")
-    parser.add_argument("--model", type=Path, default=MODEL_TWO_PATH, help="folder of the pipeline")
+    parser.add_argument("--model", type=Path, help="folder of the pipeline, instead of the shipped one")
     parser.add_argument("--regimes", type=int, nargs="*", default=[8, 25], help="other numbers of steps")
     parser.add_argument("--other", type=Path, nargs="*", default=[], help="other weights, for regimes")
     parser.add_argument(
@@ -67,34 +71,32 @@ def main() -> int:
         help=f"how many of {', '.join(GROUPS)} to search; other stages take what was found",
     )
     parser.add_argument("--steps", type=int, default=16)
+    parser.add_argument("--one-shape-steps", type=int, default=20)
     parser.add_argument("--budget", type=int, default=640, help="clips of a method's search")
     parser.add_argument("--clips", type=int, default=1024, help="clips of an arm of the test")
     parser.add_argument("--fewer", type=int, default=512, help="clips of an arm in regimes and blocks")
     parser.add_argument("--resamples", type=int, default=200, help="for intervals of Fréchet distances")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--compile", action="store_true", help="needs a C++ compiler; 1.3 times as fast")
+    parser.add_argument("--float32", action="store_true", help="for a CPU without instructions for bfloat16")
     parser.add_argument("--write-readme", action="store_true", help="write tables and plots only")
     arguments = parser.parse_args()
     if arguments.write_readme:
         write_report(read_stored(arguments.out), FOLDER)
         return 0
+    if not arguments.float32 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        parser.error("this CPU has no instructions for bfloat16, which would take days: add --float32")
     torch.set_num_threads(arguments.threads)
     results = read_stored(arguments.out)
-    extractor = TwoShapesJudge("fvd:two", MetricOptions())
-    reference, _ = look_at_drawn(extractor.features, TWO_SHAPES)
-    study = Study(
-        bench=_bench(arguments, arguments.model),
-        statistics=Statistics(arguments.clips, reference, arguments.resamples),
-        recipe=_recipe(arguments),
-        steps=arguments.steps,
-        budget=arguments.budget,
-    )
+    study_of = cache(partial(_study, arguments))
     for stage in arguments.stage:
+        study = study_of(ONE_SHAPE if stage == "one-shape" else TWO_SHAPES)
         results[stage] = {
             "made with": {
                 "model": study.bench.digest,
-                "steps": arguments.steps,
+                "steps": study.steps,
                 "clips": {"search": arguments.budget, "test": arguments.clips, "fewer": arguments.fewer},
+                "precision": "float32" if arguments.float32 else "bfloat16 autocast",
                 "machine": f"{platform.machine()}, {arguments.threads} threads",
             },
             "versions": evaluation_versions(),
@@ -104,8 +106,21 @@ def main() -> int:
     return 0
 
 
-def _bench(arguments: argparse.Namespace, model: Path) -> Bench:
-    return Bench(model, MODEL_PATH / "vae", arguments.run_dir, arguments.compile)
+def _study(arguments: argparse.Namespace, task: Task) -> Study:
+    name = next(name for name, plan in PROTOCOLS.items() if plan.task is task)
+    reference = load_reference(SHIPPED, name, FrechetVideoDistance([name], MetricOptions()).real_protocol)
+    two = task is TWO_SHAPES
+    return Study(
+        bench=_bench(arguments, task, arguments.model if two else None),
+        statistics=Statistics(arguments.clips, reference.moments, arguments.resamples),
+        recipe=_recipe(arguments),
+        steps=arguments.steps if two else arguments.one_shape_steps,
+        budget=arguments.budget,
+    )
+
+
+def _bench(arguments: argparse.Namespace, task: Task, model: Path | None) -> Bench:
+    return Bench(task, arguments.run_dir, model=model, float32=arguments.float32, compiled=arguments.compile)
 
 
 def _recipe(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -137,7 +152,7 @@ def _regimes(study: Study, results: dict[str, Any], arguments: argparse.Namespac
         f"{steps} steps": test_winners(replace(study, steps=steps), found) for steps in arguments.regimes
     }
     for model in arguments.other:
-        other = replace(study, bench=_bench(arguments, model))
+        other = replace(study, bench=_bench(arguments, TWO_SHAPES, model))
         table[model.name] = test_winners(other, found)
     return table
 
@@ -150,7 +165,10 @@ STAGES: dict[str, Callable[[Study, dict[str, Any], argparse.Namespace], Any]] = 
     "blocks": lambda study, results, arguments: gain_of_blocks(
         _fewer(study, arguments), _found(results, "alone")
     ),
-    "reuse": lambda study, results, arguments: cost_of_reuse(study, _found(results, "with text")),
+    "one-shape": lambda study, results, arguments: on_the_model_of_one_shape(study),
+    "reuse": lambda study, results, arguments: cost_of_reuse(
+        study, with_text(_found(results, "with text")), policies
+    ),
 }
 
 

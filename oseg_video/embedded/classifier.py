@@ -83,14 +83,27 @@ class ClipClassifier(nn.Module):
         """Logits from features."""
         return {name: head(features_BD) for name, head in self.heads.items()}
 
-    @torch.no_grad()
     def judge(self, clips_BFCHW: Tensor) -> list[ClipAttributes]:
         """The most likely attributes of every clip."""
-        words = {name: logits.argmax(dim=1).tolist() for name, logits in self(clips_BFCHW).items()}
+        return self._named(self.features(clips_BFCHW))
+
+    def judge_frames(self, frames_BTCHW: Tensor) -> list[ClipAttributes]:
+        """`judge` of the seen frames only."""
+        return self._named(self.frame_features(frames_BTCHW))
+
+    @torch.no_grad()
+    def _named(self, features_BD: Tensor) -> list[ClipAttributes]:
+        words = {name: logits.argmax(dim=1).tolist() for name, logits in self.read(features_BD).items()}
         return [
             ClipAttributes(**{name: VOCABULARIES[name][words[name][row]] for name in VOCABULARIES})
-            for row in range(len(clips_BFCHW))
+            for row in range(len(features_BD))
         ]
+
+
+def agreement(wanted: ClipAttributes, seen: ClipAttributes) -> dict[str, bool]:
+    """What of a caption a clip shows: each attribute, and `all`, which leaves the background out."""
+    right = {name: getattr(wanted, name) == getattr(seen, name) for name in VOCABULARIES}
+    return {**right, "all": right["colour"] and right["shape"] and right["motion"]}
 
 
 def seen_frames(frames: int) -> list[int]:

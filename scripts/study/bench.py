@@ -1,4 +1,4 @@
-"""Clips of the two-shape model, many at a time, and what its judge says of them.
+"""Clips of a shipped model, many at a time, and what its judge says of them.
 
 B clips of a batch, F frames, T latent frames, C channels, H W rows and columns, D features.
 """
@@ -23,15 +23,13 @@ from diffusers.models.transformers.transformer_mochi import MochiModulatedRMSNor
 from torch import Tensor
 from tqdm import tqdm
 
+from oseg_video.embedded import MODEL_PATH
 from oseg_video.embedded.drawing import FRAMES, SIZE
-from oseg_video.embedded.two_shapes import TwoShapes, caption, sample_attributes
-from oseg_video.embedded.two_shapes_judge import agreement, load_two_shape_judge
+from oseg_video.embedded.tasks import Judge, Task
 from oseg_video.engine.guided import guided
 from oseg_video.guidance.flat import guidance_from_flat
 from oseg_video.guidance.reuse import EXACT, Reuse
 
-PARTS = ("count", "colour", "shape", "motion", "binding", "background", "all")
-"""Of a clip, as `agreement` tells them."""
 CLIPS_PER_PROMPT = 2
 """How far apart the clips of one prompt are is their diversity."""
 BATCH = 32
@@ -59,8 +57,10 @@ class Setting:
 class Rows:
     """What was seen of clips, one row each."""
 
+    parts: tuple[str, ...]
+    """Of the task."""
     right: Tensor
-    """Whether each of `PARTS` is right, bool [clips, parts]."""
+    """Whether each part is right, bool [clips, parts]."""
     features: Tensor
     """The judge's features, float16 [clips, D]."""
     flicker: Tensor
@@ -70,44 +70,70 @@ class Rows:
     passes: Tensor
     """Passes through the whole denoiser that a step took, float32 [clips]."""
 
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """All but the names of the parts."""
+        return {name: value for name, value in vars(self).items() if name != "parts"}
+
     def first(self, count: int) -> Rows:
         """The first so many."""
-        return Rows(**{name: value[:count] for name, value in vars(self).items()})
+        return Rows(self.parts, **{name: value[:count] for name, value in self.tensors.items()})
+
+    def and_then(self, more: Rows) -> Rows:
+        """These and then those."""
+        joined = {name: torch.cat([value, more.tensors[name]]) for name, value in self.tensors.items()}
+        return Rows(self.parts, **joined)
 
     def part(self, name: str) -> Tensor:
         """Whether a part of each clip is right, float64 [clips]."""
-        return self.right[:, PARTS.index(name)].double()
+        return self.right[:, self.parts.index(name)].double()
 
 
 class Bench:
     """One set of weights, and the rows of every setting that clips were made with; they are kept on disk."""
 
-    def __init__(self, model: Path, vae: Path, folder: Path, compiled: bool = False) -> None:
-        """compiled: norms and feed-forward layers by `torch.compile`, which needs a C++ compiler."""
-        self._model, self._vae, self._folder, self._compiled = model, vae, folder, compiled
+    def __init__(
+        self,
+        task: Task,
+        folder: Path,
+        *,
+        model: Path | None = None,
+        float32: bool = False,
+        compiled: bool = False,
+    ) -> None:
+        """folder: for rows. model: other weights than the task's own.
+
+        float32: not bfloat16 autocast, for a CPU that has no instructions for it. compiled: norms and
+        feed-forward layers by `torch.compile`, which needs a C++ compiler.
+        """
+        self.task = task
+        self._model, self._folder = model or task.model, folder
+        self._float32, self._compiled = float32, compiled
         folder.mkdir(parents=True, exist_ok=True)
 
     @cached_property
     def digest(self) -> str:
         """Of the weights that clips depend on."""
         found = hashlib.sha256()
-        for path in sorted([*self._model.rglob("*.safetensors"), *self._vae.rglob("*.safetensors")]):
+        for path in sorted(
+            [*self._model.rglob("*.safetensors"), *(MODEL_PATH / "vae").rglob("*.safetensors")]
+        ):
             found.update(path.read_bytes())
         return found.hexdigest()[:16]
 
     def rows(self, setting: Setting, clips: int, label: str) -> Rows:
         """Of the first so many clips; those that are missing are made. label: for the progress bar."""
-        path = self._folder / f"{setting.key(self.digest)}.pt"
-        there = [Rows(**torch.load(path, weights_only=True))] if path.exists() else []
-        start = len(there[0].right) if there else 0
-        batches = range(start, clips, BATCH)
+        path = self._folder / f"{setting.key(self.digest + ' float32' * self._float32)}.pt"
+        there = Rows(self.task.parts, **torch.load(path, weights_only=True)) if path.exists() else None
+        batches = range(len(there.right) if there else 0, clips, BATCH)
         for first in tqdm(batches, desc=label, unit="batch", file=sys.stderr, disable=not batches):
-            there.append(self._made(setting, range(first, min(first + BATCH, clips))))
-            there = [Rows(**{name: torch.cat([getattr(r, name) for r in there]) for name in vars(there[0])})]
+            made = self._made(setting, range(first, min(first + BATCH, clips)))
+            there = there.and_then(made) if there else made
             partial = path.with_suffix(".partial")
-            torch.save(vars(there[0]), partial)
+            torch.save(there.tensors, partial)
             os.replace(partial, path)
-        return there[0].first(clips)
+        assert there is not None
+        return there.first(clips)
 
     call_arguments: ClassVar[Mapping[str, Any]] = {
         "height": SIZE,
@@ -120,7 +146,7 @@ class Bench:
     @cached_property
     def pipe(self) -> MochiPipeline:
         """The pipeline."""
-        vae = AutoencoderKLMochi.from_pretrained(self._vae, torch_dtype=torch.float32)
+        vae = AutoencoderKLMochi.from_pretrained(MODEL_PATH / "vae", torch_dtype=torch.float32)
         pipe = MochiPipeline.from_pretrained(self._model, vae=vae, torch_dtype=torch.float32)
         pipe.set_progress_bar_config(disable=True)
         if self._compiled:
@@ -130,8 +156,12 @@ class Bench:
         return pipe
 
     @cached_property
-    def _judge(self) -> Any:
-        return load_two_shape_judge()
+    def _judge(self) -> Judge:
+        return self.task.load_judge()
+
+    def caption(self, setting: Setting, index: int) -> str:
+        """The prompt of a clip."""
+        return self.task.caption(self._wanted(setting, index))
 
     def clips(self, setting: Setting, indices: Sequence[int]) -> Tensor:
         """Clips of a setting by their place, 8-bit values in 0 ... 1: float32 [B, F, C, H, W]."""
@@ -142,17 +172,22 @@ class Bench:
         clips_BFCHW = self._decoded(latents)
         seen = self._judge.judge(clips_BFCHW)
         right = [
-            agreement(attributes_of(setting, index), one) for index, one in zip(indices, seen, strict=True)
+            self.task.agreement(self._wanted(setting, index), one)
+            for index, one in zip(indices, seen, strict=True)
         ]
         with torch.no_grad():
             features = self._judge.features(clips_BFCHW)
         return Rows(
-            right=torch.tensor([[one[part] for part in PARTS] for one in right]),
+            self.task.parts,
+            right=torch.tensor([[one[part] for part in self.task.parts] for one in right]),
             features=features.half(),
             flicker=clips_BFCHW.diff(dim=1).abs().mean(dim=(1, 2, 3, 4)) * 255,
             diversity=_diversity(latents),
             passes=torch.full((len(indices),), passes),
         )
+
+    def _wanted(self, setting: Setting, index: int) -> Any:
+        return self.task.sample_attributes(setting.seed, index // CLIPS_PER_PROMPT)
 
     @torch.no_grad()
     def _sampled(self, setting: Setting, indices: Sequence[int]) -> tuple[Tensor, float]:
@@ -161,11 +196,11 @@ class Bench:
         guidance = guidance_from_flat(method.pop("guidance"), method)
         torch.manual_seed(indices[0])  # for controls; the clips' own noise is theirs
         with (
-            torch.autocast("cpu", torch.bfloat16),
+            torch.autocast("cpu", torch.bfloat16, enabled=not self._float32),
             guided(self.pipe, guidance, reuse=setting.reuse) as report,
         ):
             latents = self.pipe(
-                prompt=[caption(attributes_of(setting, index)) for index in indices],
+                prompt=[self.caption(setting, index) for index in indices],
                 num_inference_steps=setting.steps,
                 # Above 1 the pipeline runs its unconditional branch; the scale is the guidance's own.
                 guidance_scale=1.0 if guidance.largest_guidance_scale == 1 else 2.0,
@@ -177,14 +212,9 @@ class Bench:
     @torch.no_grad()
     def _decoded(self, latents_BCTHW: Tensor) -> Tensor:
         vae = self.pipe.vae
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=not self._float32):
             decoded = vae.decode(latents_BCTHW / vae.config.scaling_factor).sample.float()
         return ((decoded.transpose(1, 2) / 2 + 0.5).clamp(0, 1) * 255).round() / 255
-
-
-def attributes_of(setting: Setting, index: int) -> TwoShapes:
-    """What the prompt of a clip says."""
-    return sample_attributes(setting.seed, index // CLIPS_PER_PROMPT)
 
 
 def _diversity(latents_BCTHW: Tensor) -> Tensor:

@@ -5,13 +5,14 @@ Values and differences are `Interval95`; a dictionary of them has the names of `
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from scipy.stats import spearmanr
 
-from oseg_video.embedded.two_shapes import caption, sample_attributes
+from oseg_video.config.keys import known_keys
+from oseg_video.config.recipes import shipped_recipe
 from oseg_video.guidance.flat import guidance_from_flat
 from oseg_video.guidance.methods import BlockGuidance
 from oseg_video.guidance.reuse import Reuse
@@ -167,7 +168,8 @@ def gain_of_blocks(study: Study, found: Mapping[str, Mapping[str, Any]]) -> dict
     block; and the rank correlations of the two, over the blocks of all methods."""
     none = study.rows(NONE, "none")
     gains, probed, pairs = {}, {}, {}
-    prompts = [caption(sample_attributes(SEARCH_SEED, index)) for index in range(PROBE_PROMPTS)]
+    task = study.bench.task
+    prompts = [task.caption(task.sample_attributes(SEARCH_SEED, index)) for index in range(PROBE_PROMPTS)]
     for label in ("pag", "seg", "stg", "oseg"):
         chosen = found["alone"][label]["guidance"]
         gains[label] = [
@@ -213,19 +215,22 @@ def _correlation(pairs: list[tuple[float, float]]) -> dict[str, float]:
     return {"rho": float(result.statistic), "p": float(result.pvalue), "points": len(pairs)}
 
 
-def cost_of_reuse(study: Study, found: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """What reused branches do to clips: differences and distance to the same without reuse, and passes."""
+def cost_of_reuse(
+    study: Study,
+    methods: Mapping[str, Mapping[str, Any]],
+    policies_of: Callable[[tuple[str, ...]], Iterator[Reuse]],
+) -> list[dict[str, Any]]:
+    """What reused branches do to clips: differences and distance to the same without reuse, and passes.
+
+    methods: settings by label, all with text guidance. policies_of: by the branches that can be reused.
+    """
+    exact = {label: study.rows(guidance, label) for label, guidance in methods.items()}
     table = []
-    methods = {
-        "CFG": (found["plain"]["cfg"]["guidance"], ("uncond",)),
-        "STG with text": (found["with text"]["stg"]["guidance"], ("uncond", "perturbed")),
-        "OSEG with text": (found["with text"]["oseg"]["guidance"], ("uncond", "perturbed")),
-    }
-    for label, (guidance, branches) in methods.items():
-        exact = study.rows(guidance, label)
-        values = study.statistics.values(exact)
+    for label, guidance in methods.items():
+        values = study.statistics.values(exact[label])
         table.append({"label": label, "reuse": "none", "passes": values["passes"], "values": values})
-        for reuse in _policies(branches):
+        branches = ("uncond",) if guidance["guidance"] == "cfg" else ("uncond", "perturbed")
+        for reuse in policies_of(branches):
             said = [f"{branch}={every:g}" for branch, every in dict(reuse.refresh).items()]
             said += [f"cache={reuse.cache:g}"] if reuse.cache else []
             own = study.rows(guidance, f"{label} {' '.join(said)}", reuse=reuse)
@@ -235,14 +240,48 @@ def cost_of_reuse(study: Study, found: Mapping[str, Mapping[str, Any]]) -> list[
                     "reuse": ",".join(said),
                     "passes": float(own.passes.mean()),
                     "values": study.statistics.values(own),
-                    "differences": study.statistics.differences(own, exact),
-                    "distance": study.statistics.distance(own, exact),
+                    "differences": study.statistics.differences(own, exact[label]),
+                    "distance": study.statistics.distance(own, exact[label]),
                 }
             )
     return table
 
 
-def _policies(branches: tuple[str, ...]) -> Iterator[Reuse]:
+def with_text(found: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """Methods for `cost_of_reuse`; OSEG has the reference that does best with text, as in the recipe."""
+    return {
+        "CFG": found["plain"]["cfg"]["guidance"],
+        "OSEG frame with text": found["with text"]["oseg frame"]["guidance"],
+        "STG with text": found["with text"]["stg"]["guidance"],
+    }
+
+
+def on_the_model_of_one_shape(study: Study) -> dict[str, Any]:
+    """The recipe's methods, and what reuse does to three of them. study: of that model."""
+    cfg, stg, seg, oseg = (_recipe_of(method) for method in ("cfg", "stg", "seg", "oseg"))
+    found = {
+        "plain": {"cfg": {"guidance": cfg}},
+        "with text": {"stg": {"guidance": stg}, "seg": {"guidance": seg}, "oseg": {"guidance": oseg}},
+    }
+    methods = {"CFG": cfg, "OSEG with text": oseg, "STG with text": stg}
+    return {
+        "methods": test_winners(study, found),
+        "reuse": cost_of_reuse(study, methods, few_policies),
+    }
+
+
+def _recipe_of(method: str) -> dict[str, Any]:
+    settings = shipped_recipe(f"embedded-{method}")
+    assert settings is not None
+    known = known_keys()
+    guidance = {
+        name: value for name, value in settings.items() if name in known and known[name].group == "guidance"
+    }
+    return {"guidance": method, **guidance}
+
+
+def policies(branches: tuple[str, ...]) -> Iterator[Reuse]:
+    """The grid over how often branches are computed, until when, and the threshold of the step cache."""
     for every in (2, 3):
         yield Reuse(refresh=dict.fromkeys(branches, every))
     if len(branches) > 1:
@@ -252,3 +291,10 @@ def _policies(branches: tuple[str, ...]) -> Iterator[Reuse]:
     yield Reuse(refresh=dict.fromkeys(branches, 0.5))
     for cache in (0.05, 0.1, 0.2):
         yield Reuse(cache=cache)
+
+
+def few_policies(branches: tuple[str, ...]) -> Iterator[Reuse]:
+    """One of each kind."""
+    yield Reuse(refresh={branch: every for branch, every in zip(branches, (2, 3), strict=False)})
+    yield Reuse(refresh=dict.fromkeys(branches, 0.5))
+    yield Reuse(cache=0.1)

@@ -147,7 +147,20 @@ def _reuse(rows: Sequence[Row]) -> Iterator[str]:
     )
 
 
-_TABLES = {"test": _winners, "inside": _inside, "regimes": _regimes, "blocks": _blocks, "reuse": _reuse}
+def _one_shape(found: Mapping[str, Any]) -> Iterator[str]:
+    yield "On the model of one shape, with the recipe's settings:"
+    yield from _winners(found["methods"])
+    yield from _reuse(found["reuse"])
+
+
+_TABLES = {
+    "test": _winners,
+    "inside": _inside,
+    "regimes": _regimes,
+    "blocks": _blocks,
+    "reuse": _reuse,
+    "one-shape": _one_shape,
+}
 
 
 def _label(row: Row) -> str:

@@ -15,13 +15,17 @@ from oseg_video.evaluation.features.frechet import Moments, frechet_distance, mo
 from study.bench import CLIPS_PER_PROMPT, Rows
 
 SHARES = ("colour", "shape", "motion", "binding", "all")
-SCORED = ("colour", "shape", "motion", "binding")
+"""Those of them that a task has."""
 MEANS_RESAMPLES = 1000
 
 
 def score(rows: Rows) -> Tensor:
-    """What a search goes by: the mean over `SCORED` of each clip, which tells more than `all` alone."""
-    return torch.stack([rows.part(name) for name in SCORED]).mean(dim=0)
+    """What a search goes by: the mean over the shares of each clip but `all`, of which it tells more."""
+    return torch.stack([rows.part(name) for name in _shares(rows) if name != "all"]).mean(dim=0)
+
+
+def _shares(rows: Rows) -> list[str]:
+    return [name for name in SHARES if name in rows.parts]
 
 
 def quartile_clips(rows: Rows, other: Rows) -> list[int]:
@@ -56,7 +60,7 @@ class Statistics:
     def values(self, rows: Rows) -> dict[str, Any]:
         """All values of an arm."""
         return {
-            **{name: self.mean(rows.part(name)) for name in SHARES},
+            **{name: self.mean(rows.part(name)) for name in _shares(rows)},
             "score": self.mean(score(rows)),
             "frechet": self.frechet(rows),
             "flicker": self.mean(rows.flicker.double()),
@@ -67,7 +71,7 @@ class Statistics:
     def differences(self, rows: Rows, other: Rows) -> dict[str, Interval95]:
         """All paired differences, `rows` minus `other`."""
         return {
-            **{name: self.mean(rows.part(name) - other.part(name)) for name in SHARES},
+            **{name: self.mean(rows.part(name) - other.part(name)) for name in _shares(rows)},
             "score": self.mean(score(rows) - score(other)),
             "frechet": self.frechet_minus(rows, other),
             "flicker": self.mean((rows.flicker - other.flicker).double()),

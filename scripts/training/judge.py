@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKLMochi
 from torch import Tensor
 
-from oseg_video.embedded.classifier import ClipClassifier, seen_frames
+from oseg_video.embedded.classifier import ClipClassifier, agreement, seen_frames
 from oseg_video.embedded.dataset import FRAMES, VOCABULARIES, ClipAttributes, sample_attributes, sample_clips
 from training.autoencoder import TRAINING_SEED
 from training.latents import SCALE, pooled_latents
@@ -63,11 +63,7 @@ def agreements(
     classifier: ClipClassifier, clips_BFCHW: Tensor, wanted: list[ClipAttributes]
 ) -> list[dict[str, bool]]:
     """Of every clip, whether each attribute is right, and whether colour, shape and motion are."""
-    rows = []
-    for a, b in zip(wanted, classifier.judge(clips_BFCHW), strict=True):
-        right = {name: getattr(a, name) == getattr(b, name) for name in VOCABULARIES}
-        rows.append(right | {"all": right["colour"] and right["shape"] and right["motion"]})
-    return rows
+    return [agreement(a, b) for a, b in zip(wanted, classifier.judge(clips_BFCHW), strict=True)]
 
 
 @torch.no_grad()

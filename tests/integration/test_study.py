@@ -22,6 +22,7 @@ alone:
 with text:
   stg: {guidance: stg, blocks: [3], stg_scale: 0.5}
   oseg: {guidance: oseg, blocks: [3], oseg_scale: 0.5, blur_sigma: 5, perturb: cond}
+  oseg frame: {guidance: oseg, blocks: [3], oseg_scale: 0.5, blur_sigma: 5, perturb: cond, reference: frame}
 """
 
 
@@ -29,7 +30,10 @@ def run(folder: Path, *stages: str, groups: int = 3) -> dict:
     out = folder / "results.json"
     arguments = ["--methods", folder / "methods.yaml", "--run-dir", folder / "rows", "--out", out]
     arguments += [
+        "--float32",
         "--steps",
+        "2",
+        "--one-shape-steps",
         "2",
         "--regimes",
         "3",
@@ -61,7 +65,7 @@ def run(folder: Path, *stages: str, groups: int = 3) -> dict:
 
 def test_every_stage_runs_and_a_second_time_makes_no_clip_again(tmp_path: Path) -> None:
     (tmp_path / "methods.yaml").write_text(METHODS)
-    stages = ("search", "test", "inside", "regimes", "blocks", "reuse")
+    stages = ("search", "test", "inside", "regimes", "blocks", "reuse", "one-shape")
     first = run(tmp_path, "search", "test", groups=1)
     assert [row["label"] for row in first["test"]["found"]] == ["none", "cfg"]
     found = run(tmp_path, *stages)
@@ -69,15 +73,18 @@ def test_every_stage_runs_and_a_second_time_makes_no_clip_again(tmp_path: Path) 
     kept = [{key: value for key, value in row.items() if key != "oseg minus it"} for row in plain]
     assert kept == first["test"]["found"]
     assert [*found] == ["made_by", *stages]
-    labels = ["none", "cfg", "pag", "seg", "stg", "oseg", "stg", "oseg"]
+    labels = ["none", "cfg", "pag", "seg", "stg", "oseg", "stg", "oseg", "oseg frame"]
     assert [row["label"] for row in found["test"]["found"]] == labels
-    assert [row.get("minus") for row in found["test"]["found"]] == [None, *["none"] * 5, "cfg", "cfg"]
+    assert [row.get("minus") for row in found["test"]["found"]] == [None, *["none"] * 5, *["cfg"] * 3]
     passes = {row["label"]: row["values"]["passes"] for row in found["test"]["found"][:6]}
     assert passes == {"none": 1, "cfg": 2, "pag": 1.8, "seg": 1.6, "stg": 2, "oseg": 1.2}
     for row in found["reuse"]["found"]:
         if row["reuse"] != "none":
             low, high = row["differences"]["all"][1:]
             assert low <= high
+    on_one = found["one-shape"]["found"]
+    assert [row["label"] for row in on_one["methods"]] == ["none", "cfg", "stg", "seg", "oseg"]
+    assert [row["reuse"] for row in on_one["reuse"]][:4] == ["none", "uncond=2", "uncond=0.5", "cache=0.1"]
     assert {*found["blocks"]["found"]["probe"]["oseg"]} >= {"effect: change"}
     made = {path: path.stat().st_mtime_ns for path in (tmp_path / "rows").iterdir()}
     again = run(tmp_path, "search", "test")

@@ -13,10 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from oseg_video.embedded import two_shapes_judge
-from oseg_video.embedded.classifier import FEATURE_DIM, load_classifier
+from oseg_video.embedded.tasks import Task
 from oseg_video.evaluation.errors import EvaluationError
-from oseg_video.evaluation.features.classifier import CLASSIFIER_PROTOCOL, JUDGE_PROTOCOL
+from oseg_video.evaluation.features.judged import judge_protocol
 from oseg_video.evaluation.features.weights import fetch, file_sha256, load_torchscript
 from oseg_video.evaluation.metrics.base import MetricOptions
 
@@ -124,29 +123,13 @@ class VideoMAE:
         return features_BD
 
 
-class EmbeddedClassifier:
-    """The features of the shipped clip classifier, for clips of the embedded data set."""
+class JudgeFeatures:
+    """The features of a shipped judge, for clips of its task."""
 
-    width = FEATURE_DIM
-
-    def __init__(self, metric: str, options: MetricOptions) -> None:
-        self.classifier = load_classifier().to(options.device)
-        self.device = options.device
-        self.protocol = CLASSIFIER_PROTOCOL
-
-    def features(self, clips_BTCHW: Tensor) -> Tensor:
-        return self.classifier.frame_features(clips_BTCHW.to(self.device).float() / 255)
-
-
-class TwoShapesJudge:
-    """The features of the shipped judge, for clips of two shapes."""
-
-    width = two_shapes_judge.FEATURE_DIM
-
-    def __init__(self, metric: str, options: MetricOptions) -> None:
-        self.judge = two_shapes_judge.load_two_shape_judge().to(options.device)
-        self.device = options.device
-        self.protocol = JUDGE_PROTOCOL
+    def __init__(self, task: Task, metric: str, options: MetricOptions) -> None:
+        self.judge = task.load_judge().to(options.device)
+        self.device, self.width = options.device, task.width
+        self.protocol = judge_protocol(task)
 
     def features(self, clips_BTCHW: Tensor) -> Tensor:
         return self.judge.frame_features(clips_BTCHW.to(self.device).float() / 255)

@@ -12,15 +12,10 @@ from functools import partial
 from typing import Literal
 
 from oseg_video.embedded.drawing import FRAMES
+from oseg_video.embedded.tasks import ONE_SHAPE, TWO_SHAPES, Task
 from oseg_video.evaluation.clips import ClipFile
-from oseg_video.evaluation.features.classifier import ONE_SHAPE, TWO_SHAPES, DrawnData, no_embedded
-from oseg_video.evaluation.features.networks import (
-    I3D,
-    EmbeddedClassifier,
-    Extractor,
-    TwoShapesJudge,
-    VideoMAE,
-)
+from oseg_video.evaluation.features.judged import no_embedded
+from oseg_video.evaluation.features.networks import I3D, Extractor, JudgeFeatures, VideoMAE
 from oseg_video.evaluation.features.stills import Inception, middle_frame
 from oseg_video.evaluation.metrics.base import MetricOptions
 from oseg_video.evaluation.observe import ChosenFrames, Look, too_short
@@ -39,8 +34,8 @@ class FvdProtocol:
     """Every how many frames one is taken."""
     real_start: str = "first"
     """Where real clips begin: "first" or "random" (drawn from the clip's name); others begin at the first."""
-    data: DrawnData | None = None
-    """What is drawn where no real clips are given, and read by a network that chooses frames itself."""
+    task: Task | None = None
+    """Whose clips are drawn where no real ones are given, and read by a judge that chooses frames itself."""
     ddof: int
     """Covariances are divided by clips - ddof."""
     resamples: int = 200
@@ -56,12 +51,12 @@ class FvdProtocol:
 
     def refuses(self, metric: str, clip: ClipFile) -> str | None:
         """As of `Metric`."""
-        return no_embedded(metric, clip) if self.data is not None else too_short(metric, clip, self.span)
+        return no_embedded(metric, clip) if self.task is not None else too_short(metric, clip, self.span)
 
     def look(self, clip: ClipFile, *, real: bool) -> Look:
         """Takes the frames of a clip that the network sees: [T, C, H, W]."""
-        if self.data is not None:
-            return ChosenFrames(clip, self.data.seen_frames(clip.frames))
+        if self.task is not None:
+            return ChosenFrames(clip, self.task.seen_frames(clip.frames))
         if self.still:
             return middle_frame(clip)
         random = real and self.real_start == "random"
@@ -126,16 +121,16 @@ PROTOCOLS: dict[str, FvdProtocol] = {
         summary="Fréchet distance in the shipped classifier's features (shipped model's data set)",
         clips=None,
         frames=None,
-        data=ONE_SHAPE,
+        task=ONE_SHAPE,
         ddof=1,
-        extractor=EmbeddedClassifier,
+        extractor=partial(JudgeFeatures, ONE_SHAPE),
     ),
     "fvd:two": FvdProtocol(
         summary="Fréchet distance in the features of the shipped judge of two shapes",
         clips=None,
         frames=None,
-        data=TWO_SHAPES,
+        task=TWO_SHAPES,
         ddof=1,
-        extractor=TwoShapesJudge,
+        extractor=partial(JudgeFeatures, TWO_SHAPES),
     ),
 }

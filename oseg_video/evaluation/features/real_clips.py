@@ -13,9 +13,9 @@ from torch import Tensor
 
 from oseg_video import console
 from oseg_video.embedded.drawing import FRAMES
+from oseg_video.embedded.tasks import Task
 from oseg_video.evaluation.clips import ClipFile, find_clips, find_images
 from oseg_video.evaluation.errors import EvaluationError
-from oseg_video.evaluation.features.classifier import DrawnData
 from oseg_video.evaluation.features.frechet import Moments
 from oseg_video.evaluation.features.protocols import FvdProtocol
 from oseg_video.evaluation.observe import watch
@@ -110,17 +110,17 @@ def look_at(
 
 
 @torch.no_grad()
-def look_at_drawn(features: Features, data: DrawnData) -> tuple[Moments, dict[str, Any]]:
-    """Moments of drawn clips of a data set, and what they were."""
+def look_at_drawn(features: Features, task: Task) -> tuple[Moments, dict[str, Any]]:
+    """Moments of drawn clips of a task, and what they were."""
     moments = Moments.empty(0)
     with console.bar(None, "reference", total=DRAWN_CLIPS) as bar:
         for first in range(0, DRAWN_CLIPS, _DRAWN_BATCH):
             indices = range(first, min(first + _DRAWN_BATCH, DRAWN_CLIPS))
-            clips_BTCHW, _ = data.sample_clips(DRAWN_SEED, indices, data.seen_frames(FRAMES))
+            clips_BTCHW, _ = task.sample_clips(DRAWN_SEED, indices, task.seen_frames(FRAMES))
             moments = moments + Moments.of(features(clips_BTCHW))
             bar.update(len(indices))
     return moments, {
-        "drawn": f"{data.about}, seed {DRAWN_SEED}",
+        "drawn": f"{task.data}, seed {DRAWN_SEED}",
         "clips": moments.count,
         "kinds": ["drawn"],
     }

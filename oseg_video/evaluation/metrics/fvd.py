@@ -118,8 +118,8 @@ class FrechetVideoDistance(ClipMetric):
         skipped: Mapping[str, str] = {}
         if self._reference is None:
             if self._real is None:
-                assert self.plan.data is not None, "others are refused without a reference"
-                moments, about = look_at_drawn(self.rows, self.plan.data)
+                assert self.plan.task is not None, "others are refused without a reference"
+                moments, about = look_at_drawn(self.rows, self.plan.task)
             else:
                 # Where a clip begins may follow from its name, and names from the folder.
                 about = {"reference": self.name, "folder": str(self._real.folder.resolve())}
@@ -206,5 +206,5 @@ for _name, _protocol in PROTOCOLS.items():
         {_name: _protocol.summary},
         partial(FrechetVideoDistance),  # a builder each: two protocols do not share what they look at
         reads=("reference", "save_reference", "weights", "trust_weights", "device", "batch"),
-        needs_reference=_protocol.data is None,
+        needs_reference=_protocol.task is None,
     )

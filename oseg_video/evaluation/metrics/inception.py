@@ -14,9 +14,10 @@ from torch import Tensor
 
 from oseg_video.embedded.classifier import load_classifier
 from oseg_video.embedded.dataset import VOCABULARIES
+from oseg_video.embedded.tasks import ONE_SHAPE
 from oseg_video.evaluation.clips import ClipFile
 from oseg_video.evaluation.errors import EvaluationError
-from oseg_video.evaluation.features.classifier import CLASSIFIER_PROTOCOL, ONE_SHAPE, no_embedded
+from oseg_video.evaluation.features.judged import judge_protocol, no_embedded
 from oseg_video.evaluation.features.networks import call_script
 from oseg_video.evaluation.features.weights import load_torchscript
 from oseg_video.evaluation.metrics.base import MetricOptions, MetricValue, register_metrics
@@ -129,7 +130,7 @@ class EmbeddedInceptionScore(InceptionScore):
     def __init__(self, names: Sequence[str], options: MetricOptions) -> None:
         self.classifier = load_classifier().to(options.device)
         self.device, self.batch = options.device, options.batch
-        self.describe({**CLASSIFIER_PROTOCOL, "classes": "product of the four heads"})
+        self.describe({**judge_protocol(ONE_SHAPE), "classes": "product of the four heads"})
 
     def refuses(self, clip: ClipFile) -> str | None:
         return no_embedded(self.name, clip)

@@ -20,8 +20,8 @@ from oseg_video.embedded.dataset import VOCABULARIES, sample_clips
 from oseg_video.embedded.two_shapes_judge import SeenClip, agreement, load_two_shape_judge
 from oseg_video.evaluation.clips import find_clips
 from oseg_video.evaluation.evaluate import evaluate
-from oseg_video.evaluation.features import classifier, networks, protocols, real_clips
-from oseg_video.evaluation.features.networks import EmbeddedClassifier, TwoShapesJudge, VideoMAE
+from oseg_video.evaluation.features import judged, networks, protocols, real_clips
+from oseg_video.evaluation.features.networks import VideoMAE
 from oseg_video.evaluation.features.protocols import PROTOCOLS
 from oseg_video.evaluation.features.real_clips import look_at_drawn
 from oseg_video.evaluation.features.reference import load_reference
@@ -551,16 +551,15 @@ def test_c3d_must_be_given_and_return_probabilities(tmp_path):
 # The shipped classifier
 
 
-@pytest.mark.parametrize(
-    ("name", "extractor"), [("fvd:embedded", EmbeddedClassifier), ("fvd:two", TwoShapesJudge)]
-)
-def test_the_shipped_statistics_are_those_of_drawn_clips(monkeypatch, name, extractor):
+@pytest.mark.parametrize("name", ["fvd:embedded", "fvd:two"])
+def test_the_shipped_statistics_are_those_of_drawn_clips(monkeypatch, name):
     (metric,) = build_metrics([name], MetricOptions())
     # Refused if the classifier is another one.
     shipped = load_reference(SHIPPED, name, metric.real_protocol).moments
     assert shipped.count == real_clips.DRAWN_CLIPS == 2048
     monkeypatch.setattr(real_clips, "DRAWN_CLIPS", 192)
-    some, about = look_at_drawn(extractor("m", MetricOptions()).features, PROTOCOLS[name].data)
+    extractor = PROTOCOLS[name].extractor("m", MetricOptions())
+    some, about = look_at_drawn(extractor.features, PROTOCOLS[name].task)
     assert some.count == about["clips"] == 192
     deviation = shipped.covariance().diagonal().sqrt()
     errors = (some.mean_D - shipped.mean_D) / (deviation / math.sqrt(192))
@@ -570,7 +569,7 @@ def test_the_shipped_statistics_are_those_of_drawn_clips(monkeypatch, name, extr
 
 
 def test_statistics_of_another_classifier_are_drawn_again(monkeypatch, tmp_path):
-    monkeypatch.setitem(classifier.CLASSIFIER_PROTOCOL, "sha256", "0" * 64)
+    monkeypatch.setattr(judged, "_digest", lambda task: "0" * 64)
     monkeypatch.setattr(real_clips, "DRAWN_CLIPS", 64)
     write_drawn(tmp_path, 4)
     _, metric, *_ = measure("fvd:embedded", tmp_path)

@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from study.bench import PARTS, Rows, Setting, _diversity
+from study.bench import Rows, Setting, _diversity
 from study.questions import winners
 from study.search import arms_of, search_all
 from study.statistics import Statistics, score
 
+from oseg_video.embedded.tasks import ONE_SHAPE, TWO_SHAPES
 from oseg_video.evaluation.features.frechet import Moments
 from oseg_video.guidance.flat import guidance_from_flat
 from oseg_video.guidance.methods import base
@@ -23,6 +24,7 @@ from oseg_video.guidance.queries import oseg_queries
 from oseg_video.guidance.reuse import Reuse
 from oseg_video.types import TokenGrid
 
+PARTS = TWO_SHAPES.parts
 METHODS = Path(__file__).parents[3] / "scripts" / "study" / "methods.yaml"
 NONE = {"guidance": "cfg", "guidance_scale": 1}
 
@@ -31,6 +33,7 @@ def rows(right: torch.Tensor, seed: int = 0) -> Rows:
     generator = torch.Generator().manual_seed(seed)
     clips = len(right)
     return Rows(
+        PARTS,
         right=right[:, None].expand(-1, len(PARTS)).clone(),
         features=torch.randn(clips, 4, generator=generator).half(),
         flicker=torch.rand(clips, generator=generator),
@@ -97,6 +100,8 @@ def test_the_score_is_the_share_of_the_right_words() -> None:
     right = torch.zeros(4, len(PARTS), dtype=torch.bool)
     right[0, PARTS.index("colour")] = right[0, PARTS.index("motion")] = right[1, PARTS.index("all")] = True
     assert score(replace(rows(right[:, 0]), right=right)).tolist() == [0.5, 0, 0, 0]
+    one = Rows(**{**vars(rows(right[:, 0])), "parts": ONE_SHAPE.parts, "right": right[:, :4]})
+    assert score(one).tolist() == [1 / 3, 0, 0, 0]  # count, which is colour there, is the only one right
 
 
 def test_diversity_is_the_distance_of_the_clips_of_a_prompt() -> None:
