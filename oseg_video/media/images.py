@@ -10,7 +10,7 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageSequence
+from PIL import ExifTags, Image, ImageOps, ImageSequence
 
 from oseg_video.media.clip import ClipShape, Frame, MediaError, Pixels, first_line
 
@@ -21,6 +21,8 @@ _SHORTEST_MS, _USUAL_MS = 20, 100
 """Browsers and FFmpeg show frames of less than 20 ms for 100 ms."""
 _TICK_MS = 10
 """GIF counts time in hundredths of a second."""
+_ON_ITS_SIDE = range(5, 9)
+"""Orientations of EXIF that swap height and width."""
 
 
 def natural_order(name: str) -> tuple[list[str | int], str]:
@@ -87,10 +89,10 @@ def probe_images(path: Path) -> ClipShape:
             if not files:
                 raise MediaError(f"cannot read {path}: no images")
             with Image.open(files[0]) as image:
-                return ClipShape(len(files), image.height, image.width, None, "pillow")
+                return ClipShape(len(files), *_size(image), None, "pillow")
     if not is_animated(path):
         with _reading(path), Image.open(path) as image:
-            return ClipShape(1, image.height, image.width, None, "pillow")
+            return ClipShape(1, *_size(image), None, "pillow")
     with _reading(path):
         unit = _unit(_durations(path))
         (last,) = deque(stream_images(path), maxlen=1)
@@ -98,12 +100,19 @@ def probe_images(path: Path) -> ClipShape:
         return ClipShape(last.index + 1, height, width, 1000 / unit if unit else None, "pillow")
 
 
+def _size(image: Image.Image) -> tuple[int, int]:
+    """Height and width, upright as EXIF says."""
+    turned = image.getexif().get(ExifTags.Base.Orientation, 1) in _ON_ITS_SIDE
+    return (image.width, image.height) if turned else (image.height, image.width)
+
+
 def rgb_of(image: Image.Image) -> Pixels:
-    """Pixels of an image of any kind; what is transparent is white, as on a page.
+    """Pixels of an image of any kind, upright as EXIF says; what is transparent is white, as on a page.
 
     Of 16 bits a channel the upper eight count, as in Pillow's own reading of colours. Raises MediaError for
     images of other numbers.
     """
+    image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):
         levels = np.asarray(image)
         if levels.min() < 0 or levels.max() > 0xFFFF:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Generator, Iterator
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,8 @@ _INDEXED = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")
 _A_FRAME_A_PACKET = ("h264", "hevc", "vp9", "av1")
 _EIGHT_BITS = ("yuv420p", "yuvj420p", "yuv422p", "yuv444p", "gbrp")
 """Of other kinds of pixels decord makes other colours."""
+_UPRIGHT = (1, 0, 0, 1)
+"""The display matrix of most frames."""
 # Frames as `ffmpeg` converts them, and as OpenCV 4.11 does, which ignores the colour matrix of the file; with
 # these graphs they are the same to the last bit (tests/unit/media/test_reading.py, tests/unit/evaluation).
 _RGB = ("flags=bicubic", "rgb24")
@@ -134,7 +137,7 @@ def read_sound(path: Path) -> Sound | None:
 
 
 def _probe(path: Path) -> tuple[ClipShape, bool]:
-    """Shape of the clip, and whether every packet is a frame of 8 bits that is shown."""
+    """Shape of the clip, and whether every packet is a frame of 8 bits that is shown as it is."""
     require_whole(path)
     with _reading(path), _open(path) as (container, stream):
         plain = container.format.name in _INDEXED and stream.codec.name in _A_FRAME_A_PACKET
@@ -145,6 +148,8 @@ def _probe(path: Path) -> tuple[ClipShape, bool]:
                 plain = plain and not packet.is_discard and (frames > 0 or packet.is_keyframe)
                 frames += 1
         rate = stream.average_rate or stream.guessed_rate
+    with _reading(path), _open(path) as (container, stream):
+        upright = all(_display_matrix(frame) == _UPRIGHT for frame in islice(_decoded(container, stream), 1))
     with contextlib.closing(stream_video(path)) as decoded:
         first = next(decoded, None)
         if first is None:
@@ -153,7 +158,7 @@ def _probe(path: Path) -> tuple[ClipShape, bool]:
         if not plain:
             frames = 1 + sum(1 for _ in decoded)
     shape = ClipShape(frames, height, width, float(rate) if rate else None, "pyav")
-    return shape, plain and eight_bits
+    return shape, plain and eight_bits and upright
 
 
 @contextlib.contextmanager
@@ -208,9 +213,7 @@ class _Converter:
         if kind != self._made_for:
             self._graph, self._made_for = self._make(frame), kind
         self._graph.push(frame)
-        pixels = self._graph.pull().to_ndarray()
-        turns = round(frame.rotation / 90) % 4
-        return np.ascontiguousarray(np.rot90(pixels, turns)) if turns else pixels
+        return _as_displayed(frame, self._graph.pull().to_ndarray())
 
     def _make(self, frame: Any) -> Any:
         from av.filter import Graph
@@ -226,6 +229,37 @@ class _Converter:
             graph.add("buffersink"),
         ).configure()
         return graph
+
+
+def _display_matrix(frame: Any) -> tuple[int, int, int, int]:
+    """Signs of a, b, c, d of the matrix by which a frame is displayed: x' = ax + cy, y' = bx + dy.
+
+    To the nearest quarter turn, mirrored or not; cameras and phones say so beside the pixels.
+    """
+    from av.sidedata.sidedata import Type
+
+    found = frame.side_data.get(Type.DISPLAYMATRIX)
+    if found is None:
+        return _UPRIGHT
+    a, b, _, c, d, *_ = np.frombuffer(bytes(found), np.int32).tolist()
+    if abs(a) >= abs(b):
+        b = c = 0
+    else:
+        a = d = 0
+    return tuple(np.sign((a, b, c, d)).tolist())
+
+
+def _as_displayed(frame: Any, pixels_HWC: Pixels) -> Pixels:
+    a, b, c, d = _display_matrix(frame)
+    if (a, b, c, d) == _UPRIGHT:
+        return pixels_HWC
+    if b:
+        pixels_HWC = pixels_HWC.transpose(1, 0, 2)
+    if a + c < 0:
+        pixels_HWC = pixels_HWC[:, ::-1]
+    if b + d < 0:
+        pixels_HWC = pixels_HWC[::-1]
+    return np.ascontiguousarray(pixels_HWC)
 
 
 def _read_decord(path: Path, shape: ClipShape) -> Clip | None:

@@ -11,7 +11,7 @@ import imageio_ffmpeg
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 
 from oseg_video.media import (
     MediaError,
@@ -109,17 +109,25 @@ def test_a_stream_that_begins_between_key_frames_begins_with_the_next(tmp_path, 
     assert probe_clip(tmp_path / "a.webm").frames == 28
 
 
-def test_ten_bits_and_rotation_are_read_as_ffmpeg_does(tmp_path, source):
+def test_ten_bits_are_read_as_ffmpeg_does(tmp_path, source):
     ffmpeg("-i", source, "-pix_fmt", "yuv420p10le", tmp_path / "ten.mp4")
     assert np.array_equal(streamed(tmp_path / "ten.mp4"), shown(tmp_path / "ten.mp4"))
     assert read_clip(tmp_path / "ten.mp4").reader == "pyav"  # decord's colours are others
-    ffmpeg("-display_rotation", 90, "-i", source, "-c", "copy", tmp_path / "turned.mp4")
-    turned = shown(tmp_path / "turned.mp4").reshape(-1, WIDTH, HEIGHT, 3)
-    assert np.array_equal(streamed(tmp_path / "turned.mp4"), turned)
-    assert (probe_clip(tmp_path / "turned.mp4").height, probe_clip(tmp_path / "turned.mp4").width) == (
-        WIDTH,
-        HEIGHT,
-    )
+
+
+@pytest.mark.parametrize("mirrored", [(), ("-display_hflip",), ("-display_vflip",)])
+@pytest.mark.parametrize("degrees", [0, 90, 180, 270])
+def test_turned_and_mirrored_videos_are_read_as_ffmpeg_shows_them(tmp_path, source, degrees, mirrored):
+    path = tmp_path / "turned.mp4"
+    ffmpeg("-display_rotation", degrees, *mirrored, "-i", source, "-c", "copy", path)
+    height, width = (WIDTH, HEIGHT) if degrees % 180 else (HEIGHT, WIDTH)
+    expected = shown(path).reshape(-1, height, width, 3)
+    assert np.array_equal(streamed(path), expected)
+    clip, shape = read_clip(path), probe_clip(path)
+    assert (shape.height, shape.width) == tuple(clip.frames.shape[2:]) == (height, width)
+    assert np.abs(clip.frames.permute(0, 2, 3, 1).numpy().astype(int) - expected).mean() < 2
+    if degrees or mirrored:
+        assert not np.array_equal(expected.reshape(-1), shown(source).reshape(-1))
 
 
 @pytest.mark.parametrize(("suffix", "kept"), [("mkv", 0.76), ("mkv", 0.99), ("avi", 0.8), ("mp4", 0.9)])
@@ -228,6 +236,34 @@ def test_a_frame_that_is_there_twice_is_refused(tmp_path):
     write_grey(tmp_path / "0.jpg", 0)
     with pytest.raises(MediaError, match=r"0\.jpg and 0\.png are one frame twice"):
         read_clip(tmp_path)
+
+
+AS_EXIF_SAYS = {
+    2: lambda stored: stored[:, ::-1],
+    3: lambda stored: stored[::-1, ::-1],
+    4: lambda stored: stored[::-1],
+    5: lambda stored: stored.transpose(1, 0, 2),
+    6: lambda stored: np.rot90(stored, -1),
+    7: lambda stored: stored.transpose(1, 0, 2)[::-1, ::-1],
+    8: lambda stored: np.rot90(stored),
+}
+"""Where the first row and the first column of the stored pixels are shown, Exif 2.32, 4.6.4, Orientation."""
+
+
+@pytest.mark.parametrize("orientation", AS_EXIF_SAYS)
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp"])
+def test_images_are_upright_as_exif_says(tmp_path, orientation, suffix):
+    stored = np.random.default_rng(1).integers(0, 256, (4, 6, 3), np.uint8).repeat(16, 0).repeat(16, 1)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    for place in range(2):
+        Image.fromarray(stored).save(tmp_path / f"{place}.{suffix}", exif=exif, quality=95)
+    with Image.open(tmp_path / f"0.{suffix}") as image:
+        decoded = np.asarray(image.convert("RGB"))  # of a lossy file the pixels are others
+    expected = AS_EXIF_SAYS[orientation](decoded)
+    shape = probe_clip(tmp_path)
+    assert (shape.height, shape.width) == expected.shape[:2]
+    assert np.array_equal(streamed(tmp_path), np.stack([expected, expected]))
 
 
 def test_sixteen_bits_of_grey_are_not_white(tmp_path):
