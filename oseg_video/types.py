@@ -16,6 +16,14 @@ class Pipeline(Protocol):
     def __setattr__(self, name: str, value: Any, /) -> None: ...
 
 
+class Denoiser(Protocol):
+    """The network of a pipeline, a module of diffusers; its parts and its config are attributes."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
+
+    def __getattr__(self, name: str, /) -> Any: ...
+
+
 class OsegVideoError(ValueError):
     """Base of every error that a user can cause and fix; its message is one complete line."""
 

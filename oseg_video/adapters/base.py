@@ -28,7 +28,7 @@ from oseg_video.adapters.sampling import Condition, Sampling
 from oseg_video.adapters.settings import ClipSize, FamilySettings
 from oseg_video.guidance.plan import STREAMS, Stream
 from oseg_video.settings import Setting
-from oseg_video.types import OsegVideoError, Pipeline, TokenGrid
+from oseg_video.types import Denoiser, OsegVideoError, Pipeline, TokenGrid
 
 if TYPE_CHECKING:
     from torch import nn
@@ -91,7 +91,9 @@ class ModelAdapter(FamilySettings, ABC):
     """Inputs of a block per video token; None unless one sequence of them runs through all blocks."""
 
     @abstractmethod
-    def video_tokens(self, denoiser: Any, arguments: Mapping[str, Any], address: BlockAddress) -> VideoTokens:
+    def video_tokens(
+        self, denoiser: Denoiser, arguments: Mapping[str, Any], address: BlockAddress
+    ) -> VideoTokens:
         """The clip's tokens at a block's attention, from the arguments of a denoiser call."""
 
     def prediction_grid(self, arguments: Mapping[str, Any]) -> TokenGrid | None:
@@ -106,17 +108,17 @@ class ModelAdapter(FamilySettings, ABC):
         return 0
 
     @abstractmethod
-    def example_arguments(self, denoiser: Any, clip: ClipSize, rows: int) -> dict[str, Any]:
+    def example_arguments(self, denoiser: Denoiser, clip: ClipSize, rows: int) -> dict[str, Any]:
         """Arguments of a denoiser call as the pipeline makes them, of random values, `rows` in the batch.
 
         Text has the pipeline's full padded length, all of it valid.
         """
 
-    def changed_classes(self, denoiser: Any) -> Iterable[tuple[object, type]]:
+    def changed_classes(self, denoiser: Denoiser) -> Iterable[tuple[object, type]]:
         """Objects inside a denoiser that need another class while its blocks are perturbed."""
         return ()
 
-    def attention_maps(self, denoiser: nn.Module) -> list[BlockAddress]:
+    def attention_maps(self, denoiser: Denoiser) -> list[BlockAddress]:
         """The blocks whose self-attention looks over the latents of a frame and no more (UNets)."""
         return []
 
@@ -128,7 +130,7 @@ class ModelAdapter(FamilySettings, ABC):
         return STREAMS if self.audio is not None else ("video",)
 
     def tokens(
-        self, denoiser: Any, arguments: Mapping[str, Any], address: BlockAddress, stream: Stream
+        self, denoiser: Denoiser, arguments: Mapping[str, Any], address: BlockAddress, stream: Stream
     ) -> VideoTokens:
         """A stream's tokens at a block's attention: `video_tokens`, or those of the sound along time."""
         if stream == "video":
@@ -153,11 +155,11 @@ class ModelAdapter(FamilySettings, ABC):
         found = (getattr(pipe, name, None) for name in self.denoiser_attributes)
         return [denoiser for denoiser in found if denoiser is not None]
 
-    def resolve_blocks(self, denoiser: nn.Module, selectors: Sequence[int | str]) -> list[BlockAddress]:
+    def resolve_blocks(self, denoiser: Denoiser, selectors: Sequence[int | str]) -> list[BlockAddress]:
         """The blocks that selectors name (`blocks.resolve_blocks`). Raises `UnknownBlockError`."""
         return resolve_blocks(self.family, self.blocks(denoiser), selectors)
 
-    def compile_blocks(self, denoiser: nn.Module, **options: Any) -> None:
+    def compile_blocks(self, denoiser: Denoiser, **options: Any) -> None:
         """Compile every block in place (`torch.compile`), as diffusers' regional compilation does."""
         for address in self.blocks(denoiser):
             denoiser.get_submodule(address.path).compile(**options)

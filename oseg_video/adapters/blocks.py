@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from oseg_video.guidance.plan import ALL_BLOCKS
-from oseg_video.types import SettingError
+from oseg_video.types import Denoiser, SettingError
 
 if TYPE_CHECKING:
-    from torch import nn
+    pass
 
 
 class UnknownBlockError(SettingError):
@@ -59,12 +59,12 @@ class BlockLayout(Protocol):
     def chained(self) -> bool:
         """Whether the replay units are a chain, each one's output being all that the next one takes."""
 
-    def __call__(self, denoiser: nn.Module) -> list[BlockAddress]: ...
+    def __call__(self, denoiser: Denoiser) -> list[BlockAddress]: ...
 
-    def units(self, denoiser: nn.Module) -> list[str]:
+    def units(self, denoiser: Denoiser) -> list[str]:
         """Names of the modules that a perturbed pass can replay instead of running, in order of execution."""
 
-    def beside(self, denoiser: nn.Module) -> list[str]:
+    def beside(self, denoiser: Denoiser) -> list[str]:
         """The first of them, if they are beside the chain: what they return is taken behind its blocks."""
 
 
@@ -82,7 +82,7 @@ class Stacks:
         self._beside = beside
         self._stacks: Mapping[str, str] = stacks
 
-    def __call__(self, denoiser: nn.Module) -> list[BlockAddress]:
+    def __call__(self, denoiser: Denoiser) -> list[BlockAddress]:
         places = [
             (stage, stack, position)
             for stage, stack in self._stacks.items()
@@ -94,10 +94,10 @@ class Stacks:
             for index, (stage, stack, position) in enumerate(places)
         ]
 
-    def units(self, denoiser: nn.Module) -> list[str]:
+    def units(self, denoiser: Denoiser) -> list[str]:
         return [*self.beside(denoiser), *(block.path for block in self(denoiser))]
 
-    def beside(self, denoiser: nn.Module) -> list[str]:
+    def beside(self, denoiser: Denoiser) -> list[str]:
         modules = getattr(denoiser, self._beside, ()) if self._beside else ()
         return [f"{self._beside}.{position}" for position in range(len(modules))]
 

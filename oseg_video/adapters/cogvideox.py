@@ -14,7 +14,7 @@ from oseg_video.adapters.sampling import Sampling
 from oseg_video.adapters.settings import ClipSize, ReadJson
 from oseg_video.settings import Setting
 from oseg_video.settings.kinds import SWITCH
-from oseg_video.types import Pipeline, TokenGrid
+from oseg_video.types import Denoiser, Pipeline, TokenGrid
 from oseg_video.waits import place_in, values_of
 
 if TYPE_CHECKING:
@@ -82,11 +82,13 @@ class CogVideoXAdapter(JointAttentionAdapter):
             return f"max_sequence_length {text}: this model takes {trained} only"
         return None
 
-    def video_tokens(self, denoiser: Any, arguments: Mapping[str, Any], address: BlockAddress) -> VideoTokens:
+    def video_tokens(
+        self, denoiser: Denoiser, arguments: Mapping[str, Any], address: BlockAddress
+    ) -> VideoTokens:
         text = arguments["encoder_hidden_states"].shape[1]
         return VideoTokens(_token_grid(denoiser, arguments), start=text, text_first=text)
 
-    def example_arguments(self, denoiser: Any, clip: ClipSize, rows: int) -> dict[str, Any]:
+    def example_arguments(self, denoiser: Denoiser, clip: ClipSize, rows: int) -> dict[str, Any]:
         import torch
 
         config, device = denoiser.config, denoiser.device
@@ -106,7 +108,7 @@ class CogVideoXAdapter(JointAttentionAdapter):
         return {**arguments, "image_rotary_emb": tuple(angles) if rotary else None}
 
 
-def _token_grid(denoiser: Any, arguments: Mapping[str, Any]) -> TokenGrid:
+def _token_grid(denoiser: Denoiser, arguments: Mapping[str, Any]) -> TokenGrid:
     frames, _, height, width = arguments["hidden_states"].shape[1:]
     return patch_grid(denoiser.config, frames, height, width)
 

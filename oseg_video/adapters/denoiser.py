@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from oseg_video.adapters.blocks import BlockAddress
 from oseg_video.guidance.streams import JoinedStreams
 from oseg_video.parallel.shards import Shard, with_size
-from oseg_video.types import TokenGrid
+from oseg_video.types import Denoiser, TokenGrid
 from oseg_video.waits import read_once
 
 if TYPE_CHECKING:
@@ -210,7 +210,7 @@ class DenoiserCall:
             for name, value in arguments.items()
         }
 
-    def samples(self, denoiser: Any, arguments: Mapping[str, Any]) -> tuple[Tensor, ...]:
+    def samples(self, denoiser: Denoiser, arguments: Mapping[str, Any]) -> tuple[Tensor, ...]:
         """The noisy latents of each stream that the denoiser predicts, without channels of an image."""
         sample = arguments[self.sample]
         shape = self.prediction_shape(denoiser, sample)
@@ -226,7 +226,7 @@ class DenoiserCall:
         streams = output[: 1 if self.audio_sample is None else 2]
         return self.joined(streams).join(streams)
 
-    def prediction_shape(self, denoiser: Any, sample: Tensor) -> tuple[int, ...]:
+    def prediction_shape(self, denoiser: Denoiser, sample: Tensor) -> tuple[int, ...]:
         """Shape of the denoiser's prediction of the video."""
         config = denoiser.config
         return with_size(sample.shape, self.channel_dim, config.out_channels or config.in_channels)
@@ -385,7 +385,7 @@ def _valid_tokens(mask_BT: Tensor) -> list[list[bool]]:
     return valid
 
 
-def random_like(denoiser: Any, *shape: int) -> Tensor:
+def random_like(denoiser: Denoiser, *shape: int) -> Tensor:
     """Standard normal values with the dtype and device of a denoiser's inputs."""
     import torch
 

@@ -22,7 +22,7 @@ from oseg_video.adapters.settings import ARGUMENTS, ClipSize, ReadJson
 from oseg_video.parallel.shards import Shard
 from oseg_video.settings import Setting
 from oseg_video.settings.kinds import FINITE
-from oseg_video.types import Pipeline
+from oseg_video.types import Denoiser, Pipeline
 
 if TYPE_CHECKING:
     import torch
@@ -128,7 +128,7 @@ class HunyuanVideoAdapter(JointAttentionAdapter):
 
         return torch.float16 if dtype == torch.bfloat16 and component != "transformer" else dtype
 
-    def example_arguments(self, denoiser: Any, clip: ClipSize, rows: int) -> dict[str, Any]:
+    def example_arguments(self, denoiser: Denoiser, clip: ClipSize, rows: int) -> dict[str, Any]:
         import torch
 
         config, device = denoiser.config, denoiser.device

@@ -20,7 +20,7 @@ from oseg_video.adapters.flow_shift import FLOW_SHIFT, shifted, unshiftable
 from oseg_video.adapters.joint import JointAttentionAdapter
 from oseg_video.adapters.sampling import Sampling
 from oseg_video.adapters.settings import ARGUMENTS, ClipSize, ReadJson
-from oseg_video.types import Pipeline
+from oseg_video.types import Denoiser, Pipeline
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -148,12 +148,12 @@ class HunyuanVideo15Adapter(JointAttentionAdapter):
     def text_limit(self, pipe: Pipeline) -> int | None:
         return int(pipe.tokenizer_max_length)
 
-    def changed_classes(self, denoiser: Any) -> Iterable[tuple[object, type]]:
+    def changed_classes(self, denoiser: Denoiser) -> Iterable[tuple[object, type]]:
         processors = [block.attn.processor for block in denoiser.transformer_blocks]
         classes: list[Any] = [type(processor) for processor in processors]
         return [(one, _with_optional_mask(own)) for one, own in zip(processors, classes, strict=True)]
 
-    def example_arguments(self, denoiser: Any, clip: ClipSize, rows: int) -> dict[str, Any]:
+    def example_arguments(self, denoiser: Denoiser, clip: ClipSize, rows: int) -> dict[str, Any]:
         import torch
 
         config, device = denoiser.config, denoiser.device

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from oseg_video.adapters.base import ModelAdapter
 from oseg_video.adapters.blocks import BlockAddress
 from oseg_video.adapters.denoiser import JointText, TextAttention, VideoTokens
-from oseg_video.types import TokenGrid
+from oseg_video.types import Denoiser, TokenGrid
 
 
 class JointAttentionAdapter(ModelAdapter):
@@ -17,7 +17,9 @@ class JointAttentionAdapter(ModelAdapter):
     block_outputs = ("hidden_states", "encoder_hidden_states")
     text_attention: ClassVar[tuple[TextAttention, ...] | JointText] = JointText()
 
-    def video_tokens(self, denoiser: Any, arguments: Mapping[str, Any], address: BlockAddress) -> VideoTokens:
+    def video_tokens(
+        self, denoiser: Denoiser, arguments: Mapping[str, Any], address: BlockAddress
+    ) -> VideoTokens:
         return VideoTokens(patch_grid(denoiser.config, *arguments["hidden_states"].shape[2:]))
 
 

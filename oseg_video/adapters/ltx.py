@@ -20,7 +20,7 @@ from oseg_video.adapters.settings import ARGUMENTS, ClipSize, ReadJson
 from oseg_video.parallel.shards import Shard
 from oseg_video.settings import Setting
 from oseg_video.settings.kinds import FINITE, NUMBERS
-from oseg_video.types import TokenGrid
+from oseg_video.types import Denoiser, TokenGrid
 from oseg_video.waits import read_once
 
 if TYPE_CHECKING:
@@ -107,7 +107,9 @@ class LTXAdapter(ModelAdapter):
             return f"timesteps must fall from each to the next, got {list(timesteps)}"
         return None
 
-    def video_tokens(self, denoiser: Any, arguments: Mapping[str, Any], address: BlockAddress) -> VideoTokens:
+    def video_tokens(
+        self, denoiser: Denoiser, arguments: Mapping[str, Any], address: BlockAddress
+    ) -> VideoTokens:
         return _video_tokens(arguments)
 
     def prediction_grid(self, arguments: Mapping[str, Any]) -> TokenGrid:
@@ -116,7 +118,7 @@ class LTXAdapter(ModelAdapter):
     def latents_behind(self, arguments: Mapping[str, Any]) -> int:
         return _video_tokens(arguments).behind
 
-    def example_arguments(self, denoiser: Any, clip: ClipSize, rows: int) -> dict[str, Any]:
+    def example_arguments(self, denoiser: Denoiser, clip: ClipSize, rows: int) -> dict[str, Any]:
         import torch
 
         config, device = denoiser.config, denoiser.device

@@ -19,7 +19,7 @@ from oseg_video.adapters.denoiser import (
 from oseg_video.adapters.sampling import Sampling
 from oseg_video.adapters.settings import ARGUMENTS, ClipSize, ReadJson
 from oseg_video.parallel.shards import Shard
-from oseg_video.types import Pipeline, TokenGrid
+from oseg_video.types import Denoiser, Pipeline, TokenGrid
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -105,7 +105,9 @@ class LTX2Adapter(ModelAdapter):
     )
     token_inputs = TokenInputs({}, _own_inputs)
 
-    def video_tokens(self, denoiser: Any, arguments: Mapping[str, Any], address: BlockAddress) -> VideoTokens:
+    def video_tokens(
+        self, denoiser: Denoiser, arguments: Mapping[str, Any], address: BlockAddress
+    ) -> VideoTokens:
         return VideoTokens(self.prediction_grid(arguments), behind=self.latents_behind(arguments))
 
     def prediction_grid(self, arguments: Mapping[str, Any]) -> TokenGrid:
@@ -116,7 +118,7 @@ class LTX2Adapter(ModelAdapter):
         behind: int = arguments["hidden_states"].shape[1] - self.prediction_grid(arguments).tokens
         return behind
 
-    def example_arguments(self, denoiser: Any, clip: ClipSize, rows: int) -> dict[str, Any]:
+    def example_arguments(self, denoiser: Denoiser, clip: ClipSize, rows: int) -> dict[str, Any]:
         import torch
 
         config, device = denoiser.config, denoiser.device

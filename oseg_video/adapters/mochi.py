@@ -17,6 +17,7 @@ from oseg_video.adapters.denoiser import (
 )
 from oseg_video.adapters.joint import JointAttentionAdapter
 from oseg_video.adapters.settings import ClipSize
+from oseg_video.types import Denoiser
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -49,12 +50,12 @@ class MochiAdapter(JointAttentionAdapter):
         takes_lengths=True,
     )
 
-    def changed_classes(self, denoiser: Any) -> Iterable[tuple[object, type]]:
+    def changed_classes(self, denoiser: Denoiser) -> Iterable[tuple[object, type]]:
         processors = [block.attn1.processor for block in denoiser.transformer_blocks]
         classes: list[Any] = [type(processor) for processor in processors]
         return [(one, _with_lengths(own)) for one, own in zip(processors, classes, strict=True)]
 
-    def example_arguments(self, denoiser: Any, clip: ClipSize, rows: int) -> dict[str, Any]:
+    def example_arguments(self, denoiser: Denoiser, clip: ClipSize, rows: int) -> dict[str, Any]:
         import torch
 
         config, device = denoiser.config, denoiser.device

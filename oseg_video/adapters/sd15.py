@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from oseg_video.adapters.base import register_adapter
 from oseg_video.adapters.sdxl import SDXLAdapter
+from oseg_video.types import Denoiser
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,5 +23,5 @@ class StableDiffusionAdapter(SDXLAdapter):
     hub_repository = "stable-diffusion-v1-5/stable-diffusion-v1-5"
     full_size: ClassVar[Mapping[str, Any]] = {"cross_attention_dim": 768}
 
-    def _added_conditions(self, denoiser: Any, rows: int) -> dict[str, Tensor] | None:
+    def _added_conditions(self, denoiser: Denoiser, rows: int) -> dict[str, Tensor] | None:
         return None

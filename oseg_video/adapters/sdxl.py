@@ -10,7 +10,7 @@ from oseg_video.adapters.blocks import BlockAddress
 from oseg_video.adapters.denoiser import DenoiserCall, TextAttention, VideoTokens, random_like
 from oseg_video.adapters.settings import ARGUMENTS, ClipSize
 from oseg_video.adapters.unet import Stages, UNetAdapter, level_size
-from oseg_video.types import Pipeline, TokenGrid
+from oseg_video.types import Denoiser, Pipeline, TokenGrid
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -67,10 +67,12 @@ class SDXLAdapter(UNetAdapter):
         images: Tensor = output.images
         return images
 
-    def video_tokens(self, denoiser: Any, arguments: Mapping[str, Any], address: BlockAddress) -> VideoTokens:
+    def video_tokens(
+        self, denoiser: Denoiser, arguments: Mapping[str, Any], address: BlockAddress
+    ) -> VideoTokens:
         return VideoTokens(TokenGrid(1, *level_size(denoiser, arguments["sample"], address.stage)))
 
-    def example_arguments(self, denoiser: Any, clip: ClipSize, rows: int) -> dict[str, Any]:
+    def example_arguments(self, denoiser: Denoiser, clip: ClipSize, rows: int) -> dict[str, Any]:
         import torch
 
         config = denoiser.config
@@ -82,7 +84,7 @@ class SDXLAdapter(UNetAdapter):
             "added_cond_kwargs": self._added_conditions(denoiser, rows),
         }
 
-    def _added_conditions(self, denoiser: Any, rows: int) -> dict[str, Tensor] | None:
+    def _added_conditions(self, denoiser: Denoiser, rows: int) -> dict[str, Tensor] | None:
         config = denoiser.config
         pooled = config.projection_class_embeddings_input_dim - _SIZE_IDS * config.addition_time_embed_dim
         return {

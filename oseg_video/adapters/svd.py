@@ -14,7 +14,7 @@ from oseg_video.adapters.unet import Stages, UNetAdapter, level_size
 from oseg_video.guidance.scales import guides
 from oseg_video.settings import Setting
 from oseg_video.settings.kinds import FINITE, INTEGER
-from oseg_video.types import Pipeline, TokenGrid
+from oseg_video.types import Denoiser, Pipeline, TokenGrid
 
 # Scale at the first and at the last frame, with the defaults of the pipeline.
 _RAMP = {"min_guidance_scale": 1.0, "max_guidance_scale": 3.0}
@@ -109,13 +109,15 @@ class SVDAdapter(UNetAdapter):
         scale: float = call["max_guidance_scale"]
         return scale
 
-    def video_tokens(self, denoiser: Any, arguments: Mapping[str, Any], address: BlockAddress) -> VideoTokens:
+    def video_tokens(
+        self, denoiser: Denoiser, arguments: Mapping[str, Any], address: BlockAddress
+    ) -> VideoTokens:
         sample_BFCHW = arguments["sample"]
         if address.kind == "temporal":
             return VideoTokens(TokenGrid(sample_BFCHW.shape[1], 1, 1))
         return VideoTokens(TokenGrid(1, *level_size(denoiser, sample_BFCHW, address.stage)))
 
-    def example_arguments(self, denoiser: Any, clip: ClipSize, rows: int) -> dict[str, Any]:
+    def example_arguments(self, denoiser: Denoiser, clip: ClipSize, rows: int) -> dict[str, Any]:
         import torch
 
         config = denoiser.config

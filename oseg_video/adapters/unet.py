@@ -10,9 +10,10 @@ from oseg_video.adapters.base import ModelAdapter
 from oseg_video.adapters.blocks import BlockAddress
 from oseg_video.adapters.denoiser import Attention
 from oseg_video.adapters.sampling import Sampling
+from oseg_video.types import Denoiser
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
 
 class UNetAdapter(ModelAdapter):
@@ -28,7 +29,7 @@ class UNetAdapter(ModelAdapter):
     site = Attention("attn1", norm_layout="BNSD")
     token_inputs = None
 
-    def attention_maps(self, denoiser: nn.Module) -> list[BlockAddress]:
+    def attention_maps(self, denoiser: Denoiser) -> list[BlockAddress]:
         return [block for block in self.blocks(denoiser) if block.kind != "temporal"]
 
 
@@ -44,7 +45,7 @@ class Stages:
     def __init__(self, *block_lists: tuple[str, str]) -> None:
         self._block_lists = block_lists
 
-    def __call__(self, denoiser: nn.Module) -> list[BlockAddress]:
+    def __call__(self, denoiser: Denoiser) -> list[BlockAddress]:
         found: list[BlockAddress] = []
         for unit, (path, stage) in enumerate(_stages(denoiser)):
             counts: Counter[str] = Counter()
@@ -53,10 +54,10 @@ class Stages:
                 counts[kind] += 1
         return found
 
-    def units(self, denoiser: nn.Module) -> list[str]:
+    def units(self, denoiser: Denoiser) -> list[str]:
         return [path for path, _ in _stages(denoiser)]
 
-    def beside(self, denoiser: nn.Module) -> list[str]:
+    def beside(self, denoiser: Denoiser) -> list[str]:
         return []
 
     def _blocks_of(self, stage: Any) -> Iterator[tuple[str, str]]:
@@ -67,7 +68,7 @@ class Stages:
                 yield from ((kind, f"attentions.{i}.{blocks}.{j}") for kind, blocks in self._block_lists)
 
 
-def level_size(denoiser: Any, sample: Tensor, stage: str) -> tuple[int, int]:
+def level_size(denoiser: Denoiser, sample: Tensor, stage: str) -> tuple[int, int]:
     """Height and width of the tokens in a stage, for latents `sample` of shape [..., height, width].
 
     Every down stage but the last halves them, rounding up; the middle and up stage 0 work at the size of the
@@ -81,7 +82,7 @@ def level_size(denoiser: Any, sample: Tensor, stage: str) -> tuple[int, int]:
     return -(-height >> level), -(-width >> level)
 
 
-def _stages(denoiser: Any) -> list[tuple[str, str]]:
+def _stages(denoiser: Denoiser) -> list[tuple[str, str]]:
     """(full name, stage) of every stage, in order of execution."""
     down = [(f"down_blocks.{i}", f"down.{i}") for i in range(len(denoiser.down_blocks))]
     mid = [] if denoiser.mid_block is None else [("mid_block", "mid")]

@@ -21,7 +21,7 @@ from oseg_video.adapters.settings import ClipSize, ReadJson
 from oseg_video.parallel.shards import Shard
 from oseg_video.settings import Setting
 from oseg_video.settings.kinds import FINITE
-from oseg_video.types import Pipeline, TokenGrid
+from oseg_video.types import Denoiser, Pipeline, TokenGrid
 from oseg_video.waits import read_once
 
 if TYPE_CHECKING:
@@ -136,13 +136,15 @@ class WanAdapter(ModelAdapter):
     def serves_both(self, index: Mapping[str, Any]) -> bool:
         return bool(index.get("expand_timesteps"))  # Wan 2.2 5B
 
-    def video_tokens(self, denoiser: Any, arguments: Mapping[str, Any], address: BlockAddress) -> VideoTokens:
+    def video_tokens(
+        self, denoiser: Denoiser, arguments: Mapping[str, Any], address: BlockAddress
+    ) -> VideoTokens:
         sizes = zip(arguments["hidden_states"].shape[2:], denoiser.config.patch_size, strict=True)
         frames, height, width = (size // patch for size, patch in sizes)
         before = _references(denoiser, arguments)
         return VideoTokens(TokenGrid(frames - before, height, width), start=before * height * width)
 
-    def example_arguments(self, denoiser: Any, clip: ClipSize, rows: int) -> dict[str, Any]:
+    def example_arguments(self, denoiser: Denoiser, clip: ClipSize, rows: int) -> dict[str, Any]:
         import torch
 
         config = denoiser.config
@@ -160,7 +162,7 @@ class WanAdapter(ModelAdapter):
         return arguments
 
 
-def _references(denoiser: Any, arguments: Mapping[str, Any]) -> int:
+def _references(denoiser: Denoiser, arguments: Mapping[str, Any]) -> int:
     """Frames of reference images, which VACE puts before those of the clip."""
     control = arguments.get("control_hidden_states")
     if control is None or control.is_meta:

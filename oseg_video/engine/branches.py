@@ -39,7 +39,7 @@ from oseg_video.guidance.plan import Branch, Perturbation, Stream
 from oseg_video.guidance.reuse import EXACT, PLAIN, USE_OURS, Reuse, no_chain
 from oseg_video.parallel.mesh import ONE_RANK
 from oseg_video.parallel.sequence import SequenceGroup, SpreadSequence
-from oseg_video.types import TokenGrid
+from oseg_video.types import Denoiser, TokenGrid
 
 
 class Pass(NamedTuple):
@@ -58,7 +58,7 @@ class BranchRunner:
     def __init__(
         self,
         adapter: ModelAdapter,
-        denoiser: nn.Module,
+        denoiser: Denoiser,
         selectors: Sequence[int | str] = (),
         *,
         reuse: Reuse = EXACT,

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import cast
 
-from torch import nn
-
 from oseg_video.adapters.base import ModelAdapter, all_adapters
 from oseg_video.engine.errors import GuidanceError
 from oseg_video.engine.reading import reads_attention
@@ -15,7 +13,7 @@ from oseg_video.guidance.perturbations import ExtrapolateAttention
 from oseg_video.guidance.reuse import Reuse
 from oseg_video.settings import settings_of
 from oseg_video.settings.schedule import values_of
-from oseg_video.types import SettingError
+from oseg_video.types import Denoiser, SettingError
 
 
 def check_sound(adapter: ModelAdapter, guidance: Guidance) -> None:
@@ -43,7 +41,7 @@ def _reads_negative(guidance: Guidance) -> bool:
     return bool(guidance.blocks_used) and isinstance(change, ExtrapolateAttention)
 
 
-def check_blocks(adapter: ModelAdapter, denoiser: nn.Module, guidance: Guidance) -> None:
+def check_blocks(adapter: ModelAdapter, denoiser: Denoiser, guidance: Guidance) -> None:
     """Refuse blocks that a model lacks or that do not serve the guidance.
 
     Raises `UnknownBlockError`; `GuidanceError` where no block of the family serves, `SettingError` for blocks

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch._dynamo.eval_frame import OptimizedModule
 
 from oseg_video.adapters.base import Condition, ModelAdapter, UnsupportedPipelineError, adapter_for
@@ -38,7 +38,7 @@ from oseg_video.guidance.reuse import EXACT, USE_OURS, Reuse
 from oseg_video.guidance.scales import guides
 from oseg_video.guidance.streams import Denoised, plan_streams
 from oseg_video.parallel.mesh import ONE_RANK, Mesh
-from oseg_video.types import Pipeline, SettingError, TokenGrid
+from oseg_video.types import Denoiser, Pipeline, SettingError, TokenGrid
 
 __all__ = ["GuidanceError", "SilentGuidanceError", "guided"]
 
@@ -81,7 +81,7 @@ def guided(
     }
     classes = {adapter.denoiser_class, *adapter.like_denoisers}
     denoisers = {name: _unwrapped(denoiser, classes) for name, denoiser in wrapped.items()}
-    runners: dict[nn.Module, BranchRunner] = {}
+    runners: dict[Denoiser, BranchRunner] = {}
     for name, denoiser in denoisers.items():
         if denoiser not in runners:  # Wan's two experts may be one
             check_blocks(adapter, denoiser, guidance)
@@ -116,7 +116,7 @@ class _Target:
 
     name: str
     """Attribute of the pipeline."""
-    denoiser: nn.Module
+    denoiser: Denoiser
     """Without what wraps it."""
     runner: BranchRunner
 
@@ -406,12 +406,11 @@ def _check_arguments(guidance: Guidance, reuse: Reuse, mesh: Mesh) -> None:
         )
 
 
-def _unwrapped(denoiser: nn.Module, classes: Collection[str]) -> nn.Module:
+def _unwrapped(denoiser: Denoiser, classes: Collection[str]) -> Denoiser:
     """The denoiser of these classes inside whatever wraps it (`torch.compile`, PEFT, ...), or itself."""
-    for module in denoiser.modules():
-        if any(one.__name__ in classes for one in type(module).__mro__):
-            return module
-    return denoiser
+    modules: Iterator[Denoiser] = denoiser.modules()
+    fitting = (one for one in modules if any(kind.__name__ in classes for kind in type(one).__mro__))
+    return next(fitting, denoiser)
 
 
 def _check_denoiser(denoiser: Any, *, intervenes: bool) -> None:
@@ -428,7 +427,7 @@ def _check_denoiser(denoiser: Any, *, intervenes: bool) -> None:
         )
 
 
-def _has_step_cache(denoiser: nn.Module) -> bool:
+def _has_step_cache(denoiser: Denoiser) -> bool:
     """Whether a hook of diffusers keeps something from one call of the denoiser to the next.
 
     `is_cache_enabled` knows of `enable_cache` alone, not of `apply_first_block_cache` and its kin.

@@ -17,7 +17,7 @@ from oseg_video.guidance.attended import PREDICTION_TYPES, Noise, attention_mass
 from oseg_video.guidance.methods import Guidance
 from oseg_video.guidance.perturbations import AttentionView, BlurAttended, QueryTransform
 from oseg_video.guidance.plan import Branch, Perturbation
-from oseg_video.types import Pipeline, TokenGrid
+from oseg_video.types import Denoiser, Pipeline, TokenGrid
 
 
 def reads_attention(guidance: Guidance) -> bool:
@@ -44,7 +44,7 @@ class InputChanges:
     def __init__(
         self,
         adapter: ModelAdapter,
-        denoiser: nn.Module,
+        denoiser: Denoiser,
         branches: Mapping[str, Branch],
         resolve: Callable[[Perturbation], Sequence[BlockAddress]],
         noise: Noise | None,

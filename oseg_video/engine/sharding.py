@@ -15,12 +15,13 @@ from oseg_video.adapters.base import ModelAdapter
 from oseg_video.adapters.denoiser import BlockInputs, TextCut
 from oseg_video.engine.patching.gates import BlockPlan
 from oseg_video.parallel.sequence import SpreadSequence
+from oseg_video.types import Denoiser
 
 
 class BlockStack:
     """What happens to the inputs and outputs of a denoiser's blocks in every pass, whatever is perturbed."""
 
-    def __init__(self, adapter: ModelAdapter, denoiser: nn.Module) -> None:
+    def __init__(self, adapter: ModelAdapter, denoiser: Denoiser) -> None:
         self._adapter = adapter
         paths = [address.path for address in adapter.blocks(denoiser)]
         self._first, self._last = paths[0], paths[-1]

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -28,6 +28,7 @@ from oseg_video.jobs.on_meta import FusedAttention, runnable_on_meta
 from oseg_video.jobs.step_kinds import pipeline_scales, runs_uncond, step_kinds
 from oseg_video.parallel.degrees import Degrees
 from oseg_video.parallel.mesh import Mesh
+from oseg_video.types import Denoiser
 
 _ONE_RANK = Degrees()
 _NOISE = Noise(0.5, "epsilon")  # any will do to count
@@ -75,7 +76,7 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 def job_activations(
     job: GenerateJob,
     adapter: ModelAdapter,
-    denoiser: nn.Module,
+    denoiser: Denoiser,
     read: ReadJson,
     dtype: torch.dtype,
     degrees: Degrees = _ONE_RANK,
@@ -105,7 +106,7 @@ def job_activations(
 
 def activation_bytes(
     adapter: ModelAdapter,
-    denoiser: nn.Module,
+    denoiser: Denoiser,
     clip: ClipSize,
     steps: Sequence[Mapping[str, Branch]],
     *,
@@ -150,7 +151,7 @@ def activation_bytes(
     return peak
 
 
-def in_dtype(denoiser: nn.Module, dtype: torch.dtype) -> nn.Module:
+def in_dtype(denoiser: Denoiser, dtype: torch.dtype) -> Denoiser:
     """A denoiser on the meta device as its weights are loaded: some stay in float32."""
     kept = {
         *(getattr(denoiser, "_keep_in_fp32_modules_strict", None) or ()),
@@ -178,7 +179,7 @@ def _firsts(blocks: Sequence[BlockAddress]) -> list[BlockAddress]:
 
 
 def _at_firsts(
-    adapter: ModelAdapter, denoiser: nn.Module, branches: Mapping[str, Branch]
+    adapter: ModelAdapter, denoiser: Denoiser, branches: Mapping[str, Branch]
 ) -> dict[str, Branch]:
     """The branches, perturbed in the first of their blocks of each stage and kind."""
 
@@ -193,7 +194,7 @@ def _at_firsts(
 
 
 @contextmanager
-def _handing_on(adapter: ModelAdapter, denoiser: nn.Module, blocks: Sequence[BlockAddress]) -> Iterator[None]:
+def _handing_on(adapter: ModelAdapter, denoiser: Denoiser, blocks: Sequence[BlockAddress]) -> Iterator[None]:
     """These blocks hand on what they get."""
 
     def hand_on(*args: Any, **kwargs: Any) -> Any:

@@ -31,6 +31,7 @@ from oseg_video.jobs.step_kinds import (
     runs_uncond,
     step_kinds,
 )
+from oseg_video.types import Denoiser
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class CountedJob:
     """One clip of a job, counted."""
 
     adapter: ModelAdapter
-    denoiser: Any
+    denoiser: Denoiser
     """Without weights."""
     read: ReadJson
     """Reads the model's files."""

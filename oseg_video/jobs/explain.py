@@ -21,6 +21,7 @@ from oseg_video.jobs.loading.memory import gib
 from oseg_video.jobs.loading.pipeline import resolve_dtype
 from oseg_video.jobs.ranks import AUTO, plan_degrees
 from oseg_video.parallel.degrees import Degrees
+from oseg_video.types import Denoiser
 
 
 def explain(job: GenerateJob, ranks: int = 1, parallel: str = AUTO) -> str:
@@ -146,7 +147,7 @@ def _reuse(reuse: Reuse) -> Iterator[str]:
         yield f"blocks behind the first skipped where it moved by less than {reuse.cache:g}"
 
 
-def _branch(branch: Branch, adapter: ModelAdapter, denoiser: Any) -> str:
+def _branch(branch: Branch, adapter: ModelAdapter, denoiser: Denoiser) -> str:
     condition = {"cond": "conditional", "uncond": "unconditional"}[branch.condition]
     if branch.perturbation is None:
         return condition

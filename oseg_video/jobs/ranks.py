@@ -28,7 +28,7 @@ from oseg_video.parallel.degrees import Degrees
 from oseg_video.parallel.group import Group, ParallelError
 from oseg_video.parallel.mesh import ONE_RANK, Mesh, device_type
 from oseg_video.parallel.watch import Watch
-from oseg_video.types import SaidElsewhereError, SettingError
+from oseg_video.types import Denoiser, SaidElsewhereError, SettingError
 
 AUTO = "auto"
 ONE_MACHINE = "OSEG_VIDEO_ONE_MACHINE"
@@ -153,7 +153,7 @@ def plan_degrees(
     parallel: str,
     job: GenerateJob,
     adapter: ModelAdapter,
-    denoiser: torch.nn.Module,
+    denoiser: Denoiser,
     clips: int,
     read: ReadJson,
 ) -> tuple[Degrees, str]:
@@ -173,9 +173,7 @@ def plan_degrees(
     return degrees, why
 
 
-def _work(
-    job: GenerateJob, adapter: ModelAdapter, denoiser: torch.nn.Module, clips: int, read: ReadJson
-) -> Work:
+def _work(job: GenerateJob, adapter: ModelAdapter, denoiser: Denoiser, clips: int, read: ReadJson) -> Work:
     scales = pipeline_scales(adapter, job, read)
     costs: dict[int, float] = {1: 0.0}
     for _, _, plan in step_kinds(job.guidance, job.steps, scales):
@@ -191,7 +189,7 @@ def _work(
 
 
 def _branch_costs(
-    adapter: ModelAdapter, denoiser: torch.nn.Module, branches: Mapping[str, Branch]
+    adapter: ModelAdapter, denoiser: Denoiser, branches: Mapping[str, Branch]
 ) -> dict[int, float]:
     """Work of the busiest rank of a step, for every number of branch ranks."""
     selectors = [b for one in branches.values() if one.perturbation for b in one.perturbation.blocks]

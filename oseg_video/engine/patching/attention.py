@@ -14,11 +14,12 @@ from oseg_video.adapters.base import ModelAdapter
 from oseg_video.parallel.attention import sequence_attention
 from oseg_video.parallel.group import ParallelError
 from oseg_video.parallel.sequence import SpreadSequence
+from oseg_video.types import Denoiser
 
 
 @contextmanager
 def spread_attention(
-    adapter: ModelAdapter, denoiser: nn.Module, current: Callable[[], SpreadSequence | None]
+    adapter: ModelAdapter, denoiser: Denoiser, current: Callable[[], SpreadSequence | None]
 ) -> Iterator[None]:
     """Let every self-attention of the denoiser's blocks see the tokens of all ranks, while this is open.
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from oseg_video.engine.errors import GuidanceError
 from oseg_video.engine.patching.objects import swapped_class
-from oseg_video.types import Pipeline
+from oseg_video.types import Denoiser, Pipeline
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ def real(component: Any) -> Any:
     return component._real if is_twin else component
 
 
-def denoiser_signature(denoiser: nn.Module, inner: nn.Module, sample: str) -> inspect.Signature:
+def denoiser_signature(denoiser: Denoiser, inner: Denoiser, sample: str) -> inspect.Signature:
     """The signature of a denoiser's call, from the class that names the arguments.
 
     inner: the denoiser inside whatever wraps it. sample: an argument that every denoiser of its family has.

@@ -15,6 +15,7 @@ from oseg_video.adapters.base import ModelAdapter
 from oseg_video.adapters.denoiser import BlockInputs
 from oseg_video.engine.errors import GuidanceError
 from oseg_video.parallel.sequence import SpreadSequence
+from oseg_video.types import Denoiser
 
 
 @dataclass(kw_only=True)
@@ -98,7 +99,7 @@ def _itself(block: nn.Module) -> nn.Module:
 
 
 @contextmanager
-def gated(adapter: ModelAdapter, denoiser: nn.Module, current_plan: CurrentPlan) -> Iterator[None]:
+def gated(adapter: ModelAdapter, denoiser: Denoiser, current_plan: CurrentPlan) -> Iterator[None]:
     """Put a gate in front of every unit and block of `denoiser`; the modules return on leaving."""
     blocks = [address.path for address in adapter.blocks(denoiser)]
     places = []

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
 
 from oseg_video.jobs.loading.errors import LoadError
+from oseg_video.types import Denoiser
 
 AUTO = "auto"
 _LARGE = 10**9
@@ -35,7 +35,7 @@ def describe_device(name: str) -> str:
     return f"cpu ({_why_no_gpu()})" if falls_back(name) else str(resolve_device(name))
 
 
-def refuse_large(model: str, denoiser: nn.Module) -> None:
+def refuse_large(model: str, denoiser: Denoiser) -> None:
     """Raises LoadError for a large denoiser, to be asked where one would run on a CPU that nobody wanted."""
     parameters = sum(one.numel() for one in denoiser.parameters())
     if parameters > _LARGE:
