@@ -52,6 +52,43 @@ class Pass(NamedTuple):
     """First unit that runs; those before it replay what the unperturbed pass had there."""
 
 
+class _Rows(NamedTuple):
+    """The rows of a batch: as many of every condition, in their order."""
+
+    conditions: tuple[Condition, ...]
+    of_each: int
+
+    def of(self, wanted: tuple[Condition, ...]) -> slice:
+        """The rows of neighbouring conditions."""
+        first = self.conditions.index(wanted[0])
+        assert self.conditions[first : first + len(wanted)] == wanted
+        return slice(first * self.of_each, (first + len(wanted)) * self.of_each)
+
+
+class _Prefixes:
+    """What the plain passes of one denoiser call leave for perturbed ones that begin at a later unit."""
+
+    def __init__(self, passes: Sequence[Pass], rows: _Rows, empty: Callable[[int], Prefix]) -> None:
+        """empty: makes the prefix of so many units."""
+        self._units = max((one.start_unit for one in passes), default=0)
+        self._wanted = {condition for one in passes if one.start_unit for condition in one.conditions}
+        self._rows = rows
+        self._empty = empty
+        self._kept: dict[Condition, tuple[Prefix, _Rows]] = {}
+
+    def begin(self, plan: BlockPlan, current: Pass) -> int:
+        """Let a pass replay a prefix, or keep its own where one is wanted; the unit that it begins at."""
+        if current.start_unit > 0:
+            prefix, kept = self._kept[current.conditions[0]]
+            plan.replay = prefix.replay(kept.of(current.conditions), kept.of(kept.conditions).stop)
+            return current.start_unit if plan.replay else 0
+        if current.perturbation is None and self._wanted.intersection(current.conditions):
+            prefix, kept = self._empty(self._units), self._rows._replace(conditions=current.conditions)
+            plan.capture = prefix.capture()
+            self._kept |= dict.fromkeys(current.conditions, (prefix, kept))
+        return 0
+
+
 class BranchRunner:
     """Runs branches on one denoiser. `active()` must be open while it runs any that is perturbed."""
 
@@ -155,19 +192,17 @@ class BranchRunner:
         called.
         """
         denoiser_call = self._adapter.denoiser_call
-        batch = len(arguments[denoiser_call.sample]) // len(conditions)
         passes = self.passes(branches, conditions)
-        units = self._units[: max((one.start_unit for one in passes), default=0)]
-        replaying = {condition for one in passes if one.start_unit for condition in one.conditions}
-        prefixes: dict[Condition, tuple[Prefix, tuple[Condition, ...]]] = {}
-        predictions: dict[str, Tensor] = {}
+        rows = _Rows(conditions, len(arguments[denoiser_call.sample]) // len(conditions))
+        prefixes = _Prefixes(passes, rows, self._prefix)
         changes = InputChanges(self._adapter, self._denoiser, branches, self._resolve, noise)
+        predictions: dict[str, Tensor] = {}
         records = []
         for current in passes:
-            inputs = denoiser_call.take_rows(arguments, _rows(current.conditions, conditions, batch))
+            inputs = denoiser_call.take_rows(arguments, rows.of(current.conditions))
             if branches[current.names[0]].reads_negative:
                 if negative is None:
-                    negative = denoiser_call.take_rows(arguments, _rows(("uncond",), conditions, batch))
+                    negative = denoiser_call.take_rows(arguments, rows.of(("uncond",)))
                 inputs = self._with_negative(inputs, negative)
             text = self._adapter.padded_text.cut(inputs) if self.intervenes else NOTHING_CUT
             inputs = text.arguments(inputs)
@@ -179,17 +214,10 @@ class BranchRunner:
             else:
                 inputs, read = changes.changed(current.perturbation, inputs, predictions)
                 plan.fired += read
-            if current.start_unit > 0:
-                prefix, held = prefixes[current.conditions[0]]
-                plan.replay = prefix.replay(_rows(current.conditions, held, batch), batch * len(held))
-            elif current.perturbation is None and replaying.intersection(current.conditions):
-                prefix = Prefix(units, self._needed(units), self._written)
-                plan.capture = prefix.capture()
-                prefixes |= dict.fromkeys(current.conditions, (prefix, current.conditions))
-            start = current.start_unit if plan.replay else 0
-            deciding = cache is not None and branches[current.names[0]] == PLAIN
-            if cache is not None and deciding:
-                cache.watch(plan, self._units[len(self._beside) :], self._written)
+            start = prefixes.begin(plan, current)
+            watched = cache if branches[current.names[0]] == PLAIN else None
+            if watched is not None:
+                watched.watch(plan, self._units[len(self._beside) :], self._written)
             with self._following(plan):
                 prediction = denoiser_call.prediction(call(**inputs, return_dict=False))
             self._require_passed(plan)
@@ -198,13 +226,18 @@ class BranchRunner:
             rows_each = self._rows_each(current.perturbation)
             own = prediction[: len(prediction) // rows_each]
             predictions |= zip(current.names, own.tensor_split(len(current.names)), strict=True)
-            skipped = cache is not None and deciding and cache.skipped
+            skipped = watched is not None and watched.skipped
             stop = len(self._beside) + 1 if skipped else len(self._units)
             fired = tuple(plan.fired)
             records.append(PassRecord(current.names, len(prediction), start, stop, fired, rows_each))
             if skipped:
                 break
         return predictions, records
+
+    def _prefix(self, until: int) -> Prefix:
+        """An empty one, of the units before this one."""
+        units = self._units[:until]
+        return Prefix(units, self._needed(units), self._written)
 
     def passes(self, branches: Mapping[str, Branch], conditions: tuple[Condition, ...]) -> list[Pass]:
         """The fewest passes that run all branches, unperturbed ones first, rows in order of `conditions`.
@@ -465,10 +498,3 @@ class BranchRunner:
 
 def _apply(transform: QueryTransform, grid: TokenGrid, query: Tensor, key: Tensor) -> Tensor:
     return transform(query, key, grid)
-
-
-def _rows(wanted: tuple[Condition, ...], conditions: tuple[Condition, ...], batch: int) -> slice:
-    """The rows of neighbouring `wanted` conditions in a batch that holds `batch` rows of each condition."""
-    first = conditions.index(wanted[0])
-    assert conditions[first : first + len(wanted)] == wanted
-    return slice(first * batch, (first + len(wanted)) * batch)
