@@ -3,9 +3,9 @@
     python scripts/run_study.py --run-dir runs/study
     python scripts/run_study.py --write-readme     # the stored results into scripts/study/README.md
 
-Stages: search, test, inside, regimes, blocks, reuse on the model of two shapes, one-shape on the other. Every
-stage goes on where it was stopped; results join `scripts/study/results.json` and replace those of the same
-stage. Clips are sampled in batches, with bfloat16 autocast unless told otherwise.
+Stages: search, test, inside, regimes, blocks, reuse on the model of two shapes; one-shape, one-shape-reuse on
+the other. Every stage goes on where it was stopped; results join `scripts/study/results.json` and replace
+those of the same stage. Clips are sampled in batches, with bfloat16 autocast unless told otherwise.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ from study.questions import (
     Study,
     cost_of_reuse,
     gain_of_blocks,
-    on_the_model_of_one_shape,
+    one_shape,
+    one_shape_reuse,
     policies,
     search_methods,
     test_winners,
@@ -90,7 +91,7 @@ def main() -> int:
     results = read_stored(arguments.out)
     study_of = cache(partial(_study, arguments))
     for stage in arguments.stage:
-        study = study_of(ONE_SHAPE if stage == "one-shape" else TWO_SHAPES)
+        study = study_of(ONE_SHAPE if stage.startswith("one-shape") else TWO_SHAPES)
         results[stage] = {
             "made with": {
                 "model": study.bench.digest,
@@ -165,7 +166,8 @@ STAGES: dict[str, Callable[[Study, dict[str, Any], argparse.Namespace], Any]] = 
     "blocks": lambda study, results, arguments: gain_of_blocks(
         _fewer(study, arguments), _found(results, "alone")
     ),
-    "one-shape": lambda study, results, arguments: on_the_model_of_one_shape(study),
+    "one-shape": lambda study, results, arguments: one_shape(study),
+    "one-shape-reuse": lambda study, results, arguments: one_shape_reuse(study),
     "reuse": lambda study, results, arguments: cost_of_reuse(
         study, with_text(_found(results, "with text")), policies
     ),

@@ -256,18 +256,20 @@ def with_text(found: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, 
     }
 
 
-def on_the_model_of_one_shape(study: Study) -> dict[str, Any]:
-    """The recipe's methods, and what reuse does to three of them. study: of that model."""
-    cfg, stg, seg, oseg = (_recipe_of(method) for method in ("cfg", "stg", "seg", "oseg"))
+def one_shape(study: Study) -> list[dict[str, Any]]:
+    """`test_winners` of the recipe's methods. study: of the model of one shape."""
     found = {
-        "plain": {"cfg": {"guidance": cfg}},
-        "with text": {"stg": {"guidance": stg}, "seg": {"guidance": seg}, "oseg": {"guidance": oseg}},
+        "plain": {"cfg": {"guidance": _recipe_of("cfg")}},
+        "with text": {method: {"guidance": _recipe_of(method)} for method in ("stg", "seg", "oseg")},
     }
-    methods = {"CFG": cfg, "OSEG with text": oseg, "STG with text": stg}
-    return {
-        "methods": test_winners(study, found),
-        "reuse": cost_of_reuse(study, methods, few_policies),
-    }
+    return test_winners(study, found)
+
+
+def one_shape_reuse(study: Study) -> list[dict[str, Any]]:
+    """`cost_of_reuse` of the recipe's methods, with few policies."""
+    labels = {"CFG": "cfg", "OSEG with text": "oseg", "STG with text": "stg"}
+    methods = {label: _recipe_of(method) for label, method in labels.items()}
+    return cost_of_reuse(study, methods, few_policies)
 
 
 def _recipe_of(method: str) -> dict[str, Any]:

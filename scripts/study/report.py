@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -147,19 +148,18 @@ def _reuse(rows: Sequence[Row]) -> Iterator[str]:
     )
 
 
-def _one_shape(found: Mapping[str, Any]) -> Iterator[str]:
-    yield "On the model of one shape, with the recipe's settings:"
-    yield from _winners(found["methods"])
-    yield from _reuse(found["reuse"])
+def _on_one_shape(write: Callable[[Any], Iterator[str]]) -> Callable[[Any], Iterator[str]]:
+    return lambda found: chain(["The model of one shape, methods as its recipe has them:"], write(found))
 
 
-_TABLES = {
+_TABLES: dict[str, Callable[[Any], Iterator[str]]] = {
     "test": _winners,
     "inside": _inside,
     "regimes": _regimes,
     "blocks": _blocks,
     "reuse": _reuse,
-    "one-shape": _one_shape,
+    "one-shape": _on_one_shape(_winners),
+    "one-shape-reuse": _on_one_shape(_reuse),
 }
 
 

@@ -65,7 +65,7 @@ def run(folder: Path, *stages: str, groups: int = 3) -> dict:
 
 def test_every_stage_runs_and_a_second_time_makes_no_clip_again(tmp_path: Path) -> None:
     (tmp_path / "methods.yaml").write_text(METHODS)
-    stages = ("search", "test", "inside", "regimes", "blocks", "reuse", "one-shape")
+    stages = ("search", "test", "inside", "regimes", "blocks", "reuse", "one-shape", "one-shape-reuse")
     first = run(tmp_path, "search", "test", groups=1)
     assert [row["label"] for row in first["test"]["found"]] == ["none", "cfg"]
     found = run(tmp_path, *stages)
@@ -82,9 +82,10 @@ def test_every_stage_runs_and_a_second_time_makes_no_clip_again(tmp_path: Path) 
         if row["reuse"] != "none":
             low, high = row["differences"]["all"][1:]
             assert low <= high
-    on_one = found["one-shape"]["found"]
-    assert [row["label"] for row in on_one["methods"]] == ["none", "cfg", "stg", "seg", "oseg"]
-    assert [row["reuse"] for row in on_one["reuse"]][:4] == ["none", "uncond=2", "uncond=0.5", "cache=0.1"]
+    labels = ["none", "cfg", "stg", "seg", "oseg"]
+    assert [row["label"] for row in found["one-shape"]["found"]] == labels
+    on_one = [row["reuse"] for row in found["one-shape-reuse"]["found"]]
+    assert on_one[:4] == ["none", "uncond=2", "uncond=0.5", "cache=0.1"]
     assert {*found["blocks"]["found"]["probe"]["oseg"]} >= {"effect: change"}
     made = {path: path.stat().st_mtime_ns for path in (tmp_path / "rows").iterdir()}
     again = run(tmp_path, "search", "test")

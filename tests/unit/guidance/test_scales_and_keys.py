@@ -36,3 +36,10 @@ def test_a_misspelt_nested_setting_is_refused_with_the_nearest_one() -> None:
         SettingError, match="guidance oseg has no setting 'blur_sgima'; did you mean 'blur_sigma'"
     ):
         guidance_from_nested(nested)
+
+
+def test_a_text_guidance_that_is_none_is_refused_with_those_that_are() -> None:
+    with pytest.raises(
+        SettingError, match=r"^text must be one of apg, cfg, cfg-zero(, [a-z0-9-]+)*, got 'nope'"
+    ):
+        guidance_from_flat("oseg", {"blocks": [1], "text": "nope"})

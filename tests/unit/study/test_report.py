@@ -60,6 +60,7 @@ def results() -> dict:
                 **{"differences": CHANGES, "distance": [0.25, 0.2, 0.3]},
             },
         ],
+        "one-shape": [none, row("with text", "oseg", text, minus="cfg", differences=CHANGES)],
     }
     return {"made_by": "x"} | {
         stage: {"found": one, "versions": {"torch": "2.0"}} for stage, one in found.items()
@@ -67,7 +68,9 @@ def results() -> dict:
 
 
 def test_every_stage_has_its_table() -> None:
-    winners, differences, inside, regimes, gains, correlations, reuse = tables(results())
+    *of_two, said, winners_of_one, _ = tables(results())
+    assert said.startswith("The model of one shape") and winners_of_one.count("| oseg with text |") == 1
+    winners, differences, inside, regimes, gains, correlations, reuse = of_two
     assert "| oseg with text | block 2, scale 1, text 3, sigma inf | 1.60 | 0.500 [0.400, 0.600] |" in winners
     assert "| none | " in winners and "| none |" not in differences
     assert "| oseg | no guidance | **+0.100 [+0.050, +0.150]** | +0.100 [-0.050, +0.250] |" in differences
@@ -82,7 +85,7 @@ def test_every_stage_has_its_table() -> None:
     assert "| CFG | uncond=2 | 1.50 | **+0.100" in reuse and "| 0.25 [0.20, 0.30] |" in reuse
     assert all(
         {line.count("|") for line in one.splitlines()} == {one.splitlines()[0].count("|")}
-        for one in tables(results())
+        for one in (*of_two, winners_of_one)
     )
 
 
