@@ -28,12 +28,15 @@ done
 quoted() { # words as a list of TOML
   printf '"%s", ' "$@"
 }
+files=("${@:-*}")
+files=("${files[@]/#/oseg_video/$room/}")
+files=("${files[@]/%/.py}") # the room's own and those of its rooms: a star is mutmut's, not the shell's
 cat pyproject.toml - > "$folder/pyproject.toml" << TOML
 
 [tool.mutmut]
 source_paths = ["oseg_video"]
 also_copy = ["scripts", "configs", ".github", "README.md"]
-only_mutate = [$(quoted $(printf "oseg_video/$room/%s.py " "${@:-*}"))]
+only_mutate = [$(quoted "${files[@]}")]
 pytest_add_cli_args = ["-p", "no:cacheprovider", "-p", "no:randomly", "-k", "not compile"]
 pytest_add_cli_args_test_selection = [$(quoted ${TESTS:-tests/unit/$room})]
 # torch's threads do not live through a fork.

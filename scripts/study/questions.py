@@ -17,7 +17,7 @@ from oseg_video.guidance.flat import guidance_from_flat
 from oseg_video.guidance.methods import BlockGuidance
 from oseg_video.guidance.reuse import Reuse
 from oseg_video.probing.probe import probe
-from study.bench import Bench, Rows, Setting
+from study.bench import CLIPS_PER_PROMPT, Bench, Rows, Setting
 from study.search import Found, arms_of, search_all
 from study.statistics import Statistics, quartile_clips
 
@@ -26,6 +26,7 @@ NONE: Mapping[str, Any] = {"guidance": "cfg", "guidance_scale": 1}
 GROUPS = ("plain", "alone", "with text")
 """Each needs those before it."""
 PROBE_PROMPTS = 8
+"""Or as many as the test has."""
 
 
 @dataclass(frozen=True)
@@ -169,7 +170,8 @@ def gain_of_blocks(study: Study, found: Mapping[str, Mapping[str, Any]]) -> dict
     none = study.rows(NONE, "none")
     gains, probed, pairs = {}, {}, {}
     task = study.bench.task
-    prompts = [task.caption(task.sample_attributes(SEARCH_SEED, index)) for index in range(PROBE_PROMPTS)]
+    count = min(PROBE_PROMPTS, study.statistics.clips // CLIPS_PER_PROMPT)
+    prompts = [task.caption(task.sample_attributes(SEARCH_SEED, index)) for index in range(count)]
     for label in ("pag", "seg", "stg", "oseg"):
         chosen = found["alone"][label]["guidance"]
         gains[label] = [
