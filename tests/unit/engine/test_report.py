@@ -23,9 +23,12 @@ def test_its_details_are_a_table_on_demand() -> None:
     ]
     assert lines[3].split() == ["perturbed", "3", "to", "3", "of", "4", "blocks.3.attn1"]
     assert lines[4].split()[0] == "1" and len(lines) == 5
+    assert [line.index("perturbed at") for line in lines[1:2]] == [lines[3].index("blocks.3.attn1")]
+    assert lines[3].startswith("  ") and all(line == line.rstrip() for line in lines)
 
 
 def test_notebooks_get_the_table_with_names_escaped() -> None:
     shown = report()._repr_html_()
     assert shown.startswith("<p>GuidanceReport(oseg&lt;: 4 steps") and "<td>blocks.3.attn1</td>" in shown
     assert shown.count("<tr>") == 4
+    assert "<tr><th>steps</th><th>branches</th><th>blocks run</th><th>perturbed at</th></tr>" in shown
