@@ -83,15 +83,16 @@ class ClipClassifier(nn.Module):
         """Logits from features."""
         return {name: head(features_BD) for name, head in self.heads.items()}
 
+    @torch.no_grad()
     def judge(self, clips_BFCHW: Tensor) -> list[ClipAttributes]:
         """The most likely attributes of every clip."""
         return self._named(self.features(clips_BFCHW))
 
+    @torch.no_grad()
     def judge_frames(self, frames_BTCHW: Tensor) -> list[ClipAttributes]:
         """`judge` of the seen frames only."""
         return self._named(self.frame_features(frames_BTCHW))
 
-    @torch.no_grad()
     def _named(self, features_BD: Tensor) -> list[ClipAttributes]:
         words = {name: logits.argmax(dim=1).tolist() for name, logits in self.read(features_BD).items()}
         return [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import re
+import warnings
 from collections import deque
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -21,8 +22,8 @@ _SHORTEST_MS, _USUAL_MS = 20, 100
 """Browsers and FFmpeg show frames of less than 20 ms for 100 ms."""
 _TICK_MS = 10
 """GIF counts time in hundredths of a second."""
-_ON_ITS_SIDE = range(5, 9)
-"""Orientations of EXIF that swap height and width."""
+_UPRIGHT, _ON_ITS_SIDE = 1, range(5, 9)
+"""Orientations of EXIF: pixels as they are shown, and those that swap height and width."""
 
 
 def natural_order(name: str) -> tuple[list[str | int], str]:
@@ -102,8 +103,18 @@ def probe_images(path: Path) -> ClipShape:
 
 def _size(image: Image.Image) -> tuple[int, int]:
     """Height and width, upright as EXIF says."""
-    turned = image.getexif().get(ExifTags.Base.Orientation, 1) in _ON_ITS_SIDE
+    turned = _orientation(image) in _ON_ITS_SIDE
     return (image.width, image.height) if turned else (image.height, image.width)
+
+
+def _orientation(image: Image.Image) -> int:
+    """What EXIF says; 1, upright, where it says nothing or is damaged: the pixels may be whole."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return int(image.getexif().get(ExifTags.Base.Orientation, _UPRIGHT))
+        except Exception:  # of many types
+            return _UPRIGHT
 
 
 def rgb_of(image: Image.Image) -> Pixels:
@@ -112,7 +123,8 @@ def rgb_of(image: Image.Image) -> Pixels:
     Of 16 bits a channel the upper eight count, as in Pillow's own reading of colours. Raises MediaError for
     images of other numbers.
     """
-    image = ImageOps.exif_transpose(image)
+    if _orientation(image) != _UPRIGHT:
+        image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):
         levels = np.asarray(image)
         if levels.min() < 0 or levels.max() > 0xFFFF:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Generator, Iterator
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +50,16 @@ _OPENCV = ("flags=bicubic:in_color_matrix=bt601", "bgr24")
 
 def stream_video(path: Path) -> Generator[Frame, None, None]:
     """The frames of a video file one by one. Raises MediaError, at the latest where the damage is."""
+    rgb, opencv = _Converter(*_RGB), _Converter(*_OPENCV)
+    with contextlib.closing(_frames(path)) as frames:
+        for index, frame in enumerate(frames):
+            yield Frame(index, partial(_pixels, path, rgb, frame), partial(_pixels, path, opencv, frame))
+
+
+def _frames(path: Path) -> Generator[Any, None, None]:
+    """PyAV's frames of a file, whole and all of one size. Raises MediaError."""
     require_whole(path)
     with _reading(path), _open(path) as (container, stream):
-        rgb, opencv = _Converter(*_RGB), _Converter(*_OPENCV)
         size = None
         for index, frame in enumerate(_decoded(container, stream)):
             if frame.is_corrupt:
@@ -61,7 +67,7 @@ def stream_video(path: Path) -> Generator[Frame, None, None]:
             if size not in (None, (frame.width, frame.height)):
                 raise MediaError(f"cannot read {path}: it has frames of different sizes")
             size = (frame.width, frame.height)
-            yield Frame(index, partial(_pixels, path, rgb, frame), partial(_pixels, path, opencv, frame))
+            yield frame
 
 
 def _decoded(container: Any, stream: Any) -> Iterator[Any]:
@@ -148,13 +154,12 @@ def _probe(path: Path) -> tuple[ClipShape, bool]:
                 plain = plain and not packet.is_discard and (frames > 0 or packet.is_keyframe)
                 frames += 1
         rate = stream.average_rate or stream.guessed_rate
-    with _reading(path), _open(path) as (container, stream):
-        upright = all(_display_matrix(frame) == _UPRIGHT for frame in islice(_decoded(container, stream), 1))
-    with contextlib.closing(stream_video(path)) as decoded:
+    with contextlib.closing(_frames(path)) as decoded:
         first = next(decoded, None)
         if first is None:
             raise MediaError(f"cannot read {path}: it has no frame that can be shown")
-        height, width, _ = first.rgb_HWC.shape
+        height, width, _ = _pixels(path, _Converter(*_RGB), first).shape
+        upright = _display_matrix(first) == _UPRIGHT
         if not plain:
             frames = 1 + sum(1 for _ in decoded)
     shape = ClipShape(frames, height, width, float(rate) if rate else None, "pyav")

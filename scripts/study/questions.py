@@ -299,6 +299,6 @@ def policies(branches: tuple[str, ...]) -> Iterator[Reuse]:
 
 def few_policies(branches: tuple[str, ...]) -> Iterator[Reuse]:
     """One of each kind."""
-    yield Reuse(refresh={branch: every for branch, every in zip(branches, (2, 3), strict=False)})
+    yield Reuse(refresh=dict(zip(branches, (2, 3), strict=False)))
     yield Reuse(refresh=dict.fromkeys(branches, 0.5))
     yield Reuse(cache=0.1)

@@ -15,12 +15,12 @@ from oseg_video.evaluation.features.frechet import Moments, frechet_distance, mo
 from study.bench import CLIPS_PER_PROMPT, Rows
 
 SHARES = ("colour", "shape", "motion", "binding", "all")
-"""Those of them that a task has."""
+"""Parts that are told, where a task has them."""
 MEANS_RESAMPLES = 1000
 
 
 def score(rows: Rows) -> Tensor:
-    """What a search goes by: the mean over the shares of each clip but `all`, of which it tells more."""
+    """What a search goes by: the mean over what is right of each clip, which tells more than `all` alone."""
     return torch.stack([rows.part(name) for name in _shares(rows) if name != "all"]).mean(dim=0)
 
 

@@ -62,6 +62,18 @@ def test_features_are_finite_and_the_heads_read_nothing_else(classifier):
         torch.testing.assert_close(classifier.heads[name](features_BD), logits)
 
 
+def test_judging_keeps_nothing_for_gradients(classifier):
+    kept = []
+    hook = classifier.window.register_forward_hook(
+        lambda _, inputs, output: kept.append(output.requires_grad)
+    )
+    clips_BFCHW = dataset.sample_clips(FRESH_SEED, range(2))[0].float() / 255
+    classifier.judge(clips_BFCHW)
+    classifier.judge_frames(clips_BFCHW[:, :7])
+    hook.remove()
+    assert kept == [False, False]
+
+
 def test_a_longer_clip_is_judged_by_frames_over_its_whole_length(classifier):
     clips_BFCHW, attributes = dataset.sample_clips(FRESH_SEED, range(8))
     slow = (clips_BFCHW.float() / 255).repeat_interleave(2, dim=1)

@@ -266,6 +266,15 @@ def test_images_are_upright_as_exif_says(tmp_path, orientation, suffix):
     assert np.array_equal(streamed(tmp_path), np.stack([expected, expected]))
 
 
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp"])
+@pytest.mark.parametrize(
+    "exif", [b"Exif\0\0garbage!", b"Exif\0\0II*\0", b"Exif\0\0II*\0\x08\0\0\0\xff\xff\x12\x01"]
+)
+def test_a_damaged_exif_is_taken_for_none(tmp_path, suffix, exif):
+    Image.new("RGB", (12, 8), "white").save(tmp_path / f"0.{suffix}", exif=b"Exif\0\0" + exif)
+    assert probe_clip(tmp_path).height == 8 and (streamed(tmp_path) == 255).all()
+
+
 def test_sixteen_bits_of_grey_are_not_white(tmp_path):
     for place, level in enumerate(levels(5)):
         Image.fromarray(np.full((8, 8), 257 * level + place, np.uint16)).save(tmp_path / f"{place}.png")
