@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
@@ -15,6 +16,11 @@ WORK = ".work"
 """Subfolder of claims and of what is unfinished."""
 ASIDE = ".damaged"
 """Subfolder of what stood in the place of a clip and was none that this program can have left there."""
+
+
+def aside(name: str) -> str:
+    """Where in a store something goes that stood in the place of a clip."""
+    return f"{ASIDE}/{time.time_ns()}-{name}"
 
 
 class StoreError(OsegVideoError):

@@ -11,16 +11,16 @@ from functools import cached_property
 from pathlib import Path
 
 from oseg_video.config.manifest import manifest_path
+from oseg_video.files import FileError, check_place
 from oseg_video.sweeps.records import INDEX, Record, from_lines, to_lines
-from oseg_video.sweeps.stores.base import WORK, Stat, Store, StoreError
+from oseg_video.sweeps.stores.base import ASIDE, WORK, Stat, Store, StoreError, aside
 from oseg_video.sweeps.stores.leases import LeaseClaims
 
 
 class Bucket(Store):
     """Clips are made on a local disk, uploaded to a temporary key and moved.
 
-    Object stores cannot append, so every run has an index of its own, `index-RUN.jsonl`. What has the name of
-    a clip that is made is replaced, whatever it is: to ask it who made it would mean to download it.
+    Object stores cannot append, so every run has an index of its own, `index-RUN.jsonl`.
     """
 
     def __init__(self, location: str) -> None:
@@ -64,10 +64,26 @@ class Bucket(Store):
     def publish(self, key: str, clip: Path) -> tuple[str, ...]:
         work = f"{WORK}/{key}-{uuid.uuid4().hex}"
         with self._naming("write to"):
-            for path in (clip, manifest_path(clip)):
+            both = clip, manifest_path(clip)
+            kept = tuple(path.name for path in both if self._set_aside(path.name, folder=path.is_dir()))
+            for path in both:
                 self._put(path, work)
             self._remove(work)
-        return ()
+        return kept
+
+    def _set_aside(self, name: str, *, folder: bool) -> bool:
+        """Keep what must not be replaced elsewhere. What is there says who made it, so it is downloaded."""
+        there = self._path(name)
+        if not self._files.exists(there):
+            return False
+        with self.fetched([name]) as local:
+            try:
+                check_place(local / name, folder=folder)
+            except FileError:
+                self._files.makedirs(self._path(ASIDE), exist_ok=True)
+                self._files.mv(there, self._path(aside(name)), recursive=True)
+                return True
+        return False
 
     def discard_unfinished(self) -> None:
         with self._naming("read"):

@@ -6,7 +6,6 @@ import contextlib
 import os
 import shutil
 import tempfile
-import time
 from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +13,7 @@ from pathlib import Path
 from oseg_video.config.manifest import manifest_path
 from oseg_video.files import FileError, check_place, put
 from oseg_video.sweeps.records import INDEX, Record, from_lines, to_lines
-from oseg_video.sweeps.stores.base import ASIDE, WORK, Stat, Store, StoreError
+from oseg_video.sweeps.stores.base import ASIDE, WORK, Stat, Store, StoreError, aside
 from oseg_video.sweeps.stores.claims import FileClaims
 
 
@@ -55,10 +54,10 @@ class Folder(Store):
     def publish(self, key: str, clip: Path) -> tuple[str, ...]:
         with self._naming("write to"):
             both = [(path, self._root / path.name) for path in (clip, manifest_path(clip))]
-            aside = tuple(place.name for new, place in both if self._set_aside(place, folder=new.is_dir()))
+            kept = tuple(place.name for new, place in both if self._set_aside(place, folder=new.is_dir()))
             for new, place in both:
                 put(new, place)
-        return aside
+        return kept
 
     def _set_aside(self, place: Path, *, folder: bool) -> bool:
         """Keep what must not be replaced elsewhere: a clip so damaged that it no longer says who made it."""
@@ -66,7 +65,7 @@ class Folder(Store):
             check_place(place, folder=folder)
         except FileError:
             (self._root / ASIDE).mkdir(exist_ok=True)
-            place.rename(self._root / ASIDE / f"{time.time_ns()}-{place.name}")
+            place.rename(self._root / aside(place.name))
             return True
         return False
 

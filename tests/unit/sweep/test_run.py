@@ -3,7 +3,9 @@
 import json
 import sys
 from collections import deque
+from pathlib import Path
 
+import fsspec
 import pytest
 
 from oseg_video.cli import main
@@ -83,30 +85,33 @@ def test_every_item_is_made_once(tmp_path, location, painter):
     assert len(painter.painted) == 12
 
 
+@pytest.mark.parametrize("scheme", ["", "file://", "memory://"])
 @pytest.mark.parametrize("part", ["clip", "manifest", "clip became a folder"])
 def test_what_no_longer_says_who_made_it_is_kept_elsewhere_and_the_clip_made_again(
-    tmp_path, location, painter, part
+    tmp_path, painter, part, scheme
 ):
     (item, *_) = items = table(tmp_path)[:1]
+    location = f"{scheme}{tmp_path}/clips"
     in_process(items, location)
-    clip = tmp_path / "clips" / item.file
-    spoilt = clip.with_suffix(".json") if part == "manifest" else clip
+    files, root = fsspec.core.url_to_fs(location)
+    name = f"{Path(item.file).stem}.json" if part == "manifest" else item.file
+    spoilt = f"{root}/{name}"
     if part == "clip became a folder":
-        clip.unlink()
-        clip.mkdir()
-        spoilt = clip / "mine.txt"
-    spoilt.write_bytes(bytes(5000))
+        files.rm(spoilt)
+        files.makedirs(spoilt)
+        spoilt += "/mine.txt"
+    files.pipe_file(spoilt, bytes(5000))
 
     summary = in_process(items, location)
     assert (summary.made, summary.done) == (1, 1)
-    (aside,) = (tmp_path / "clips" / ".damaged").iterdir()
-    assert (aside / "mine.txt" if aside.is_dir() else aside).read_bytes() == bytes(5000)
-    name = clip.name if part != "manifest" else spoilt.name
-    assert aside.name.endswith(f"-{name}")
+    (kept,) = files.find(f"{root}/.damaged")
+    assert files.cat_file(kept) == bytes(5000)
+    assert kept.endswith(f"-{name}/mine.txt" if part == "clip became a folder" else f"-{name}")
     assert summary.records[0].notes == (
         f"in the place of {name} was something else, which is in .damaged now",
     )
     assert in_process(items, location).made == 0
+    files.rm(root, recursive=True)
 
 
 def test_a_changed_setting_makes_new_items_and_keeps_the_old_clips(tmp_path, location, painter):
