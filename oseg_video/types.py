@@ -24,6 +24,12 @@ class Denoiser(Protocol):
     def __getattr__(self, name: str, /) -> Any: ...
 
 
+class Scheduler(Protocol):
+    """A scheduler of diffusers; its timesteps, noise levels and config are attributes, by kind."""
+
+    def __getattr__(self, name: str, /) -> Any: ...
+
+
 class OsegVideoError(ValueError):
     """Base of every error that a user can cause and fix; its message is one complete line."""
 

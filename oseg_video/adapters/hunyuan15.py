@@ -23,6 +23,7 @@ from oseg_video.adapters.settings import ARGUMENTS, ClipSize, ReadJson
 from oseg_video.types import Denoiser, Pipeline
 
 if TYPE_CHECKING:
+    from PIL import Image
     from torch import Tensor
 
 # What the pipelines pad to: the language model's text, the letters to be drawn, the image.
@@ -168,7 +169,7 @@ class HunyuanVideo15Adapter(JointAttentionAdapter):
         }
 
 
-def _with_a_margin(image: Any) -> Any:
+def _with_a_margin(image: Image.Image) -> Image.Image:
     """An image with one row or column more along its longer side, which the pipeline crops off again.
 
     The pipeline takes the size of its list that comes next in shape towards the square. It compares rounded
@@ -188,7 +189,7 @@ def _text_scale(guidance_scale: float, original_formulation: bool) -> float:
 
 
 @cache  # compiled blocks are compiled anew for every new class
-def _with_optional_mask(original: Any) -> Any:
+def _with_optional_mask(original: type) -> type:
     """A subclass of an attention processor's class that also takes no mask: then no text is padding.
 
     The model's own processor always builds a mask of S x S, text and video: 13 GB a row for 121 frames of

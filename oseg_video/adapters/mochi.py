@@ -68,7 +68,7 @@ class MochiAdapter(JointAttentionAdapter):
 
 
 @cache  # compiled blocks are compiled anew for every new class
-def _with_lengths(original: Any) -> Any:
+def _with_lengths(original: type) -> type:
     """A subclass of an attention processor's class that also takes the number of valid text tokens per row.
 
     The model's own looks for the valid tokens in a mask, in every block and every row, and the program waits

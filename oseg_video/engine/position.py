@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from oseg_video.engine.errors import GuidanceError
-from oseg_video.types import Pipeline
+from oseg_video.types import Pipeline, Scheduler
 from oseg_video.waits import place_in, values_of
 
 
@@ -54,7 +54,7 @@ class Sampler:
         level = noise_level(scheduler, place) if frames is None else mean_noise_level(scheduler, frames)
         return Position(place - self._first, self._pipe.num_timesteps, min(max(level, 0.0), 1.0))
 
-    def sigma(self, scheduler: Any) -> float:
+    def sigma(self, scheduler: Scheduler) -> float:
         """The noise level of a scheduler of flow matching at the step that was begun last."""
         return values_of(scheduler.sigmas)[self._last]
 
@@ -95,14 +95,14 @@ class Sampler:
         return current if isinstance(current, Tensor) and current.ndim else None
 
 
-def mean_noise_level(scheduler: Any, timesteps_F: Tensor) -> float:
+def mean_noise_level(scheduler: Scheduler, timesteps_F: Tensor) -> float:
     """Mean share of noise in the frames that are not clean, of a scheduler of flow matching."""
     noisy = [timestep for timestep in values_of(timesteps_F) if timestep > 0]
     mean: float = sum(noisy) / max(len(noisy), 1) / scheduler.config.num_train_timesteps
     return mean
 
 
-def noise_level(scheduler: Any, index: int) -> float:
+def noise_level(scheduler: Scheduler, index: int) -> float:
     """Share of noise at a step, on the scale of flow matching: `x = (1 - level) data + level noise`.
 
     For flow matching it is sigma itself. Other schedulers scale data and noise differently; the level is
@@ -125,7 +125,7 @@ def noise_level(scheduler: Any, index: int) -> float:
     return sigma if flow else sigma / (1 + sigma)
 
 
-def _sigma(scheduler: Any, index: int) -> float:
+def _sigma(scheduler: Scheduler, index: int) -> float:
     """The sigma that the network is asked at; some second-order schedulers ask between two of theirs."""
     if getattr(scheduler, "state_in_first_order", True) or not hasattr(scheduler, "alphas_cumprod"):
         return values_of(scheduler.sigmas)[index]

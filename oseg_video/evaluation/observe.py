@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -109,15 +109,19 @@ class MeanMetric(ClipMetric):
         return rows[:, self.column(name)]
 
 
-class PairMetric(MeanMetric):
+Prepared = TypeVar("Prepared")
+"""What a metric of neighbouring frames keeps of a frame."""
+
+
+class PairMetric(MeanMetric, Generic[Prepared]):
     """A metric of one value: the mean over neighbouring frames of a number, then over clips."""
 
-    def prepare(self, frame: Frame) -> Any:
+    @abstractmethod
+    def prepare(self, frame: Frame) -> Prepared | None:
         """What `between` needs of a frame, worked out once; None for a frame that does not count."""
-        return frame.rgb_HWC
 
     @abstractmethod
-    def between(self, before: Any, after: Any) -> float:
+    def between(self, before: Prepared, after: Prepared) -> float:
         """The number of two neighbouring frames, as prepared."""
 
     def refuses(self, clip: ClipFile) -> str | None:
@@ -127,10 +131,10 @@ class PairMetric(MeanMetric):
         return _Pairs(self)
 
 
-class _Pairs(Look):
-    def __init__(self, metric: PairMetric) -> None:
+class _Pairs(Look, Generic[Prepared]):
+    def __init__(self, metric: PairMetric[Prepared]) -> None:
         self._metric = metric
-        self._before: Any = None
+        self._before: Prepared | None = None
         self._sum, self._pairs = 0.0, 0
 
     def add(self, frame: Frame) -> None:

@@ -6,12 +6,15 @@ import hashlib
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from oseg_video.files import atomic_path
 from oseg_video.types import OsegVideoError
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 _ORIENTATION = 0x0112  # EXIF tag; 1 is upright
 _COMMENT = "comment"
@@ -25,8 +28,8 @@ class ImageError(OsegVideoError):
 class StartImage:
     """An image of the clip's size."""
 
-    image: Any
-    """PIL image, RGB."""
+    image: Image.Image
+    """RGB."""
     sha256: str
     """Of the file's bytes."""
     fitted: str
@@ -47,7 +50,7 @@ def load_image(path: Path, height: int, width: int) -> StartImage:
     done = ["turned upright"] if turned else []
     if upright.mode == "F":
         raise ImageError(f"{path} has floating-point pixels; give an image of 8 or 16 bits")
-    if upright.has_transparency_data and upright.convert("RGBA").getextrema()[3][0] < 255:
+    if upright.has_transparency_data and min(upright.convert("RGBA").getchannel("A").tobytes()) < 255:
         done.append("put on white")
     rgb = _on_white(upright)
     scale = max(width / rgb.width, height / rgb.height)
@@ -74,8 +77,8 @@ def write_image(path: Path, frames: torch.Tensor, comment: str) -> None:
         Image.fromarray(pixels_HWC).save(temporary, format="PNG", pnginfo=info)
 
 
-def _read(path: Path) -> tuple[Any, bool]:
-    """(PIL image upright with its pixels read, whether it had to be turned)."""
+def _read(path: Path) -> tuple[Image.Image, bool]:
+    """(image upright with its pixels read, whether it had to be turned)."""
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
@@ -107,7 +110,7 @@ def _read(path: Path) -> tuple[Any, bool]:
         raise ImageError(f"{path} is damaged: {error}") from None
 
 
-def _on_white(image: Any) -> Any:
+def _on_white(image: Image.Image) -> Image.Image:
     """Any mode -> RGB; what is transparent becomes white. 16-bit grey is scaled to 8 bits."""
     from PIL import Image
 

@@ -10,7 +10,7 @@ import contextlib
 from collections.abc import Generator, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -26,6 +26,11 @@ from oseg_video.media.clip import (
     require_clip,
 )
 from oseg_video.media.whole import require_whole
+
+if TYPE_CHECKING:
+    from av import VideoFrame, VideoStream
+    from av.container import InputContainer
+    from av.filter import Graph
 
 VIDEO_SUFFIXES = frozenset(
     f".{name}"
@@ -70,7 +75,7 @@ def _frames(path: Path) -> Generator[Any, None, None]:
             yield frame
 
 
-def _decoded(container: Any, stream: Any) -> Iterator[Any]:
+def _decoded(container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
     """Frames in the order in which they are shown; what comes before the first whole one cannot be."""
     import av
 
@@ -136,7 +141,8 @@ def read_sound(path: Path) -> Sound | None:
         ]
         rate = stream.rate
         # What fills the last packet is no part of it.
-        length = round(stream.duration * stream.time_base * rate) if stream.duration else None
+        seconds = stream.duration * stream.time_base if stream.duration and stream.time_base else None
+        length = None if seconds is None else round(seconds * rate)
     if not parts:
         raise MediaError(f"cannot read {path}: its sound track is empty")
     return Sound(torch.from_numpy(np.concatenate(parts, axis=1)[:, :length]).contiguous(), rate)
@@ -181,7 +187,7 @@ def _reading(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _open(path: Path) -> Iterator[tuple[Any, Any]]:
+def _open(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
     """Container and video stream. A file is read, and nothing else that it may name."""
     import av
 
@@ -199,7 +205,7 @@ def _open(path: Path) -> Iterator[tuple[Any, Any]]:
         yield container, stream
 
 
-def _pixels(path: Path, converter: _Converter, frame: Any) -> Pixels:
+def _pixels(path: Path, converter: _Converter, frame: VideoFrame) -> Pixels:
     with _reading(path):
         return converter(frame)
 
@@ -213,14 +219,14 @@ class _Converter:
         self._made_for: Any = None
         self._graph: Any = None
 
-    def __call__(self, frame: Any) -> Pixels:
+    def __call__(self, frame: VideoFrame) -> Pixels:
         kind = (frame.width, frame.height, frame.format.name, frame.colorspace, frame.color_range)
         if kind != self._made_for:
             self._graph, self._made_for = self._make(frame), kind
         self._graph.push(frame)
         return _as_displayed(frame, self._graph.pull().to_ndarray())
 
-    def _make(self, frame: Any) -> Any:
+    def _make(self, frame: VideoFrame) -> Graph:
         from av.filter import Graph
 
         graph = Graph()
@@ -254,7 +260,7 @@ def _display_matrix(frame: Any) -> tuple[int, int, int, int]:
     return tuple(np.sign((a, b, c, d)).tolist())
 
 
-def _as_displayed(frame: Any, pixels_HWC: Pixels) -> Pixels:
+def _as_displayed(frame: VideoFrame, pixels_HWC: Pixels) -> Pixels:
     a, b, c, d = _display_matrix(frame)
     if (a, b, c, d) == _UPRIGHT:
         return pixels_HWC

@@ -5,13 +5,16 @@ from __future__ import annotations
 import base64
 import html
 import io
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import Tensor
 
 from oseg_video.files import MARK
 from oseg_video.probing.landscape import Landscape
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 # From low to high: dark blue over teal to yellow, with rising lightness.
 _COLOURS = np.array([(68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37)], float)
@@ -47,8 +50,8 @@ def _panels(found: Landscape) -> list[tuple[str, dict[str, Tensor], float, float
     return rows
 
 
-def _tile(values_FHW: Tensor, low: float, high: float) -> Any:
-    """PIL image of a map, its frames side by side."""
+def _tile(values_FHW: Tensor, low: float, high: float) -> Image.Image:
+    """An image of a map, its frames side by side."""
     from PIL import Image
 
     share = (values_FHW.numpy() - low) / ((high - low) or 1)
@@ -112,9 +115,9 @@ def _svg(found: Landscape) -> str:
     return "\n".join([*parts, "</svg>", f"<!-- {MARK} -->"])
 
 
-def _layout(found: Landscape) -> tuple[list[tuple[str, int, int, Any]], int, int]:
+def _layout(found: Landscape) -> tuple[list[tuple[str, int, int, Image.Image | None]], int, int]:
     """(text, left, top, tile below the text or None) of all that is drawn; width and height of the whole."""
-    placed: list[tuple[str, int, int, Any]] = []
+    placed: list[tuple[str, int, int, Image.Image | None]] = []
     y, width = _TOP, 0
     for name, maps, low, high in _panels(found):
         placed.append((f"{name}: {low:.3g} (dark) to {high:.3g}", _GAP, y, None))

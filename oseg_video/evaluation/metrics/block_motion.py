@@ -119,7 +119,7 @@ def _bounds(inner_HW: Luma, after_HW: Luma) -> NDArray[np.float32]:
     return bounds_SN
 
 
-class BlockMotion(PairMetric):
+class BlockMotion(PairMetric[tuple[Luma, float]]):
     """Mean length of block displacements between neighbouring frames, in pixels of the clip per frame."""
 
     row_protocol = PROTOCOL
@@ -133,10 +133,10 @@ class BlockMotion(PairMetric):
             return f"{NAME} needs {SMALLEST_SIDE} pixels along each side; {clip.name} has {size}"
         return None
 
-    def prepare(self, frame: Frame) -> Any:
+    def prepare(self, frame: Frame) -> tuple[Luma, float]:
         return luma_of(frame.rgb_HWC)
 
-    def between(self, before: Any, after: Any) -> float:
+    def between(self, before: tuple[Luma, float], after: tuple[Luma, float]) -> float:
         (before_HW, scale), (after_HW, _) = before, after
         return float(block_lengths(before_HW, after_HW).mean() / scale)
 

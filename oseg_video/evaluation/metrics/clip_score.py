@@ -15,6 +15,7 @@ from oseg_video.evaluation.errors import EvaluationError
 from oseg_video.evaluation.features.stills import middle_frame
 from oseg_video.evaluation.metrics.base import MetricOptions, MetricValue, register_metrics
 from oseg_video.evaluation.observe import Look, MeanMetric
+from oseg_video.media import Frame
 
 REPOSITORIES = {
     "clip_score:vit-b-32": "openai/clip-vit-base-patch32",
@@ -66,7 +67,7 @@ class _Scored(Look):
     def __init__(self, metric: CLIPScore, clip: ClipFile) -> None:
         self._metric, self._clip, self._frame = metric, clip, middle_frame(clip)
 
-    def add(self, frame: Any) -> None:
+    def add(self, frame: Frame) -> None:
         self._frame.add(frame)
         self.done = self._frame.done
 

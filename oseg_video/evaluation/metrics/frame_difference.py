@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from oseg_video.evaluation.metrics.base import MetricValue, register_metrics
 from oseg_video.evaluation.observe import PairMetric
-from oseg_video.media import Pixels
+from oseg_video.media import Frame, Pixels
 
 NAME = "frame_difference"
 SUMMARY = "mean absolute difference of neighbouring frames, in 8-bit levels"
@@ -21,13 +19,16 @@ def mean_difference(before_HWC: Pixels, after_HWC: Pixels) -> float:
     return float(difference_HWC.sum(dtype=np.uint64)) / difference_HWC.size
 
 
-class FrameDifference(PairMetric):
+class FrameDifference(PairMetric[Pixels]):
     """Mean absolute difference of neighbouring frames of every clip."""
 
     row_protocol = PROTOCOL
     values = (MetricValue(name=NAME, better=None, protocol=PROTOCOL, least=0.0),)
 
-    def between(self, before: Any, after: Any) -> float:
+    def prepare(self, frame: Frame) -> Pixels:
+        return frame.rgb_HWC
+
+    def between(self, before: Pixels, after: Pixels) -> float:
         return mean_difference(before, after)
 
 

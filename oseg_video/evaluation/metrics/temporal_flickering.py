@@ -10,12 +10,10 @@ file says; OpenCV 4.14 heeds the file, which moves values by about 1e-3.
 
 from __future__ import annotations
 
-from typing import Any
-
 from oseg_video.evaluation.metrics.base import MetricValue, register_metrics
 from oseg_video.evaluation.metrics.frame_difference import mean_difference
 from oseg_video.evaluation.observe import PairMetric
-from oseg_video.media import Frame
+from oseg_video.media import Frame, Pixels
 
 NAME = "temporal_flickering"
 PROTOCOL = {
@@ -25,16 +23,16 @@ PROTOCOL = {
 }
 
 
-class TemporalFlickering(PairMetric):
+class TemporalFlickering(PairMetric[Pixels]):
     """VBench's `temporal_flickering` of every clip, read as VBench reads it."""
 
     row_protocol = PROTOCOL
     values = (MetricValue(name=NAME, better="higher", protocol=PROTOCOL, least=0.0, most=1.0),)
 
-    def prepare(self, frame: Frame) -> Any:
+    def prepare(self, frame: Frame) -> Pixels | None:
         return None if frame.repeats else frame.opencv_HWC
 
-    def between(self, before: Any, after: Any) -> float:
+    def between(self, before: Pixels, after: Pixels) -> float:
         return (255 - mean_difference(before, after)) / 255
 
 
