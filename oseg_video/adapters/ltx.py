@@ -118,6 +118,9 @@ class LTXAdapter(ModelAdapter):
     def latents_behind(self, arguments: Mapping[str, Any]) -> int:
         return _video_tokens(arguments).behind
 
+    def decoding_example(self, vae: Denoiser, clip: ClipSize, settings: Mapping[str, Any]) -> dict[str, Any]:
+        return {**super().decoding_example(vae, clip, settings), **decoding_timestep(vae)}
+
     def example_arguments(self, denoiser: Denoiser, clip: ClipSize, rows: int) -> dict[str, Any]:
         import torch
 
@@ -133,6 +136,13 @@ class LTXAdapter(ModelAdapter):
             "height": height,
             "width": width,
         }
+
+
+def decoding_timestep(vae: Denoiser) -> dict[str, Any]:
+    """What the VAE's `decode` takes besides, if this one takes out the last noise."""
+    import torch
+
+    return {"temb": torch.full((1,), 0.05, device=vae.device)} if vae.config.timestep_conditioning else {}
 
 
 def _decodes_at_a_timestep(read: ReadJson) -> bool:

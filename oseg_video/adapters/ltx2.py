@@ -16,6 +16,7 @@ from oseg_video.adapters.denoiser import (
     VideoTokens,
     random_like,
 )
+from oseg_video.adapters.ltx import decoding_timestep
 from oseg_video.adapters.sampling import Sampling
 from oseg_video.adapters.settings import ARGUMENTS, ClipSize, ReadJson
 from oseg_video.parallel.shards import Shard
@@ -117,6 +118,9 @@ class LTX2Adapter(ModelAdapter):
         # The condition pipeline puts those of frames other than the first there.
         behind: int = arguments["hidden_states"].shape[1] - self.prediction_grid(arguments).tokens
         return behind
+
+    def decoding_example(self, vae: Denoiser, clip: ClipSize, settings: Mapping[str, Any]) -> dict[str, Any]:
+        return {**super().decoding_example(vae, clip, settings), **decoding_timestep(vae)}
 
     def example_arguments(self, denoiser: Denoiser, clip: ClipSize, rows: int) -> dict[str, Any]:
         import torch

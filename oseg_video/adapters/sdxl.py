@@ -84,6 +84,10 @@ class SDXLAdapter(UNetAdapter):
             "added_cond_kwargs": self._added_conditions(denoiser, rows),
         }
 
+    def decoding_example(self, vae: Denoiser, clip: ClipSize, settings: Mapping[str, Any]) -> dict[str, Any]:
+        _, height, width = self.latent_size(clip)
+        return {"z": random_like(vae, 1, vae.config.latent_channels, height, width)}
+
     def _added_conditions(self, denoiser: Denoiser, rows: int) -> dict[str, Tensor] | None:
         config = denoiser.config
         pooled = config.projection_class_embeddings_input_dim - _SIZE_IDS * config.addition_time_embed_dim

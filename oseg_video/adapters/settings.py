@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from oseg_video.settings import Setting
-from oseg_video.types import Pipeline
+from oseg_video.types import Denoiser, Pipeline
 
 if TYPE_CHECKING:
     import torch
@@ -39,6 +39,8 @@ class ClipSize:
     frames: int
     height: int
     width: int
+    pixels_per_latent: int | None = None
+    """Along height and width, where it is not the family's `spatial_compression`."""
 
 
 class FamilySettings:
@@ -157,10 +159,23 @@ class FamilySettings:
         """Tokens of a prompt that count, where that is no argument of the call."""
         return None
 
+    def pixels_per_latent(self, read: ReadJson) -> int:
+        """Along height and width, of this model."""
+        return self.spatial_compression
+
     def latent_size(self, clip: ClipSize) -> tuple[int, int, int]:
         """(frames, height, width) of a clip's latents."""
-        frames = (clip.frames - 1) // self.frame_multiple + 1
-        return frames, clip.height // self.spatial_compression, clip.width // self.spatial_compression
+        side = clip.pixels_per_latent or self.spatial_compression
+        return (clip.frames - 1) // self.frame_multiple + 1, clip.height // side, clip.width // side
+
+    def decoding_example(self, vae: Denoiser, clip: ClipSize, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Arguments of the call of the VAE's `decode` that takes most memory; any values will do.
+
+        settings: those of the clip that were given.
+        """
+        from oseg_video.adapters.denoiser import random_like
+
+        return {"z": random_like(vae, 1, vae.config.latent_channels, *self.latent_size(clip))}
 
     def sound(self, pipe: Pipeline, output: Any) -> tuple[Tensor, int] | None:
         """The sound [channels, samples] in a pipeline's output, and samples a second, if there is any."""

@@ -117,6 +117,14 @@ class SVDAdapter(UNetAdapter):
             return VideoTokens(TokenGrid(sample_BFCHW.shape[1], 1, 1))
         return VideoTokens(TokenGrid(1, *level_size(denoiser, sample_BFCHW, address.stage)))
 
+    def decoding_example(self, vae: Denoiser, clip: ClipSize, settings: Mapping[str, Any]) -> dict[str, Any]:
+        frames, height, width = self.latent_size(clip)
+        at_once = min(settings.get("decode_chunk_size") or frames, frames)
+        return {
+            "z": random_like(vae, at_once, vae.config.latent_channels, height, width),
+            "num_frames": at_once,
+        }
+
     def example_arguments(self, denoiser: Denoiser, clip: ClipSize, rows: int) -> dict[str, Any]:
         import torch
 

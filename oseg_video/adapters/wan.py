@@ -129,9 +129,15 @@ class WanAdapter(ModelAdapter):
         return unshiftable(settings, read)
 
     def multiples(self, read: ReadJson) -> tuple[int, int]:
+        return 2 * self.pixels_per_latent(read), self.frame_multiple
+
+    def pixels_per_latent(self, read: ReadJson) -> int:
         # Wan 2.2 5B has a VAE that halves once more.
-        pixels = read("vae/config.json").get("scale_factor_spatial", self.spatial_compression)
-        return 2 * pixels, self.frame_multiple
+        pixels: int = read("vae/config.json").get("scale_factor_spatial", self.spatial_compression)
+        return pixels
+
+    def decoding_example(self, vae: Denoiser, clip: ClipSize, settings: Mapping[str, Any]) -> dict[str, Any]:
+        return {"z": random_like(vae, 1, vae.config.z_dim, *self.latent_size(clip))}
 
     def serves_both(self, index: Mapping[str, Any]) -> bool:
         return bool(index.get("expand_timesteps"))  # Wan 2.2 5B

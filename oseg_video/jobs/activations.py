@@ -1,4 +1,7 @@
-"""Bytes of activations that live at once in a step, counted on tensors without values (meta), of any size."""
+"""Bytes of activations that live at once in a step, or while a clip is decoded.
+
+Counted on tensors without values (meta), of any size.
+"""
 
 from __future__ import annotations
 
@@ -24,6 +27,8 @@ from oseg_video.engine.sharding import handed_on
 from oseg_video.guidance.attended import Noise
 from oseg_video.guidance.plan import Branch
 from oseg_video.guidance.reuse import EXACT, Reuse
+from oseg_video.jobs.checks import clip_settings
+from oseg_video.jobs.loading.meta import empty_vae
 from oseg_video.jobs.on_meta import FusedAttention, runnable_on_meta
 from oseg_video.jobs.step_kinds import pipeline_scales, runs_uncond, step_kinds
 from oseg_video.parallel.degrees import Degrees
@@ -92,7 +97,7 @@ def job_activations(
         return activation_bytes(
             adapter,
             in_dtype(denoiser, dtype),
-            ClipSize(job.frames, job.height, job.width),
+            _clip(job, adapter, read),
             list({repr(branches): branches for branches in steps}.values()),
             uncond=runs_uncond(scales),
             reuse=job.reuse,
@@ -102,6 +107,28 @@ def job_activations(
     except Exception as error:  # a model that asks for values may run all the same
         logger.info(f"activations are not counted: {one_line(str(error))}")
         return 0
+
+
+def decoding_activations(job: GenerateJob, adapter: ModelAdapter, read: ReadJson, dtype: torch.dtype) -> int:
+    """Bytes that live at once while the VAE decodes a job's clip, beside its weights; 0 where not counted.
+
+    read: what reads the model's files. dtype: what the job asks for. Decoding in tiles is not counted.
+    """
+    if job.vae_tiling:
+        return 0
+    try:
+        vae = in_dtype(empty_vae(read), adapter.component_dtype("vae", dtype))
+        arguments = adapter.decoding_example(vae, _clip(job, adapter, read), clip_settings(job))
+        with runnable_on_meta(), FusedAttention(), LiveBytes() as live:
+            vae.decode(**arguments)
+    except Exception as error:  # as above
+        logger.info(f"activations of decoding are not counted: {one_line(str(error))}")
+        return 0
+    return int(live.peak)
+
+
+def _clip(job: GenerateJob, adapter: ModelAdapter, read: ReadJson) -> ClipSize:
+    return ClipSize(job.frames, job.height, job.width, adapter.pixels_per_latent(read))
 
 
 def activation_bytes(
@@ -152,7 +179,7 @@ def activation_bytes(
 
 
 def in_dtype(denoiser: Denoiser, dtype: torch.dtype) -> Denoiser:
-    """A denoiser on the meta device as its weights are loaded: some stay in float32."""
+    """A denoiser or VAE on the meta device as its weights are loaded: some stay in float32."""
     kept = {
         *(getattr(denoiser, "_keep_in_fp32_modules_strict", None) or ()),
         *(getattr(denoiser, "_keep_in_fp32_modules", None) or ()),

@@ -14,7 +14,7 @@ from oseg_video.config import GenerateJob
 from oseg_video.config.keys import job_to_nested
 from oseg_video.guidance.plan import Branch
 from oseg_video.guidance.reuse import Reuse
-from oseg_video.jobs.activations import job_activations
+from oseg_video.jobs.activations import decoding_activations, job_activations
 from oseg_video.jobs.counted import CountedJob, StepKind, count_job
 from oseg_video.jobs.loading.device import describe_device, falls_back
 from oseg_video.jobs.loading.memory import gib
@@ -74,7 +74,9 @@ def _memory(job: GenerateJob, counted: CountedJob, degrees: Degrees) -> str:
     weights = sum(one.nbytes for one in counted.denoiser.parameters())
     name = str(dtype).removeprefix("torch.")
     step = f"{gib(activations)} of activations in a step" if activations else "activations not counted"
-    return f"{gib(weights)} of weights of {_one_denoiser(counted)} in {name}, {step}"
+    decoding = decoding_activations(job, counted.adapter, counted.read, dtype)
+    whole = f", {gib(decoding)} while the clip is decoded" if decoding else ""
+    return f"{gib(weights)} of weights of {_one_denoiser(counted)} in {name}, {step}{whole}"
 
 
 def _one_denoiser(counted: CountedJob) -> str:

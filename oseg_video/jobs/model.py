@@ -22,7 +22,7 @@ from oseg_video.engine.guided import guided
 from oseg_video.engine.patching import replaced
 from oseg_video.files import write_text
 from oseg_video.guidance.methods import Guidance
-from oseg_video.jobs.activations import job_activations
+from oseg_video.jobs.activations import decoding_activations, job_activations
 from oseg_video.jobs.checks import clip_settings
 from oseg_video.jobs.image import StartImage, write_image
 from oseg_video.jobs.loading import pipeline as loading
@@ -86,7 +86,7 @@ class LoadedModel:
                 placed,
                 mesh=mesh,
                 shard_weights=shard_weights,
-                count_activations=partial(_count_activations, source, job, mesh),
+                count=partial(_count, source, job, mesh),
             )
         self.mesh = mesh
         self._adapter = source.adapter
@@ -227,10 +227,11 @@ def machine(device: torch.device) -> dict[str, Any]:
     }
 
 
-def _count_activations(source: loading.ModelSource, job: GenerateJob, mesh: Mesh, dtype: torch.dtype) -> int:
-    """Bytes of them in a step, on this rank."""
-    model = source.adapter, empty_denoiser(source), source.read_json
-    return job_activations(job, *model, dtype, mesh.degrees, mesh.branch.rank)
+def _count(source: loading.ModelSource, job: GenerateJob, mesh: Mesh, dtype: torch.dtype) -> tuple[int, int]:
+    """Bytes of activations on this rank: in a step, and while the clip is decoded."""
+    adapter, read = source.adapter, source.read_json
+    step = job_activations(job, adapter, empty_denoiser(source), read, dtype, mesh.degrees, mesh.branch.rank)
+    return step, decoding_activations(job, adapter, read, dtype)
 
 
 def _placement(job: GenerateJob) -> tuple[Any, ...]:

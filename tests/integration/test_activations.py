@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import pytest
@@ -19,9 +21,29 @@ from oseg_video.guidance.plan import Branch, Step
 from oseg_video.jobs import activations
 from oseg_video.jobs.activations import LiveBytes, activation_bytes, in_dtype
 from oseg_video.jobs.loading.meta import full_size_denoiser
-from oseg_video.jobs.on_meta import FusedAttention
+from oseg_video.jobs.on_meta import FusedAttention, runnable_on_meta
 from oseg_video.parallel.degrees import Degrees
-from tests.integration.families import COGVIDEOX, HUNYUAN, LTX, MOCHI, SDXL, SVD, WAN, Case
+from tests.integration.families import (
+    COGVIDEOX,
+    HUNYUAN,
+    HUNYUAN15,
+    LTX,
+    LTX2,
+    MOCHI,
+    SD15,
+    SDXL,
+    SVD,
+    WAN,
+    Case,
+)
+from tests.tiny import LTX_SIZE, tiny_ltx
+from tests.tiny.wan import WAN_SIZE, tiny_wan_5b
+
+WAN_5B = Case("wan-5b", tiny_wan_5b, {**WAN_SIZE, "height": 64})
+LTX_WITH_TIMESTEP = Case("ltx-timestep", partial(tiny_ltx, timestep_vae=True), LTX_SIZE, grid=LTX.grid)
+DECODED = (
+    *(MOCHI, LTX, LTX_WITH_TIMESTEP, LTX2, WAN, WAN_5B, COGVIDEOX, SVD, SDXL, SD15, HUNYUAN, HUNYUAN15),
+)
 
 METHODS = (
     CFG(guidance_scale=3.0),
@@ -37,6 +59,17 @@ def branches_of(guidance: Guidance) -> dict[str, Branch]:
 def clip_of(case: Case) -> ClipSize:
     size = {"num_frames": 1} | case.size
     return ClipSize(size["num_frames"], size["height"], size["width"])
+
+
+def sized_clip_of(case: Case, pipe: Any) -> ClipSize:
+    """The clip as a job has it, with what the model's files say of its VAE."""
+    adapter, clip = adapter_for(pipe), clip_of(case)
+    if case.grid is not None and adapter.family in ("ltx", "ltx2"):  # the tiny VAEs compress less
+        side = adapter.spatial_compression
+        frames = (case.grid.frames - 1) * adapter.frame_multiple + 1
+        return ClipSize(frames, case.grid.height * side, case.grid.width * side)
+    pixels = adapter.pixels_per_latent(lambda name: dict(pipe.vae.config))
+    return ClipSize(clip.frames, clip.height, clip.width, pixels)
 
 
 def counted(case: Case, denoiser: Any, guidance: Guidance, **options: Any) -> int:
@@ -81,6 +114,55 @@ def test_blocks_that_are_left_out_of_the_count_change_nothing(
     monkeypatch.setattr(activations, "_at_firsts", lambda adapter, denoiser, branches: branches)
     assert [counted(case, denoiser, guidance) for guidance in METHODS] == pytest.approx(few, rel=0.01)
     assert left_out != []
+
+
+@pytest.mark.parametrize("case", DECODED, ids=lambda case: case.name)
+def test_the_count_of_decoding_is_that_of_the_pipelines_largest_call(case: Case) -> None:
+    pipe = case.build()
+    adapter = adapter_for(pipe)
+    decode, signature = pipe.vae.decode, inspect.signature(pipe.vae.decode)
+    calls = []
+
+    def recorded(*args: Any, **kwargs: Any) -> Any:
+        with FusedAttention(), LiveBytes() as live:
+            output = decode(*args, **kwargs)
+        given = signature.bind(*args, **kwargs).arguments
+        calls.append((live.peak, {name: value for name, value in given.items() if value is not None}))
+        return output
+
+    pipe.vae.decode = recorded
+    own = {"decode_chunk_size": 2} if case is SVD else {}
+    case.run(pipe, num_inference_steps=2, output_type="pt", **own)
+    peak, given = max(calls, key=lambda call: call[0])
+
+    clip = sized_clip_of(case, pipe)
+    vae = copy.deepcopy(pipe.vae).to("meta")
+    del vae.decode
+    example = adapter.decoding_example(vae, clip, own)
+    assert given.keys() - example.keys() <= {"return_dict", "generator"}
+    assert {name: getattr(value, "shape", value) for name, value in example.items()} == {
+        name: getattr(value, "shape", value) for name, value in given.items() if name in example
+    }
+    with runnable_on_meta(), FusedAttention(), LiveBytes() as live:
+        vae.decode(**example)
+    assert live.peak == pytest.approx(peak, rel=0.02)
+
+
+@pytest.mark.parametrize("case", (MOCHI, WAN_5B, HUNYUAN15, SDXL), ids=lambda case: case.name)
+def test_a_step_is_counted_at_the_size_of_the_models_latents(case: Case) -> None:
+    pipe = case.build()
+    adapter = adapter_for(pipe)
+    denoiser = getattr(pipe, adapter.denoiser_attributes[0])
+    name = adapter.denoiser_call.sample
+    seen = []
+    hook = denoiser.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(kwargs[name] if name in kwargs else args[0]),
+        with_kwargs=True,
+    )
+    case.run(pipe, num_inference_steps=2)
+    hook.remove()
+    clip = sized_clip_of(case, pipe)
+    assert adapter.example_arguments(denoiser, clip, len(seen[0]))[name].shape == seen[0].shape
 
 
 def test_ranks_that_share_tokens_hold_less_each() -> None:

@@ -1,8 +1,8 @@
 """Does a job fit? From the weight files' headers and counted activations, before the weights are read.
 
 Refused is only what cannot fit: weights alone that are larger than the memory they must stay in. Of the rest
-there is a warning, as memory may become free and files may be read from where they are. Decoding, and what
-kernels need for themselves, is not counted.
+there is a warning, as memory may become free and files may be read from where they are. Decoding in tiles,
+and what kernels need for themselves, is not counted.
 """
 
 from __future__ import annotations
@@ -75,6 +75,8 @@ class Load:
     """What was asked for."""
     activations: int = 0
     """Bytes of them in a step of the denoiser."""
+    decoding: int = 0
+    """Bytes of them while the clip is decoded; 0 where they were not counted."""
     denoisers: Collection[str] = ()
     """Names of the components that are denoisers."""
     owners: int = 1
@@ -110,6 +112,12 @@ class Load:
         denoisers = (one.bytes for name, one in self.components.items() if name in self.denoisers)
         return max(weights, max(denoisers, default=0) + self.activations)
 
+    def decoding_peak(self, offload: str) -> int:
+        """Bytes that are on the device at once while the clip is decoded."""
+        vae = self.components.get("vae")
+        alone = vae.bytes if vae else 0
+        return self.decoding + (alone if offload == "model" else self.device_weights(offload))
+
 
 def available_memory(device: torch.device) -> int:
     """Bytes free for a new model: of the GPU, or of main memory within the container's limit."""
@@ -130,13 +138,19 @@ def available_memory(device: torch.device) -> int:
 
 
 def check_memory(
-    load: Load, device: torch.device, offload: str, *, mesh: Mesh = ONE_RANK, narrow: Load | None = None
+    load: Load,
+    device: torch.device,
+    offload: str,
+    *,
+    mesh: Mesh = ONE_RANK,
+    narrow: Load | None = None,
+    tiles: bool = False,
 ) -> bool:
     """Compare what a job needs with the free memory: of the device, and of the host for all its ranks.
 
-    narrow: the same in bfloat16, if that is less. All ranks call it before any of them loads. Returns whether
-    `--offload group` may pin the weights in main memory. Raises NotEnoughMemoryError that says what would
-    fit; warns where that is not certain.
+    narrow: the same in bfloat16, if that is less. tiles: whether the VAE could decode in tiles, and does not.
+    All ranks call it before any of them loads. Returns whether `--offload group` may pin the weights in main
+    memory. Raises NotEnoughMemoryError that says what would fit; warns where that is not certain.
     """
     host = _Host.of(load, device, mesh)
     on_cpu = device.type == "cpu"
@@ -159,6 +173,10 @@ def check_memory(
         refuse(load.device_weights(offload), kind, free)
     if offload != "none":
         refuse(load.weights, "memory", host.free)
+    if load.decoding and load.decoding_peak(offload) > free and host.speaks:
+        way = "--vae-tiling" if tiles else "fewer frames or a smaller size"
+        needed = gib(load.decoding_peak(offload))
+        logger.warning(f"decoding needs about {needed} of {kind}, {gib(free)} is free; try {way}")
     ranks = f"the {host.ranks} ranks of this machine need" if host.ranks > 1 else "the weights need"
     activations = f"with {gib(load.activations)} of activations " if load.activations else ""
     if on_cpu:

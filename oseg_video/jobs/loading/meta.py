@@ -1,4 +1,4 @@
-"""Denoisers without weights, from their configuration alone: all on the meta device, so of any size."""
+"""Denoisers and VAEs without weights, from their configuration alone: all on meta, so of any size."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from oseg_video.adapters import ModelAdapter
+from oseg_video.adapters.settings import ReadJson
 from oseg_video.jobs.loading.errors import LoadError
 from oseg_video.jobs.loading.pipeline import ModelSource
 
@@ -23,19 +24,28 @@ def full_size_denoiser(adapter: ModelAdapter) -> nn.Module:
 
 def empty_denoiser(source: ModelSource) -> nn.Module:
     """The denoiser of a model that was found. Raises LoadError or HubError."""
-    import diffusers
-
     # Of several denoisers some may be missing.
     present = [name for name in source.adapter.denoiser_attributes if _is_model(source.index.get(name))]
-    attribute = (present or source.adapter.denoiser_attributes)[0]
-    config = source.read_json(f"{attribute}/config.json")
     try:
-        denoiser_class = getattr(diffusers, source.index[attribute][1])
-        return _without_weights(lambda: denoiser_class.from_config(config))
+        return _empty(source.read_json, (present or source.adapter.denoiser_attributes)[0])
+    except LoadError as error:
+        raise LoadError(f"{source.name}: {error}") from error
+
+
+def empty_vae(read: ReadJson) -> nn.Module:
+    """The VAE of a model; `read` reads its files. Raises LoadError or HubError."""
+    return _empty(read, "vae")
+
+
+def _empty(read: ReadJson, component: str) -> nn.Module:
+    import diffusers
+
+    config = read(f"{component}/config.json")
+    try:
+        component_class = getattr(diffusers, read("model_index.json")[component][1])
+        return _without_weights(lambda: component_class.from_config(config))
     except (KeyError, IndexError, TypeError, AttributeError) as error:
-        raise LoadError(
-            f"{source.name}: {attribute} is not described as a diffusers model ({error})"
-        ) from error
+        raise LoadError(f"{component} is not described as a diffusers model ({error})") from error
 
 
 def _without_weights(build: Callable[[], nn.Module]) -> nn.Module:

@@ -127,14 +127,14 @@ def load_pipeline(
     *,
     mesh: Mesh = ONE_RANK,
     shard_weights: bool = False,
-    count_activations: Callable[[torch.dtype], int] = lambda dtype: 0,
+    count: Callable[[torch.dtype], tuple[int, int]] = lambda dtype: (0, 0),
 ) -> Any:
     """The pipeline with its weights, placed as the job says. Raises LoadError, HubError or ParallelError.
 
     mesh: of the ranks that make a clip together, all but the first do without encoders (`first_rank`).
     shard_weights: those that share the tokens of a clip share the denoiser's weights as well.
-    count_activations: gives their bytes in a step of the denoiser, with its weights in a dtype. What the job
-    needs is compared with the memory that is free before the weights are read.
+    count: gives the bytes of activations in a step of the denoiser, and while the clip is decoded, with the
+    weights in a dtype. What the job needs is compared with the memory that is free before they are read.
     """
     device = resolve_device(job.device)
     dtype = resolve_dtype(job.dtype, device)
@@ -155,12 +155,13 @@ def load_pipeline(
     load = Load(
         present,
         dtype,
-        count_activations(dtype),
+        *count(dtype),
         denoisers=source.adapter.denoiser_attributes,
         owners=mesh.sequence.size if shard_weights else 1,
     )
     narrow = _in_bfloat16(load, source.adapter) if dtype.itemsize > 2 else None
-    pin = check_memory(load, device, job.offload, mesh=mesh, narrow=narrow)
+    tiles = source.adapter.vae_tiles and not job.vae_tiling
+    pin = check_memory(load, device, job.offload, mesh=mesh, narrow=narrow, tiles=tiles)
     dtypes = {"default": dtype, **{name: weights.dtype for name, weights in components.items()}}
     pipeline_class = source.adapter.pipeline_class(source.pipeline_for(image=job.image is not None))
     pipe = _read_pipeline(source, pipeline_class, directory, variant, dtypes, absent)
@@ -270,8 +271,15 @@ def _in_bfloat16(load: Load, adapter: ModelAdapter) -> Load:
         name: replace(one, dtype=adapter.component_dtype(name, torch.bfloat16))
         for name, one in load.components.items()
     }
-    activations = load.activations * torch.bfloat16.itemsize // load.dtype.itemsize
-    return replace(load, components=components, dtype=torch.bfloat16, activations=activations)
+    half = torch.bfloat16.itemsize / load.dtype.itemsize
+    decoding = half if "vae" not in adapter.dtypes else 1
+    return replace(
+        load,
+        components=components,
+        dtype=torch.bfloat16,
+        activations=int(load.activations * half),
+        decoding=int(load.decoding * decoding),
+    )
 
 
 def _has_variant(directory: Path, variant: str | None) -> bool:

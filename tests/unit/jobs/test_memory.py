@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -120,6 +121,32 @@ def test_activations_that_do_not_fit_are_a_warning(
     (record,) = caplog.records
     assert "of activations a step needs about" in record.message and "of GPU memory" in record.message
     assert "; try --offload" in record.message
+
+
+@pytest.mark.parametrize(
+    ("offload", "peak"), [("none", 3700 + 900), ("model", 100 + 900), ("group", 4000 + 900)]
+)
+def test_decoding_that_does_not_fit_is_a_warning(
+    load: Callable[..., Load],
+    free: Callable[..., None],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    offload: str,
+    peak: int,
+) -> None:
+    monkeypatch.setitem(TENSORS, "vae", [50])
+    whole = load(decoding=900)
+    assert whole.decoding_peak(offload) == peak
+    free(gpu=max(peak, whole.device_peak(offload)))
+    check_memory(whole, GPU, offload)
+    assert caplog.records == []
+    more = load(decoding=9000)
+    free(gpu=5000)
+    check_memory(more, GPU, offload, tiles=True)
+    check_memory(more, GPU, offload)
+    tiled, whole_only = (record.message for record in caplog.records if "decoding" in record.message)
+    assert re.fullmatch(r"decoding needs about .* of GPU memory, .* is free; try --vae-tiling", tiled)
+    assert whole_only.endswith("; try fewer frames or a smaller size")
 
 
 def test_all_ranks_of_a_machine_count(
