@@ -6,12 +6,16 @@
 #   scripts/mutation.sh guidance smoothing combine   # two files of it
 #   SAMPLE=100 SEED=1 TESTS="tests/unit/parallel" scripts/mutation.sh parallel   # 100 of its changes, drawn at random
 #
-# Works in build/mutation/ROOM, and the same command goes on where it was stopped. There, `mutmut show NAME` shows a
-# survivor. Tests with "compile" in their name are left out: torch.compile does not trace what mutmut writes.
+#   SAMPLE=50 WHOLE=1 TESTS="tests/distributed/test_parity.py" scripts/mutation.sh parallel   # what only ranks run
+#
+# Works in build/mutation/ROOM, and the same command goes on where it was stopped (with WHOLE it begins anew). There,
+# `mutmut show NAME` shows a survivor. Tests with "compile" in their name are left out: torch.compile does not trace what
+# mutmut writes. mutmut does not see what ranks run, in processes of their own, nor what runs while a module is imported;
+# with WHOLE, every drawn change gets a pytest of its own, with all of TESTS, until the first that fails.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 if [ $# -lt 1 ] || [ ! -d "oseg_video/$1" ]; then
-  sed -n '5,7s/^# \{0,1\}//p' "$0" >&2
+  sed -n '5,8s/^# \{0,1\}//p' "$0" >&2
   exit 2
 fi
 room=$1
@@ -60,6 +64,18 @@ random.seed(seed)
 print(*random.sample(sorted(found), min(count, len(found))), sep="\n")
 PYTHON
 )
+fi
+if [ -n "${WHOLE:-}" ]; then
+  cd mutants
+  for name in "${names[@]}"; do
+    tests="$python -m pytest -x -q -p no:cacheprovider ${TESTS:-tests/unit/$room}"
+    if MUTANT_UNDER_TEST=$name $tests -k "not compile" > ../last.log 2>&1; then
+      echo "$name: survived"
+    else
+      echo "$name: killed"
+    fi
+  done
+  exit
 fi
 "$python" -m mutmut run --max-children "${PROCESSES:-$(nproc)}" "${names[@]}"
 "$python" -m mutmut results --all true
