@@ -4,8 +4,7 @@
 #
 #   scripts/mutation.sh guidance                     # all of oseg_video/guidance, by tests/unit/guidance
 #   scripts/mutation.sh guidance smoothing combine   # two files of it
-#   SAMPLE=100 SEED=1 TESTS="tests/unit/parallel" scripts/mutation.sh parallel   # 100 of its changes, drawn at random
-#
+#   SAMPLE=100 SEED=1 scripts/mutation.sh guidance   # 100 of its changes, drawn at random
 #   SAMPLE=50 WHOLE=1 TESTS="tests/distributed/test_parity.py" scripts/mutation.sh parallel   # what only ranks run
 #
 # Works in build/mutation/ROOM, and the same command goes on where it was stopped (with WHOLE it begins anew). There,
