@@ -108,14 +108,19 @@ def _inside(found: Mapping[str, Row]) -> Iterator[str]:
 
 
 def _regimes(found: Mapping[str, Sequence[Row]]) -> Iterator[str]:
+    """A column for each regime: shares all right, and what they are more than without the method."""
     labels = {_label(row): None for rows in found.values() for row in rows}
-    shares = {
-        regime: {_label(row): _interval(row["values"]["all"], 3) for row in rows}
-        for regime, rows in found.items()
-    }
-    yield _table(
-        ("all right", *found),
-        [(label, *(one.get(label, "") for one in shares.values())) for label in labels],
+
+    def table(head: str, cell: Callable[[Row], str]) -> str:
+        cells = [{_label(row): cell(row) for row in rows} for rows in found.values()]
+        return _table(
+            (head, *found), [(label, *(column.get(label, "") for column in cells)) for label in labels]
+        )
+
+    yield table("all right", lambda row: _interval(row["values"]["all"], 3))
+    yield table(
+        "all right, minus no guidance (with text: CFG)",
+        lambda row: _change(row["differences"]["all"]) if "differences" in row else "",
     )
 
 

@@ -48,7 +48,10 @@ def results() -> dict:
             ),
         ],
         "inside": {"all smoothed (SEG)": {"guidance": OSEG, "differences": CHANGES}},
-        "regimes": {"8 steps": [none], "25 steps": [none, row("alone", "oseg", OSEG)]},
+        "regimes": {
+            "8 steps": [none],
+            "25 steps": [none, row("alone", "oseg", OSEG, minus="none", differences=CHANGES)],
+        },
         "blocks": {
             "gains": {"oseg": [CHANGES, CHANGES]},
             "spearman over methods and blocks": {"entropy": {"rho": 0.5, "p": 0.25, "points": 10}},
@@ -70,7 +73,7 @@ def results() -> dict:
 def test_every_stage_has_its_table() -> None:
     *of_two, said, winners_of_one, _ = tables(results())
     assert said.startswith("The model of one shape") and winners_of_one.count("| oseg with text |") == 1
-    winners, differences, inside, regimes, gains, correlations, reuse = of_two
+    winners, differences, inside, regimes, gained, gains, correlations, reuse = of_two
     assert "| oseg with text | block 2, scale 1, text 3, sigma inf | 1.60 | 0.500 [0.400, 0.600] |" in winners
     assert "| none | " in winners and "| none |" not in differences
     assert "| oseg | no guidance | **+0.100 [+0.050, +0.150]** | +0.100 [-0.050, +0.250] |" in differences
@@ -80,6 +83,7 @@ def test_every_stage_has_its_table() -> None:
         "| none | 0.500 [0.400, 0.600] | 0.500 [0.400, 0.600] |",
         "| oseg |  | 0.500 [0.400, 0.600] |",
     ]
+    assert gained.splitlines()[2:] == ["| none |  |  |", "| oseg |  | **+0.100 [+0.050, +0.150]** |"]
     assert gains.splitlines()[0] == "| score minus no guidance | block 0 | block 1 |"
     assert "| entropy | +0.50 | 0.25 | 10 |" in correlations
     assert "| CFG | uncond=2 | 1.50 | **+0.100" in reuse and "| 0.25 [0.20, 0.30] |" in reuse
