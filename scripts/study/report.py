@@ -131,12 +131,29 @@ def _blocks(found: Mapping[str, Any]) -> Iterator[str]:
         [(label, *(_change(one["score"]) for one in gains)) for label, gains in found["gains"].items()],
     )
     yield _table(
-        ("quantity of the probe", "rank correlation with the gain", "p", "points"),
+        (
+            "quantity of the probe",
+            "rank correlation with the gain",
+            "p",
+            "points",
+            "best block has most of it",
+        ),
         [
-            (quantity, f"{one['rho']:+.2f}", f"{one['p']:.2g}", str(one["points"]))
+            (quantity, f"{one['rho']:+.2f}", f"{one['p']:.2g}", str(one["points"]), _picked(found, quantity))
             for quantity, one in found["spearman over methods and blocks"].items()
         ],
     )
+
+
+def _picked(found: Mapping[str, Any], quantity: str) -> str:
+    """For how many methods the block with the largest gain is the one with the most of a quantity."""
+    best = {
+        label: max(range(len(gains)), key=lambda block: gains[block]["score"][0])
+        for label, gains in found["gains"].items()
+    }
+    values = {label: found["probe"][label][quantity] for label in best}
+    hits = [label for label, block in best.items() if values[label][block] == max(values[label])]
+    return f"{len(hits)} of {len(best)} methods"
 
 
 def _reuse(rows: Sequence[Row]) -> Iterator[str]:

@@ -53,7 +53,11 @@ def results() -> dict:
             "25 steps": [none, row("alone", "oseg", OSEG, minus="none", differences=CHANGES)],
         },
         "blocks": {
-            "gains": {"oseg": [CHANGES, CHANGES]},
+            "gains": {
+                "oseg": [CHANGES, {**CHANGES, "score": [0.2, 0.1, 0.3]}],
+                "stg": [CHANGES, {**CHANGES, "score": [-0.2, -0.3, -0.1]}],
+            },
+            "probe": {"oseg": {"entropy": [1.0, 2.0]}, "stg": {"entropy": [1.0, 2.0]}},
             "spearman over methods and blocks": {"entropy": {"rho": 0.5, "p": 0.25, "points": 10}},
         },
         "reuse": [
@@ -85,7 +89,7 @@ def test_every_stage_has_its_table() -> None:
     ]
     assert gained.splitlines()[2:] == ["| none |  |  |", "| oseg |  | **+0.100 [+0.050, +0.150]** |"]
     assert gains.splitlines()[0] == "| score minus no guidance | block 0 | block 1 |"
-    assert "| entropy | +0.50 | 0.25 | 10 |" in correlations
+    assert "| entropy | +0.50 | 0.25 | 10 | 1 of 2 methods |" in correlations
     assert "| CFG | uncond=2 | 1.50 | **+0.100" in reuse and "| 0.25 [0.20, 0.30] |" in reuse
     assert all(
         {line.count("|") for line in one.splitlines()} == {one.splitlines()[0].count("|")}
