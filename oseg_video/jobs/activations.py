@@ -117,6 +117,8 @@ def decoding_activations(job: GenerateJob, adapter: ModelAdapter, read: ReadJson
     if job.vae_tiling:
         return 0
     try:
+        if not read("vae/config.json"):  # the hub was not reached
+            return 0
         vae = in_dtype(empty_vae(read), adapter.component_dtype("vae", dtype))
         arguments = adapter.decoding_example(vae, _clip(job, adapter, read), clip_settings(job))
         with runnable_on_meta(), FusedAttention(), LiveBytes() as live:

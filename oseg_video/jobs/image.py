@@ -50,7 +50,7 @@ def load_image(path: Path, height: int, width: int) -> StartImage:
     done = ["turned upright"] if turned else []
     if upright.mode == "F":
         raise ImageError(f"{path} has floating-point pixels; give an image of 8 or 16 bits")
-    if upright.has_transparency_data and min(upright.convert("RGBA").getchannel("A").tobytes()) < 255:
+    if upright.has_transparency_data and any(upright.convert("RGBA").getchannel("A").histogram()[:255]):
         done.append("put on white")
     rgb = _on_white(upright)
     scale = max(width / rgb.width, height / rgb.height)

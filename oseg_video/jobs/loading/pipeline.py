@@ -272,13 +272,16 @@ def _in_bfloat16(load: Load, adapter: ModelAdapter) -> Load:
         for name, one in load.components.items()
     }
     half = torch.bfloat16.itemsize / load.dtype.itemsize
-    decoding = half if "vae" not in adapter.dtypes else 1
+    vae = (
+        adapter.component_dtype("vae", torch.bfloat16).itemsize
+        / adapter.component_dtype("vae", load.dtype).itemsize
+    )
     return replace(
         load,
         components=components,
         dtype=torch.bfloat16,
         activations=int(load.activations * half),
-        decoding=int(load.decoding * decoding),
+        decoding=int(load.decoding * vae),
     )
 
 
