@@ -3,11 +3,11 @@
     python scripts/count_memory.py
     python scripts/count_memory.py --only mochi wan
 
-The branches of the condition in one step of a family's recipes, at the size that they set, on the meta
-device, in bfloat16: the peak of what denoiser and engine hold, as a ratio to the plain pass; in brackets with
-the denoiser's weights. That is the narrowest case: where a pipeline calls once for both conditions, its CFG
-takes twice as much. What kernels need for themselves (attention's, the matrix library's) is not in it, nor
-what decoding takes.
+The branches of one step of a family's recipes, called as the pipeline calls its denoiser (for both conditions
+at once, or once for each), at the size that the recipes set, on the meta device, in bfloat16: the peak of what
+denoiser and engine hold beside the weights, as a ratio to the same pipeline's CFG; in brackets without the
+weights. What kernels need for themselves (attention's, the matrix library's) is not in it, nor what decoding
+takes.
 """
 
 import argparse
@@ -29,7 +29,7 @@ def main() -> None:
     )
     parser.add_argument("--only", nargs="+", help="families to count (default: all)")
     options = parser.parse_args()
-    print(markdown("family", "clip", "plain", "weights", *(name.upper() for name in METHODS[1:])))
+    print(markdown("family", "clip", "weights", *(name.upper() for name in METHODS)))
     print("|---" * (len(METHODS) + 3) + "|")
     for adapter in all_adapters():
         if not options.only or adapter.family in options.only:
@@ -37,17 +37,17 @@ def main() -> None:
 
 
 def row(adapter: ModelAdapter) -> str:
-    """GiB of the plain pass and of the weights; what methods take of the first, and of both together."""
+    """GiB of the weights and of CFG; what methods take of both together, and of the second."""
     denoiser = in_dtype(full_size_denoiser(adapter), torch.bfloat16)
     peaks = {}
     for method in METHODS:
         clip, guidance, step = recipe(adapter, method)
-        plan = guidance.plan(step).branches
-        branches = {name: branch for name, branch in plan.items() if branch.condition == "cond"}
-        peaks[method] = activation_bytes(adapter, denoiser, clip, [branches], uncond=False)
-    plain, weights = peaks.pop("cfg"), sum(one.nbytes for one in denoiser.parameters())
-    ratios = [f"{one / plain:.3f} ({(one + weights) / (plain + weights):.3f})" for one in peaks.values()]
-    sizes = (f"{size / 2**30:.2f} GiB" for size in (plain, weights))
+        branches = guidance.plan(step).branches
+        uncond = any(branch.condition == "uncond" for branch in branches.values())
+        peaks[method] = activation_bytes(adapter, denoiser, clip, [branches], uncond=uncond)
+    cfg, weights = peaks.pop("cfg"), sum(one.nbytes for one in denoiser.parameters())
+    ratios = [f"{(one + weights) / (cfg + weights):.3f} ({one / cfg:.3f})" for one in peaks.values()]
+    sizes = (f"{size / 2**30:.2f} GiB" for size in (weights, cfg))
     return markdown(adapter.family, written(clip), *sizes, *ratios)
 
 
