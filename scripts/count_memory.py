@@ -4,10 +4,10 @@
     python scripts/count_memory.py --only mochi wan
 
 The branches of one step of a family's recipes, called as the pipeline calls its denoiser (for both conditions
-at once, or once for each), at the size that the recipes set, on the meta device, in bfloat16: the peak of what
-denoiser and engine hold beside the weights, as a ratio to the same pipeline's CFG; in brackets without the
-weights. What kernels need for themselves (attention's, the matrix library's) is not in it, nor what decoding
-takes.
+at once, or once for each), at the size that the recipes set, on the meta device, in bfloat16: the peak of
+what denoiser and engine hold beside the weights, as a ratio to the same pipeline's CFG; in brackets without
+the weights. What kernels need for themselves (attention's, the matrix library's) is not in it, nor what
+decoding takes.
 """
 
 import argparse

@@ -6,13 +6,13 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
+import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
 from oseg_video.evaluation.clips import ClipFile, FoundClips
 from oseg_video.files import MARK, atomic_path
-from oseg_video.media import MediaError, read_clip
+from oseg_video.media import MediaError, stream_clip
 from oseg_video.types import OsegVideoError
 
 SUFFIXES = (".png", ".pdf")
@@ -157,19 +157,21 @@ def _width_of(count: int, width: int) -> int:
 
 def _strip(clip: ClipFile, frames: int, height: int) -> Image.Image:
     """A few frames side by side."""
-    frames_FCHW = read_clip(clip.path).frames
-    count = min(frames, len(frames_FCHW))
+    count = min(frames, clip.frames)
     # One frame alone is the middle one.
-    places = (
-        torch.linspace(0, len(frames_FCHW) - 1, count) if count > 1 else torch.tensor([len(frames_FCHW) // 2])
-    )
+    places = np.linspace(0, clip.frames - 1, count).round().astype(int) if count > 1 else [clip.frames // 2]
+    chosen = dict.fromkeys(map(int, places))
+    # To the end: a clip may be damaged further on.
+    seen = {frame.index: frame.rgb_HWC for frame in stream_clip(clip.path) if frame.index in chosen}
+    if len(seen) < len(chosen):
+        raise MediaError(f"cannot read {clip.path}: it has fewer than the {clip.frames} frames that it tells of")
     width = _frame_width(clip, height)
     strip = Image.new("RGB", (_width_of(count, width), height), _PAPER)
     # Sharp pixels where a small clip is enlarged.
     method = Image.Resampling.NEAREST if height > clip.height else Image.Resampling.LANCZOS
-    for index, place in enumerate(places.round().long().tolist()):
-        frame = Image.fromarray(frames_FCHW[place].permute(1, 2, 0).numpy())
-        strip.paste(frame.resize((width, height), method), (index * (width + _LINE), 0))
+    for position, index in enumerate(chosen):
+        frame = Image.fromarray(seen[index])
+        strip.paste(frame.resize((width, height), method), (position * (width + _LINE), 0))
     return strip
 
 

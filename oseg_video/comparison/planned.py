@@ -81,4 +81,8 @@ def _check(
     names: Sequence[str], planned: Mapping[tuple[str, str], Sequence[ClipFile]], options: MetricOptions
 ) -> list[str]:
     metrics = build_metrics(names, options)
-    return [line for metric in metrics for clips in planned.values() for line in check_fit(metric, clips)]
+    warnings = [line for metric in metrics for clips in planned.values() for line in check_fit(metric, clips)]
+    for model in dict.fromkeys(model for model, _ in planned):
+        together = [clip for (one, _), clips in planned.items() if one == model for clip in clips]
+        warnings += [line for metric in metrics for line in metric.check_together(together)]
+    return warnings

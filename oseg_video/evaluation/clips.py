@@ -13,8 +13,8 @@ from typing import Any
 from oseg_video import console
 from oseg_video.config.manifest import Manifest, manifest_path, parse_manifest
 from oseg_video.evaluation.errors import EvaluationError
-from oseg_video.evaluation.folders import find_paths
-from oseg_video.media import FRAME_SUFFIXES, MediaError, frame_files, probe_clip
+from oseg_video.evaluation.folders import find_image_paths, find_paths
+from oseg_video.media import MediaError, frame_files, probe_clip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,19 +131,20 @@ def find_clips(folders: Sequence[Path]) -> FoundClips:
 def find_images(folder: Path) -> FoundClips:
     """Every image in a folder and below it, as a clip of one frame. Raises EvaluationError for none."""
     clips: list[ClipFile] = []
-    broken: dict[str, str] = {}
-    files = [path for path in folder.rglob("*") if path.suffix.lower() in FRAME_SUFFIXES and path.is_file()]
-    for path in console.bar(sorted(files), "finding images"):
+    found = find_image_paths(folder)
+    broken, left_out = (
+        {_shown_name(_inner(path, folder)): why for path, why in some.items()}
+        for some in (found.unreadable, found.left_out)
+    )
+    for path in console.bar(found.clips, "finding images"):
         name = _shown_name(_inner(path, folder))
-        if any(part.startswith(".") for part in Path(name).parts):
-            continue
         try:
             clips.append(_clip_file(path, name, name, folder.name))
         except MediaError as error:
             broken[name] = str(error)
     if not clips:
         raise EvaluationError(f"no image that can be read in {folder}")
-    return FoundClips(tuple(clips), broken)
+    return FoundClips(tuple(clips), broken, left_out)
 
 
 def _inner(path: Path, folder: Path) -> str:
@@ -158,19 +159,20 @@ def _shown_name(name: str) -> str:
 def _without_copies(clips: Sequence[ClipFile]) -> tuple[list[ClipFile], dict[str, str]]:
     """The clips of every method, each once, and the names of those that are the same clip again.
 
-    Links to one file are one clip, and so are equal files that no manifest tells apart: counted twice they
-    would pass for independent.
+    Links to one file are one clip, and so are equal files whose manifests, if they have any, say the same:
+    counted twice they would pass for independent.
     """
     kept: list[ClipFile] = []
     copies: dict[str, str] = {}
     for group in by_method(clips).values():
-        sizes = Counter(_size(clip.path) for clip in group if not clip.settings)
+        said = {clip.name: json.dumps(clip.settings, sort_keys=True) for clip in group}
+        sizes = Counter((_size(clip.path), said[clip.name]) for clip in group)
         first: dict[Any, ClipFile] = {}
         for clip in group:
             at = clip.path.stat()
-            keys: list[Any] = [(at.st_dev, at.st_ino, json.dumps(clip.settings, sort_keys=True))]
-            if not clip.settings and sizes[_size(clip.path)] > 1:
-                keys.append(_content(clip.path))
+            keys: list[Any] = [(at.st_dev, at.st_ino, said[clip.name])]
+            if sizes[_size(clip.path), said[clip.name]] > 1:
+                keys.append((_content(clip.path), said[clip.name]))
             same = next((first[key] for key in keys if key in first), None)
             if same is None:
                 kept.append(clip)

@@ -102,7 +102,7 @@ class _Run:
 
         Raises EvaluationError for what cannot be, unless it is because clips are broken or not fit.
         """
-        fit = {}
+        fit: dict[tuple[Metric, str], list[ClipFile]] = {}
         for metric in self.metrics:
             refused = {clip.name: reason for clip in self.found.clips if (reason := metric.refuses(clip))}
             if len(refused) == len(self.found.clips):
@@ -120,6 +120,15 @@ class _Run:
                     self.failed |= {f"{method}: {value.name}": str(error) for value in metric.values}
                 else:
                     fit[metric, method] = kept
+            try:
+                if together := [clip for (one, _), kept in fit.items() if one is metric for clip in kept]:
+                    self.warnings += metric.check_together(together)
+            except EvaluationError as error:
+                if not self.found.broken and not refused:
+                    raise
+                for method in [method for one, method in fit if one is metric]:
+                    self.failed |= {f"{method}: {value.name}": str(error) for value in metric.values}
+                    del fit[metric, method]
         return fit
 
     def look(self, work: Path | None) -> None:

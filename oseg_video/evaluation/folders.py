@@ -45,18 +45,47 @@ def find_paths(folder: Path) -> Found:
     return found
 
 
-def _walk(folder: Path, found: Found, entered: dict[tuple[int, int], Path]) -> None:
+def find_image_paths(folder: Path) -> Found:
+    """Every image in a folder and below it; a folder and a file count once, whatever links lead to them."""
+    found = Found()
+    _walk_images(folder, found, {})
+    return found
+
+
+_Entered = dict[tuple[int, int], Path]
+"""What was seen, by device and inode."""
+
+
+def _walk_images(folder: Path, found: Found, entered: _Entered) -> None:
+    for path in _inside(folder, found, entered):
+        if path.is_dir():
+            _walk_images(path, found, entered)
+        elif path.suffix.lower() in FRAME_SUFFIXES and path.is_file():
+            at = path.stat()
+            before = entered.setdefault((at.st_dev, at.st_ino), path)
+            if before is path:
+                found.clips.append(path)
+            else:
+                found.left_out[path] = f"the same image as {before.name}"
+
+
+def _inside(folder: Path, found: Found, entered: _Entered) -> list[Path]:
+    """What a folder holds, in natural order; nothing if it cannot be read or was entered before."""
     try:
         at = folder.stat()
         inside = sorted(folder.iterdir(), key=lambda path: natural_order(path.name))
     except OSError as error:
         found.unreadable[folder] = f"cannot read {folder}: {error.strerror}"
-        return
+        return []
     if before := entered.get((at.st_dev, at.st_ino)):
         found.left_out[folder] = f"the same folder as {before.name}"
-        return
+        return []
     entered[at.st_dev, at.st_ino] = folder
-    inside = [path for path in inside if not path.name.startswith(".")]
+    return [path for path in inside if not path.name.startswith(".")]
+
+
+def _walk(folder: Path, found: Found, entered: _Entered) -> None:
+    inside = _inside(folder, found, entered)
     folders = [path for path in inside if path.is_dir()]
     files = [path for path in inside if path.is_file()]
     images = [path for path in files if path.suffix.lower() in FRAME_SUFFIXES]

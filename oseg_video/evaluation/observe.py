@@ -56,7 +56,7 @@ class ChosenFrames(Look):
 
     def add(self, frame: Frame) -> None:
         if not self.done and frame.index == self._places[self._count]:
-            self._kept_TCHW[self._count] = torch.from_numpy(frame.rgb_HWC).permute(2, 0, 1)
+            self._kept_TCHW[self._count].numpy()[:] = frame.rgb_HWC.transpose(2, 0, 1)
             self._count += 1
         self.done = self._count == len(self._places)
 

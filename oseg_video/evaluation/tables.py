@@ -10,7 +10,7 @@ import csv
 import io
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -134,7 +134,7 @@ def _grid(
     others = evaluation.reported.values if evaluation.reported else {}
     for method, results in evaluation.results.items():
         cells = {result.name: _cell(result.value, result.interval, escape) for result in results}
-        count = str(evaluation.methods[method]["clips"])
+        count = _range({evaluation.methods[method]["clips"], *(result.clips for result in results)})
         rows.append([escape(method), count, *(cells.get(name, dash) for name in names)])
         if theirs := others.get(method):
             shown = (f"{theirs[name]:g}" if name in theirs else dash for name in names)
@@ -158,8 +158,13 @@ def _differences(
             for name in names
         ]
         label = escape(f"{method} minus {evaluation.baselines[method]}")
-        rows.append([label, str(next(iter(found.values())).pairs), *cells])
+        rows.append([label, _range({one.pairs for one in found.values()}), *cells])
     return header, rows
+
+
+def _range(counts: Collection[int]) -> str:
+    least, most = min(counts), max(counts)
+    return str(most) if least == most else f"{least} to {most}"
 
 
 def _cell(
@@ -193,8 +198,28 @@ def _how(evaluation: Evaluation) -> list[str]:
     return [f"In brackets: 95 % intervals, {'; '.join(ways)}.{paired}"] if ways else []
 
 
+def _of_fewer(evaluation: Evaluation) -> list[str]:
+    """A line for each method and difference with values that are not about all of its clips or pairs."""
+    lines = {
+        f"Of {evaluation.methods[method]['clips']} clips of {method}": {
+            result.name: result.clips for result in results
+        }
+        for method, results in evaluation.results.items()
+        if any(result.clips != evaluation.methods[method]["clips"] for result in results)
+    }
+    for method, base in evaluation.baselines.items():
+        pairs = {one.name: one.pairs for one in evaluation.differences if one.method == method}
+        if len(set(pairs.values())) > 1:
+            lines[f"Pairs of {method} and {base}"] = pairs
+    return [
+        f"{what}: {', '.join(f'{name} {count}' for name, count in counts.items())}."
+        for what, counts in lines.items()
+    ]
+
+
 def _remarks(evaluation: Evaluation) -> list[str]:
     return [
+        *_of_fewer(evaluation),
         *([f"Reported: {evaluation.reported.source}"] if evaluation.reported else []),
         *(f"Warning: {line}" for line in evaluation.warnings),
         *(f"No value: {what}: {reason}" for what, reason in evaluation.failed.items()),

@@ -9,6 +9,7 @@ import warnings
 from collections import deque
 from collections.abc import Generator, Iterator
 from pathlib import Path
+from statistics import fmean
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, ImageSequence
@@ -28,9 +29,8 @@ _UPRIGHT, _ON_ITS_SIDE = 1, range(5, 9)
 
 def natural_order(name: str) -> tuple[list[str | int], str]:
     """Sorts frame_2 before frame_10, whether or not numbers are padded with zeros."""
-    parts: list[str | int] = [
-        int(part) if part.isdigit() else part for part in re.split(r"([0-9]+)", name, flags=re.ASCII)
-    ]
+    split = re.split(r"([0-9]+)", name)  # numbers at odd places
+    parts: list[str | int] = [int(part) if place % 2 else part for place, part in enumerate(split)]
     return parts, name
 
 
@@ -103,7 +103,8 @@ def probe_images(path: Path) -> ClipShape:
 
 def _size(image: Image.Image) -> tuple[int, int]:
     """Height and width, upright as EXIF says."""
-    turned = _orientation(image) in _ON_ITS_SIDE
+    # Pillow turns a TIFF by itself.
+    turned = image.format != "TIFF" and _orientation(image) in _ON_ITS_SIDE
     return (image.width, image.height) if turned else (image.height, image.width)
 
 
@@ -185,14 +186,18 @@ def _displayed(milliseconds: float) -> float:
 def _unit(durations: list[float]) -> float | None:
     """How long one frame of the clip is, in milliseconds; None where the file says nothing.
 
-    The greatest common divisor, so that pauses are whole frames; the shortest frame where rates such as 30
-    frames a second, rounded to hundredths of a second, have no divisor but one of those.
+    The greatest common divisor, so that pauses are whole frames. Rates such as 30 frames a second, rounded to
+    hundredths of a second, have no divisor but one of those: then the mean of the shortest frames, which
+    differ by one at most.
     """
     if not any(durations):
         return None
     shown = [round(_displayed(one)) for one in durations]
     common = math.gcd(*shown)
-    return float(common if common > _TICK_MS else min(shown))
+    if common > _TICK_MS:
+        return float(common)
+    shortest = min(shown)
+    return fmean(one for one in shown if one - shortest <= _TICK_MS)
 
 
 @contextlib.contextmanager

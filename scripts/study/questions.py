@@ -137,7 +137,7 @@ def what_does_the_work(study: Study, found: Mapping[str, Mapping[str, Any]]) -> 
     """OSEG's parts and a control, each at its own best scale, at OSEG's block and sigma, without text."""
     oseg = found["alone"]["oseg"]["guidance"]
     same = {"blocks": [oseg["blocks"]], "guidance_scale": 1}
-    scales, sigma = [0.25, 0.5, 1, 2, 4, 8], oseg["blur_sigma"]
+    scales, sigma = [0.25, 0.5, 1, 2, 4, 8, 16, 32], oseg["blur_sigma"]
     methods = {
         "orthogonal part smoothed, rest dropped (OSEG)": {
             **{"guidance": "oseg", "oseg_scale": scales, "blur_sigma": sigma}

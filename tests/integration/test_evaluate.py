@@ -308,6 +308,22 @@ def test_a_method_that_broken_clips_make_unfit_costs_its_value_only(tmp_path):
     assert "| oseg | 9 | - |" in as_markdown(evaluation)
 
 
+def test_tables_tell_of_values_that_are_about_fewer_clips(tmp_path):
+    for guidance in ("cfg", "oseg"):
+        write_drawn(tmp_path, 5, guidance=guidance)
+    for frame in range(8, 19):
+        (tmp_path / "oseg-003" / f"{frame:05d}.png").unlink()
+    evaluation = evaluate([tmp_path], ["frame_difference", "fvd:embedded"], baseline="cfg")
+    for table in (as_markdown(evaluation), as_latex(evaluation)):
+        rows = [" ".join(line.replace("|", " ").replace("&", " ").split()) for line in table.splitlines()]
+        assert any(row.startswith("cfg 5 ") for row in rows)
+        assert any(row.startswith("oseg 4 to 5 ") for row in rows)
+        assert any(row.startswith("oseg minus cfg 4 to 5 ") for row in rows)
+        for line in ("Of 5 clips of oseg", "Pairs of oseg and cfg"):
+            counts = f"{line}: frame_difference 5, fvd:embedded 4."
+            assert any(row in (counts, f"% {counts}") for row in rows), rows
+
+
 def test_methods_that_broken_clips_leave_without_pairs_are_not_compared(tmp_path):
     write_levels(tmp_path, "cfg", {("p", 0): 7, ("q", 0): 8})
     write_levels(tmp_path, "oseg", {("q", 0): 9, ("r", 0): 9})

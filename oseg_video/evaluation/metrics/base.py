@@ -108,6 +108,10 @@ class Metric(ABC):
         """
         return ()
 
+    def check_together(self, clips: Sequence[ClipFile]) -> Sequence[str]:
+        """As `check`, called once, with the clips of all methods."""
+        return ()
+
     @abstractmethod
     def observe(self, clips: Sequence[ClipFile]) -> Observations:
         """Look at the clips of all methods."""

@@ -36,6 +36,9 @@ SHIPPED = Path(__file__).with_name(f"embedded_reference{SUFFIX}")
 """Statistics of the drawn clips that `fvd:embedded` and `fvd:two` compare with where no reference is given.
 Made by `oseg-video evaluate FOLDER --metrics NAME --save-reference FILE` with this file out of the way."""
 
+_LOSSLESS = frozenset({"drawn", "png", "apng", "bmp", "tif", "tiff"})
+"""Kinds of clips."""
+
 
 class FrechetVideoDistance(ClipMetric):
     """The distance of one protocol to the statistics of real clips."""
@@ -174,11 +177,11 @@ class FrechetVideoDistance(ClipMetric):
 
     def _other_coding(self, clips: Sequence[ClipFile]) -> Sequence[str]:
         real = self._real.kinds if self._real else self._reference.about["kinds"] if self._reference else None
-        if real is None or (real == ["png"]) == ({clip.kind for clip in clips} == {"png"}):
+        if real is None or _LOSSLESS.issuperset(real) == _LOSSLESS.issuperset(clip.kind for clip in clips):
             return ()
         return [
-            f"{self.name}: one of the two sets is lossless (PNG) and the other is not; compression alone "
-            "raises the distance"
+            f"{self.name}: one of the two sets is lossless (drawn, PNG and the like) and the other is not; "
+            "compression alone raises the distance"
         ]
 
     def _check_options(self) -> None:

@@ -65,11 +65,14 @@ class DistanceToUnguided(Metric):
         }
         self.values = (MetricValue(name=self.name, better="lower", protocol=protocol, least=0.0),)
 
+    def check_together(self, clips: Sequence[ClipFile]) -> Sequence[str]:
+        if all(_guidance(clip) != UNGUIDED for clip in clips):
+            raise EvaluationError(f"{self.name} compares with clips of guidance {UNGUIDED!r}; there are none")
+        return ()
+
     @torch.no_grad()
     def observe(self, clips: Sequence[ClipFile]) -> Observations:
         unguided = {_request(clip): clip for clip in clips if _guidance(clip) == UNGUIDED}
-        if not unguided:
-            raise EvaluationError(f"{self.name} compares with clips of guidance {UNGUIDED!r}; there are none")
         found: list[tuple[ClipFile, float]] = []
         skipped: dict[str, str] = {}
         for clip in console.bar(clips, self.name):

@@ -24,13 +24,27 @@ PRECISION, RECALL = "precision:inception", "recall:inception"
 NEIGHBOURS = 3
 
 
-def within(points_ND: Tensor, set_MD: Tensor, neighbours: int = NEIGHBOURS) -> Tensor:
-    """Which points lie in a ball around a point of the set that reaches to its k-th neighbour: bool [N].
+_AT_ONCE = 512
+"""Points whose distances to all of a set are in memory together."""
 
-    The set needs more than `neighbours` points.
+
+def radii(set_MD: Tensor, neighbours: int = NEIGHBOURS) -> Tensor:
+    """Distance of each point of a set to its k-th neighbour: [M].
+
+    Raises EvaluationError for a set of no more than `neighbours` points.
     """
-    radius_M = torch.cdist(set_MD, set_MD).kthvalue(neighbours + 1, dim=1).values  # the first is itself
-    return (torch.cdist(points_ND, set_MD) <= radius_M).any(dim=1)
+    if len(set_MD) <= neighbours:
+        raise EvaluationError(
+            f"precision and recall need more than {neighbours} images on either side, got {len(set_MD)}"
+        )
+    some = (torch.cdist(points, set_MD) for points in set_MD.split(_AT_ONCE))
+    return torch.cat([one.kthvalue(neighbours + 1, dim=1).values for one in some])  # the first is itself
+
+
+def within(points_ND: Tensor, set_MD: Tensor, radius_M: Tensor) -> Tensor:
+    """Which points lie in a ball around a point of the set: bool [N]."""
+    some = (torch.cdist(points, set_MD) for points in points_ND.split(_AT_ONCE))
+    return torch.cat([(one <= radius_M).any(dim=1) for one in some])
 
 
 class PrecisionRecall(ClipMetric):
@@ -44,6 +58,7 @@ class PrecisionRecall(ClipMetric):
         weighed = next((name for name in names if name in options.weights), names[0])
         self.extractor = Inception(weighed, options)
         self.options, self.batch = options, options.batch
+        self._real_radius_M: Tensor | None = None
         self.row_protocol = {"metric": "precision and recall", **self.extractor.protocol}
         protocol = {**self.extractor.protocol, "neighbours": NEIGHBOURS, "real": len(self.real.clips)}
         known = {
@@ -73,7 +88,7 @@ class PrecisionRecall(ClipMetric):
             self.real, self.values[0].name, self.plan, self.rows, store=store, batch=self.batch
         )
         states = [state for clip in self.real.clips if (state := file_state(clip.path)) in store]
-        self._real_MD = store.take(states).float()
+        self._real_MD, self._real_radius_M = store.take(states).float(), None
         return skipped
 
     def look(self, clip: ClipFile) -> Look:
@@ -84,13 +99,19 @@ class PrecisionRecall(ClipMetric):
 
     def compute(self, name: str, rows: Tensor, index: Tensor) -> float:
         if name == PRECISION:
-            return float(within(rows[index].float(), self._real_MD).float().mean())
+            return float(self._among_real(rows[index]).mean())
         if len(index.unique()) < len(index):  # a repeated image has itself for a neighbour
             raise EvaluationError(f"{name} has no bootstrap interval")
-        return float(within(self._real_MD, rows[index].float()).float().mean())
+        generated_ND = rows[index].float()
+        return float(within(self._real_MD, generated_ND, radii(generated_ND)).float().mean())
 
     def per_clip(self, name: str, rows: Tensor) -> Tensor | None:
-        return within(rows.float(), self._real_MD).double() if name == PRECISION else None
+        return self._among_real(rows) if name == PRECISION else None
+
+    def _among_real(self, rows: Tensor) -> Tensor:
+        if self._real_radius_M is None:
+            self._real_radius_M = radii(self._real_MD)
+        return within(rows.float(), self._real_MD, self._real_radius_M).double()
 
     def details(self, name: str, rows: Tensor, index: Tensor) -> Mapping[str, Any]:
         return {"real": len(self._real_MD)}

@@ -126,6 +126,18 @@ def test_an_interval_over_few_holds_the_truth_as_often_as_it_says(count: int) ->
     assert 0.91 <= held / 500 <= 0.98
 
 
+@pytest.mark.slow
+def test_an_interval_from_few_draws_holds_the_truth_as_often_as_it_says() -> None:
+    """Of FID there are 20; their quantiles would hold it 88 times of 100."""
+    generator = torch.Generator().manual_seed(1)
+    held = 0
+    for _ in range(1000):
+        values = torch.randn(100, generator=generator).double()
+        interval = bootstrap(lambda rows, v=values: float(v[rows].mean()), 100, resamples=20)
+        held += interval.low < 0 < interval.high
+    assert 0.93 <= held / 1000 <= 0.97
+
+
 def test_a_paired_interval_is_narrower_than_an_unpaired_one() -> None:
     generator = torch.Generator().manual_seed(3)
     easy = torch.randn(300, generator=generator)

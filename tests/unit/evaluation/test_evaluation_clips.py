@@ -232,6 +232,15 @@ def test_links_to_a_clip_with_its_manifest_are_one_clip(tmp_path):
     assert found.left_out == dict.fromkeys(("hard.gif", "soft.gif"), "the same clip as a.gif")
 
 
+def test_copies_with_their_manifests_are_one_clip(tmp_path):
+    for name, seed in (("a", 0), ("b", 1)):
+        write_manifest(write(tmp_path / f"{name}.gif", "gif", seed=seed), prompts=["a"], seeds=[seed])
+    shutil.copytree(tmp_path, tmp_path / "copy")
+    found = find_clips([tmp_path])
+    assert [clip.name for clip in found.clips] == ["a.gif", "b.gif"]
+    assert found.left_out == {f"copy/{name}.gif": f"the same clip as {name}.gif" for name in "ab"}
+
+
 def test_equal_clips_of_different_requests_or_methods_are_not_copies(tmp_path):
     for method in ("cfg", "oseg"):
         path = write(tmp_path / f"{method}.gif", "gif")

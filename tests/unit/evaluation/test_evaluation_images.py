@@ -18,14 +18,16 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor
 
+from oseg_video.comparison.planned import check_metrics
 from oseg_video.evaluation.clips import find_clips, find_images
 from oseg_video.evaluation.errors import EvaluationError
 from oseg_video.evaluation.evaluate import evaluate
 from oseg_video.evaluation.features.frechet import Moments, frechet_distance
 from oseg_video.evaluation.features.stills import clean_resize
+from oseg_video.evaluation.metrics import precision_recall
 from oseg_video.evaluation.metrics.base import MetricOptions
 from oseg_video.evaluation.metrics.colours import contrast, saturation
-from oseg_video.evaluation.metrics.precision_recall import within
+from oseg_video.evaluation.metrics.precision_recall import radii, within
 from tests.drawn import write_manifest
 from tests.tiny.unet import _tokenizer
 
@@ -93,6 +95,17 @@ def test_every_image_below_a_folder_is_a_real_one(tmp_path: Path) -> None:
         *("real-0.png", "real-1.png", "real-2.png"),
     ]
     assert {clip.frames for clip in found.clips} == {1} and list(found.broken) == ["broken.png"]
+    beside = write_images(tmp_path / "beside" / "real", range(2)).parent
+    (tmp_path / "a" / "linked").symlink_to(beside / "real")
+    (tmp_path / "a" / "again").symlink_to(tmp_path)
+    (tmp_path / "copy.png").symlink_to(tmp_path / "real-1.png")
+    linked = find_images(tmp_path)
+    assert len(linked.clips) == 7 and "a/linked/real-1.png" in {clip.name for clip in linked.clips}
+    assert linked.left_out == {
+        "a/again": f"the same folder as {tmp_path.name}",
+        "real-1.png": "the same image as copy.png",
+        "beside/real": "the same folder as linked",
+    }
     (tmp_path / "empty").mkdir()
     with pytest.raises(EvaluationError, match="no image that can be read"):
         find_images(tmp_path / "empty")
@@ -169,7 +182,7 @@ def test_without_the_extra_it_says_what_to_install(tmp_path: Path, monkeypatch: 
             values(made, [metric], reference=made if metric.startswith("fid") else None)
 
 
-def test_points_within_a_set_by_loops() -> None:
+def test_points_within_a_set_by_loops(monkeypatch: pytest.MonkeyPatch) -> None:
     generator = torch.Generator().manual_seed(0)
     points = torch.randn(20, 3, dtype=torch.float64, generator=generator)
     others = torch.randn(15, 3, dtype=torch.float64, generator=generator)
@@ -185,8 +198,12 @@ def test_points_within_a_set_by_loops() -> None:
             inside = inside or apart(point, one) <= radius
         expected.append(inside)
     assert 0 < sum(expected) < 20
-    assert within(points, others).tolist() == expected
-    assert within(others, others).all()
+    reach = radii(others)
+    assert within(points, others, reach).tolist() == expected
+    assert within(others, others, reach).all()
+    monkeypatch.setattr(precision_recall, "_AT_ONCE", 4)  # a few at a time
+    assert_close(radii(others), reach)
+    assert within(points, others, reach).tolist() == expected
 
 
 def test_precision_and_recall(tmp_path: Path, inception: Path) -> None:
@@ -196,14 +213,35 @@ def test_precision_and_recall(tmp_path: Path, inception: Path) -> None:
     options = {"weights": {names[0]: str(inception)}, "trust_weights": True, "reference": real}
     precision, recall = values(made, names, **options).results["cfg"]
     ours, theirs = features_of(made), features_of(real)
-    assert precision.value == pytest.approx(float(within(ours, theirs).float().mean()))
-    assert recall.value == pytest.approx(float(within(theirs, ours).float().mean()))
+    assert precision.value == pytest.approx(float(within(ours, theirs, radii(theirs)).float().mean()))
+    assert recall.value == pytest.approx(float(within(theirs, ours, radii(ours)).float().mean()))
     assert precision.interval is not None and recall.interval is None  # repeats are their own neighbours
     same = values(made, names, **{**options, "reference": made}).results["cfg"]
     assert [one.value for one in same] == [1, 1]
     few = write_images(tmp_path / "few", range(3), "cfg")
     with pytest.raises(EvaluationError, match="needs more than 3 clips of cfg, got 3"):
         values(few, names, **options)
+
+
+def test_pairs_too_few_for_a_value_have_no_difference_and_the_rest_is_there(
+    tmp_path: Path, inception: Path
+) -> None:
+    for method, seeds in (("cfg", range(5)), ("seg", range(4, 9))):  # one seed in common
+        write_images(tmp_path / "made", seeds, method, shift=len(method))
+    real = write_images(tmp_path / "real", range(15), shift=50)
+    names = ["fid:clean-fid", "recall:inception", "colours"]
+    weights = {name: str(inception) for name in names[:2]}
+    options = MetricOptions(weights=weights, trust_weights=True, reference=real)
+    found = evaluate([tmp_path / "made"], names, options=options, baseline="cfg")
+    assert {one.name: one.pairs for one in found.differences} == {
+        "colours:saturation": 1,
+        "colours:contrast": 1,
+    }
+    assert found.failed == {
+        "seg minus cfg: fid:clean-fid": "fid:clean-fid needs at least 2 clips; seg has 1",
+        "seg minus cfg: recall:inception": "recall:inception needs more than 3 clips of seg, got 1",
+    }
+    assert len(found.results["seg"]) == 4
 
 
 @pytest.fixture
@@ -236,8 +274,18 @@ def test_lpips_is_the_distance_to_the_unguided_image_of_the_seed(tmp_path: Path)
 @pytest.mark.usefixtures("lpips")
 def test_lpips_needs_unguided_images(tmp_path: Path) -> None:
     write_images(tmp_path, range(2), "seg")
-    with pytest.raises(EvaluationError, match="compares with clips of guidance 'none'; there are none"):
+    there_are_none = "compares with clips of guidance 'none'; there are none"
+    with pytest.raises(EvaluationError, match=there_are_none):
         values(tmp_path, ["lpips:vgg"])
+    clips = find_clips([tmp_path]).clips
+    with pytest.raises(EvaluationError, match=there_are_none):  # before a comparison makes any
+        check_metrics(["lpips:vgg"], {("sdxl", "seg"): clips}, MetricOptions())
+    write_images(tmp_path, range(2), "none")
+    (tmp_path / "none-0.png").write_bytes(b"damaged")
+    (tmp_path / "none-1.png").write_bytes(b"damaged")
+    found = values(tmp_path, ["lpips:vgg", "colours"])
+    assert found.failed == {"seg: lpips:vgg": f"lpips:vgg {there_are_none}"}
+    assert found.results["seg"][0].name == "colours:saturation"
 
 
 @pytest.fixture(scope="module")

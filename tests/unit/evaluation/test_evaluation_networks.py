@@ -286,6 +286,11 @@ def test_compression_of_one_side_only_is_told(sets, i3d):
         write_clip(folder / "lossy" / f"{name}.mp4", clip, 8, format="mp4")
     *_, warnings = measure("fvd:i3d_16f", folder / "lossy", **options_for("fvd:i3d_16f", i3d, options))
     assert "compression alone raises the distance" in warnings[0]
+    told = []
+    for format in ("png", "mp4"):  # the shipped reference is of drawn clips
+        write_drawn(folder / format, 3, format=format)
+        told.append(measure("fvd:embedded", folder / format)[-1])
+    assert [any("compression" in line for line in lines) for lines in told] == [False, True]
 
 
 def test_half_of_the_clips_show_how_much_their_number_matters(sets, i3d):

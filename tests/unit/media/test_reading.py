@@ -218,6 +218,8 @@ def test_frames_are_in_the_order_of_their_numbers(tmp_path):
     assert difference(streamed(tmp_path)) == pytest.approx(expected_difference(levels(12)))
     assert [file.name for file in frame_files(tmp_path)][9:] == [f"frame_{n}.png" for n in (9, 10, 11)]
     assert natural_order("v2_frame10") > natural_order("v2_frame9") > natural_order("v1_frame11")
+    strange = ["1²2", "①", "a", "9", "٣", "²"]  # digits of Unicode are no numbers
+    assert sorted(strange, key=natural_order)[:2] == ["1²2", "9"]
 
 
 def test_every_kind_of_image_is_a_frame(tmp_path):
@@ -251,7 +253,7 @@ AS_EXIF_SAYS = {
 
 
 @pytest.mark.parametrize("orientation", AS_EXIF_SAYS)
-@pytest.mark.parametrize("suffix", ["png", "jpg", "webp"])
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "tif"])
 def test_images_are_upright_as_exif_says(tmp_path, orientation, suffix):
     stored = np.random.default_rng(1).integers(0, 256, (4, 6, 3), np.uint8).repeat(16, 0).repeat(16, 1)
     exif = Image.Exif()
@@ -259,7 +261,8 @@ def test_images_are_upright_as_exif_says(tmp_path, orientation, suffix):
     for place in range(2):
         Image.fromarray(stored).save(tmp_path / f"{place}.{suffix}", exif=exif, quality=95)
     with Image.open(tmp_path / f"0.{suffix}") as image:
-        decoded = np.asarray(image.convert("RGB"))  # of a lossy file the pixels are others
+        # Of a lossy file the pixels are others; a TIFF is lossless, and Pillow turns it.
+        decoded = stored if suffix == "tif" else np.asarray(image.convert("RGB"))
     expected = AS_EXIF_SAYS[orientation](decoded)
     shape = probe_clip(tmp_path)
     assert (shape.height, shape.width) == expected.shape[:2]
@@ -324,7 +327,17 @@ def test_a_pause_is_as_many_frames_as_it_lasts(tmp_path, suffix):
 
 def test_rounded_frame_times_are_no_pauses(tmp_path):
     path = animated(tmp_path / "a.gif", [0, 50, 100, 150, 200, 250], [30, 30, 40, 30, 30, 40])
-    assert probe_clip(path).frames == 6 and probe_clip(path).fps == pytest.approx(1000 / 30)
+    assert probe_clip(path).frames == 6 and probe_clip(path).fps == pytest.approx(30)
+
+
+@pytest.mark.parametrize("rate", range(15, 51))
+def test_a_gif_of_any_rate_has_its_frames(tmp_path, rate):
+    """Hundredths of a second between frames, rounded as encoders do."""
+    times = [round(100 * frame / rate) for frame in range(rate + 1)]
+    durations = [10 * (later - earlier) for earlier, later in pairwise(times)]
+    path = animated(tmp_path / "a.gif", [5 * frame for frame in range(rate)], durations)
+    shape = probe_clip(path)
+    assert shape.frames == rate and shape.fps == pytest.approx(rate, rel=0.01)
 
 
 def test_what_we_write_as_a_gif_comes_back_with_its_still_parts(tmp_path):
