@@ -36,6 +36,11 @@ def visible(text: str) -> str:
     return UNSAFE.sub(lambda one: " " if one[0].isspace() else one[0].encode("unicode_escape").decode(), text)
 
 
+def say(text: str) -> None:
+    """Print text, line by line as `visible` has it."""
+    print("\n".join(map(visible, text.split("\n"))))
+
+
 def visible_json(text: str) -> str:
     """JSON that means the same, in which no character is one that a terminal obeys or UTF-8 cannot hold."""
     return UNSAFE.sub(

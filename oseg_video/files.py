@@ -33,6 +33,19 @@ class FileError(OsegVideoError):
     """A file or folder that cannot or must not be written; the message names it."""
 
 
+def expanded(path: Path | str) -> Path:
+    """The path, with a home folder in the place of `~`. Raises FileError where there is none, and for a path
+    that no file can have."""
+    try:
+        if b"\0" in os.fsencode(path):
+            raise FileError(f"{str(path)!r} has a NUL, which no file's name can have")
+        return Path(path).expanduser()
+    except UnicodeEncodeError:
+        raise FileError(f"{str(path)!r} has a letter that no file's name can have") from None
+    except RuntimeError:
+        raise FileError(f"{path}: there is no home folder of that name") from None
+
+
 def check_place(path: Path, *, folder: bool = False, overwrite: bool = True) -> None:
     """Refuse, before any work, a place in which something is that must stay. Raises FileError.
 

@@ -23,8 +23,8 @@ from oseg_video.cli.parsing import (
     UsageError,
     add_command,
     add_quiet_flags,
+    folder_flag,
     names,
-    require_folder,
     whole_number,
 )
 from oseg_video.config import find_recipe
@@ -95,7 +95,7 @@ def _run(options: argparse.Namespace) -> int:
         from oseg_video.comparison.explain import explain_comparison
 
         with tempfile.TemporaryDirectory(prefix="oseg-video-") as images:
-            print(explain_comparison(_recipe(options, Path(images))))
+            console.say(explain_comparison(_recipe(options, Path(images))))
         return 0
     if options.out is None:
         raise UsageError("the following arguments are required: --out")
@@ -103,7 +103,7 @@ def _run(options: argparse.Namespace) -> int:
         raise UsageError(
             f"--out must be a folder of this machine, which a browser can open, got {options.out}"
         )
-    require_folder(options.out)
+    options.out = folder_flag(options.out)
     if options.dry_run:
         with tempfile.TemporaryDirectory(prefix="oseg-video-") as images:
             return _dry_run(options, _recipe(options, Path(images)))
@@ -125,7 +125,7 @@ def _run(options: argparse.Namespace) -> int:
     )
     print(done.table)
     summary = done.summary
-    print(f"{summary.done} of {summary.total} clips, {summary.made} of them made now: {done.page}")
+    console.say(f"{summary.done} of {summary.total} clips, {summary.made} of them made now: {done.page}")
     warn = console.logger.warning
     for one in summary.failed:
         warn(f"failed: {one.file}: {one.reason}")
@@ -157,10 +157,10 @@ def _dry_run(options: argparse.Namespace, recipe: ComparisonRecipe) -> int:
         seconds_per_pass=options.seconds_per_pass,
         retry_failed=options.retry_failed,
     )
-    print("\n".join(describe(found)))
-    print(f"metrics: {', '.join(metrics)}")
+    console.say("\n".join(describe(found)))
+    console.say(f"metrics: {', '.join(metrics)}")
     for method, baseline in baselines.items():
-        print(f"difference: {method} minus {baseline}")
+        console.say(f"difference: {method} minus {baseline}")
     return 0
 
 

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+from oseg_video.files import expanded
 from oseg_video.types import OsegVideoError
 
 Commands = Any
@@ -29,10 +30,14 @@ def require_there(kind: str, *paths: str) -> None:
             pass
 
 
-def require_folder(place: str | None) -> None:
-    """Refuse, with a UsageError, a file where a folder of results would have to be made."""
-    if place and os.path.exists(place) and not os.path.isdir(place):
-        raise UsageError(f"cannot write into {place}: it is a file")
+def folder_flag(place: str) -> str:
+    """A flag's folder of results, `~` expanded, or its URL. Raises FileError, UsageError for a file."""
+    if "://" in place:
+        return place
+    folder = expanded(place)
+    if os.path.exists(folder) and not os.path.isdir(folder):
+        raise UsageError(f"cannot write into {folder}: it is a file")
+    return str(folder)
 
 
 class Parser(argparse.ArgumentParser):

@@ -14,8 +14,8 @@ from oseg_video.cli.parsing import (
     UsageError,
     add_command,
     add_quiet_flags,
+    folder_flag,
     numbers,
-    require_folder,
     whole_number,
 )
 from oseg_video.cli.ranks import is_rank, ran_on_ranks, rank_count
@@ -92,7 +92,7 @@ def _run(options: argparse.Namespace) -> int:
     options.setting_blocks = "0"  # the probe goes through all of them, whatever the recipe's
     job = job_of(options)
     rank_count(options, free="")
-    out = Path(options.out)
+    out = Path(folder_flag(options.out))
     if not is_rank():
         _check_folder(out)
         announce_loading()
@@ -121,7 +121,6 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _check_folder(out: Path) -> None:
-    require_folder(str(out))
     for name in FILES:
         check_place(out / name)
 

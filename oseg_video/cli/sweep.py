@@ -18,7 +18,7 @@ from oseg_video.cli.axes import (
     worker_options,
 )
 from oseg_video.cli.output import announce_loading
-from oseg_video.cli.parsing import Commands, add_command, add_quiet_flags, require_folder
+from oseg_video.cli.parsing import Commands, add_command, add_quiet_flags, folder_flag
 from oseg_video.config import find_recipe
 
 if TYPE_CHECKING:
@@ -60,7 +60,8 @@ def _run(options: argparse.Namespace) -> int:
     from oseg_video.sweeps.recipe import read_sweep
 
     recipe = with_flags(read_sweep(find_recipe(options.recipe, "sweeps", "tables")), options)
-    require_folder(options.out or recipe.out)
+    if place := options.out or recipe.out:
+        options.out = folder_flag(place)
     announce_loading()
     from oseg_video.sweeps.estimate import describe
     from oseg_video.sweeps.launch import dry_run, sweep
@@ -73,7 +74,10 @@ def _run(options: argparse.Namespace) -> int:
             seconds_per_pass=options.seconds_per_pass,
             retry_failed=options.retry_failed,
         )
-        print(json.dumps(found.to_dict()) if options.json else "\n".join(describe(found)))
+        if options.json:
+            print(json.dumps(found.to_dict()))
+        else:
+            console.say("\n".join(describe(found)))
         return 0
     summary = sweep(
         recipe,
@@ -82,8 +86,8 @@ def _run(options: argparse.Namespace) -> int:
         on_record=lambda settled: _print_record(settled, options),
     )
     if not options.json:
-        there = f"{summary.done} of {summary.total} clips are in {options.out or recipe.out}"
-        print(f"{there}, {summary.made} of them made now")
+        there = f"{summary.done} of {summary.total} clips are in {options.out}"
+        console.say(f"{there}, {summary.made} of them made now")
     if summary.failed:
         console.logger.warning(f"{len(summary.failed)} clips failed; --retry-failed tries them again")
     return 0 if summary.done == summary.total else 1

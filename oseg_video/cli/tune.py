@@ -24,7 +24,7 @@ from oseg_video.cli.parsing import (
     UsageError,
     add_command,
     add_quiet_flags,
-    require_folder,
+    folder_flag,
     whole_number,
 )
 from oseg_video.config import find_recipe
@@ -74,7 +74,7 @@ def _run(options: argparse.Namespace) -> int:
     check_dry_run_flags(options)
     if "://" in options.out:
         raise UsageError(f"--out must be a folder of this machine, which metrics read, got {options.out}")
-    require_folder(options.out)
+    options.out = folder_flag(options.out)
     recipe = _recipe(options)
     announce_loading()
     if options.dry_run:
@@ -82,8 +82,8 @@ def _run(options: argparse.Namespace) -> int:
     from oseg_video.tuning.tune import tune
 
     done = tune(recipe, Path(options.out), options=metric_options(options), **worker_options(options))
-    print("\n".join(done.words))
-    print(f"{done.recipe} is for generate --config; tables, plot and page are beside it")
+    console.say("\n".join(done.words))
+    console.say(f"{done.recipe} is for generate --config; tables, plot and page are beside it")
     if not done.complete:
         console.logger.warning("clips or metric values are missing; --retry-failed tries failed clips again")
     return 0 if done.complete else 1
@@ -102,11 +102,11 @@ def _dry_run(options: argparse.Namespace, recipe: TuneRecipe) -> int:
         seconds_per_pass=options.seconds_per_pass,
         retry_failed=options.retry_failed,
     )
-    print("\n".join(describe(plan)))
+    console.say("\n".join(describe(plan)))
     print("\nsearch, with the first arms in the place of those that will stay:")
-    print("\n".join(describe_sweep(searched)))
+    console.say("\n".join(describe_sweep(searched)))
     print("\ntest, with the first arm of every method in the place of its best:")
-    print("\n".join(describe_sweep(tested)))
+    console.say("\n".join(describe_sweep(tested)))
     return 0
 
 

@@ -30,7 +30,7 @@ from oseg_video.evaluation.metrics.base import MetricOptions
 from oseg_video.evaluation.results import Reported, evaluation_versions
 from oseg_video.evaluation.rows import file_state
 from oseg_video.evaluation.tables import as_json, as_markdown
-from oseg_video.files import check_place, read_text, write_text
+from oseg_video.files import check_place, expanded, read_text, write_text
 from oseg_video.jobs.counted import count_job
 from oseg_video.sweeps.launch import sweep
 from oseg_video.sweeps.recipe import SweepRecipe
@@ -87,20 +87,20 @@ def compare(
 
     What can be refused before the first clip is made is. Raises OsegVideoError.
     """
-    options = options or MetricOptions()
+    options, out = options or MetricOptions(), expanded(out)
     metrics, baselines = check_comparison(recipe, metrics, baseline=baseline, options=options)
     for name in (RESULTS, TABLE, PAGE):
-        check_place(Path(out) / name)
-    folder = Path(out) / CLIPS
+        check_place(out / name)
+    folder = out / CLIPS
     summary = sweep(recipe, str(folder), workers=workers, retry_failed=retry_failed, on_record=on_record)
     if not summary.done:
         raise CompareError(f"none of the {summary.total} clips could be made: {summary.failed[0].reason}")
     found = made_clips(summary, folder, lambda one: _of(recipe, one))
-    results, table = _results(found, Path(out), metrics, baselines, reported, options)
+    results, table = _results(found, out, metrics, baselines, reported, options)
     gaps = [
         Gap(one.prompt, one.image, one.seed, _of(recipe, one), one.reason or "") for one in summary.failed
     ]
-    page = Path(out) / PAGE
+    page = out / PAGE
     columns = [label(recipe, model, method) for model in recipe.models for method in recipe.methods]
     write_page(page, found.clips, columns, gaps=gaps, results=results)
     return Comparison(summary, results, table, page)

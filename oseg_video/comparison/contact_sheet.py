@@ -164,7 +164,9 @@ def _strip(clip: ClipFile, frames: int, height: int) -> Image.Image:
     # To the end: a clip may be damaged further on.
     seen = {frame.index: frame.rgb_HWC for frame in stream_clip(clip.path) if frame.index in chosen}
     if len(seen) < len(chosen):
-        raise MediaError(f"cannot read {clip.path}: it has fewer than the {clip.frames} frames that it tells of")
+        raise MediaError(
+            f"cannot read {clip.path}: it has fewer than the {clip.frames} frames that it tells of"
+        )
     width = _frame_width(clip, height)
     strip = Image.new("RGB", (_width_of(count, width), height), _PAPER)
     # Sharp pixels where a small clip is enlarged.

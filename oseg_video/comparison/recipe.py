@@ -66,7 +66,10 @@ def read_comparison(
     starts_from_real = False
     if isinstance(prompts, dict) and {*prompts} == {"first_frames"}:
         starts_from_real = True
-        names = read_prompts(path.parent / str(prompts["first_frames"]))[: first_only or limit]
+        listed = read_prompts(path.parent / str(prompts["first_frames"]))
+        names = listed[: first_only or limit]
+        if len(listed) > 1:
+            limit = None  # of the seeds all, although one name may be left
         if real is None or not real.is_dir():
             raise ConfigError(
                 f"{path.name} starts from first frames of real clips: --reference must be their folder, "

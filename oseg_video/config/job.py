@@ -63,13 +63,17 @@ class GenerateJob:
         INTEGER, "sampling steps", low=1, high=1000, aliases=("--num-inference-steps",), group="clip"
     )
     frames: int = setting(
-        INTEGER, "pixel frames of the clip (sdxl: 1)", low=1, aliases=("--num-frames",), group="clip"
+        INTEGER,
+        "pixel frames of the clip (of images: 1)",
+        low=1,
+        aliases=("--num-frames",),
+        group="clip",
     )
     height: int = setting(INTEGER, "height in pixels", low=1, group="clip")
     width: int = setting(INTEGER, "width in pixels", low=1, group="clip")
     fps: float | None = setting(
         NUMBER,
-        "frames per second; ltx and svd heed it as well",
+        "frames per second; ltx, ltx2 and svd heed it as well",
         default=None,
         low=0.1,
         high=1000,
@@ -137,7 +141,7 @@ class GenerateJob:
     )
     format: str | None = setting(
         TEXT,
-        "format of the clips in a folder: mp4 where it is left out; sdxl makes png images",
+        "format of the clips in a folder: mp4 where it is left out; models of images make png",
         default=None,
         choices=FORMATS,
         group="output",

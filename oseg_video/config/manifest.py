@@ -264,7 +264,7 @@ def _find_text(path: Path) -> tuple[str, Path]:
             )
         return beside.read_text(encoding="utf-8"), beside
     except OSError as error:
-        raise ManifestError(f"cannot read {path}: {error.strerror}") from None
+        raise ManifestError(f"cannot read {path}: {error.strerror or 'it is damaged'}") from None
     except Exception as error:  # what Pillow raises on damaged files is of a dozen types
         if isinstance(error, ManifestError):
             raise

@@ -59,3 +59,5 @@ def _read_text(path: Path) -> str:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from None
     except UnicodeDecodeError:
         raise ConfigError(f"{path} is not UTF-8 text") from None
+    except ValueError:  # a NUL or a lone surrogate in the name
+        raise ConfigError(f"cannot read {str(path)!r}: no such file") from None

@@ -67,10 +67,14 @@ class Recipe:
     def of(self, method: str | None, weights: str = "") -> dict[str, Any]:
         """The settings with a method and with weights, neither of which need have a section."""
         below = self.extended.of(method, weights) if self.extended else {}
+        return {**below, **self.said(method, weights)}
+
+    def said(self, method: str | None, weights: str = "") -> dict[str, Any]:
+        """Those of them that the file itself says."""
         taken = guidance_keys(METHODS[method]) if method in METHODS else set()
         shared = {key: value for key, value in self.methods.get("cfg", {}).items() if key in taken}
         special = self.weights[weights].of(method) if weights in self.weights else {}
-        return {**below, **self.own, **shared, **self.methods.get(method or "", {}), **special}
+        return {**self.own, **shared, **self.methods.get(method or "", {}), **special}
 
 
 def recipe_folder() -> Path:
@@ -174,24 +178,24 @@ def resolve_job(
     """The job of flags and a configuration file, over the recipes of its model and method.
 
     Layers, later ones win: defaults of `GenerateJob`, recipe of the model with its sections of the method and
-    of the weights, `config` (a file, or the name of a shipped recipe), `flags`. Empty prompts without a
-    negative one turn the recipe's guidance scale off, and what a recipe says of text guidance or of an image
-    is left out of a job without. `family_of(model, revision)` names the recipe of a model. Raises ConfigError
-    or SettingError.
+    of the weights, `config` (a file, or the name of a shipped recipe) with its own, `flags`. Empty prompts
+    without a negative one turn the guidance scale off that neither `config` nor `flags` say themselves, and
+    what a recipe says of text guidance or of an image is left out of a job without. `family_of(model,
+    revision)` names the recipe of a model. Raises ConfigError or SettingError.
     """
-    mine = _named(config) if config else Recipe({}, {})
+    mine = _named(config) if config is not None else Recipe({}, {})
     given = {**mine.settings, **flags}
-    weights = weights_name(given.get("model", ""), image=given.get("image") is not None)
-    given = {**mine.of(mine.settings.get(METHOD), weights), **flags}
     for name, value in given.items():
         read_setting(name, value)
+    weights = weights_name(given.get("model", ""), image=given.get("image") is not None)
     family = family_of(given.get("model", JOB["model"].default), given.get("revision"))
     path = recipe_path(family)
     recipe = _read(path, ()) if path else Recipe({}, {})
     method = given.get(METHOD) or recipe.settings.get(METHOD) or DEFAULT_METHOD
-    below = recipe.of(method, weights)
-    keys = {**below, **_without_text(given, below, method), **given, METHOD: method}
-    return _without_the_useless(job_from_plain(keys), {*mine.own, *flags})
+    below = {**recipe.of(method, weights), **mine.of(method, weights)}
+    said = {**mine.said(method, weights), **flags}
+    keys = {**below, **flags, **_without_text({**below, **flags}, said, method), METHOD: method}
+    return _without_the_useless(job_from_plain(keys), {*said})
 
 
 def weights_name(model: str, *, image: bool = False) -> str:
@@ -205,16 +209,19 @@ def weights_name(model: str, *, image: bool = False) -> str:
     return Path(model).name
 
 
-def _without_text(given: Mapping[str, Any], recipe: Mapping[str, Any], method: str) -> dict[str, Any]:
-    """Without a word to guide by, the guidance scale of a recipe is off: `U + lambda (U - U~)` is left."""
+def _without_text(given: Mapping[str, Any], said: Mapping[str, Any], method: str) -> dict[str, Any]:
+    """Without a word to guide by, the guidance scale of a recipe is off: `U + lambda (U - U~)` is left.
+
+    said: the user's own words, which stay.
+    """
     prompts = given.get("prompts") or []
-    worded = any(prompt.strip() for prompt in prompts) or given.get("negative_prompt") is not None
+    worded = any(prompt.strip() for prompt in prompts) or said.get("negative_prompt") is not None
     if not prompts or worded:
         return {}
     taken = guidance_keys(method_named(method))
     # Left out, the audio's is that of the video.
-    scales = ["guidance_scale", *(["audio_guidance_scale"] if "audio_guidance_scale" in recipe else [])]
-    return {key: 1.0 for key in scales if key in taken}
+    scales = ["guidance_scale", *(["audio_guidance_scale"] if "audio_guidance_scale" in given else [])]
+    return {key: 1.0 for key in scales if key in taken and key not in said}
 
 
 def _without_the_useless(job: GenerateJob, written: set[str]) -> GenerateJob:
@@ -245,7 +252,8 @@ def _named(config: Path | str) -> Recipe:
     for family in families:
         recipe, method = _read(recipe_folder() / f"{family}.yaml", ()), name.removeprefix(f"{family}-")
         if name == family or method in recipe.methods:
-            own = {"model": family} | ({METHOD: method} if method in recipe.methods else {})
+            own = {"model": recipe.settings.get("model", family)}
+            own |= {METHOD: method} if method in recipe.methods else {}
             return Recipe(own, {}, extended=recipe)
     hint = known_or_nearest(name, recipe_names()) if name == str(config) else "and no recipe of that name"
     raise ConfigError(f"cannot read {config}: No such file or directory; {hint}")
@@ -292,13 +300,12 @@ def dump_settings(settings: Mapping[str, Any]) -> str:
     return text
 
 
-def settings_of(content: Mapping[Any, Any], path: Path, chain: tuple[Path, ...] = ()) -> dict[str, Any]:
+def settings_of(content: Mapping[Any, Any], path: Path, method: str | None = None) -> dict[str, Any]:
     """Plain settings of a mapping in the file `path`, with those of the recipe that it extends.
 
-    chain: the files that extend this one, whose return would be a circle. Raises ConfigError naming the file
-    and the key.
+    method: whose sections count. Raises ConfigError naming the file and the key.
     """
-    return dict(_recipe_of(content, path, chain).settings)
+    return _recipe_of(content, path, ()).of(method)
 
 
 def _recipe_of(content: Mapping[Any, Any], path: Path, chain: tuple[Path, ...]) -> Recipe:

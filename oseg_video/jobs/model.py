@@ -26,7 +26,7 @@ from oseg_video.jobs.activations import decoding_activations, job_activations
 from oseg_video.jobs.checks import clip_settings
 from oseg_video.jobs.image import StartImage, write_image
 from oseg_video.jobs.loading import pipeline as loading
-from oseg_video.jobs.loading.device import falls_back, refuse_large
+from oseg_video.jobs.loading.device import falls_back, refuse_large, resolve_device
 from oseg_video.jobs.loading.memory import NotEnoughMemoryError
 from oseg_video.jobs.loading.meta import empty_denoiser
 from oseg_video.jobs.outputs import ClipPlan
@@ -60,6 +60,16 @@ class ClipResult:
         return str(self.manifest.clip["sha256"])
 
 
+def check_device(source: loading.ModelSource, job: GenerateJob) -> None:
+    """Raises LoadError, before weights are read, for a device that is not fit for the job."""
+    if job.offload != "none" and resolve_device(job.device).type == "cpu":
+        raise loading.LoadError(
+            f"--offload {job.offload} needs a GPU: on the CPU there is nothing to offload to"
+        )
+    if falls_back(job.device):
+        refuse_large(job.model, empty_denoiser(source))
+
+
 class LoadedModel:
     """A pipeline with its weights. A clip does not depend on which others it made before."""
 
@@ -78,8 +88,7 @@ class LoadedModel:
         shard_weights: the ranks that share a clip's tokens share the denoiser's weights, too.
         """
         placed = dataclasses.replace(job, device=device or job.device)
-        if falls_back(placed.device):
-            refuse_large(job.model, empty_denoiser(source))
+        check_device(source, placed)
         with naming_lack_of_memory():
             self.pipe = loading.load_pipeline(
                 source,

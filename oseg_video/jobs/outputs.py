@@ -12,7 +12,7 @@ from pathlib import Path
 
 from oseg_video.config import GenerateJob
 from oseg_video.config.manifest import manifest_path
-from oseg_video.files import check_place
+from oseg_video.files import check_place, expanded
 from oseg_video.types import OsegVideoError
 
 _STEM_LETTERS = 60
@@ -79,7 +79,7 @@ def plan_clips(job: GenerateJob, *, images: bool = False) -> list[ClipPlan]:
     A clip without a prompt is named after its image. images: each clip is one image, a PNG file.
     """
     clips = [(prompt, seed) for prompt in job.prompts or (None,) for seed in job.seeds]
-    out = Path(job.out).expanduser()
+    out = expanded(job.out)
     suffix = out.suffix.lower()
     formats = {".png": "image"} if images else _FILE_FORMATS
     names_folder = job.out.endswith(("/", os.sep)) or os.path.isdir(out)
@@ -87,6 +87,8 @@ def plan_clips(job: GenerateJob, *, images: bool = False) -> list[ClipPlan]:
         if len(clips) > 1:
             what = "images" if images else "clips"
             raise OutputError(f"{len(clips)} {what} do not fit into {job.out}; give --out a folder")
+        if job.format not in (None, formats[suffix]):
+            raise OutputError(f"--format {job.format} does not fit {job.out}; leave one of them out")
         path = out.with_suffix("") if suffix == ".png" and not images else out
         return [ClipPlan(*clips[0], path, formats[suffix])]
     if not names_folder and suffix in {*_FILE_FORMATS, *_OTHER_FILES}:

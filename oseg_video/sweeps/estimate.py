@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from oseg_video.jobs.counted import count_job
+from oseg_video.sweeps.recipe import Subject
 from oseg_video.sweeps.records import Record
 from oseg_video.sweeps.table import Variation
 
@@ -134,13 +135,9 @@ def _share(variation: Variation, records: Sequence[Record], retry_failed: bool) 
 
 
 def _belongs(one: Record, variation: Variation) -> bool:
+    subject = Subject(prompt=one.prompt, image=one.image)
     first = variation.subjects[0]
-    return (one.model, one.method, one.prompt is None, one.image is None) == (
-        variation.model,
-        variation.method,
-        first.prompt is None,
-        first.image is None,
-    )
+    return (one.model, one.method, subject.kind) == (variation.model, variation.method, first.kind)
 
 
 def _place(share: Share) -> tuple[Any, ...]:

@@ -10,6 +10,8 @@ import torch
 from oseg_video import console
 from oseg_video.jobs.counted import idle_reason
 from oseg_video.jobs.loading.hub import HubError
+from oseg_video.jobs.loading.pipeline import find_model
+from oseg_video.jobs.model import check_device
 from oseg_video.sweeps.engines.base import Engine
 from oseg_video.sweeps.engines.cluster import RayActors
 from oseg_video.sweeps.engines.local import InProcess, Processes
@@ -77,6 +79,7 @@ def make_variations(
             if engine.size * gpus > 1:
                 _require_free_gpus(variations)
             items = build_table(variations)
+            _require_fit_devices(variations)
         for variation in variations:
             if idle := idle_reason(variation.job):
                 console.logger.warning(f"warning: {variation.method} on {variation.model}: {idle}")
@@ -145,6 +148,16 @@ def _local_engine(store: Store, workers: int | None, gpus: int) -> Engine:
         [worker * gpus + rank if present else None for rank in range(gpus)] for worker in range(workers)
     ]
     return Processes(store.location, groups)
+
+
+def _require_fit_devices(variations: Sequence[Variation]) -> None:
+    """Once for all clips of a job's model and device: in a worker each of them would fail."""
+    seen = set()
+    for job in (variation.job for variation in variations):
+        place = job.model, job.revision, job.image is None, job.device, job.offload
+        if place not in seen:
+            check_device(find_model(job.model, job.revision, image=job.image is not None), job)
+        seen.add(place)
 
 
 def _require_free_gpus(variations: Sequence[Variation]) -> None:

@@ -27,7 +27,7 @@ from oseg_video.config import ConfigError, read_setting
 from oseg_video.config.job import MOST_CLIPS
 from oseg_video.config.keys import JOB
 from oseg_video.config.prompts import read_prompts, read_vbench_prompts
-from oseg_video.config.recipes import settings_of
+from oseg_video.config.recipes import SECTIONS, WEIGHTS, settings_of
 from oseg_video.config.strict_yaml import load_yaml
 from oseg_video.guidance.methods import METHODS
 from oseg_video.settings.suggest import known_or_nearest
@@ -49,6 +49,11 @@ class Subject:
     prompt: str | None = None
     image: str | None = None
     """Path of the image."""
+
+    @property
+    def kind(self) -> tuple[bool, bool, bool]:
+        """Subjects of one kind have the settings of a job in common: those with words, with an image."""
+        return self.prompt is None, not (self.prompt or "").strip(), self.image is None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -181,6 +186,8 @@ def _images(folder: Path) -> tuple[Subject, ...]:
         files = sorted(file for file in folder.iterdir() if file.suffix.lower() in _IMAGE_SUFFIXES)
     except OSError as error:
         raise ConfigError(f"cannot read {folder}: {error.strerror}") from None
+    except ValueError:  # a NUL or a lone surrogate in the name
+        raise ConfigError(f"cannot read {str(folder)!r}: no such folder") from None
     if not files:
         raise ConfigError(f"{folder} has no images ({', '.join(sorted(_IMAGE_SUFFIXES))})")
     return tuple(Subject(image=str(file)) for file in files)
@@ -213,7 +220,7 @@ def _named(
 
 
 def _method_settings(name: str, settings: Any, path: Path) -> dict[str, Any]:
-    given = _settings(settings, path, (*_AXES, "model"), f"methods: {name}")
+    given = _settings(settings, path, (*_AXES, "model"), f"methods: {name}", method=name)
     if "guidance" not in given and name not in METHODS:
         raise SettingError(f"unknown method {name!r}; {known_or_nearest(name, METHODS)}")
     return {"guidance": name, **given}
@@ -223,10 +230,17 @@ def _model_settings(name: str, settings: Any, path: Path) -> dict[str, Any]:
     return {"model": name, **_settings(settings, path, (*_AXES, "guidance"), f"models: {name}")}
 
 
-def _settings(settings: Any, path: Path, elsewhere: tuple[str, ...], where: str) -> dict[str, Any]:
+def _settings(
+    settings: Any, path: Path, elsewhere: tuple[str, ...], where: str, method: str | None = None
+) -> dict[str, Any]:
     if not isinstance(settings, dict):
         raise SettingError(f"{where} must be a mapping of settings, got {settings!r}")
-    given = settings_of(settings, path)
+    given = settings_of(settings, path, settings.get("guidance", method))
+    for name in (SECTIONS, WEIGHTS):
+        if name in settings:
+            raise SettingError(
+                f"{where}: {name} are sections of a recipe of generate, and cannot be set here"
+            )
     for name in given:
         if name in elsewhere:
             raise SettingError(f"{where}: {name} is an axis of the sweep and cannot be set here")

@@ -94,8 +94,7 @@ def plan_variations(recipe: SweepRecipe) -> list[Variation]:
     """Every model with every method, model by model. Looks at no model. Raises OsegVideoError."""
     groups: dict[tuple[bool, bool, bool], list[Subject]] = {}
     for subject in recipe.subjects:
-        kind = (subject.prompt is None, not (subject.prompt or "").strip(), subject.image is None)
-        groups.setdefault(kind, []).append(subject)
+        groups.setdefault(subject.kind, []).append(subject)
     variations = []
     for model, model_settings in recipe.models.items():
         for method, method_settings in recipe.methods.items():

@@ -28,6 +28,7 @@ from oseg_video.evaluation.clips import FoundClips
 from oseg_video.evaluation.evaluate import evaluate
 from oseg_video.evaluation.metrics.base import MetricOptions
 from oseg_video.evaluation.results import Difference, Evaluation
+from oseg_video.files import expanded
 from oseg_video.sweeps.estimate import Estimate
 from oseg_video.sweeps.launch import estimate_variations, make_variations
 from oseg_video.sweeps.records import Record
@@ -78,7 +79,7 @@ def tune(
     rest is that of `sweep`. All that can be refused before the first clip is. Raises OsegVideoError.
     """
     options = options or MetricOptions()
-    out = Path(out)
+    out = expanded(out)
     plan = make_plan(recipe, options, ranking)
     check_places(plan, out)
 
@@ -139,7 +140,7 @@ def dry_run(
     searched, tested = (
         estimate_variations(
             variations,
-            str(Path(out) / CLIPS),
+            str(expanded(out) / CLIPS),
             cluster=cluster,
             seconds_per_pass=seconds_per_pass,
             retry_failed=retry_failed,

@@ -50,8 +50,8 @@ class RealClips:
 def find_real(metric: str, plan: FvdProtocol, folder: Path) -> RealClips:
     """The clips of a folder that a protocol takes. Raises EvaluationError if they are too few."""
     found = find_images(folder) if plan.still else find_clips([folder])
-    for name, reason in found.left_out.items():
-        console.logger.info("not part of the reference: %s: %s", name, reason)
+    for name, why in found.left_out.items():
+        console.logger.info("not part of the reference: %s: %s", name, why)
     clips = [clip for clip in found.clips if clip.frames >= plan.span]
     for clip in clips:
         if reason := plan.refuses(f"the reference of {metric}", clip):

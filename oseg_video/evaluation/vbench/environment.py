@@ -20,6 +20,7 @@ from typing import Any
 from oseg_video.console import logger
 from oseg_video.evaluation.alone import LOCK, alone_in
 from oseg_video.evaluation.errors import VBenchError
+from oseg_video.files import expanded
 
 REQUIREMENTS = Path(__file__).with_name("requirements.txt")
 WORKER = Path(__file__).with_name("worker.py")
@@ -70,7 +71,7 @@ def set_up(*, where: Path | None = None, python: Path | None = None, detectron2:
     Stages are logged, and what pip prints is shown where those are. Raises VBenchError: wrong Python,
     folder in use for something else, disk full, packages not to be had.
     """
-    folder = (where.expanduser() if where else _noted_folder() or default_folder()).absolute()
+    folder = (expanded(where) if where else _noted_folder() or default_folder()).absolute()
     environment = Environment(folder)
     base = _interpreter(python)
     _check_folder(folder)

@@ -16,6 +16,7 @@ import torch
 from oseg_video.adapters import ModelAdapter, adapter_for_class, all_adapters
 from oseg_video.config import GenerateJob
 from oseg_video.embedded import MODELS, component_path, shared_components
+from oseg_video.files import expanded
 from oseg_video.jobs.loading import hub
 from oseg_video.jobs.loading.device import resolve_device
 from oseg_video.jobs.loading.errors import LoadError
@@ -97,7 +98,7 @@ def find_model(name: str, revision: str | None = None, *, image: bool = False) -
         adapter = families[name]
         repository = (image and adapter.image_repository) or adapter.hub_repository
         return _find_repository(name, repository, revision)
-    path = Path(name).expanduser()
+    path = expanded(name)
     if path.is_dir():
         return _find_directory(name, path)
     if path.exists():
@@ -138,8 +139,6 @@ def load_pipeline(
     """
     device = resolve_device(job.device)
     dtype = resolve_dtype(job.dtype, device)
-    if job.offload != "none" and device.type == "cpu":
-        raise LoadError(f"--offload {job.offload} needs a GPU: on the CPU there is nothing to offload to")
     if shard_weights:
         check_shareable(source.adapter, mesh.sequence.size, job.offload)
     absent = encoder_components(source.index) if mesh.clip.rank > 0 else []

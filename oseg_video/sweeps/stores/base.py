@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
@@ -21,6 +22,12 @@ ASIDE = ".damaged"
 def aside(name: str) -> str:
     """Where in a store something goes that stood in the place of a clip."""
     return f"{ASIDE}/{time.time_ns()}-{name}"
+
+
+def workspace_key(name: str) -> str | None:
+    """The item that something below `WORK` is the work on; None for what is no such work."""
+    found = re.fullmatch(r"([0-9a-f]+)-.+", name)
+    return found[1] if found else None
 
 
 class StoreError(OsegVideoError):

@@ -13,7 +13,7 @@ from pathlib import Path
 from oseg_video.config.manifest import manifest_path
 from oseg_video.files import FileError, check_place
 from oseg_video.sweeps.records import INDEX, Record, from_lines, to_lines
-from oseg_video.sweeps.stores.base import ASIDE, WORK, Stat, Store, StoreError, aside
+from oseg_video.sweeps.stores.base import ASIDE, WORK, Stat, Store, StoreError, aside, workspace_key
 from oseg_video.sweeps.stores.leases import LeaseClaims
 
 
@@ -30,7 +30,7 @@ class Bucket(Store):
         try:
             # What other machines write must be seen.
             self._files, root = fsspec.core.url_to_fs(location, use_listings_cache=False)
-        except (ImportError, ValueError, OSError) as error:
+        except Exception as error:  # of many types, by file system
             raise StoreError(f"cannot use {location}: {error}") from None
         self._root = root.rstrip("/")
         now = datetime.datetime.now(datetime.UTC)
@@ -87,10 +87,10 @@ class Bucket(Store):
 
     def discard_unfinished(self) -> None:
         with self._naming("read"):
-            works = {path.split("/")[1] for path, _ in self._find(WORK) if "-" in path.split("/")[1]}
+            works = {path.split("/")[1] for path, _ in self._find(WORK)}
         for name in works:
-            key = name.split("-")[0]
-            if self.claim(key):
+            key = workspace_key(name)
+            if key is not None and self.claim(key):
                 self._remove(f"{WORK}/{name}")
                 self.release(key)
 

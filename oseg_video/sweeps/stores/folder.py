@@ -11,9 +11,9 @@ from functools import cached_property
 from pathlib import Path
 
 from oseg_video.config.manifest import manifest_path
-from oseg_video.files import FileError, check_place, put
+from oseg_video.files import FileError, check_place, expanded, put
 from oseg_video.sweeps.records import INDEX, Record, from_lines, to_lines
-from oseg_video.sweeps.stores.base import ASIDE, WORK, Stat, Store, StoreError, aside
+from oseg_video.sweeps.stores.base import ASIDE, WORK, Stat, Store, StoreError, aside, workspace_key
 from oseg_video.sweeps.stores.claims import FileClaims
 
 
@@ -21,7 +21,7 @@ class Folder(Store):
     """A folder on a disk that all its users share."""
 
     def __init__(self, location: str) -> None:
-        self._root = Path(location).expanduser().absolute()
+        self._root = expanded(location).absolute()
         self.location = str(self._root)
         self._read = 0
         if self._root.exists() and not self._root.is_dir():
@@ -30,10 +30,12 @@ class Folder(Store):
     def listing(self, names: Iterable[str] | None = None) -> dict[str, Stat]:
         found = {}
         with self._naming("read"):
+            passed_over: type[OSError] = FileNotFoundError
             if names is None:
                 names = os.listdir(self._root) if self._root.is_dir() else ()
+                passed_over = OSError  # others' folders need not be open to us
             for name in names:
-                with contextlib.suppress(FileNotFoundError):
+                with contextlib.suppress(passed_over):
                     found[name] = _stat(self._root / name)
         return found
 
@@ -70,10 +72,9 @@ class Folder(Store):
         return False
 
     def discard_unfinished(self) -> None:
-        folders = self._work.glob("*-*") if self._work.is_dir() else ()
-        for folder in folders:
-            key = folder.name.split("-")[0]
-            if self.claim(key):
+        for folder in self._work.iterdir() if self._work.is_dir() else ():
+            key = workspace_key(folder.name)
+            if key is not None and self.claim(key):
                 shutil.rmtree(folder, ignore_errors=True)
                 self.release(key)
 

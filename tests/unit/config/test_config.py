@@ -501,3 +501,49 @@ def test_hunyuan_has_its_embedded_guidance_for_an_image_too():
         assert job.own["embedded_guidance_scale"] == 6.0
     flags = {"model": "hunyuanvideo-community/HunyuanVideo-I2V-33ch", "image": "a.png", "guidance": "cfg"}
     assert resolve(flags, family="hunyuan").own["embedded_guidance_scale"] == 1.0
+
+
+def test_sections_of_a_users_file_are_those_of_the_method_asked_for(tmp_path):
+    sections = "methods: {stg: {stg_scale: 3.25, blocks: [1]}, oseg: {oseg_scale: 2.25, blocks: [2]}}"
+    mine = write_yaml(tmp_path, f"model: embedded\n{sections}")
+    stg = resolve({"guidance": "stg"}, mine).guidance
+    assert (stg.name, stg.scale, stg.blocks) == ("stg", 3.25, (1,))
+    assert resolve({}, mine).guidance.scale == 2.25  # the method of the recipe of its model
+    named = write_yaml(tmp_path, f"guidance: oseg\n{sections}")
+    assert resolve({"guidance": "stg"}, named).guidance.blocks == (1,)
+    assert resolve({}, named).guidance.blocks == (2,)
+    # Of a shipped recipe that names another method, nothing stays that only that one has.
+    assert resolve({"guidance": "stg"}, "ltx-13b-distilled", family="ltx").guidance.blocks == (42,)
+
+
+def test_recipes_of_single_weights_name_them():
+    for name, model in (
+        ("ltx-13b-distilled", "Lightricks/LTX-Video-0.9.8-13B-distilled"),
+        ("sdxl-turbo-pag", "stabilityai/sdxl-turbo"),
+        ("sdxl-turbo.yaml", "stabilityai/sdxl-turbo"),
+        ("mochi-stg", "mochi"),
+    ):
+        seen = []
+
+        def family_of(name, revision, seen=seen):
+            seen.append(name)
+            return "ltx" if "LTX" in name else "sdxl" if "sdxl" in name else name
+
+        job = resolve_job({"prompts": ["x"]}, name, family_of=family_of)
+        assert seen == [model] and job.model == model
+
+
+def test_without_words_a_guidance_scale_of_a_recipe_is_off_and_the_users_own_is_not(tmp_path):
+    empty = {"prompts": [""]}
+    assert resolve(empty).guidance.guidance_scale == 1
+    for config in ("embedded", "embedded-oseg"):
+        assert resolve(empty, config).guidance.guidance_scale == 1
+    own = write_yaml(tmp_path, "guidance_scale: 2.5")
+    assert resolve(empty, own).guidance.guidance_scale == 2.5
+    in_section = write_yaml(tmp_path, "methods: {oseg: {guidance_scale: 2.5}}")
+    assert resolve(empty, in_section).guidance.guidance_scale == 2.5
+
+
+def test_a_config_without_a_name_is_refused():
+    with pytest.raises(ConfigError, match="cannot read"):
+        resolve({}, "")

@@ -1,5 +1,6 @@
 """The dry run of a sweep: what it counts, and what its hours rest on."""
 
+import dataclasses
 import json
 import re
 
@@ -11,9 +12,10 @@ from oseg_video.jobs.loading import hub
 from oseg_video.sweeps.engines.local import InProcess
 from oseg_video.sweeps.estimate import describe, estimate
 from oseg_video.sweeps.recipe import read_sweep
+from oseg_video.sweeps.records import record
 from oseg_video.sweeps.run import run_sweep, survey
 from oseg_video.sweeps.stores import open_store
-from oseg_video.sweeps.table import build_table, plan_variations
+from oseg_video.sweeps.table import SweepItem, build_table, plan_variations
 from tests.sweeps import GIF, table, write_recipe
 
 pytestmark = pytest.mark.slow
@@ -48,6 +50,18 @@ def test_finished_clips_give_the_time_of_a_pass(tmp_path, variations, painter):
     # Half a second for 4 passes; one clip of 4 passes and four of 5 are left.
     assert hours.hours[0] == pytest.approx((4 + 4 * 5) * 0.5 / 4 / 3600)
     assert hours.basis == "measured: 3 finished clips of the same model and size took 0.125 s a pass"
+
+
+def test_empty_prompts_and_others_are_counted_apart(tmp_path):
+    size = {"frames": 1, "height": 64, "width": 64, "steps": 2}
+    prompts = ["", "a red circle"]
+    recipe = write_recipe(tmp_path, prompts=prompts, methods=["cfg"], models=["sdxl"], settings=size)
+    empty, worded = variations = plan_variations(read_sweep(recipe))
+    assert (empty.job.prompts, worded.job.prompts) == (("",), ("a red circle",))
+    one = dataclasses.replace(empty.job, seeds=(0,))
+    records = [record(SweepItem("ab", "sdxl", "cfg", one, "image"), "done", seconds=1.0)]
+    found = estimate(variations, records)
+    assert [(share.done, share.todo) for share in found.shares] == [(1, 1), (0, 2)]
 
 
 def test_refreshed_branches_are_an_axis_like_others(tmp_path):

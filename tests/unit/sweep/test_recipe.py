@@ -101,6 +101,13 @@ def test_images_are_subjects(tmp_path):
         ({"seeds": {"count": 0}}, "seeds must be a list, or first and count"),
         ({"seeds": ["x"]}, "seeds must be an integer, got 'x'"),
         ({"out": 3}, "out must be a folder or a URL, got 3"),
+        ({"prompts": {"file": "a\0b"}}, "no such file"),
+        ({"prompts": {"images": "a\0b"}}, "no such folder"),
+        (
+            {"settings": {"methods": {"oseg": {"oseg_scale": 2}}}},
+            "settings: methods are sections of a recipe",
+        ),
+        ({"models": {"embedded": {"weights": {"x": {}}}}}, "models: embedded: weights are sections of"),
         ({"published": {}}, "published is called reported now"),
         (
             {"seeds": {"count": 30_000}},
@@ -130,6 +137,14 @@ def test_what_cannot_be_made_is_refused_with_the_table(tmp_path, content, messag
     with pytest.raises(OsegVideoError) as refused:
         table(tmp_path, **content)
     assert message in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_a_method_extends_a_recipe_with_its_section(tmp_path):
+    (tmp_path / "base.yaml").write_text("steps: 3\nmethods: {oseg: {oseg_scale: 7}, stg: {stg_scale: 5}}")
+    methods = {"oseg": {"extends": "base.yaml"}, "mine": {"guidance": "stg", "extends": "base.yaml"}}
+    oseg, mine = plan_variations(read_sweep(write_recipe(tmp_path, methods=methods)))
+    assert (oseg.job.guidance.scale, mine.job.guidance.scale) == (7, 5)
+    assert oseg.job.steps == mine.job.steps == 3
 
 
 def test_flags_win_over_a_recipe(tmp_path):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from oseg_video.files import FileError
 from oseg_video.media import read_clip
 from oseg_video.sweeps.records import from_lines, record, to_lines
 from oseg_video.sweeps.run import survey
@@ -241,7 +242,45 @@ def test_what_a_dead_run_left_is_removed_and_a_living_ones_is_not(tmp_path, dead
         assert left.exists() is not dead
 
 
+def test_what_is_no_work_of_ours_is_left_alone(tmp_path, location):
+    """An index that another run is about to move, and what a program that copies folders has left."""
+    store = open_store(location)
+    store.add_records([record(table(tmp_path)[0], "pending")])
+    if "://" not in location:
+        for name in ("claims.sync-conflict-20240101", "index-20260101T000000-ab.jsonl"):
+            (tmp_path / "clips" / WORK / name).write_text("x")
+        store.discard_unfinished()
+        assert len({*(tmp_path / "clips" / WORK).glob("*-*")}) == 2
+        return
+    ours = store._path(f"{WORK}/{store._index}")
+    store._files.pipe_file(ours, b"x")  # between its writing and its move
+    other = open_store(location)
+    other.discard_unfinished()
+    assert store._files.exists(ours)
+
+
+def test_a_folder_of_others_that_cannot_be_looked_into_is_passed_over(tmp_path, monkeypatch):
+    (tmp_path / "lost+found").mkdir()
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    (tmp_path / "a.txt").write_text("x")
+    look = Path.iterdir
+
+    def refused(self):
+        if self.name == "lost+found":
+            raise PermissionError(13, "Permission denied")
+        return look(self)
+
+    monkeypatch.setattr(Path, "iterdir", refused)
+    assert list(open_store(str(tmp_path)).listing()) == ["a.txt"]
+
+
 def test_a_place_that_cannot_be_used_is_one_line(tmp_path):
+    for url in ("github://x/y", "dbfs://x", "reference://x"):
+        with pytest.raises(StoreError, match=f"cannot use {url}"):
+            open_store(url)
+    for place in ("a\0b", "a\ud800b"):
+        with pytest.raises(FileError, match="no file's name can have"):
+            open_store(place)
     (tmp_path / "file").write_text("x")
     with pytest.raises(StoreError, match="is a file; a sweep needs a folder"):
         open_store(str(tmp_path / "file"))
