@@ -60,6 +60,8 @@ class ModelAdapter(FamilySettings, ABC):
 
     # -- what the pipelines call
 
+    decodes_by: ClassVar[str | None] = None
+    """The pipeline's method that decodes a clip in several calls of the VAE; None where one call does."""
     denoiser_attributes: ClassVar[tuple[str, ...]] = ("transformer",)
     """Attributes of the pipeline that hold the denoisers; one that is None is left out."""
     sampling: ClassVar[Sampling] = Sampling()

@@ -49,7 +49,7 @@ class BlockAddress:
     def _has(self, part: str) -> bool:
         if part.isdecimal():
             return int(part) == self.position
-        return part in (self.kind, self.stage) or self.stage.startswith(f"{part}.")
+        return (bool(part) and part in (self.kind, self.stage)) or self.stage.startswith(f"{part}.")
 
 
 class BlockLayout(Protocol):

@@ -44,6 +44,7 @@ class SVDAdapter(UNetAdapter):
     denoiser_class = "UNetSpatioTemporalConditionModel"
     text = "none"
     vae_tiles = False
+    decodes_by: ClassVar[str | None] = "decode_latents"
     arguments: ClassVar[Mapping[str, str]] = {
         "image": "image",
         "height": "height",

@@ -34,11 +34,17 @@ def check_reuse(guidance: Guidance, reuse: Reuse) -> None:
             f"refresh and cache follow the plain conditional prediction, which {guidance.name} never runs; "
             f"leave them out"
         )
+    followed = reuse.cache > 0 or dict(reuse.refresh).get("perturbed", 1) != 1
+    if followed and isinstance(guidance, BlockGuidance) and guidance.draws_blocks:
+        raise SettingError(
+            f"refresh perturbed and cache follow a branch from step to step; {guidance.name} perturbs other "
+            f"blocks in each, so leave them out"
+        )
 
 
 def _reads_negative(guidance: Guidance) -> bool:
     change = getattr(guidance, "change", None)
-    return bool(guidance.blocks_used) and isinstance(change, ExtrapolateAttention)
+    return isinstance(change, ExtrapolateAttention) and not change.identity
 
 
 def check_blocks(adapter: ModelAdapter, denoiser: Denoiser, guidance: Guidance) -> None:
@@ -59,6 +65,14 @@ def check_blocks(adapter: ModelAdapter, denoiser: Denoiser, guidance: Guidance) 
             f"{guidance.name} changes how the video attends to a text, and {adapter.family} {why}"
         )
     adapter.resolve_blocks(denoiser, guidance.blocks_used)
+    if isinstance(guidance, BlockGuidance) and guidance.draws_blocks:
+        for selector in (one for blocks in values_of(guidance.blocks) for one in blocks):
+            found = adapter.resolve_blocks(denoiser, (selector,))
+            if len(found) != 1:
+                numbers = ",".join(str(one.index) for one in found)
+                raise SettingError(
+                    f"{guidance.name} draws from single blocks, and {selector} names {len(found)}: {numbers}"
+                )
     if not reads_attention(guidance):
         return
     for blocks in values_of(cast(BlockGuidance, guidance).blocks):

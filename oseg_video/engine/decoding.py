@@ -25,18 +25,18 @@ from oseg_video.types import Pipeline
 
 
 @contextmanager
-def spread_decoding(pipe: Pipeline, clip: Group) -> Iterator[None]:
+def spread_decoding(pipe: Pipeline, clip: Group, method: str | None) -> Iterator[None]:
     """Share the VAE decoding of the pipeline's calls among the ranks of `clip`, while this is open.
 
     Every rank calls the pipeline alike, and each gets the whole clip. Latents are decoded as the first rank
-    has them. VAEs other than those with a `decoder` are left alone.
+    has them. VAEs other than those with a `decoder` are left alone. method: of the pipeline, which decodes a
+    whole clip; None where its call of the VAE does.
     """
     vae = pipe.vae
     if clip.size == 1 or not isinstance(getattr(vae, "decoder", None), nn.Module):
         yield
         return
-    # SVD's pipeline calls the VAE for each chunk of frames, so there the whole is one level up.
-    owner, name = (pipe, "decode_latents") if hasattr(pipe, "decode_latents") else (vae, "decode")
+    owner, name = (vae, "decode") if method is None else (pipe, method)
     with replaced(owner, name, partial(_decode_together, vae, clip, getattr(owner, name))):
         yield
 

@@ -79,6 +79,9 @@ def guided(
         for name in adapter.denoiser_attributes
         if getattr(pipe, name, None) is not None
     }
+    if not wrapped:
+        names = " or ".join(adapter.denoiser_attributes)
+        raise UnsupportedPipelineError(f"this {type(pipe).__name__} was loaded without its {names}")
     classes = {adapter.denoiser_class, *adapter.like_denoisers}
     denoisers = {name: _unwrapped(denoiser, classes) for name, denoiser in wrapped.items()}
     runners: dict[Denoiser, BranchRunner] = {}
@@ -96,7 +99,7 @@ def guided(
     with ExitStack() as stack:
         stack.enter_context(intercepted_calls(pipe, session.sample))
         stack.enter_context(inputs_of_first_rank(pipe, mesh.clip))
-        stack.enter_context(spread_decoding(pipe, mesh.clip))
+        stack.enter_context(spread_decoding(pipe, mesh.clip, adapter.decodes_by))
         for name, denoiser in denoisers.items():
             target = _Target(name, denoiser, runners[denoiser])
             signature = denoiser_signature(wrapped[name], denoiser, adapter.denoiser_call.sample)
@@ -281,6 +284,7 @@ class _Session:
                 sample,
                 self._grid(call, sample, stream),
                 self._adapter.latents_behind(call.arguments) if stream == "video" else 0,
+                "uncond" in every,
             )
             for stream, sample in zip(self._adapter.streams, latents, strict=True)
         }

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from oseg_video.guidance.perturbations import Change, ExtrapolateAttention
+from oseg_video.guidance.scales import guides
 from oseg_video.types import TokenGrid
 
 if TYPE_CHECKING:
@@ -68,8 +69,7 @@ class Step:
     noise_level: float
     """1 is pure noise, 0 is clean."""
     pipeline_scale: Scale
-    """The guidance scale that the pipeline was called with, a tensor where it grows over the frames; at most
-    1 means that it runs no `uncond`."""
+    """The guidance scale that the pipeline was called with, a tensor where it grows over the frames."""
     memory: dict[str, Tensor] = field(default_factory=dict, compare=False)
     """What a rule keeps from step to step of one sampling run; empty at its start."""
     sample: Tensor | None = field(default=None, compare=False, repr=False)
@@ -80,6 +80,14 @@ class Step:
     predictions' last two dimensions."""
     behind: int = 0
     """Latents of such a sequence that stand behind the clip's; all others that are none of it come first."""
+    unconditional: bool | None = None
+    """Whether the pipeline runs `uncond`; None is what most do, where their scale is above 1. Wan 2.2 goes by
+    the first of its two scales, HunyuanVideo 1.5 runs it at every scale but 1."""
+
+    @property
+    def runs_uncond(self) -> bool:
+        """Whether the pipeline runs `uncond`."""
+        return guides(self.pipeline_scale) if self.unconditional is None else self.unconditional
 
 
 @dataclass(frozen=True)

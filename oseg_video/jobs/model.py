@@ -27,6 +27,7 @@ from oseg_video.jobs.checks import clip_settings
 from oseg_video.jobs.image import StartImage, write_image
 from oseg_video.jobs.loading import pipeline as loading
 from oseg_video.jobs.loading.device import falls_back, refuse_large, resolve_device
+from oseg_video.jobs.loading.errors import LoadError
 from oseg_video.jobs.loading.memory import NotEnoughMemoryError
 from oseg_video.jobs.loading.meta import empty_denoiser
 from oseg_video.jobs.outputs import ClipPlan
@@ -63,9 +64,7 @@ class ClipResult:
 def check_device(source: loading.ModelSource, job: GenerateJob) -> None:
     """Raises LoadError, before weights are read, for a device that is not fit for the job."""
     if job.offload != "none" and resolve_device(job.device).type == "cpu":
-        raise loading.LoadError(
-            f"--offload {job.offload} needs a GPU: on the CPU there is nothing to offload to"
-        )
+        raise LoadError(f"--offload {job.offload} needs a GPU: on the CPU there is nothing to offload to")
     if falls_back(job.device):
         refuse_large(job.model, empty_denoiser(source))
 

@@ -132,6 +132,9 @@ def attention_with_log_sum(
     float32, or float64 for such inputs.
     """
     aten = torch.ops.aten
+    precise = torch.promote_types(query_BMQD.dtype, torch.float32)
+    if not query_BMQD.shape[1]:  # ranks with no head; the kernels fail at them
+        return query_BMQD.to(precise), query_BMQD[..., 0].to(precise)
     if mask is not None and mask.dtype == torch.bool:
         mask = torch.zeros_like(mask, dtype=query_BMQD.dtype).masked_fill(~mask, float("-inf"))
     if query_BMQD.device.type == "cpu":
@@ -148,7 +151,6 @@ def attention_with_log_sum(
             query_BMQD, key_BMKD, value_BMKD, bias, True, scale=scale
         )
         log_sum = log_sum[..., : query_BMQD.shape[2]]
-    precise = torch.promote_types(query_BMQD.dtype, torch.float32)
     return mixed.to(precise), log_sum.to(precise)
 
 

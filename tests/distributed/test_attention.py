@@ -131,6 +131,12 @@ def test_queries_change_as_in_one_process(
         assert_close(changed, shard.take(expected, 2), rtol=1e-11, atol=1e-11)
 
 
+def test_a_rank_may_have_no_head() -> None:
+    query, key, value = (x[:, :0] for x in tensors(9, 2, 0, torch.bfloat16))
+    mixed, log_sum = attention_with_log_sum(query, key, value, None, None)
+    assert (mixed.shape, log_sum.shape) == (query.shape, query.shape[:3]) and mixed.dtype == torch.float32
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_log_sum_is_that_of_the_softmax(dtype: torch.dtype) -> None:
     query, key, value = tensors(9, 2, 0, dtype)

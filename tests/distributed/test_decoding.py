@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from oseg_video.adapters import adapter_for
 from oseg_video.engine.decoding import spread_decoding
 from oseg_video.parallel.degrees import Degrees
 from oseg_video.parallel.group import Group
@@ -99,7 +100,7 @@ def make(case: str, prepare: Callable[[Any], None], options: dict[str, Any], spr
     run = partial(BY_NAME[case].run, pipe, output_type="pt", num_inference_steps=2, **options)
     if not spread:
         return run(), len(calls)
-    with spread_decoding(pipe, clip()):
+    with spread_decoding(pipe, clip(), adapter_for(pipe).decodes_by):
         frames = run()
     require_as_before(pipe)
     return frames, len(calls)
@@ -147,7 +148,10 @@ def _failing() -> None:
         raise ValueError("this decoder fails")
 
     pipe.vae.decoder.conv_in.register_forward_hook(fail)
-    with pytest.raises(ValueError, match="this decoder fails"), spread_decoding(pipe, clip()):
+    with (
+        pytest.raises(ValueError, match="this decoder fails"),
+        spread_decoding(pipe, clip(), adapter_for(pipe).decodes_by),
+    ):
         pipe.vae.decode(torch.zeros(1, 4, 1, 6, 8))
     require_as_before(pipe)
 

@@ -22,6 +22,8 @@ from oseg_video import (
     guided,
 )
 from oseg_video.adapters import UnknownBlockError, UnsupportedPipelineError, adapter_for
+from oseg_video.guidance.methods import S2
+from oseg_video.types import SettingError
 from tests.integration.checks import ACROSS_BATCHES, state_of
 from tests.integration.families import (
     CASES,
@@ -297,8 +299,33 @@ def test_nesting_is_refused_and_the_outer_guidance_goes_on(family: Case, pipe: A
 
 
 def test_an_unknown_block_is_refused_before_any_work(family: Case, pipe: Any) -> None:
+    for selector in (":", ":1", "blocks:"):  # a part left out names nothing
+        with pytest.raises(UnknownBlockError), guided(pipe, STG(blocks=(selector,))):
+            pytest.fail("the body must not run")
     with pytest.raises(UnknownBlockError, match=f"no block {BLOCKS}.*has {BLOCKS} blocks"):
         with guided(pipe, STG(blocks=(BLOCKS,))):
+            pytest.fail("the body must not run")
+
+
+@over(MOCHI)
+def test_s2_draws_from_single_blocks_and_nothing_follows_them(case: Case, pipe: Any) -> None:
+    with pytest.raises(SettingError, match=r"s2 draws from single blocks, and all names 5: 0,1,2,3,4"):
+        with guided(pipe, S2(blocks=("all",))):
+            pytest.fail("the body must not run")
+    for reuse in (Reuse(cache=0.1), Reuse(refresh={"perturbed": 2})):
+        with pytest.raises(SettingError, match="s2 perturbs other blocks in each, so leave them out"):
+            with guided(pipe, S2(blocks=(1, 2)), reuse=reuse):
+                pytest.fail("the body must not run")
+    with guided(pipe, S2(blocks=(1, 2)), reuse=Reuse(refresh={"uncond": 2})) as report:
+        case.run(pipe, num_inference_steps=4)
+    assert any(step.estimated for step in report.steps)
+
+
+def test_a_pipeline_without_its_denoiser_is_refused() -> None:
+    pipe = MOCHI.build()
+    pipe.transformer = None
+    with pytest.raises(UnsupportedPipelineError, match="MochiPipeline was loaded without its transformer"):
+        with guided(pipe, CFG()):
             pytest.fail("the body must not run")
 
 

@@ -20,6 +20,7 @@ from oseg_video import CFG, OSEG, PAG, SEG, STG, GuidanceError, Reuse, TokenGrid
 from oseg_video.adapters import UnknownBlockError, UnsupportedPipelineError, adapter_for
 from oseg_video.adapters.base import ClipSize
 from oseg_video.engine.branches import BranchRunner
+from oseg_video.guidance.methods import Unguided
 from oseg_video.guidance.perturbations import SkipBlock
 from oseg_video.guidance.plan import Branch, Perturbation
 from tests.integration import slow
@@ -486,6 +487,20 @@ def test_cfg_is_what_the_guider_does(settings: dict[str, Any]) -> None:
     pipe.guider = ClassifierFreeGuidance(guidance_scale=3.0, **settings)
     with guided(pipe, CFG()):
         assert torch.equal(run(), stock)
+
+
+def test_a_guider_at_a_scale_below_one_runs_both_conditions() -> None:
+    pipe = built(HUNYUAN15)
+    alone = HUNYUAN15.run(pipe, guidance_scale=1.0)
+    pipe.guider = ClassifierFreeGuidance(guidance_scale=0.5)
+    with guided(pipe, Unguided()):
+        assert_close(Case.run(HUNYUAN15, pipe), alone)
+    pipe.guider = ClassifierFreeGuidance(guidance_scale=0.5)
+    stock = Case.run(HUNYUAN15, pipe)
+    pipe.guider = ClassifierFreeGuidance(guidance_scale=0.5)
+    with guided(pipe, STG(blocks=(1,), scale=1e-9)):
+        assert_close(Case.run(HUNYUAN15, pipe), stock, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(stock, alone, atol=1e-3)
 
 
 def test_the_original_formulation_counts_from_one() -> None:

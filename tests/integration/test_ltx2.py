@@ -16,7 +16,7 @@ from diffusers.pipelines.ltx2 import LTX2LatentUpsamplerModel
 from torch import Tensor
 from torch.testing import assert_close
 
-from oseg_video import APG, CFG, OSEG, PAG, SEG, STG, GuidanceError, Reuse, guided
+from oseg_video import APG, CFG, NAG, OSEG, PAG, SEG, STG, GuidanceError, Reuse, guided
 from oseg_video.adapters import adapter_for
 from oseg_video.adapters.base import ClipSize
 from oseg_video.guidance.methods import Unguided
@@ -74,6 +74,23 @@ def run(case: SoundCase, pipe: Any, *, guidance_scale: float = 3.0, **arguments:
 def official(case: SoundCase, pipe: Any, **changed: Any) -> Tensor:
     """diffusers' own guidance."""
     return run(case, pipe, spatio_temporal_guidance_blocks=[BLOCK], **{**OFFICIAL, **changed})
+
+
+@over(LTX2)
+def test_what_is_off_for_the_text_or_for_one_stream_leaves_the_rest(case: SoundCase, pipe: Any) -> None:
+    with guided(pipe, CFG(guidance_scale=1.0, modality_scale=3.0)):
+        isolated = run(case, pipe)
+    for off in ({"scale": 1.0}, {"alpha": 0.0}):
+        with guided(pipe, NAG(modality_scale=3.0, **off)):
+            assert torch.equal(run(case, pipe), isolated)
+    settings: dict[str, Any] = {"blocks": (BLOCK,), "perturb": "uncond"}
+    with guided(pipe, STG(**settings)):
+        expected = run(case, pipe, guidance_scale=5.0, audio_guidance_scale=1.0)
+    with guided(pipe, STG(**settings, guidance_scale=5.0, audio_guidance_scale=1.0)):
+        assert torch.equal(run(case, pipe, guidance_scale=5.0, audio_guidance_scale=1.0), expected)
+    STG(**settings, guidance_scale=1.0, audio_guidance_scale=5.0)
+    with pytest.raises(SettingError, match="perturb uncond needs text guidance"):
+        STG(**settings, guidance_scale=1.0)
 
 
 # -- diffusers' own guidance as oracle

@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers.models.embeddings import ImageProjection
 from torch import Tensor, nn
+from torch.overrides import _get_current_function_mode_stack
 from torch.testing import assert_close
 
 from oseg_video import NAG, GuidanceError, Reuse, Schedule, SilentGuidanceError, guided
@@ -35,6 +37,7 @@ from tests.integration.families import (
     WAN,
     Case,
     over,
+    quiet,
 )
 from tests.integration.variants import SKYREELS, WAN_5B, WAN_EXPERTS, WAN_FIRST_LAST, WAN_IMAGE, WAN_VACE
 
@@ -444,8 +447,11 @@ def test_half_precision_stays_close_to_full_precision(case: Case, pipe: Any) -> 
     assert (half.float() - full).norm() < 0.1 * full.norm()
 
 
+@pytest.mark.parametrize("error", (ZeroDivisionError, KeyboardInterrupt))
 @over(LTX, WAN, SDXL, MOCHI)
-def test_an_error_inside_an_attention_leaves_nothing_behind(case: Case, pipe: Any) -> None:
+def test_an_error_inside_an_attention_leaves_nothing_behind(
+    case: Case, pipe: Any, error: type[BaseException]
+) -> None:
     stock, before = case.run(pipe), state_of(pipe)
     adapter = adapter_for(pipe)
     denoiser = adapter.denoisers(pipe)[0]
@@ -453,15 +459,62 @@ def test_an_error_inside_an_attention_leaves_nothing_behind(case: Case, pipe: An
     attention = block.attn1 if case is MOCHI else block.attn2
 
     def fail(*_: Any) -> None:
-        raise ZeroDivisionError
+        raise error
 
+    handle = attention.to_out[0].register_forward_pre_hook(fail)
+    with pytest.raises(error), guided(pipe, NAG()):
+        case.run(pipe)
+    handle.remove()
+    assert not _get_current_function_mode_stack()
     with guided(pipe, NAG()):
         handle = attention.to_out[0].register_forward_pre_hook(fail)
-        with pytest.raises(ZeroDivisionError):
+        with pytest.raises(error):
             case.run(pipe)
         handle.remove()
         case.run(pipe)
+    assert not _get_current_function_mode_stack()
     assert state_of(pipe) == before and torch.equal(case.run(pipe), stock)
+
+
+def test_an_ip_adapter_shows_its_images_beside_both_texts() -> None:
+    """At a weight of 0 the images change nothing, at 1 they do."""
+    pipe = quiet(SD15.build())
+    width = pipe.unet.config.cross_attention_dim
+    call = {"prompt": "a cat", "negative_prompt": "bad", "num_inference_steps": 2, "height": 96, "width": 96}
+
+    def run(**arguments: Any) -> Tensor:
+        generator = torch.Generator().manual_seed(0)
+        images = pipe(**call, guidance_scale=5.0, output_type="latent", generator=generator, **arguments)
+        return torch.as_tensor(images.images)
+
+    with guided(pipe, NAG()):
+        without = run()
+    torch.manual_seed(0)
+    pipe.unet._load_ip_adapter_weights([ip_adapter_weights(pipe.unet)])
+    shown = {"ip_adapter_image_embeds": [torch.randn(2, 1, width)]}
+    with guided(pipe, NAG()) as report:
+        seen = run(**shown)
+        pipe.set_ip_adapter_scale(0.0)
+        unseen = run(**shown)
+    assert_close(unseen, without, rtol=1e-3, atol=1e-3)
+    assert not torch.allclose(seen, without, atol=1e-2) and report.block_passes == 4
+
+
+def ip_adapter_weights(unet: Any) -> dict[str, dict[str, Tensor]]:
+    """Random ones, in the layout that diffusers loads."""
+    width, inside = unet.config.cross_attention_dim, {}
+    names = [name for name in unet.attn_processors if name.endswith("attn2.processor")]
+    for place, name in enumerate(names):
+        out, _ = unet.get_submodule(name.removesuffix(".processor")).to_k.weight.shape
+        for part in ("k", "v"):
+            inside[f"{2 * place + 1}.to_{part}_ip.weight"] = torch.randn(out, width)
+    projection = ImageProjection(image_embed_dim=width, cross_attention_dim=width, num_image_text_embeds=4)
+    names_there = {"image_embeds": "proj", "norm": "norm"}
+    image = {
+        f"{names_there[name.partition('.')[0]]}.{name.partition('.')[2]}": value
+        for name, value in projection.state_dict().items()
+    }
+    return {"image_proj": image, "ip_adapter": inside}
 
 
 # -- what is refused

@@ -19,6 +19,7 @@ from oseg_video import (
     MG,
     OSEG,
     SEG,
+    STG,
     CFGZeroStar,
     GuidanceError,
     Reuse,
@@ -28,6 +29,7 @@ from oseg_video.adapters import UnknownBlockError, UnsupportedPipelineError, ada
 from oseg_video.adapters.base import ClipSize
 from oseg_video.adapters.wan import WanAdapter
 from oseg_video.engine.branches import BranchRunner
+from oseg_video.guidance.methods import Unguided
 from oseg_video.parallel.shards import Shard
 from oseg_video.settings.schedule import Schedule
 from oseg_video.types import TokenGrid
@@ -97,6 +99,27 @@ def test_both_experts_take_part(case: Case, pipe: Any, steps: int) -> None:
     experts = [[denoiser is pipe.transformer_2 for denoiser, _ in step.calls] for step in taken]
     high = steps - 2 if case is WAN_EXPERTS else 2
     assert experts == [[False, False]] * high + [[True, True]] * (steps - high)
+
+
+@pytest.mark.parametrize("second", (1.0, 0.5))
+@over(WAN_EXPERTS)
+def test_the_second_experts_scale_may_be_one_that_guides_no_other_pipeline(
+    case: Case, pipe: Any, second: float
+) -> None:
+    """It runs its unconditional branch all the same, because the first expert's scale decides."""
+    scales = {"guidance_scale_2": second, "num_inference_steps": 4}
+    stock, alone = case.run(pipe, **scales), case.run(pipe, guidance_scale=1.0, num_inference_steps=4)
+    with guided(pipe, CFG()):
+        assert torch.equal(case.run(pipe, **scales), stock)
+    with guided(pipe, CFG(), reuse=Reuse(cache=1e-6)):  # which nothing is below
+        assert_close(case.run(pipe, **scales), stock)
+    with guided(pipe, Unguided()):
+        assert_close(case.run(pipe, **scales), alone)
+    with guided(pipe, STG(blocks=(BLOCK,), scale=1e-9)):
+        assert_close(case.run(pipe, **scales), stock, rtol=1e-4, atol=1e-4)
+    with guided(pipe, CFG(interval=(0, 0.5))) as report:
+        case.run(pipe, **scales)
+    assert [len(step.passes) for step in report.steps] == [2, 2, 1, 1]
 
 
 # -- batches

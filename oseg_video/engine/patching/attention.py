@@ -53,7 +53,27 @@ def _to_all(given: AttentionArguments, spread: SpreadSequence) -> Tensor:
     return F.scaled_dot_product_attention(given.query, key, value, given.mask, scale=given.scale)
 
 
-class _Interception(TorchFunctionMode):
+class HookedMode(TorchFunctionMode):
+    """A function mode that hooks before and after a module's call enter and leave.
+
+    torch calls no hook after an interruption (Ctrl-C), so what installs the hooks has to leave it once more.
+    """
+
+    _entered = False
+
+    def enter(self) -> None:
+        """Be the innermost mode."""
+        self.__enter__()  # type: ignore[no-untyped-call]
+        self._entered = True
+
+    def leave(self) -> None:
+        """Be none any more, if it is one."""
+        if self._entered:
+            self._entered = False
+            self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+
+
+class _Interception(HookedMode):
     """Replaces the attention inside one module, from its call to its return."""
 
     def __init__(
@@ -71,16 +91,17 @@ class _Interception(TorchFunctionMode):
     def install(self, attention: nn.Module, stack: ExitStack) -> None:
         stack.callback(attention.register_forward_pre_hook(self._before).remove)
         stack.callback(attention.register_forward_hook(self._after, always_call=True).remove)
+        stack.callback(self.leave)
 
     def _before(self, _: nn.Module, __: Any) -> None:
         if self._current() is not None:
             self._count = 0
-            self.__enter__()  # type: ignore[no-untyped-call]
+            self.enter()
 
     def _after(self, _: nn.Module, __: Any, output: Any) -> None:
         if self._current() is None:
             return
-        self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+        self.leave()
         if output is not None and self._count == 0:
             raise ParallelError(
                 f"{self._name} does not attend through torch's scaled_dot_product_attention, so its tokens "

@@ -7,11 +7,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from oseg_video.adapters.denoiser import AttentionSite, VideoTokens
 from oseg_video.engine.errors import GuidanceError, SilentGuidanceError
-from oseg_video.engine.patching.attention import AttentionArguments, attention_arguments
+from oseg_video.engine.patching.attention import AttentionArguments, HookedMode, attention_arguments
 from oseg_video.engine.patching.sites import ChangedQueries, Fired, eager, in_this_thread
 from oseg_video.guidance.perturbations import AttentionView, QueryTransform
 
@@ -56,16 +55,17 @@ class ObservedAttention:
             with eager():
                 yield
         finally:
+            self._arguments.leave()
             for handle in handles:
                 handle.remove()
 
     def _before(self, _: nn.Module, __: Any) -> None:
         self._arguments = _Arguments()
-        self._arguments.__enter__()  # type: ignore[no-untyped-call]
+        self._arguments.enter()
 
     def _after(self, attention: nn.Module, args: tuple[Any, ...], kwargs: Any, output: Any) -> None:
         # Runs after the hook of ranks that share tokens, so that the attention can run again from its start.
-        self._arguments.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+        self._arguments.leave()
         if self._again or output is None:  # it failed
             return
         self._show(None)
@@ -137,7 +137,7 @@ class ObservedAttention:
         )
 
 
-class _Arguments(TorchFunctionMode):
+class _Arguments(HookedMode):
     """Notes the arguments of torch's attention function."""
 
     def __init__(self) -> None:

@@ -7,10 +7,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from oseg_video.engine.errors import SilentGuidanceError
-from oseg_video.engine.patching.attention import attention_arguments
+from oseg_video.engine.patching.attention import HookedMode, attention_arguments
 from oseg_video.engine.patching.sites import Fired, eager, in_pieces, in_this_thread
 
 _INPUTS = (1, "encoder_hidden_states"), (2, "attention_mask")
@@ -20,7 +19,7 @@ Combine = Callable[[Tensor, Tensor], Tensor]
 """What goes on, [B, S, C], of what attention mixes of a text and of the other text."""
 
 
-class TwoTexts(TorchFunctionMode):
+class TwoTexts(HookedMode):
     """One cross-attention whose queries also look at another text, for as long as it is installed.
 
     The attention is given that text behind its own, as the block has made it of both. Its processor sees its
@@ -58,6 +57,7 @@ class TwoTexts(TorchFunctionMode):
             before, after = in_this_thread(self._before), in_this_thread(self._after)
             stack.callback(attention.register_forward_pre_hook(before, with_kwargs=True).remove)
             stack.callback(attention.register_forward_hook(after, always_call=True).remove)
+            stack.callback(self.leave)
             stack.enter_context(eager())
             yield
 
@@ -70,15 +70,18 @@ class TwoTexts(TorchFunctionMode):
         self._own, self._seen = -1, False
         given = {**dict(enumerate(args)), **kwargs}
         text, mask = (name if name in given else place for place, name in _INPUTS)
-        own = given[text].shape[1] - self._count
-        given[text], self._text_BTC = given[text].tensor_split((own,), dim=1)
+        # With an IP-Adapter: the text, and what is seen of images.
+        texts, *images = given[text] if isinstance(given[text], tuple) else (given[text],)
+        own = texts.shape[1] - self._count
+        texts, self._text_BTC = texts.tensor_split((own,), dim=1)
+        given[text] = (texts, *images) if images else texts
         if given.get(mask) is not None:
             given[mask], self._mask = given[mask].tensor_split((own,), dim=-1)
-        self.__enter__()  # type: ignore[no-untyped-call]
+        self.enter()
         return tuple(given.pop(place) for place in range(len(args))), given
 
     def _after(self, _: nn.Module, __: Any, output: Any) -> None:
-        self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+        self.leave()
         if output is None:  # it failed
             return
         if not self._seen:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from oseg_video.guidance.plan import (
     StepPlan,
     Stream,
 )
-from oseg_video.guidance.scales import guides, is_off, same_scale, shown
+from oseg_video.guidance.scales import is_off, same_scale, shown
 from oseg_video.settings import check_settings, setting, settings_of
 from oseg_video.settings.kinds import BLOCKS, INTERVAL, SCALE, TEXT, Blocks, Kind
 from oseg_video.settings.schedule import Interval, Schedule, value_at, values_of
@@ -152,8 +153,10 @@ class ScaledGuidance(Guidance):
             return self
         own = {name: getattr(self, name) for name in settings_of(self) if name.startswith("audio_")}
         given = {name.removeprefix("audio_"): value for name, value in own.items() if value is not None}
-        changed: dict[str, Any] = {**dict.fromkeys(own), **given}
-        return dataclasses.replace(self, **changed)
+        heard = copy.copy(self)  # not made anew: what a method asks of both streams need not hold for one
+        for name, value in {**dict.fromkeys(own), **given}.items():
+            object.__setattr__(heard, name, value)
+        return heard
 
     @property
     def blocks_used(self) -> Blocks:
@@ -171,7 +174,7 @@ class ScaledGuidance(Guidance):
         if self.guidance_scale is not None:
             return value_at(self.guidance_scale, step.noise_level)
         scale = step.pipeline_scale
-        if not guides(scale):
+        if not step.runs_uncond:
             return 1.0
         if isinstance(scale, int | float):
             return scale
@@ -185,32 +188,37 @@ class ScaledGuidance(Guidance):
         if text.zeroes(step):
             return StepPlan({"cond": Branch("cond")}, "0", _zero, of_prediction=True)
         isolates = self._isolated_scale(step) != 0
+        branches = {"uncond": Branch("uncond"), "cond": Branch("cond")}
+        plain = text.is_pipelines_rule and value_at(self.rescale, step.noise_level) == 0 and not isolates
+        if plain and step.runs_uncond and same_scale(scale, step.pipeline_scale):
+            return StepPlan(branches, text.formula(scale, "U"))
         if is_off(scale):
             if not text.acts_alone and not isolates:
                 return self._plain_plan(step)
             alone = partial(_shaped_alone, text, step)
             return self._with_rule({"cond": Branch("cond")}, text.shown_shaped("C"), alone, step)
-        branches = {"uncond": Branch("uncond"), "cond": Branch("cond")}
-        plain = text.is_pipelines_rule and value_at(self.rescale, step.noise_level) == 0
-        if plain and not isolates and same_scale(scale, step.pipeline_scale):
-            return StepPlan(branches, text.formula(scale, "U"))
         rule = partial(_text_alone, text, scale, step)
         return self._with_rule(branches, text.formula(scale, "U"), rule, step)
 
     def _plain_plan(self, step: Step) -> StepPlan:
         """`C` as it is."""
-        return StepPlan({"cond": Branch("cond")}, "C", _cond_alone if guides(step.pipeline_scale) else None)
+        return StepPlan({"cond": Branch("cond")}, "C", _cond_alone if step.runs_uncond else None)
 
-    def _with_rule(self, branches: Mapping[str, Branch], formula: str, rule: Rule, step: Step) -> StepPlan:
-        """The plan, its rule followed by the push away from isolated streams and by the rescaling."""
+    def _with_rule(
+        self, branches: Mapping[str, Branch], formula: str, rule: Rule, step: Step, cond: str = "C"
+    ) -> StepPlan:
+        """The plan, its rule followed by the push away from isolated streams and by the rescaling.
+
+        cond: what the branch `cond` is called.
+        """
         if (away := self._isolated_scale(step)) != 0:
             branches = {**branches, "isolated": Branch("cond", Perturbation((ALL_BLOCKS,), IsolateStreams()))}
-            formula = f"{formula} + {away:g} (C - M)"
+            formula = f"{formula} + {away:g} ({cond} - M)"
             rule = partial(_pushed_from_isolated, rule, away)
         factor = value_at(self.rescale, step.noise_level)
         if factor == 0:
             return StepPlan(branches, formula, rule)
-        formula = f"{formula}, rescaled to std(C) by {factor:g}"
+        formula = f"{formula}, rescaled to std({cond}) by {factor:g}"
         return StepPlan(branches, formula, partial(_rescaled, rule, factor))
 
 
@@ -325,6 +333,9 @@ class BlockGuidance(ScaledGuidance):
         sound=True,
     )
 
+    draws_blocks: ClassVar[bool] = False
+    """Whether it perturbs some of its blocks, others in every step."""
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self._perturbs and not any(values_of(self.blocks)):
@@ -432,8 +443,10 @@ class PerturbedGuidance(PushedGuidance):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        given = () if self.guidance_scale is None else values_of(self.guidance_scale)
-        if given and self.perturb == "uncond" and self._perturbs and all(scale == 1 for scale in given):
+        scales = self.guidance_scale, self.audio_guidance_scale
+        given = [value for scale in scales if scale is not None for value in values_of(scale)]
+        off = self.guidance_scale is not None and all(scale == 1 for scale in given)
+        if off and self.perturb == "uncond" and self._perturbs:
             raise SettingError(
                 "perturb uncond needs text guidance, a guidance_scale other than 1: without it there is no "
                 "unconditional prediction to perturb; use cond"

@@ -73,7 +73,7 @@ class NAG(ScaledGuidance):
 
     @property
     def blocks_used(self) -> Blocks:
-        return () if self.change.identity else _ALL
+        return super().blocks_used if self.change.identity else _ALL
 
     @property
     def largest_guidance_scale(self) -> float | None:
@@ -92,7 +92,7 @@ class NAG(ScaledGuidance):
         if not is_off(scale):
             branches = {"uncond": Branch("uncond"), **branches}
             formula = f"C~ + {shown(scale, less=1)} (C~ - U)"
-        return self._with_rule(branches, formula, partial(_rule, scale), step)
+        return self._with_rule(branches, formula, partial(_rule, scale), step, "C~")
 
     def _text_scale(self, step: Step) -> Scale:
         return 1.0 if self.guidance_scale is None else super()._text_scale(step)

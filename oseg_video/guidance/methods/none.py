@@ -7,7 +7,6 @@ from typing import ClassVar
 
 from oseg_video.guidance.methods.base import Guidance, guidance_method
 from oseg_video.guidance.plan import Branch, Step, StepPlan
-from oseg_video.guidance.scales import guides
 
 
 @guidance_method
@@ -25,4 +24,4 @@ class Unguided(Guidance):
     def plan(self, step: Step) -> StepPlan:
         from oseg_video.guidance.methods.base import _cond_alone
 
-        return StepPlan({"cond": Branch("cond")}, "C", _cond_alone if guides(step.pipeline_scale) else None)
+        return StepPlan({"cond": Branch("cond")}, "C", _cond_alone if step.runs_uncond else None)

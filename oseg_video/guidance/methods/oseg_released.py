@@ -55,7 +55,7 @@ class OSEGReleased(BlockGuidance):
             "cond": Branch("cond"),
             "uncond_perturbed": Branch("uncond", self._perturbation(blocks)),
         }
-        if self.skip_conditional:
+        if self.skip_conditional and perturbed_scale != 0:
             branches["cond_perturbed"] = Branch("cond", self._perturbation(blocks, SkipBlock()))
         scale = self._text_scale(step)
         away = "C~" if self.skip_conditional else "C"

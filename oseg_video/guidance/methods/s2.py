@@ -30,6 +30,7 @@ class S2(PerturbedGuidance):
     """
 
     name: ClassVar[str] = "s2"
+    draws_blocks: ClassVar[bool] = True
 
     scale: float | Schedule[float] = setting(
         SCALE,
