@@ -250,10 +250,15 @@ def cost_of_reuse(
 
 
 def with_text(found: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
-    """Methods for `cost_of_reuse`; OSEG has the reference that does best with text, as in the recipe."""
+    """Methods for `cost_of_reuse`; OSEG has the reference that does best with text, as in the recipe.
+
+    And CFG at OSEG's scale of the text: the larger it is, the less a branch keeps.
+    """
+    cfg, oseg = found["plain"]["cfg"]["guidance"], found["with text"]["oseg frame"]["guidance"]
     return {
-        "CFG": found["plain"]["cfg"]["guidance"],
-        "OSEG frame with text": found["with text"]["oseg frame"]["guidance"],
+        "CFG": cfg,
+        "CFG at OSEG's text scale": {**cfg, "guidance_scale": oseg["guidance_scale"]},
+        "OSEG frame with text": oseg,
         "STG with text": found["with text"]["stg"]["guidance"],
     }
 
