@@ -10,6 +10,7 @@ import signal
 import stat
 import tempfile
 import time
+from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,7 +19,8 @@ import pytest
 import torch
 
 from oseg_video.cli import _speaks_for_all, main
-from oseg_video.cli.ranks import is_rank
+from oseg_video.cli.parsing import UsageError
+from oseg_video.cli.ranks import is_rank, ran_on_ranks
 from oseg_video.jobs.launch import FOLDER_PREFIX, INTERRUPTED, _in_environment, start_rank
 from oseg_video.jobs.ranks import ONE_MACHINE, Ranks
 from oseg_video.media import read_clip
@@ -174,8 +176,14 @@ def test_the_process_that_starts_ranks_is_none_of_them(monkeypatch: pytest.Monke
     with _in_environment("OMP_NUM_THREADS", "1"):
         assert not is_rank() and _speaks_for_all() and os.environ["OMP_NUM_THREADS"] == "1"
     assert not is_rank() and _speaks_for_all() and dict(os.environ) == before
-    monkeypatch.setenv("RANK", "0")
+    for name, value in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0")):
+        monkeypatch.setenv(name, value)  # as job managers leave it to single processes, too
+    assert not is_rank() and _speaks_for_all()
+    monkeypatch.setenv("WORLD_SIZE", "2")
     assert is_rank() and _speaks_for_all()
+    assert not ran_on_ranks(Namespace(gpus=None), "cpu") and not ran_on_ranks(Namespace(gpus=2), "cpu")
+    with pytest.raises(UsageError, match="--gpus 4: this process is one of 2 ranks already"):
+        ran_on_ranks(Namespace(gpus=4), "cpu")
     monkeypatch.setenv(ONE_MACHINE, "/somewhere")
     assert is_rank() and not _speaks_for_all()
 

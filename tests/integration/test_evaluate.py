@@ -180,7 +180,7 @@ def test_comparisons_that_cannot_be_paired_are_refused(tmp_path):
     with pytest.raises(OsegVideoError, match=r"oseg and cfg have no prompt and seed .* in common"):
         evaluate([tmp_path], ["frame_difference"], baseline="cfg")
     write_levels(tmp_path / "again", "oseg", {("p", 0): 1})
-    write_levels(tmp_path / "more", "oseg", {("p", 0): 1})
+    write_levels(tmp_path / "more", "oseg", {("p", 0): 2})  # the same once more would be a copy
     with pytest.raises(
         OsegVideoError, match=r"oseg has 2 clips of the same prompt and seed, .*: again/oseg-p-0"
     ):

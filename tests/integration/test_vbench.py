@@ -632,7 +632,11 @@ def test_the_script_makes_no_clip_for_a_dimension_that_cannot_run(tmp_path, monk
 def test_the_script_of_the_standard_suite(tmp_path, run_script):
     done, out = run_script(), tmp_path / "with a space"
     assert done.returncode == 0, done.stderr
-    assert "| cfg | 50 |" in done.stdout and (out / "vbench.md").exists()
+    assert (
+        "| cfg | 4 to 50 |" in done.stdout
+        and "Of 50 clips of cfg: " in done.stdout
+        and (out / "vbench.md").exists()
+    )
     results = {r["name"]: r for r in json.loads((out / "vbench.json").read_text())["results"]["cfg"]}
     assert list(results) == [
         f"vbench_standard:{name}" for name in (*DIMENSIONS, "quality", "semantic", "total")
