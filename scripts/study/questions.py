@@ -224,13 +224,22 @@ def cost_of_reuse(
 ) -> list[dict[str, Any]]:
     """What reused branches do to clips: differences and distance to the same without reuse, and passes.
 
+    Of a method without reuse, to CFG at the same scale of the text, where that is among the methods.
+
     methods: settings by label, all with text guidance. policies_of: by the branches that can be reused.
     """
     exact = {label: study.rows(guidance, label) for label, guidance in methods.items()}
     table = []
     for label, guidance in methods.items():
         values = study.statistics.values(exact[label])
-        table.append({"label": label, "reuse": "none", "passes": values["passes"], "values": values})
+        row = {"label": label, "reuse": "none", "passes": values["passes"], "values": values}
+        if (plain := _cfg_at_scale_of(guidance, methods)) not in (None, label):
+            row |= {
+                "minus": plain,
+                "differences": study.statistics.differences(exact[label], exact[str(plain)]),
+                "distance": study.statistics.distance(exact[label], exact[str(plain)]),
+            }
+        table.append(row)
         branches = ("uncond",) if guidance["guidance"] == "cfg" else ("uncond", "perturbed")
         for reuse in policies_of(branches):
             said = [f"{branch}={every:g}" for branch, every in dict(reuse.refresh).items()]
@@ -247,6 +256,12 @@ def cost_of_reuse(
                 }
             )
     return table
+
+
+def _cfg_at_scale_of(guidance: Mapping[str, Any], methods: Mapping[str, Mapping[str, Any]]) -> str | None:
+    scale = guidance["guidance_scale"]
+    plain = [one for one, its in methods.items() if its == {"guidance": "cfg", "guidance_scale": scale}]
+    return next(iter(plain), None)
 
 
 def with_text(found: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:

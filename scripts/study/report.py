@@ -161,13 +161,17 @@ def _reuse(rows: Sequence[Row]) -> Iterator[str]:
         ("method", "reuse", "passes", *(_NAMES[name] for name in _CHANGES), "distance"),
         [
             (
-                *(row["label"], row["reuse"], f"{row['passes']:.2f}"),
+                *(row["label"], _reused(row), f"{row['passes']:.2f}"),
                 *_changes(row.get("differences")),
                 _interval(row["distance"], 2) if "distance" in row else "",
             )
             for row in rows
         ],
     )
+
+
+def _reused(row: Row) -> str:
+    return f"{row['reuse']}; minus {row['minus']}" if "minus" in row else str(row["reuse"])
 
 
 def _on_one_shape(write: Callable[[Any], Iterator[str]]) -> Callable[[Any], Iterator[str]]:
