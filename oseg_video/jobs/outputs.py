@@ -87,7 +87,7 @@ def plan_clips(job: GenerateJob, *, images: bool = False) -> list[ClipPlan]:
         if len(clips) > 1:
             what = "images" if images else "clips"
             raise OutputError(f"{len(clips)} {what} do not fit into {job.out}; give --out a folder")
-        if job.format not in (None, formats[suffix]):
+        if not images and job.format not in (None, formats[suffix]):
             raise OutputError(f"--format {job.format} does not fit {job.out}; leave one of them out")
         path = out.with_suffix("") if suffix == ".png" and not images else out
         return [ClipPlan(*clips[0], path, formats[suffix])]

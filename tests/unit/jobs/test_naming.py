@@ -94,6 +94,14 @@ def test_a_folder_that_exists_is_a_folder(tmp_path):
     assert plan.path == tmp_path / "clips.mp4" / "a-red-circle-oseg-seed0.gif"
 
 
+def test_a_format_that_is_not_the_files_is_refused(tmp_path):
+    with pytest.raises(OutputError, match=r"--format gif does not fit .*a\.mp4; leave one of them out"):
+        plan_clips(make_job(tmp_path / "a.mp4", format="gif"))
+    (plan,) = plan_clips(make_job(tmp_path / "a.gif", format="gif"))
+    (image,) = plan_clips(make_job(tmp_path / "a.png", format="png"), images=True)
+    assert (plan.format, image.format, image.path.name) == ("gif", "image", "a.png")
+
+
 def test_prompts_times_seeds(tmp_path):
     plans = plan_clips(make_job(tmp_path, prompts=("a", "b"), seeds=(3, 1)))
     assert [(plan.prompt, plan.seed) for plan in plans] == [("a", 3), ("a", 1), ("b", 3), ("b", 1)]
