@@ -175,7 +175,10 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 def _speaks_for_all() -> bool:
     """Whether this is a process of its own, or the first of the ranks that torchrun has started."""
-    return os.environ.get("RANK", "0") == "0" and "OSEG_VIDEO_ONE_MACHINE" not in os.environ
+    from oseg_video.parallel.degrees import started_as
+
+    rank, _, _ = started_as()
+    return rank == 0 and "OSEG_VIDEO_ONE_MACHINE" not in os.environ
 
 
 class _Version(argparse.Action):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +21,7 @@ from oseg_video.cli.ranks import is_rank, ran_on_ranks, rank_count
 from oseg_video.cli.settings import add_config_flag, add_setting_flags, job_of
 from oseg_video.config import known_keys
 from oseg_video.files import check_place, write_text
+from oseg_video.parallel.degrees import started_as
 from oseg_video.settings.kinds import BLOCKS
 from oseg_video.types import SettingError
 
@@ -108,7 +108,8 @@ def _run(options: argparse.Namespace) -> int:
         sigmas=options.sigmas,
         queries=options.queries,
     )
-    if os.environ.get("RANK", "0") != "0":
+    rank, _, _ = started_as()
+    if rank > 0:
         return 0
     page = _write(result, out)
     if options.json:

@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from argparse import Namespace
 from functools import partial
 
 from oseg_video.cli.parsing import UsageError
-from oseg_video.parallel.degrees import Degrees
+from oseg_video.parallel.degrees import Degrees, started_as
 
 
 def is_rank() -> bool:
     """Whether this process is one of several ranks, whoever has started them."""
-    return _world() > 1
-
-
-def _world() -> int:
-    """As `Ranks.started` reads it; here nothing heavy is imported."""
-    read = [os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")]
-    return int(read[1]) if all(value.isdecimal() for value in read) else 1
+    return started_as()[1] > 1
 
 
 def rank_count(options: Namespace, free: str) -> int:
@@ -38,9 +31,10 @@ def ran_on_ranks(options: Namespace, device: str) -> bool:
     """Whether ranks were started for `--gpus`; then they have run this command with the same arguments."""
     if options.gpus is None:
         return False
-    if is_rank():
-        if options.gpus != _world():
-            raise UsageError(f"--gpus {options.gpus}: this process is one of {_world()} ranks already")
+    _, ranks, _ = started_as()
+    if ranks > 1:
+        if options.gpus != ranks:
+            raise UsageError(f"--gpus {options.gpus}: this process is one of {ranks} ranks already")
         return False
     from oseg_video.cli import main
     from oseg_video.jobs.launch import launch

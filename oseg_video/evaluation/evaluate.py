@@ -117,7 +117,7 @@ class _Run:
                 except EvaluationError as error:
                     if not self.found.broken and not refused:
                         raise
-                    self.failed |= {f"{method}: {value.name}": str(error) for value in metric.values}
+                    self._fail(metric, method, error)
                 else:
                     fit[metric, method] = kept
             try:
@@ -127,9 +127,13 @@ class _Run:
                 if not self.found.broken and not refused:
                     raise
                 for method in [method for one, method in fit if one is metric]:
-                    self.failed |= {f"{method}: {value.name}": str(error) for value in metric.values}
+                    self._fail(metric, method, error)
                     del fit[metric, method]
         return fit
+
+    def _fail(self, metric: Metric, method: str, error: EvaluationError) -> None:
+        """Note that a method has no value of a metric."""
+        self.failed |= {f"{method}: {value.name}": str(error) for value in metric.values}
 
     def look(self, work: Path | None) -> None:
         """At all clips, and work out the values."""

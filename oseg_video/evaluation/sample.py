@@ -68,8 +68,6 @@ class Sample:
                 f"{wanted.name} is defined for {wanted.clips} clips; {len(keys)} have a pair"
             )
         ours, others = (torch.tensor([places[key] for key in keys]) for places in (mine, theirs))
-        for seen, paired in ((self.seen, ours), (base.seen, others)):
-            self.metric.check([seen.clips[place] for place in paired.tolist()])  # they may be too few
         groups, _ = independent([self.seen.clips[place] for place in ours.tolist()])
         value = self.metric.compute(wanted.name, self.seen.rows, ours) - self.metric.compute(
             wanted.name, base.seen.rows, others

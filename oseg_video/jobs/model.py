@@ -7,7 +7,7 @@ import dataclasses
 import inspect
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -61,12 +61,15 @@ class ClipResult:
         return str(self.manifest.clip["sha256"])
 
 
-def check_device(source: loading.ModelSource, job: GenerateJob) -> None:
-    """Raises LoadError, before weights are read, for a device that is not fit for the job."""
+def check_device(job: GenerateJob, find: Callable[[], loading.ModelSource]) -> None:
+    """Raises LoadError, before weights are read, for a device that is not fit for the job.
+
+    find: gives the job's model, where it has to be looked at.
+    """
     if job.offload != "none" and resolve_device(job.device).type == "cpu":
         raise LoadError(f"--offload {job.offload} needs a GPU: on the CPU there is nothing to offload to")
     if falls_back(job.device):
-        refuse_large(job.model, empty_denoiser(source))
+        refuse_large(job.model, empty_denoiser(find()))
 
 
 class LoadedModel:
@@ -87,7 +90,7 @@ class LoadedModel:
         shard_weights: the ranks that share a clip's tokens share the denoiser's weights, too.
         """
         placed = dataclasses.replace(job, device=device or job.device)
-        check_device(source, placed)
+        check_device(placed, lambda: source)
         with naming_lack_of_memory():
             self.pipe = loading.load_pipeline(
                 source,

@@ -24,7 +24,7 @@ from oseg_video.jobs.loading.meta import empty_denoiser
 from oseg_video.jobs.loading.pipeline import ModelSource
 from oseg_video.jobs.step_kinds import pipeline_scales, step_kinds
 from oseg_video.parallel.auto import Work, check_degrees, choose_degrees
-from oseg_video.parallel.degrees import Degrees
+from oseg_video.parallel.degrees import Degrees, started_as
 from oseg_video.parallel.group import Group, ParallelError
 from oseg_video.parallel.mesh import ONE_RANK, Mesh, device_type
 from oseg_video.parallel.watch import Watch
@@ -49,10 +49,7 @@ class Ranks:
     @classmethod
     def started(cls) -> Ranks:
         """From the environment that torchrun sets; a process of its own otherwise."""
-        read = {name: os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
-        if not all(value.isdecimal() for value in read.values()):
-            return cls()
-        return cls(int(read["RANK"]), int(read["WORLD_SIZE"]), int(read["LOCAL_RANK"]))
+        return cls(*started_as())
 
     def device(self, asked: str) -> str:
         """This rank's device where `auto` or `cuda` is asked for: the GPU with its number."""

@@ -3,10 +3,23 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
 from oseg_video.types import SettingError
+
+
+def started_as() -> tuple[int, int, int]:
+    """Rank, number of ranks, and place on this machine, from the environment that torchrun sets.
+
+    (0, 1, 0) for a process of its own, which all three variables together do not describe.
+    """
+    read = [os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")]
+    if not all(value.isdecimal() for value in read):
+        return 0, 1, 0
+    rank, size, local_rank = map(int, read)
+    return rank, size, local_rank
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

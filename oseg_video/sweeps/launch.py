@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 
@@ -20,7 +21,7 @@ from oseg_video.sweeps.recipe import SweepRecipe
 from oseg_video.sweeps.records import Record
 from oseg_video.sweeps.run import Summary, run_sweep, survey
 from oseg_video.sweeps.stores import Store, open_store
-from oseg_video.sweeps.table import SweepError, Variation, build_table, plan_variations
+from oseg_video.sweeps.table import SweepError, SweepItem, Variation, build_table, plan_variations
 
 
 def sweep(
@@ -69,6 +70,7 @@ def make_variations(
         store = open_store(place)
         stack.callback(store.close)
         engine: Engine
+        check: Callable[[Sequence[SweepItem]], None] | None = None
         if cluster:
             _require_free_devices(variations)
             engine = RayActors(store.location, address, workers, gpus)
@@ -79,12 +81,12 @@ def make_variations(
             if engine.size * gpus > 1:
                 _require_free_gpus(variations)
             items = build_table(variations)
-            _require_fit_devices(variations)
+            check = _require_fit_devices
         for variation in variations:
             if idle := idle_reason(variation.job):
                 console.logger.warning(f"warning: {variation.method} on {variation.model}: {idle}")
         stack.pop_all()  # from here on run_sweep closes both
-        return run_sweep(items, store, engine, retry_failed=retry_failed, on_record=on_record)
+        return run_sweep(items, store, engine, retry_failed=retry_failed, on_record=on_record, check=check)
 
 
 def dry_run(
@@ -150,14 +152,12 @@ def _local_engine(store: Store, workers: int | None, gpus: int) -> Engine:
     return Processes(store.location, groups)
 
 
-def _require_fit_devices(variations: Sequence[Variation]) -> None:
-    """Once for all clips of a job's model and device: in a worker each of them would fail."""
-    seen = set()
-    for job in (variation.job for variation in variations):
-        place = job.model, job.revision, job.image is None, job.device, job.offload
-        if place not in seen:
-            check_device(find_model(job.model, job.revision, image=job.image is not None), job)
-        seen.add(place)
+def _require_fit_devices(items: Sequence[SweepItem]) -> None:
+    """Raises LoadError, once for all clips of a model, for what no worker of this machine could do."""
+    every = (item.job for item in items)
+    jobs = {(job.model, job.revision, job.image is None, job.device, job.offload): job for job in every}
+    for job in jobs.values():
+        check_device(job, partial(find_model, job.model, job.revision, image=job.image is not None))
 
 
 def _require_free_gpus(variations: Sequence[Variation]) -> None:

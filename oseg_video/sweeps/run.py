@@ -60,17 +60,19 @@ def run_sweep(
     *,
     retry_failed: bool = False,
     on_record: Callable[[Record], None] | None = None,
+    check: Callable[[Sequence[SweepItem]], None] | None = None,
 ) -> Summary:
     """Make every item that is neither there nor in the work of another run; wait for those.
 
     A failed item is recorded with its reason and the rest goes on; later runs leave it alone unless
-    `retry_failed`. on_record: called with the index's line as soon as an item is done or failed. Store and
-    engine are closed in the end. Raises StoreError; SweepError when workers keep dying.
+    `retry_failed`. on_record: called with the index's line as soon as an item is done or failed. check: is
+    given the items to be made, before the first of them. Store and engine are closed in the end. Raises
+    StoreError, what `check` raises, and SweepError when workers keep dying.
     """
     run = _Run(store, engine)
     made = failed = 0
     try:
-        todo = run.prepare(items, retry_failed=retry_failed)
+        todo = run.prepare(items, retry_failed=retry_failed, check=check)
         with console.bar(None, "sweep", total=len(todo)) as bar:
             for settled, ours in run.settle(todo):
                 made += ours and settled.state == "done"
@@ -100,15 +102,24 @@ class _Run:
         self._offloaded: set[tuple[Any, ...]] = set()
         """Models and sizes that ran out of memory."""
 
-    def prepare(self, items: Sequence[SweepItem], *, retry_failed: bool) -> deque[SweepItem]:
-        """Bring the index up to date; the items that are to be made."""
+    def prepare(
+        self,
+        items: Sequence[SweepItem],
+        *,
+        retry_failed: bool,
+        check: Callable[[Sequence[SweepItem]], None] | None = None,
+    ) -> deque[SweepItem]:
+        """Bring the index up to date, if `check` lets it; the items that are to be made."""
         self._store.discard_unfinished()
         records, news = survey(items, self._store)
         self._records = {one.item: one for one in records}
+        wanted = ("pending", "failed") if retry_failed else ("pending",)
+        todo = deque(item for item in items if self._records[item.key].state in wanted)
+        if check:
+            check(todo)
         if news:
             self._store.add_records(news)
-        wanted = ("pending", "failed") if retry_failed else ("pending",)
-        return deque(item for item in items if self._records[item.key].state in wanted)
+        return todo
 
     def settle(self, todo: deque[SweepItem]) -> Iterator[tuple[Record, bool]]:
         """Have every item done or failed, and say so: its record, and whether this run made it so."""

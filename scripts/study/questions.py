@@ -233,11 +233,12 @@ def cost_of_reuse(
     for label, guidance in methods.items():
         values = study.statistics.values(exact[label])
         row = {"label": label, "reuse": "none", "passes": values["passes"], "values": values}
-        if (plain := _cfg_at_scale_of(guidance, methods)) not in (None, label):
+        plain = _cfg_at_scale_of(guidance, methods)
+        if plain is not None and plain != label:
             row |= {
                 "minus": plain,
-                "differences": study.statistics.differences(exact[label], exact[str(plain)]),
-                "distance": study.statistics.distance(exact[label], exact[str(plain)]),
+                "differences": study.statistics.differences(exact[label], exact[plain]),
+                "distance": study.statistics.distance(exact[label], exact[plain]),
             }
         table.append(row)
         branches = ("uncond",) if guidance["guidance"] == "cfg" else ("uncond", "perturbed")

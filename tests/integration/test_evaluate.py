@@ -150,6 +150,22 @@ def test_folders_are_methods_and_pair_by_file_name(tmp_path):
     assert difference.pairs == 3 and difference.value == pytest.approx(2)
 
 
+def test_pairs_need_not_be_what_a_metric_asks_of_whole_methods(tmp_path, monkeypatch):
+    """VBench's suite is one: a dimension is about some of its clips, and so is its difference."""
+
+    def whole(self, clips):
+        if len(clips) != 3:
+            raise EvaluationError("not the whole suite")
+        return ()
+
+    write_levels(tmp_path, "cfg", {("p", 0): 1, ("q", 0): 2, ("r", 0): 3})
+    write_levels(tmp_path, "oseg", {("p", 0): 4, ("q", 0): 5, ("s", 0): 6})
+    monkeypatch.setattr(MeanMetric, "check", whole)
+    evaluation = evaluate([tmp_path], ["frame_difference"], baseline="cfg")
+    difference = difference_of(evaluation, "oseg")
+    assert (difference.pairs, difference.value) == (2, 3) and not evaluation.failed
+
+
 def test_a_difference_of_distances_uses_the_resamples_of_both(tmp_path, monkeypatch):
     for guidance, seed in (("cfg", 0), ("oseg", 5)):
         write_drawn(tmp_path, 6, guidance=guidance, seed=seed)

@@ -173,6 +173,8 @@ class FrechetVideoDistance(ClipMetric):
 
     def _distance(self, rows: Tensor, index: Tensor) -> float:
         assert self._reference is not None
+        if len(index) < 2:
+            raise EvaluationError(f"{self.name} needs at least 2 clips, got {len(index)}")
         return frechet_distance(moments_of_rows(rows, index), self._reference.moments, ddof=self.plan.ddof)
 
     def _other_coding(self, clips: Sequence[ClipFile]) -> Sequence[str]:

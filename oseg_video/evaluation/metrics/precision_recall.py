@@ -35,7 +35,7 @@ def radii(set_MD: Tensor, neighbours: int = NEIGHBOURS) -> Tensor:
     """
     if len(set_MD) <= neighbours:
         raise EvaluationError(
-            f"precision and recall need more than {neighbours} images on either side, got {len(set_MD)}"
+            f"precision and recall need more than {neighbours} clips and real images, got {len(set_MD)}"
         )
     some = (torch.cdist(points, set_MD) for points in set_MD.split(_AT_ONCE))
     return torch.cat([one.kthvalue(neighbours + 1, dim=1).values for one in some])  # the first is itself

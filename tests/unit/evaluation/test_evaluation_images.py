@@ -238,8 +238,10 @@ def test_pairs_too_few_for_a_value_have_no_difference_and_the_rest_is_there(
         "colours:contrast": 1,
     }
     assert found.failed == {
-        "seg minus cfg: fid:clean-fid": "fid:clean-fid needs at least 2 clips; seg has 1",
-        "seg minus cfg: recall:inception": "recall:inception needs more than 3 clips of seg, got 1",
+        "seg minus cfg: fid:clean-fid": "fid:clean-fid needs at least 2 clips, got 1",
+        "seg minus cfg: recall:inception": (
+            "precision and recall need more than 3 clips and real images, got 1"
+        ),
     }
     assert len(found.results["seg"]) == 4
 

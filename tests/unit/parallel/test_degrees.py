@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from oseg_video.parallel.auto import Work, check_degrees, choose_degrees
-from oseg_video.parallel.degrees import Degrees
+from oseg_video.parallel.degrees import Degrees, started_as
 from oseg_video.parallel.shards import Shard, part_sizes
 from oseg_video.types import SettingError
 
@@ -102,3 +102,20 @@ def test_parts_cover_the_whole_and_differ_by_one_at_most(total: int, parts: int)
 def test_an_index_outside_a_part_falls_on_its_nearest_end() -> None:
     shard = Shard(3, 6, 10)
     assert [shard.local(index) for index in (0, 3, 4, 6, 9)] == [0, 0, 1, 3, 3]
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, (0, 1, 0)),
+        ({"RANK": "1"}, (0, 1, 0)),  # what a job manager leaves behind
+        ({"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": ""}, (0, 1, 0)),
+        ({"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1"}, (3, 4, 1)),
+    ],
+)
+def test_ranks_are_those_that_all_three_variables_tell_of(monkeypatch, given, expected):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    assert started_as() == expected

@@ -35,6 +35,16 @@ def test_what_no_clip_could_have_is_refused_once_for_all(capsys, tmp_path):
     assert main(["sweep", str(path), "--dry-run"]) == 0  # for a machine that has one
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+@pytest.mark.usefixtures("painter")
+def test_what_is_finished_asks_for_no_device(capsys, tmp_path):
+    """Made on a machine with a GPU, looked at on another one."""
+    assert main(["sweep", str(write_recipe(tmp_path)), "--quiet"]) == 0
+    path = write_recipe(tmp_path, settings={**GIF, "offload": "model"})  # which is no part of a clip
+    assert main(["sweep", str(path), "--quiet"]) == 0
+    assert "8 of 8 clips are in" in capsys.readouterr().out
+
+
 def test_a_large_model_is_not_run_on_a_cpu_that_nobody_asked_for(tmp_path, monkeypatch):
     monkeypatch.setattr(device, "_LARGE", 1000)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
