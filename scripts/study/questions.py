@@ -224,7 +224,8 @@ def cost_of_reuse(
 ) -> list[dict[str, Any]]:
     """What reused branches do to clips: differences and distance to the same without reuse, and passes.
 
-    Of a method without reuse, to CFG at the same scale of the text, where that is among the methods.
+    Of a method without reuse, to CFG at the same scale of the text, where that is among the methods; of CFG at
+    another scale, to the first.
 
     methods: settings by label, all with text guidance. policies_of: by the branches that can be reused.
     """
@@ -233,8 +234,8 @@ def cost_of_reuse(
     for label, guidance in methods.items():
         values = study.statistics.values(exact[label])
         row = {"label": label, "reuse": "none", "passes": values["passes"], "values": values}
-        plain = _cfg_at_scale_of(guidance, methods)
-        if plain is not None and plain != label:
+        plain = _plain(label, methods)
+        if plain is not None:
             row |= {
                 "minus": plain,
                 "differences": study.statistics.differences(exact[label], exact[plain]),
@@ -259,10 +260,12 @@ def cost_of_reuse(
     return table
 
 
-def _cfg_at_scale_of(guidance: Mapping[str, Any], methods: Mapping[str, Mapping[str, Any]]) -> str | None:
-    scale = guidance["guidance_scale"]
-    plain = [one for one, its in methods.items() if its == {"guidance": "cfg", "guidance_scale": scale}]
-    return next(iter(plain), None)
+def _plain(label: str, methods: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """CFG at the same scale of the text; of CFG itself, the first that is listed."""
+    same = {"guidance": "cfg", "guidance_scale": methods[label]["guidance_scale"]}
+    every = [one for one, its in methods.items() if its["guidance"] == "cfg"]
+    found = every if label in every else [one for one in every if methods[one] == same]
+    return next((one for one in found[:1] if one != label), None)
 
 
 def with_text(found: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:

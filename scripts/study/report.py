@@ -15,7 +15,7 @@ from oseg_video.files import MARK, write_text
 Row = Mapping[str, Any]
 _UNSAID = ("guidance", "guidance_scale", "blocks", "keep_parallel", "reference", "perturb", "dropped")
 _NAMES = {
-    "all": "all right",
+    "all": "all correct",
     "score": "score",
     "frechet": "Fréchet",
     "flicker": "flicker",
@@ -46,7 +46,7 @@ def write_report(results: Mapping[str, Any], folder: Path) -> None:
 
 
 def pareto(rows: Sequence[Row], title: str) -> str:
-    """All right against passes, as SVG; rows of one label have one colour."""
+    """All correct against passes, as SVG; rows of one label have one colour."""
     found = {row["label"]: [one for one in rows if one["label"] == row["label"]] for row in rows}
     series = [
         Series(
@@ -61,7 +61,7 @@ def pareto(rows: Sequence[Row], title: str) -> str:
         series,
         title=title,
         x="passes through the denoiser per step",
-        y="share all right",
+        y="share all correct",
         width=640,
         height=380,
     )
@@ -84,7 +84,7 @@ def _winners(rows: Sequence[Row]) -> Iterator[str]:
             "method",
             "minus",
             *(_NAMES[name] for name in _CHANGES),
-            "OSEG minus it: all right",
+            "OSEG minus it: all correct",
             "score",
             "Fréchet",
         ),
@@ -108,7 +108,7 @@ def _inside(found: Mapping[str, Row]) -> Iterator[str]:
 
 
 def _regimes(found: Mapping[str, Sequence[Row]]) -> Iterator[str]:
-    """A column for each regime: shares all right, and what they are more than without the method."""
+    """A column for each regime: shares all correct, and what they are more than without the method."""
     labels = {_label(row): None for rows in found.values() for row in rows}
 
     def table(head: str, cell: Callable[[Row], str]) -> str:
@@ -117,9 +117,9 @@ def _regimes(found: Mapping[str, Sequence[Row]]) -> Iterator[str]:
             (head, *found), [(label, *(column.get(label, "") for column in cells)) for label in labels]
         )
 
-    yield table("all right", lambda row: _interval(row["values"]["all"], 3))
+    yield table("all correct", lambda row: _interval(row["values"]["all"], 3))
     yield table(
-        "all right, minus no guidance (with text: CFG)",
+        "all correct, minus no guidance (with text: CFG)",
         lambda row: _change(row["differences"]["all"]) if "differences" in row else "",
     )
 
@@ -158,10 +158,11 @@ def _picked(found: Mapping[str, Any], quantity: str) -> str:
 
 def _reuse(rows: Sequence[Row]) -> Iterator[str]:
     yield _table(
-        ("method", "reuse", "passes", *(_NAMES[name] for name in _CHANGES), "distance"),
+        ("method", "reuse", "passes", "all correct", *(f"{_NAMES[name]}, change" for name in _CHANGES), "distance"),
         [
             (
                 *(row["label"], _reused(row), f"{row['passes']:.2f}"),
+                _interval(row["values"]["all"], 3),
                 *_changes(row.get("differences")),
                 _interval(row["distance"], 2) if "distance" in row else "",
             )
