@@ -78,7 +78,7 @@ def register(commands: Commands) -> None:
         metavar="METHOD",
         help="what the others of its model are compared with (default: the recipe's, or the first)",
     )
-    add_metric_flags(measured)
+    add_metric_flags(measured, "; clips also for recipes that start from their frames")
     add_dry_run_flags(parser)
     run = parser.add_argument_group("this run")
     run.add_argument(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from argparse import Action, Namespace, _ArgumentGroup
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -54,28 +55,10 @@ def register(commands: Commands) -> None:
     parser.add_argument(
         "--baseline", metavar="METHOD", help="compare the other methods with this one, paired"
     )
-    real = parser.add_argument_group("real clips, for metrics that compare with them (see --list-metrics)")
-    real.add_argument(
-        "--reference",
-        metavar="PATH",
-        help="a folder of real clips, or a .safetensors file of their statistics",
-    )
-    real.add_argument("--save-reference", metavar="FILE", help="keep their statistics in a .safetensors file")
-    networks = parser.add_argument_group("networks")
-    networks.add_argument(
-        "--weights",
-        action="append",
-        default=[],
-        metavar="METRIC=PATH",
-        help="weights of a metric: a file, a folder or a hub repository (default: from the hub)",
-    )
-    networks.add_argument(
-        "--trust-weights",
-        action="store_true",
-        help="load torchscript files whose checksum is not known; they can run any code",
-    )
-    networks.add_argument("--device", default="auto", metavar="TEXT", help="default: a GPU if there is one")
-    add_batch(networks)
+    read = parser.add_argument_group("what metrics read (--list-metrics says which)")
+    add_metric_flags(read)
+    read.add_argument("--save-reference", metavar="FILE", help="keep their statistics in a .safetensors file")
+    read.add_argument("--device", default="auto", metavar="TEXT", help="default: a GPU if there is one")
     output = parser.add_argument_group("output")
     output.add_argument(
         "--out", nargs="+", default=[], metavar="FILE", help="results as .json (all), .csv, .md or .tex"
@@ -87,28 +70,34 @@ def register(commands: Commands) -> None:
     add_quiet_flags(output)
 
 
-def add_metric_flags(group: _ArgumentGroup) -> None:
-    """What metrics read, for commands that make the clips which they measure."""
+def add_metric_flags(group: _ArgumentGroup, besides: str = "") -> None:
+    """The flags that `metric_options` reads. besides: what the command takes real clips for, too."""
     group.add_argument(
         "--reference",
         metavar="PATH",
-        help="real clips, or their statistics, for fvd; clips also for recipes that start from their frames",
+        help=f"a folder of real clips, or a .safetensors file of their statistics{besides}",
     )
     group.add_argument(
-        "--weights", action="append", default=[], metavar="METRIC=PATH", help="weights of a metric"
+        "--weights",
+        action="append",
+        default=[],
+        metavar="METRIC=PATH",
+        help="weights of a metric: a file, a folder or a hub repository (default: from the hub)",
     )
     group.add_argument(
-        "--trust-weights", action="store_true", help="load torchscript files whose checksum is not known"
+        "--trust-weights",
+        action="store_true",
+        help="load torchscript files whose checksum is not known; they can run any code",
     )
     add_batch(group)
 
 
 def metric_options(options: Namespace) -> MetricOptions:
-    """What these flags say, and the device of the clips. Raises UsageError."""
+    """What these flags say; networks run on the command's device, or that of its clips. Raises UsageError."""
     from oseg_video.evaluation.metrics.base import MetricOptions
 
     return MetricOptions(
-        device=usable_device(getattr(options, "setting_device", "auto")),
+        device=usable_device(getattr(options, "device", getattr(options, "setting_device", "auto"))),
         weights=read_weights(options.weights),
         trust_weights=options.trust_weights,
         reference=Path(options.reference) if options.reference else None,
@@ -159,7 +148,11 @@ def _run(options: Namespace) -> int:
         evaluation = evaluate(
             [Path(folder) for folder in options.folders],
             options.metrics,
-            options=_metric_options(options),
+            options=replace(
+                metric_options(options),
+                save_reference=Path(options.save_reference) if options.save_reference else None,
+                overwrite=options.overwrite,
+            ),
             baseline=options.baseline,
             work=work,
         )
@@ -191,20 +184,6 @@ def _check_outputs(options: Namespace, outputs: dict[Path, str]) -> None:
         check_place(path, overwrite=options.overwrite)
         if not path.absolute().parent.is_dir():
             raise UsageError(f"cannot write {path}: there is no folder {path.parent}")
-
-
-def _metric_options(options: Namespace) -> MetricOptions:
-    from oseg_video.evaluation.metrics.base import MetricOptions
-
-    return MetricOptions(
-        device=usable_device(options.device),
-        batch=options.batch,
-        weights=read_weights(options.weights),
-        trust_weights=options.trust_weights,
-        reference=Path(options.reference) if options.reference else None,
-        save_reference=Path(options.save_reference) if options.save_reference else None,
-        overwrite=options.overwrite,
-    )
 
 
 def read_weights(texts: Sequence[str]) -> dict[str, str]:

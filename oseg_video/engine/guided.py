@@ -47,27 +47,7 @@ __all__ = ["GuidanceError", "SilentGuidanceError", "guided"]
 def guided(
     pipe: Pipeline, guidance: Guidance, *, reuse: Reuse = EXACT, mesh: Mesh = ONE_RANK
 ) -> Iterator[GuidanceReport]:
-    """Guide every call of a stock diffusers pipeline inside the `with`; leave the pipeline as it was after.
-
-    The pipeline's own guidance scale only decides whether there is an unconditional branch (above 1);
-    the guidance's scale is the one that counts, and is the pipeline's where the guidance leaves it None.
-
-    pipe: a pipeline object of a supported class (`oseg_video.adapters`), or of a subclass. Other pipelines
-        that share its denoiser stay as they are.
-    guidance: the method, for example `OSEG(guidance_scale=4.5, blocks=(34,))`.
-    reuse: what passes and steps take over from each other. By default what is exact: a perturbed pass starts
-        at its first perturbed block. `Reuse(refresh={"uncond": 2}, cache=0.1)` estimates, too.
-    mesh: the ranks that make the clip together (`oseg_video.parallel`); each calls the pipeline alike, and
-        each gets the whole result. Encoders run on the first one only, its latents are used by all, and
-        the VAE's tiles or chunks are shared.
-
-    Yields the report, which fills while the pipeline runs. Raises, before any model work, `SettingError` for
-    a guidance that is none, `UnsupportedPipelineError` for another pipeline class, `UnknownBlockError` for an
-    unknown block, `GuidanceError` for nesting and for a cache without a chain of blocks; inside, on the first
-    step, `GuidanceError` when the pipeline's call does not provide what the guidance needs, and
-    `SilentGuidanceError` when a perturbation had no effect. A call in which the method never acted is said in
-    a warning.
-    """
+    """`oseg_video.guided` for a method that is not a name; what it takes and raises is said there."""
     _check_arguments(guidance, reuse, mesh)
     check_reuse(guidance, reuse)
     adapter = adapter_for(pipe)
@@ -91,7 +71,7 @@ def guided(
             runners[denoiser] = BranchRunner(
                 adapter, denoiser, guidance.blocks_used, reuse=reuse, sequence=mesh.sequence
             )
-        _check_denoiser(wrapped[name], intervenes=runners[denoiser].intervenes or mesh.branch.size > 1)
+        _check_denoiser(wrapped[name], runners[denoiser], mesh)
     if reads_attention(guidance):
         noise_of(pipe, level=1.0)  # refused here or never
     report = GuidanceReport(guidance.name, next(iter(runners.values())).unit_count)
@@ -198,7 +178,7 @@ class _Session:
         self._reuse = reuse
         self._report = report
         self._mesh = mesh
-        self._call: _PipelineCall | None = None
+        self._call: _RunningCall | None = None
 
     def sample(
         self, as_made: Callable[..., Any], arguments: Mapping[str, Any], given: Mapping[str, Any]
@@ -208,7 +188,7 @@ class _Session:
             raise GuidanceError("the pipeline was called again while a call of it is running")
         off = {name: value for name, value in self._switched_off(given).items() if name in arguments}
         sampler = Sampler(self._pipe, windows=self._adapter.samples_windows(self._pipe))
-        call = self._call = _PipelineCall(
+        call = self._call = _RunningCall(
             {**arguments, **off}, sampler, partial(KeptPredictions, self._reuse, self._mesh)
         )
         try:
@@ -239,7 +219,7 @@ class _Session:
             raise GuidanceError("the denoiser was called outside of the guided pipeline's own call")
         if self._call.thread != threading.get_ident():
             return made.repeat()  # of another pipeline, which was built from the parts of this one
-        _check_denoiser(made.function, intervenes=target.runner.intervenes or self._mesh.branch.size > 1)
+        _check_denoiser(made.function, target.runner, self._mesh)
         call = _DenoiserCall(self._pipe, self._adapter, target, made, made.arguments)
         step = self._call.open_step or self._begin_step(self._call, call)
         if not self._call.sampler.in_same_step(call.arguments.get("timestep")):
@@ -260,7 +240,7 @@ class _Session:
             self._report.steps.append(StepRecord(*place, tuple(step.records), step.work.estimated))
         return output
 
-    def _begin_step(self, current: "_PipelineCall", call: _DenoiserCall) -> OpenStep:
+    def _begin_step(self, current: "_RunningCall", call: _DenoiserCall) -> OpenStep:
         """The step that begins with this denoiser call."""
         position = current.sampler.next_step(call.arguments.get("timestep"))
         if position.index == 0:
@@ -276,15 +256,15 @@ class _Session:
         latents = call.latents(calls[0])
         steps = {
             stream: Step(
-                position.index,
-                position.count,
-                position.noise_level,
-                self._scale(current, call, stream) if "uncond" in every else 1.0,
-                current.memory[stream],
-                sample,
-                self._grid(call, sample, stream),
-                self._adapter.latents_behind(call.arguments) if stream == "video" else 0,
-                "uncond" in every,
+                index=position.index,
+                count=position.count,
+                noise_level=position.noise_level,
+                pipeline_scale=self._scale(current, call, stream) if "uncond" in every else 1.0,
+                memory=current.memory[stream],
+                sample=sample,
+                grid=self._grid(call, sample, stream),
+                behind=self._adapter.latents_behind(call.arguments) if stream == "video" else 0,
+                unconditional="uncond" in every,
             )
             for stream, sample in zip(self._adapter.streams, latents, strict=True)
         }
@@ -305,7 +285,7 @@ class _Session:
         keep_dtype = sampling.latents_take_prediction_dtype
         return OpenStep(step, work, calls, ranks, branch, keep_dtype=keep_dtype)
 
-    def _scale(self, current: "_PipelineCall", call: _DenoiserCall, stream: Stream) -> float | Tensor:
+    def _scale(self, current: "_RunningCall", call: _DenoiserCall, stream: Stream) -> float | Tensor:
         """The scale of the pipeline's own text guidance of a stream."""
         sampling = self._adapter.sampling
         if stream == "audio":
@@ -334,7 +314,7 @@ class _Session:
                 )
 
     def _check_plan(
-        self, plan: StepPlan, step: Step, conditions: set[Condition], current: "_PipelineCall"
+        self, plan: StepPlan, step: Step, conditions: set[Condition], current: "_RunningCall"
     ) -> None:
         name = type(self._guidance).__name__
         if not all(branch.conditions <= conditions for branch in plan.branches.values()):
@@ -358,7 +338,7 @@ class _Session:
                 f"guided prediction; give {name} a rescale instead"
             )
 
-    def _without_effect(self, call: "_PipelineCall") -> str | None:
+    def _without_effect(self, call: "_RunningCall") -> str | None:
         if not call.plans:
             return None
         scale = self._guidance.largest_guidance_scale
@@ -366,7 +346,7 @@ class _Session:
         return without_effect(self._guidance, call.plans, guides_text=asked)
 
 
-class _PipelineCall:
+class _RunningCall:
     """A call of the pipeline that is running."""
 
     kept: KeptPredictions
@@ -417,8 +397,8 @@ def _unwrapped(denoiser: Denoiser, classes: Collection[str]) -> Denoiser:
     return next(fitting, denoiser)
 
 
-def _check_denoiser(denoiser: Any, *, intervenes: bool) -> None:
-    if not intervenes:
+def _check_denoiser(denoiser: Any, runner: BranchRunner, mesh: Mesh) -> None:
+    if not (runner.intervenes or mesh.branch.size > 1):
         return
     if isinstance(denoiser, OptimizedModule) or denoiser._compiled_call_impl is not None:
         raise GuidanceError(

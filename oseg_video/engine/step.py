@@ -19,7 +19,7 @@ from oseg_video.guidance.plan import Branch, Step
 from oseg_video.parallel.group import Group
 
 
-class PipelineCall(Protocol):
+class DenoiserCall(Protocol):
     """One call of the denoiser by the pipeline, which waits for its result."""
 
     def as_made(self, conditions: tuple[Condition, ...]) -> tuple[Any, list[PassRecord]]:
@@ -102,7 +102,7 @@ class OpenStep:
         self._answered = 0
         self._gathered: dict[str, Tensor] = {}
         self._late: list[tuple[Condition, LateAnswer]] = []
-        self._made: dict[tuple[Condition, ...], PipelineCall] = {}
+        self._made: dict[tuple[Condition, ...], DenoiserCall] = {}
         """The calls up to the present one, by the conditions in their rows."""
         self._decided: dict[Condition, Tensor] | None = None
 
@@ -126,7 +126,7 @@ class OpenStep:
         """Whether the pipeline's own calls, as it makes them, are all that the step needs."""
         return self.plan.rule is None and self._group.size == 1 and self.work.stock
 
-    def answer(self, call: PipelineCall) -> Any:
+    def answer(self, call: DenoiserCall) -> Any:
         """The result of the pipeline's next call."""
         conditions = self.conditions
         if self.as_made:
@@ -139,7 +139,7 @@ class OpenStep:
         return output
 
     def _answer(
-        self, call: PipelineCall, conditions: tuple[Condition, ...], predictions: dict[str, Tensor]
+        self, call: DenoiserCall, conditions: tuple[Condition, ...], predictions: dict[str, Tensor]
     ) -> Tensor:
         blank = partial(call.blank, conditions)
         # Exchanged predictions are in float32, but the scheduler may go on in the network's own type.
@@ -158,7 +158,7 @@ class OpenStep:
         return waiting
 
     def _run(
-        self, call: PipelineCall, conditions: tuple[Condition, ...]
+        self, call: DenoiserCall, conditions: tuple[Condition, ...]
     ) -> tuple[dict[str, Tensor], list[PassRecord]]:
         """What this rank runs for a call: branches of which it brings the last condition that they need."""
         cache = self.work.cache if "cond" in conditions else None

@@ -10,13 +10,16 @@ as `projection_scale` and `rescale`, act on the type that the model predicts, fo
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
 from oseg_video.guidance.numerics import upcast
 from oseg_video.guidance.validation import check_same_shape, validate_fraction
 
-Scale = float | Tensor
+if TYPE_CHECKING:
+    from oseg_video.guidance.scales import Scale
 
 
 def cfg(cond: Tensor, uncond: Tensor, scale: Scale) -> Tensor:

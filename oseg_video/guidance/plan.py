@@ -13,8 +13,9 @@ from oseg_video.types import TokenGrid
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from oseg_video.guidance.scales import Scale
+
     Rule = Callable[..., Tensor]
-    Scale = float | Tensor
 
 Condition = Literal["cond", "uncond"]
 BlockSelector = int | str

@@ -224,8 +224,8 @@ def cost_of_reuse(
 ) -> list[dict[str, Any]]:
     """What reused branches do to clips: differences and distance to the same without reuse, and passes.
 
-    Of a method without reuse, to CFG at the same scale of the text, where that is among the methods; of CFG at
-    another scale, to the first.
+    Of a method without reuse, to CFG at the same scale of the text, where that is among the methods; of CFG
+    at another scale, to the first.
 
     methods: settings by label, all with text guidance. policies_of: by the branches that can be reused.
     """

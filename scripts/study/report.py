@@ -158,7 +158,14 @@ def _picked(found: Mapping[str, Any], quantity: str) -> str:
 
 def _reuse(rows: Sequence[Row]) -> Iterator[str]:
     yield _table(
-        ("method", "reuse", "passes", "all correct", *(f"{_NAMES[name]}, change" for name in _CHANGES), "distance"),
+        (
+            "method",
+            "reuse",
+            "passes",
+            "all correct",
+            *(f"{_NAMES[name]}, change" for name in _CHANGES),
+            "distance",
+        ),
         [
             (
                 *(row["label"], _reused(row), f"{row['passes']:.2f}"),
