@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import os
 import re
 import shutil
@@ -29,8 +30,21 @@ _SIGNED = {".md": f"<!-- {MARK} -->\n", ".html": f"<!-- {MARK} -->\n", ".tex": f
 _TEMPORARY_PREFIX = ".oseg-video-"
 
 
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+"""Of a disk that takes nothing more, whatever is written there."""
+
+
 class FileError(OsegVideoError):
     """A file or folder that cannot or must not be written; the message names it."""
+
+
+def is_disk_error(error: BaseException | None) -> bool:
+    """Whether an error, or what caused it, is one of `DISK_ERRORS`."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+            return True
+        error = error.__cause__
+    return False
 
 
 def expanded(path: Path | str) -> Path:

@@ -5,13 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from oseg_video.guidance.plan import ALL_BLOCKS
 from oseg_video.types import Denoiser, SettingError
-
-if TYPE_CHECKING:
-    pass
 
 
 class UnknownBlockError(SettingError):

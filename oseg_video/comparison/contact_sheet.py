@@ -134,7 +134,8 @@ class _Layout:
 
     def _words(self, clip: ClipFile) -> str:
         """The prompt broken into lines that fit, and the seed."""
-        text = clip.prompt if clip.prompt is not None else clip.start
+        image = Path(clip.settings.get("image") or clip.start).name
+        text = clip.prompt if clip.prompt is not None else image
         wide = self.font.getlength("n")
         most = max(1, self.height // self.line - 1)
         width = max(4, int((self.label - 2 * self.gap) / wide))

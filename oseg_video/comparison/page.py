@@ -64,16 +64,14 @@ def page_data(
     shared: dict[str, int] = {}
     rows: dict[tuple[str, int], dict[str, Any]] = {}
 
-    def row_of(prompt: str | None, image: str | None, seed: int | None, name: str) -> dict[str, Any]:
-        given = [part for part in (prompt, image) if part is not None]
-        known = "\n".join(given) if given else name
-        text = prompt if prompt is not None else Path(image).name if image is not None else name
-        start = Path(image).name if image else None
-        new: dict[str, Any] = {"text": text or "(empty prompt)", "image": start, "seed": seed, "clips": {}}
-        return rows.setdefault((known, -1 if seed is None else seed), new)
+    def row_of(start: str, prompt: str | None, image: str | None, seed: int | None) -> dict[str, Any]:
+        file = Path(image).name if image else None
+        text = prompt if prompt is not None else file or start
+        new: dict[str, Any] = {"text": text or "(empty prompt)", "image": file, "seed": seed, "clips": {}}
+        return rows.setdefault((start, -1 if seed is None else seed), new)
 
     for clip in clips:
-        row = row_of(clip.prompt, clip.settings.get("image"), clip.seed, clip.start)
+        row = row_of(clip.start, clip.prompt, clip.settings.get("image"), clip.seed)
         same = {k: v for k, v in clip.settings.items() if k not in _PER_CLIP and v is not None}
         row["clips"][clip.method] = {
             "name": clip.name,
@@ -86,8 +84,10 @@ def page_data(
             "sound": clip.sound,
             "settings": shared.setdefault(json.dumps(same), len(shared)),
         }
+    starts = {(clip.prompt, clip.settings.get("image")): clip.start for clip in clips}
     for gap in gaps:
-        row = row_of(gap.prompt, gap.image, gap.seed, "")
+        start = starts.get((gap.prompt, gap.image), f"{gap.prompt}\n{gap.image}")
+        row = row_of(start, gap.prompt, gap.image, gap.seed)
         row["clips"].setdefault(gap.method, {"failed": gap.reason})
     return {
         "methods": list(methods),

@@ -13,7 +13,7 @@ import importlib.metadata
 import json
 import math
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -149,11 +149,28 @@ def read_manifest(path: Path) -> Manifest:
     path = Path(path)
     if not path.exists():
         raise ManifestError(f"no such file: {path}")
-    text, source = _find_text(path)
-    manifest = parse_manifest(text, str(source))
+    found = _text_inside(path) or _text_beside(path)
+    if found is None:
+        raise ManifestError(
+            f"{path} holds no manifest of oseg-video, and there is no {_beside(path).name} beside it"
+        )
+    text, source = found
+    manifest = parse_manifest(text, source)
     if not all((manifest.clip, manifest.versions, manifest.machine, manifest.model)):
         raise ManifestError(f"{source} has an incomplete manifest")
     return manifest
+
+
+def find_manifest(path: Path) -> Manifest | None:
+    """The manifest inside a clip, or else beside it, of which all but the job may be missing.
+
+    None if there is none of ours, or none that can be read.
+    """
+    for find in (_text_inside, _text_beside):
+        with contextlib.suppress(ManifestError):
+            if found := find(path):
+                return parse_manifest(*found)
+    return None
 
 
 def parse_manifest(text: str, source: str) -> Manifest:
@@ -246,29 +263,40 @@ def _png_comment(path: Path) -> str:
         return str(image.info.get("comment", ""))
 
 
-def _find_text(path: Path) -> tuple[str, Path]:
-    from oseg_video.media import MediaError, read_comment
+def _text_inside(path: Path) -> tuple[str, str] | None:
+    """What a .json file says, or an mp4 or a PNG in its metadata, and the file. Raises ManifestError."""
+    from oseg_video.media import read_comment
+
+    suffix = path.suffix.lower()
+    with _reading(path):
+        if suffix == ".json":
+            return path.read_text(encoding="utf-8"), str(path)
+        if suffix not in (".mp4", ".png") or not path.is_file():
+            return None
+        comment = read_comment(path) if suffix == ".mp4" else _png_comment(path)
+        return (comment, str(path)) if comment else None
+
+
+def _text_beside(path: Path) -> tuple[str, str] | None:
+    beside = _beside(path)
+    with _reading(path):
+        return (beside.read_text(encoding="utf-8"), str(beside)) if beside.is_file() else None
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f"{path.stem if path.is_file() else path.name}.json")
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    from oseg_video.media import MediaError
 
     try:
-        if path.suffix.lower() == ".json":
-            return path.read_text(encoding="utf-8"), path
-        if path.suffix.lower() == ".mp4" and (comment := read_comment(path)):
-            return comment, path
-        if path.suffix.lower() == ".png" and path.is_file() and (comment := _png_comment(path)):
-            return comment, path
-        stem = path.stem if path.is_file() else path.name
-        beside = path.with_name(f"{stem}.json")
-        if not beside.is_file():
-            raise ManifestError(
-                f"{path} holds no manifest of oseg-video, and there is no {beside.name} beside it"
-            )
-        return beside.read_text(encoding="utf-8"), beside
+        yield
     except OSError as error:
         raise ManifestError(f"cannot read {path}: {error.strerror or 'it is damaged'}") from None
+    except MediaError as error:
+        raise ManifestError(str(error)) from None
     except Exception as error:  # what Pillow raises on damaged files is of a dozen types
-        if isinstance(error, ManifestError):
-            raise
-        if isinstance(error, MediaError):
-            raise ManifestError(str(error)) from None
         said = error if isinstance(error, UnicodeDecodeError) else "it is damaged"
         raise ManifestError(f"cannot read {path}: {said}") from None

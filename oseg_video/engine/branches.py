@@ -16,7 +16,7 @@ from oseg_video.adapters.denoiser import NOTHING_CUT, JointText, TextAttention
 from oseg_video.engine.errors import GuidanceError, SilentGuidanceError
 from oseg_video.engine.patching import swapped_class
 from oseg_video.engine.patching.attention import spread_attention
-from oseg_video.engine.patching.gates import BlockPlan, gated
+from oseg_video.engine.patching.gates import BlockPlan, gated, taken
 from oseg_video.engine.patching.observing import ObservedAttention
 from oseg_video.engine.patching.sites import ChangedQueries, CombinedRows, ReplacedAttention
 from oseg_video.engine.patching.text import TwoTexts
@@ -125,7 +125,7 @@ class BranchRunner:
         self._reuse = reuse
         self._selectors = tuple(selectors)
         self._units = adapter.blocks.units(denoiser)
-        # Resolved before the gates take the blocks' places; schedules change the blocks from step to step.
+        # Schedules change the blocks from step to step.
         self._addresses: dict[tuple[int | str, ...], list[BlockAddress]] = {}
         for selector in self._selectors:
             self._addresses[selector,] = adapter.resolve_blocks(denoiser, (selector,))
@@ -142,12 +142,10 @@ class BranchRunner:
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """Gates in front of the denoiser's blocks, if anything intervenes there."""
+        """Be the only one who intervenes at the denoiser's blocks, if anything does."""
         with ExitStack() as stack:
             if self.intervenes:
-                stack.enter_context(gated(self._adapter, self._denoiser, self._current_plan))
-                for part, other in self._adapter.changed_classes(self._denoiser):
-                    stack.enter_context(swapped_class(part, other))
+                stack.enter_context(taken(self._denoiser))
             if self._sequence.size > 1:
                 stack.enter_context(spread_attention(self._adapter, self._denoiser, self._current_spread))
             yield
@@ -156,6 +154,12 @@ class BranchRunner:
     def intervenes(self) -> bool:
         """Whether blocks are perturbed, share their tokens over ranks, or must not be left out unseen."""
         return bool(self._selectors) or self._sequence.size > 1 or self._reuse.active
+
+    @property
+    def compiled(self) -> bool:
+        """Whether a block is compiled, which hides its attention."""
+        blocks = (self._denoiser.get_submodule(one.path) for one in self._adapter.blocks(self._denoiser))
+        return any(block._compiled_call_impl is not None for block in blocks)
 
     def _current_plan(self) -> BlockPlan | None:
         return getattr(self._here, "plan", None)
@@ -316,12 +320,17 @@ class BranchRunner:
 
     @contextmanager
     def _following(self, plan: BlockPlan) -> Iterator[None]:
-        """The gates follow this plan."""
-        self._here.plan = plan
-        try:
-            yield
-        finally:
-            self._here.plan = None
+        """Gates in front of the denoiser's blocks, if anything intervenes there, which follow this plan."""
+        with ExitStack() as stack:
+            if self.intervenes:
+                stack.enter_context(gated(self._adapter, self._denoiser, self._current_plan))
+                for part, other in self._adapter.changed_classes(self._denoiser):
+                    stack.enter_context(swapped_class(part, other))
+            self._here.plan = plan
+            try:
+                yield
+            finally:
+                self._here.plan = None
 
     def _spread(self, arguments: Mapping[str, Any]) -> SpreadSequence | None:
         """How the ranks share the tokens of a denoiser call."""

@@ -318,8 +318,10 @@ class _Session:
     ) -> None:
         name = type(self._guidance).__name__
         if not all(branch.conditions <= conditions for branch in plan.branches.values()):
-            scale = self._guidance.largest_guidance_scale
-            needs = f"{name} with guidance_scale={scale} needs the unconditional branch, "
+            scales = {one: self._guidance.of_stream(one).largest_guidance_scale for one in STREAMS}
+            scale, other = scales["video"], scales["audio"]
+            said = f"audio_guidance_scale={other}" if scale == 1 != other else f"guidance_scale={scale}"
+            needs = f"{name} with {said} needs the unconditional branch, "
             if all(branch.condition in conditions for branch in plan.branches.values()):
                 needs = f"{name} needs the text of the unconditional branch, which it does not run, "
             if current.had_text:
@@ -404,6 +406,8 @@ def _check_denoiser(denoiser: Any, runner: BranchRunner, mesh: Mesh) -> None:
         raise GuidanceError(
             "the denoiser is compiled as a whole, which hides its blocks; compile the repeated blocks instead"
         )
+    if mesh.sequence.size > 1 and runner.compiled:
+        raise GuidanceError("compiled blocks cannot share their tokens over ranks (ulysses, ring)")
     if _has_step_cache(denoiser):
         raise GuidanceError(
             f"a step cache is enabled on the denoiser and would mix branches; call its disable_cache() "

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from oseg_video import console
-from oseg_video.config.manifest import Manifest, manifest_path, parse_manifest
+from oseg_video.config.manifest import find_manifest
 from oseg_video.evaluation.errors import EvaluationError
 from oseg_video.evaluation.folders import find_image_paths, find_paths
 from oseg_video.media import MediaError, frame_files, probe_clip
@@ -40,8 +40,8 @@ class ClipFile:
     seed: int | None
     """From the manifest; None without one."""
     start: str
-    """What clips of different methods have in common when they answer the same request: prompt and image
-    of the manifest; without a manifest its path in the folder, without suffix where that is enough."""
+    """What clips of different methods have in common when they answer the same request: prompt, and SHA-256
+    of the image, of the manifest; without one its path in the folder, without suffix where that is enough."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """The job in the manifest; empty without one."""
     sound: bool = False
@@ -224,11 +224,12 @@ def _labels(folders: Sequence[Path]) -> list[str]:
 
 def _clip_file(path: Path, name: str, inner: str, method: str) -> ClipFile:
     shape = probe_clip(path)
-    manifest = _manifest_beside(path)
+    manifest = find_manifest(path)
     job = manifest.settings if manifest else {}
     prompt, seed = _first(job, "prompts", str), _first(job, "seeds", int)
     bare = Path(inner).with_suffix("").as_posix() if path.is_file() else inner
-    known = [str(part) for part in (prompt, job.get("image")) if part is not None]
+    image = ((manifest and manifest.image) or {}).get("sha256", job.get("image"))
+    known = [str(part) for part in (prompt, image) if part is not None]
     return ClipFile(
         path=path,
         name=name,
@@ -253,14 +254,6 @@ def _guidance(clip: ClipFile) -> str:
 def _first(job: Mapping[str, Any], name: str, kind: type) -> Any:
     values = job.get(name)
     return values[0] if isinstance(values, list) and values and isinstance(values[0], kind) else None
-
-
-def _manifest_beside(path: Path) -> Manifest | None:
-    """The manifest beside a clip; None if there is none of ours."""
-    try:
-        return parse_manifest(manifest_path(path).read_text(encoding="utf-8"), "")
-    except (OSError, ValueError):
-        return None
 
 
 def _told_apart(clips: list[ClipFile]) -> list[ClipFile]:

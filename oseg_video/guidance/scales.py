@@ -16,7 +16,18 @@ def shown(scale: Scale, less: float = 0) -> str:
     """A scale, less a number, for the reader; one that grows over the frames shows both ends."""
     if isinstance(scale, int | float):
         return f"{scale - less:.6g}"
-    return f"[{float(scale.min()) - less:.6g} to {float(scale.max()) - less:.6g}]"
+    low, high = read_once("ends", [scale], lambda: (float(scale.min()), float(scale.max())))
+    return f"[{low - less:.6g} to {high - less:.6g}]"
+
+
+def in_float32(scale: Scale) -> Scale:
+    """A scale in the working precision of the rules. What is read off a scale is read off the one that was
+    given, the same tensor in every step."""
+    if isinstance(scale, int | float):
+        return scale
+    from oseg_video.guidance.numerics import upcast
+
+    return upcast(scale)
 
 
 def guides(scale: Scale) -> bool:

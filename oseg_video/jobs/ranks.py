@@ -165,9 +165,14 @@ def plan_degrees(
         degrees, why = Degrees.parse(parallel), ""
         degrees.require(ranks)
         check_degrees(degrees, work)
+    check_compiled(job, degrees)
+    return degrees, why
+
+
+def check_compiled(job: GenerateJob, degrees: Degrees) -> None:
+    """Refuse, with a SettingError, compiled blocks whose tokens ranks would share."""
     if job.compile and degrees.ring * degrees.ulysses > 1:
         raise SettingError("compile: compiled blocks cannot share their tokens; leave out --compile")
-    return degrees, why
 
 
 def _work(job: GenerateJob, adapter: ModelAdapter, denoiser: Denoiser, clips: int, read: ReadJson) -> Work:

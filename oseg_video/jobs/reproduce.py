@@ -46,7 +46,9 @@ def reproduce(
     job = manifest.read_job()
     image = adapter_for_class(str(manifest.model.get("pipeline"))).makes_images
     out = out or str(reproduced_path(file, image=image))
-    job = dataclasses.replace(job, out=out, device=device or job.device)
+    job = dataclasses.replace(
+        job, out=out, device=device or job.device, image=_image(job.image, file.absolute().parent)
+    )
     with _threads(manifest.machine.get("threads")):
         (result,) = generate(job, overwrite=overwrite)
     return Reproduction(
@@ -60,6 +62,12 @@ def reproduce(
         ),
         differences=tuple(describe_differences(manifest, result.manifest)),
     )
+
+
+def _image(image: str | None, folder: Path) -> str | None:
+    """Where the image is, which was named from the folder of its time: it may lie beside the clip as well."""
+    places = [Path(image), folder / image, folder / Path(image).name] if image else []
+    return str(next((place for place in places if place.is_file()), image)) if image else None
 
 
 def _sound(manifest: Manifest) -> Mapping[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import re
 import subprocess
@@ -15,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from oseg_video.files import MARK, atomic_path
+from oseg_video.files import DISK_ERRORS, MARK, atomic_path
 from oseg_video.media.clip import MediaError, Sound, first_line, require_clip
 
 # Visually lossless for x264 (0 is lossless, 51 the worst); small clips stay small.
@@ -107,15 +106,16 @@ def _write_mp4(path: Path, frames: torch.Tensor, fps: float, comment: str, sound
                 process.stdin.close()
         if process.returncode or not path.is_file():
             messages.seek(0)
-            raise OSError(None, _reason(messages.read().decode(errors="replace")))
+            raise _error(messages.read().decode(errors="replace"))
 
 
-def _reason(output: str) -> str:
+def _error(output: str) -> OSError:
     """Why ffmpeg failed: the system's reason where it has one, else the first message without its address."""
-    for code in (errno.EFBIG, errno.ENOSPC, errno.EDQUOT, errno.EIO):
+    for code in DISK_ERRORS:
         if os.strerror(code) in output:
-            return os.strerror(code)
-    return re.sub(r"^(\[[^]]*\] )+", "", first_line(output)) if output.strip() else "ffmpeg wrote nothing"
+            return OSError(code, os.strerror(code))
+    said = re.sub(r"^(\[[^]]*\] )+", "", first_line(output)) if output.strip() else "ffmpeg wrote nothing"
+    return OSError(None, said)
 
 
 def _escape(text: str) -> str:

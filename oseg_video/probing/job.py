@@ -9,17 +9,15 @@ from typing import Any
 
 from oseg_video.config import GenerateJob
 from oseg_video.console import logger, quietly
-from oseg_video.guidance.methods import BlockGuidance
 from oseg_video.guidance.methods.cfg import CFG
 from oseg_video.jobs.generate import check_job
 from oseg_video.jobs.image import load_image
 from oseg_video.jobs.model import LoadedModel, naming_lack_of_memory
-from oseg_video.jobs.ranks import Ranks, make_mesh
+from oseg_video.jobs.ranks import Ranks, check_compiled, make_mesh
 from oseg_video.parallel.degrees import Degrees
 from oseg_video.probing.landscape import Landscape, landscape
-from oseg_video.probing.probe import check_probe, probe
+from oseg_video.probing.probe import check_probe, perturbing, probe
 from oseg_video.probing.result import ProbeResult
-from oseg_video.types import SettingError
 
 
 def probe_job(job: GenerateJob, *, parallel: str = "", **settings: Any) -> ProbeResult:
@@ -31,8 +29,9 @@ def probe_job(job: GenerateJob, *, parallel: str = "", **settings: Any) -> Probe
     Raises OsegVideoError for all that a user can fix, before the model is loaded where that is possible.
     """
     check_probe(**settings)
+    method = perturbing(job.guidance)
     with _loaded(job, parallel) as (pipe, arguments):
-        return probe(pipe, job.guidance, job.prompts, **settings, **arguments)  # type: ignore[arg-type]
+        return probe(pipe, method, job.prompts, **settings, **arguments)
 
 
 def landscape_job(job: GenerateJob, **settings: Any) -> Landscape:
@@ -49,23 +48,19 @@ def landscape_job(job: GenerateJob, **settings: Any) -> Landscape:
 @contextmanager
 def _loaded(job: GenerateJob, parallel: str = "") -> Iterator[tuple[Any, dict[str, Any]]]:
     """The pipeline, and what `probe` and `landscape` are called with, but for prompts and what to look at."""
-    if not isinstance(job.guidance, BlockGuidance):
-        raise SettingError(
-            f"guidance {job.guidance.name} perturbs no block; probe with one that does, such as --guidance "
-            "oseg"
-        )
+    perturbing(job.guidance)
     ranks = Ranks.started()
     with ranks.joined(job.device), nullcontext() if ranks.rank == 0 else quietly():
         source = check_job(job)
         degrees = Degrees.parse(parallel) if parallel else Degrees(ulysses=ranks.size)
         degrees.require(ranks.size)
+        check_compiled(job, degrees)
         start = load_image(Path(job.image), job.height, job.width) if job.image else None
         mesh = make_mesh(ranks, degrees, job)
         model = LoadedModel(source, job, mesh=mesh, device=ranks.device(job.device))
         for line in model.cut_prompts(job):
             logger.info(line)
-        running = model.guidance(job)
-        assert isinstance(running, BlockGuidance)
+        running = perturbing(model.guidance(job))
         prompt = job.prompts[0] if job.prompts else None
         with model.configured(job, prompt, start) as arguments, naming_lack_of_memory():
             arguments.pop("prompt", None)

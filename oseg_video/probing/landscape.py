@@ -60,7 +60,7 @@ def landscape(
     """
     check_probe(noise_level=noise_level, sigmas=sigmas)
     adapter = adapter_for(pipe)
-    found = adapter.resolve_blocks(getattr(pipe, adapter.denoiser_attributes[0]), (block,))
+    found = adapter.resolve_blocks(adapter.denoisers(pipe)[0], (block,))
     if len(found) != 1:
         raise SettingError(f"block must name one block, got {block}, which are {len(found)}")
     transforms = query_transforms(sigmas)

@@ -13,11 +13,11 @@ from oseg_video import console
 from oseg_video.adapters import adapter_for
 from oseg_video.engine.errors import GuidanceError
 from oseg_video.engine.guided import guided
-from oseg_video.guidance.methods import BlockGuidance, TextGuidance
+from oseg_video.guidance.methods import BlockGuidance, Guidance, TextGuidance
 from oseg_video.guidance.methods.cfg import CFG
 from oseg_video.guidance.methods.oseg import OSEG
 from oseg_video.guidance.methods.seg import SEG
-from oseg_video.guidance.perturbations import AttentionView, ObserveAttention, QueryTransform
+from oseg_video.guidance.perturbations import AttentionView, BlurAttended, ObserveAttention, QueryTransform
 from oseg_video.jobs.guided import named_method
 from oseg_video.parallel.mesh import ONE_RANK, Mesh
 from oseg_video.probing.method import Effect, ProbeDone, Probing
@@ -65,14 +65,10 @@ def probe(
     Raises what `guided` does; SettingError for a value that is out of range, UnknownBlockError for an unknown
     block, GuidanceError for a mesh with a branch axis.
     """
-    method = named_method(pipe, guidance)
-    if not isinstance(method, BlockGuidance):
-        raise SettingError(f"the probe needs a method that perturbs blocks, such as OSEG, got {method!r}")
+    method = perturbing(named_method(pipe, guidance))
     check_probe(noise_levels=noise_levels, sigmas=sigmas, queries=queries)
-    if mesh.branch.size > 1:
-        raise GuidanceError("the probe runs its branches on one rank; give the ranks to ulysses or ring")
     adapter = adapter_for(pipe)
-    denoiser = getattr(pipe, adapter.denoiser_attributes[0])
+    denoiser = adapter.denoisers(pipe)[0]
     chosen = adapter.resolve_blocks(denoiser, tuple(blocks)) if blocks else adapter.blocks(denoiser)
     transforms = query_transforms(sigmas)
     observer = _Observer(transforms, queries, seed)
@@ -105,13 +101,24 @@ def probe(
 def run_probing(
     pipe: Pipeline, probing: Probing, seed: int, arguments: Mapping[str, Any], mesh: Mesh = ONE_RANK
 ) -> None:
-    """Sample until the last noise level is probed."""
+    """Sample until the last noise level is probed. Raises GuidanceError for a mesh with a branch axis."""
+    if mesh.branch.size > 1:
+        raise GuidanceError("the probe runs its branches on one rank; give the ranks to ulysses or ring")
     with guided(pipe, probing, mesh=mesh):
         try:
             pipe(**arguments, generator=torch.Generator("cpu").manual_seed(seed))
         except ProbeDone:
             if hasattr(pipe, "maybe_free_model_hooks"):  # what the end of a call does
                 pipe.maybe_free_model_hooks()
+
+
+def perturbing(method: Guidance) -> BlockGuidance:
+    """The method, if a probe can perturb one block as it does. Raises SettingError."""
+    if not isinstance(method, BlockGuidance) or isinstance(method.change, BlurAttended):
+        raise SettingError(
+            f"guidance {method.name} perturbs no block; probe with one that does, such as oseg"
+        )
+    return method
 
 
 def check_probe(

@@ -67,7 +67,8 @@ def run_sweep(
     A failed item is recorded with its reason and the rest goes on; later runs leave it alone unless
     `retry_failed`. on_record: called with the index's line as soon as an item is done or failed. check: is
     given the items to be made, before the first of them. Store and engine are closed in the end. Raises
-    StoreError, what `check` raises, and SweepError when workers keep dying.
+    StoreError, what `check` raises, and SweepError when workers keep dying or clips cannot be written,
+    which then stay pending.
     """
     run = _Run(store, engine)
     made = failed = 0
@@ -99,6 +100,7 @@ class _Run:
         """What this run has claimed, by key."""
         self._losses: Counter[str] = Counter()
         self._losses_in_a_row = 0
+        self._not_written_in_a_row = 0
         self._offloaded: set[tuple[Any, ...]] = set()
         """Models and sizes that ran out of memory."""
 
@@ -195,6 +197,7 @@ class _Run:
         """What to write about a task; None if it is to be tried again. Raises SweepError."""
         task = self._tasks[outcome.key]
         self._losses_in_a_row = self._losses_in_a_row + 1 if outcome.state == "lost" else 0
+        self._not_written_in_a_row = self._not_written_in_a_row + 1 if outcome.state == "not written" else 0
         if outcome.state == "done":
             retried = ("made with offload model, after the GPU's memory ran out",) if task.offload else ()
             notes = (*outcome.results["notes"], *retried)
@@ -208,6 +211,12 @@ class _Run:
             self._losses[outcome.key] += 1
             if self._losses[outcome.key] < _MOST_LOSSES:
                 return None
+        if outcome.state == "not written":
+            if self._not_written_in_a_row > self._engine.size:  # making more would be for nothing
+                raise SweepError(
+                    f"{outcome.results['reason']}; finished clips are kept, and the same command goes on"
+                )
+            return None
         if outcome.state == "out of memory" and not task.offload and task.item.job.offload == "none":
             self._offloaded.add(_size(task.item))
             return None

@@ -13,6 +13,7 @@ import torch.distributed as dist
 
 from oseg_video.config import GenerateJob
 from oseg_video.console import quietly
+from oseg_video.files import is_disk_error
 from oseg_video.jobs.generate import check_job
 from oseg_video.jobs.image import load_image
 from oseg_video.jobs.loading.device import resolve_device
@@ -23,7 +24,7 @@ from oseg_video.jobs.ranks import AUTO, Ranks, degrees_for, make_mesh
 from oseg_video.parallel.degrees import Degrees
 from oseg_video.parallel.group import ParallelError
 from oseg_video.parallel.mesh import ONE_RANK, Mesh
-from oseg_video.sweeps.stores import ASIDE, Store
+from oseg_video.sweeps.stores import ASIDE, Store, StoreError
 from oseg_video.sweeps.table import SweepError, SweepItem
 from oseg_video.sweeps.validity import item_stat, manifest_key, names_of
 from oseg_video.types import OsegVideoError
@@ -45,8 +46,9 @@ class Outcome:
     """What became of a task."""
 
     key: str
-    state: Literal["done", "failed", "out of memory", "lost"]
-    """"out of memory": of a GPU's. "lost": its worker died, cannot work any more, or could not be reached."""
+    state: Literal["done", "failed", "out of memory", "not written", "lost"]
+    """"out of memory": of a GPU's. "not written": the disk is full or the store cannot be used. "lost": its
+    worker died, cannot work any more, or could not be reached."""
     results: dict[str, Any] = field(default_factory=dict)
     """Fields of `Record`."""
 
@@ -82,6 +84,8 @@ class Worker:
             on_gpu = resolve_device(job.device).type == "cuda"
             outcome = Outcome(task.item.key, "out of memory" if on_gpu else "failed", {"reason": str(error)})
         except Exception as error:
+            if isinstance(error, StoreError) or is_disk_error(error):
+                return Outcome(task.item.key, "not written", {"reason": _reason(error)})
             # When ranks have lost each other, nothing that they did together can go on.
             lost = isinstance(error, (ParallelError, dist.DistError)) or _cuda_is_dead(job.device)
             outcome = Outcome(task.item.key, "lost" if lost else "failed", {"reason": _reason(error)})

@@ -147,6 +147,25 @@ def test_two_ranks_make_the_clip_of_one(two_ranks: Ranks, case: str, method_name
     check(two_ranks, case, method_name, AXES[axis])
 
 
+def refused_when_compiled(degrees: Degrees, inside: bool) -> str:
+    case = BY_NAME["wan"]
+    pipe = case.build()
+    if not inside:
+        pipe.transformer.compile_repeated_blocks(backend="eager")
+    with pytest.raises(GuidanceError) as error, guided(pipe, method("cfg", case), mesh=mesh(degrees)):
+        pipe.transformer.compile_repeated_blocks(backend="eager")
+        case.run(pipe)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("inside", [False, True], ids=["before", "inside"])
+@pytest.mark.parametrize("axis", ["ulysses", "ring"])
+def test_compiled_blocks_cannot_share_tokens(two_ranks: Ranks, axis: str, inside: bool) -> None:
+    assert set(two_ranks.run(refused_when_compiled, AXES[axis], inside)) == {
+        "compiled blocks cannot share their tokens over ranks (ulysses, ring)"
+    }
+
+
 @pytest.mark.parametrize("case", UNETS)
 def test_a_branch_runs_where_the_attention_that_it_starts_from_was(two_ranks: Ranks, case: str) -> None:
     (first, *_), (second, *_) = check(two_ranks, case, "sag", AXES["branch"])

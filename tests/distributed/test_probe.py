@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from oseg_video import OSEG, GuidanceError, probe
+from oseg_video import OSEG, GuidanceError, landscape, probe
 from oseg_video.parallel.degrees import Degrees
 from oseg_video.parallel.mesh import ONE_RANK, Mesh
 from oseg_video.probing.result import ProbeResult
-from tests.integration.families import CASES, SCALE, quiet
+from tests.integration.families import CASES, MOCHI, SCALE, quiet
 
 from .ranks import Ranks
 
@@ -50,13 +50,17 @@ def test_two_ranks_see_what_one_sees(two_ranks: Ranks, case: str, degrees: Degre
             assert here.cosine == pytest.approx(there.cosine, abs=1e-3)
 
 
-def refused(degrees: Degrees) -> str:
+def refused(degrees: Degrees, drawn: bool) -> str:
     with pytest.raises(GuidanceError) as error:
-        look("mochi", degrees)
+        if drawn:
+            landscape(MOCHI.build(), block=1, mesh=Mesh.of(degrees), prompt="a boat", num_inference_steps=2)
+        else:
+            look("mochi", degrees)
     return str(error.value)
 
 
-def test_ranks_of_the_branch_axis_are_refused(two_ranks: Ranks) -> None:
-    assert set(two_ranks.run(refused, Degrees(branch=2))) == {
+@pytest.mark.parametrize("drawn", [False, True], ids=["probe", "landscape"])
+def test_ranks_of_the_branch_axis_are_refused(two_ranks: Ranks, drawn: bool) -> None:
+    assert set(two_ranks.run(refused, Degrees(branch=2), drawn)) == {
         "the probe runs its branches on one rank; give the ranks to ulysses or ring"
     }

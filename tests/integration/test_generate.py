@@ -197,18 +197,20 @@ def test_every_method_and_none_makes_another_clip(capsys, tmp_path, models, monk
 
 
 @pytest.mark.parametrize("model", ["ltx", "ltx-condition"])
-def test_image_to_video(capsys, tmp_path, ltx, models, model):
+def test_image_to_video(capsys, tmp_path, ltx, models, model, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     noise = np.random.default_rng(0).integers(0, 255, (40, 100, 3)).astype(np.uint8)
     Image.fromarray(noise).save(tmp_path / "start.png")
     flags = [*ltx, "--model", models / model, "--prompt", "waves", "--out"]
     (plain,) = generate(capsys, *flags, tmp_path / "plain.mp4")
-    (moving,) = generate(capsys, *flags, tmp_path / "image.mp4", "--image", tmp_path / "start.png")
+    (moving,) = generate(capsys, *flags, tmp_path / "image.mp4", "--image", "start.png")
     assert plain["sha256"] != moving["sha256"]
     manifest = read_manifest(tmp_path / "image.mp4")
     names = {"ltx": "LTXImageToVideoPipeline", "ltx-condition": "LTXConditionPipeline"}
     assert manifest.model["pipeline"] == names[model]
     assert manifest.image["fitted"] == "100 x 40 resized to 80 x 32, centre-cropped to 64 x 32"
-    assert main(["reproduce", moving["path"], "--quiet"]) == 0
+    monkeypatch.chdir(tmp_path.parent)  # the image lies beside the clip
+    assert main(["reproduce", str(tmp_path / moving["path"]), "--quiet"]) == 0
 
 
 @pytest.mark.parametrize(

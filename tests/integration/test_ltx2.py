@@ -93,6 +93,16 @@ def test_what_is_off_for_the_text_or_for_one_stream_leaves_the_rest(case: SoundC
         STG(**settings, guidance_scale=1.0)
 
 
+@over(LTX2)
+def test_the_scale_that_needs_the_unconditional_branch_is_named(case: SoundCase, pipe: Any) -> None:
+    for settings, said in (
+        ({"guidance_scale": 1.0, "audio_guidance_scale": 7.0}, "audio_guidance_scale=7.0"),
+        ({"guidance_scale": 4.0, "audio_guidance_scale": 7.0}, "guidance_scale=4.0"),
+    ):
+        with guided(pipe, CFG(**settings)), pytest.raises(GuidanceError, match=f"CFG with {said} needs the"):
+            run(case, pipe, guidance_scale=1.0, audio_guidance_scale=1.0)
+
+
 # -- diffusers' own guidance as oracle
 
 

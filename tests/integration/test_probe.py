@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from oseg_video import CFG, OSEG, STG, GuidanceError, guided, landscape, probe
+from oseg_video import CFG, OSEG, SAG, STG, GuidanceError, guided, landscape, probe
 from oseg_video.adapters import adapter_for
 from oseg_video.cli import main
 from oseg_video.guidance.methods import Guidance
@@ -322,7 +322,8 @@ def test_what_cannot_be_probed_is_refused() -> None:
     pipe = MOCHI.build()
 
     refused: dict[str, dict[str, Any]] = {
-        "needs a method that perturbs blocks, such as OSEG, got CFG": {"guidance": CFG()},
+        "guidance cfg perturbs no block; probe with one that does": {"guidance": CFG()},
+        "guidance sag perturbs no block; probe with one that does": {"guidance": SAG()},
         r"noise_levels must be in \[0, 1\], got 2": {"noise_levels": (2,)},
         "noise_levels must name at least one": {"noise_levels": ()},
         "sigmas must be above 0, got 0": {"sigmas": (0,)},
@@ -332,6 +333,15 @@ def test_what_cannot_be_probed_is_refused() -> None:
     for message, given in refused.items():
         with pytest.raises(SettingError, match=message):
             probe(pipe, **{"guidance": STG(blocks=(0,)), **given})
+
+
+def test_a_pipeline_that_has_only_its_second_expert_is_probed() -> None:
+    pipe = quiet(WAN_EXPERTS.build())
+    pipe.transformer = None
+    pipe.register_to_config(boundary_ratio=2.0)  # every step is below it
+    given: dict[str, Any] = {**arguments(WAN_EXPERTS, SCALE), "num_inference_steps": 2}
+    assert probe(pipe, STG(blocks=(0,)), noise_levels=(1.0,), queries=2, **given).effects
+    assert landscape(pipe, block=1, noise_level=1.0, **given).attention
 
 
 def test_the_command_writes_a_page_and_a_table(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:

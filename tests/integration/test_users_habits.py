@@ -10,6 +10,7 @@ import weakref
 from functools import partial
 from typing import Any
 
+import accelerate
 import pytest
 import torch
 from diffusers import MochiPipeline, StableDiffusionXLPipeline, WanPipeline
@@ -67,6 +68,50 @@ def test_freeu_writes_into_what_was_captured(case: Case, pipe: Any) -> None:
     pipe.enable_freeu(s1=0.9, s2=0.2, b1=1.3, b2=1.4)
     # The first step notices; the next ones keep copies.
     assert_reuse_is_exact(case, pipe, guidance, [0] + [5] * (STEPS - 1))
+
+
+@over(SDXL)
+def test_what_is_switched_on_inside_counts_and_stays(case: Case, pipe: Any) -> None:
+    guidance = SEG(guidance_scale=SCALE, blocks=("mid",))
+    stages = {"s1": 0.9, "s2": 0.2, "b1": 1.3, "b2": 1.4}
+    with guided(pipe, guidance):
+        without = case.run(pipe)
+        pipe.enable_freeu(**stages)
+        inside = case.run(pipe)
+    after = case.run(pipe)
+    pipe.disable_freeu()
+    assert not torch.equal(case.run(pipe), after)
+    pipe.enable_freeu(**stages)
+    with guided(pipe, guidance):
+        assert torch.equal(case.run(pipe), inside) and not torch.equal(inside, without)
+        pipe.disable_freeu()
+        assert torch.equal(case.run(pipe), without)
+
+
+@over(WAN, SDXL)
+def test_a_hook_on_a_block_that_is_set_inside_runs_and_stays(case: Case, pipe: Any) -> None:
+    path = adapter_for(pipe).blocks(denoiser_of(pipe))[0].path
+    calls: list[None] = []
+    with guided(pipe, SEG(guidance_scale=SCALE, blocks=(0,))):
+        denoiser_of(pipe).get_submodule(path).register_forward_hook(lambda *_: calls.append(None))
+        case.run(pipe)
+        inside = len(calls)
+    case.run(pipe)
+    assert inside >= 2 * STEPS and len(calls) > inside
+
+
+@over(WAN)
+def test_offload_and_lora_that_are_set_up_inside_work_inside_and_after(case: Case, pipe: Any) -> None:
+    before = case.run(pipe)
+    with guided(pipe, SEG(guidance_scale=SCALE, blocks=(2,))):
+        plain = case.run(pipe)
+        accelerate.cpu_offload(pipe.transformer, execution_device=torch.device("cpu"))
+        assert torch.equal(case.run(pipe), plain)
+    assert torch.equal(case.run(pipe), before)
+    accelerate.hooks.remove_hook_from_module(pipe.transformer, recurse=True)
+    with guided(pipe, SEG(guidance_scale=SCALE, blocks=(2,))):
+        pipe.transformer.compile_repeated_blocks(backend="eager")
+        assert_close(case.run(pipe), plain)
 
 
 @over(WAN)

@@ -16,13 +16,13 @@ from torch import Tensor
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from oseg_video import CFG, NAG, OSEG, STG, guided
+from oseg_video import APG, CFG, NAG, OSEG, STG, guided
 from oseg_video.adapters import adapter_for
 from oseg_video.adapters.base import ClipSize
 from oseg_video.engine.branches import BranchRunner
 from oseg_video.guidance.plan import Branch
 from tests.integration.checks import ACROSS_BATCHES
-from tests.integration.families import CASES, HUNYUAN, LTX, MOCHI, WAN, Case, over, quiet
+from tests.integration.families import CASES, HUNYUAN, LTX, MOCHI, SVD, WAN, Case, over, quiet
 
 _aten = torch.ops.aten
 # A condition, `item`, `float`, `int`; sizes that depend on values; comparisons that give a Python bool.
@@ -105,6 +105,14 @@ def test_no_step_of_oseg_but_the_first_waits_for_the_device(case: Case, pipe: An
     waits = waits_of(case, pipe, _METHODS["oseg"])
     assert waits.ours(first=False) == {}
     assert any("equal" in one for one in waits.ours(first=True))  # the counter counts
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)
+def test_a_scale_that_grows_over_the_frames_is_read_once(dtype: torch.dtype) -> None:
+    """SVD's own, where the method leaves it to the pipeline."""
+    pipe = quiet(SVD.build()).to(dtype)
+    for guidance in (CFG(), OSEG(blocks=("mid",)), STG(blocks=("mid",), text=APG())):
+        assert waits_of(SVD, pipe, guidance).ours(first=False) == {}
 
 
 @pytest.mark.parametrize("prompt", ("a red circle", ["a red circle", "a circle"]))

@@ -1,13 +1,15 @@
 """Gates in front of a denoiser's blocks: they capture, replay, skip or perturb as the pass in progress plans.
 
-Gates take the place of modules for as long as a pipeline is guided. They sit outside of everything that wraps
-a block itself (compiled code, offload hooks, LoRA), so these keep working.
+Gates take the place of modules for one pass. They sit outside of everything that wraps a block itself
+(compiled code, offload hooks, LoRA), so these keep working. Between passes the modules are in their places:
+what a user sets on them, loads into them or hooks on them while a pipeline is guided stays.
 """
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakSet
 
 from torch import nn
 
@@ -48,7 +50,7 @@ class Gate(nn.Module):
     """Stands in for one module and follows the plan of the pass in progress, if there is one.
 
     It shows the parameters and submodules of that module as its own, so that everything inside the denoiser
-    keeps its name: LoRA and weights can be loaded while the gate is there. A copy of it is one of the module.
+    keeps its name. A copy of it is one of the module.
     """
 
     block: nn.Module
@@ -98,6 +100,24 @@ def _itself(block: nn.Module) -> nn.Module:
     return block
 
 
+_TAKEN: WeakSet[Denoiser] = WeakSet()
+"""Denoisers whose blocks somebody perturbs."""
+
+
+@contextmanager
+def taken(denoiser: Denoiser) -> Iterator[None]:
+    """Be the only one who puts gates into `denoiser`, while this is open. Raises GuidanceError."""
+    if denoiser in _TAKEN:
+        raise GuidanceError(
+            "the denoiser is guided already, in another pipeline; leave the first guided() before the next"
+        )
+    _TAKEN.add(denoiser)
+    try:
+        yield
+    finally:
+        _TAKEN.discard(denoiser)
+
+
 @contextmanager
 def gated(adapter: ModelAdapter, denoiser: Denoiser, current_plan: CurrentPlan) -> Iterator[None]:
     """Put a gate in front of every unit and block of `denoiser`; the modules return on leaving."""
@@ -106,10 +126,6 @@ def gated(adapter: ModelAdapter, denoiser: Denoiser, current_plan: CurrentPlan) 
     for path in dict.fromkeys([*adapter.blocks.units(denoiser), *blocks]):
         parent, _, leaf = path.rpartition(".")
         places.append((denoiser.get_submodule(parent), leaf, path, denoiser.get_submodule(path)))
-    if any(isinstance(module, Gate) for *_, module in places):
-        raise GuidanceError(
-            "the denoiser is guided already, in another pipeline; leave the first guided() before the next"
-        )
     try:
         for owner, leaf, path, module in places:
             setattr(owner, leaf, Gate(module, path, path in blocks, current_plan))

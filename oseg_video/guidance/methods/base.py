@@ -20,7 +20,7 @@ from oseg_video.guidance.plan import (
     StepPlan,
     Stream,
 )
-from oseg_video.guidance.scales import is_off, same_scale, shown
+from oseg_video.guidance.scales import in_float32, is_off, same_scale, shown
 from oseg_video.settings import check_settings, setting, settings_of
 from oseg_video.settings.kinds import BLOCKS, INTERVAL, SCALE, TEXT, Blocks, Kind
 from oseg_video.settings.schedule import Interval, Schedule, value_at, values_of
@@ -173,14 +173,7 @@ class ScaledGuidance(Guidance):
     def _text_scale(self, step: Step) -> Scale:
         if self.guidance_scale is not None:
             return value_at(self.guidance_scale, step.noise_level)
-        scale = step.pipeline_scale
-        if not step.runs_uncond:
-            return 1.0
-        if isinstance(scale, int | float):
-            return scale
-        from oseg_video.guidance.numerics import upcast
-
-        return upcast(scale)
+        return step.pipeline_scale if step.runs_uncond else 1.0
 
     def _text_plan(self, text: TextGuidance, step: Step) -> StepPlan:
         """Text guidance alone; the pipeline's own rule where it computes just that."""
@@ -197,7 +190,7 @@ class ScaledGuidance(Guidance):
                 return self._plain_plan(step)
             alone = partial(_shaped_alone, text, step)
             return self._with_rule({"cond": Branch("cond")}, text.shown_shaped("C"), alone, step)
-        rule = partial(_text_alone, text, scale, step)
+        rule = partial(_text_alone, text, in_float32(scale), step)
         return self._with_rule(branches, text.formula(scale, "U"), rule, step)
 
     def _plain_plan(self, step: Step) -> StepPlan:
@@ -421,7 +414,7 @@ class PushedGuidance(BlockGuidance):
         formula = self.text.shown_shaped("C") if weak is None else self.text.formula(scale, _WEAK[weak])
         if push is not None:
             formula += f" + {push.scale:g} ({_LETTERS[push.plain]} - {push.shown})"
-        rule = partial(_text_and_push, self.text, scale, weak, push, step)
+        rule = partial(_text_and_push, self.text, in_float32(scale), weak, push, step)
         return self._with_rule(branches, formula, rule, step)
 
 

@@ -10,7 +10,7 @@ from oseg_video.guidance.methods.base import ScaledGuidance, guidance_method
 from oseg_video.guidance.methods.cfg import CFG
 from oseg_video.guidance.perturbations import ExtrapolateAttention
 from oseg_video.guidance.plan import ALL_BLOCKS, Branch, Perturbation, Step, StepPlan
-from oseg_video.guidance.scales import is_off, shown
+from oseg_video.guidance.scales import in_float32, is_off, shown
 from oseg_video.settings import setting
 from oseg_video.settings.kinds import FINITE, SCALE, Blocks
 from oseg_video.settings.schedule import Schedule, value_at, values_of
@@ -92,7 +92,7 @@ class NAG(ScaledGuidance):
         if not is_off(scale):
             branches = {"uncond": Branch("uncond"), **branches}
             formula = f"C~ + {shown(scale, less=1)} (C~ - U)"
-        return self._with_rule(branches, formula, partial(_rule, scale), step, "C~")
+        return self._with_rule(branches, formula, partial(_rule, in_float32(scale)), step, "C~")
 
     def _text_scale(self, step: Step) -> Scale:
         return 1.0 if self.guidance_scale is None else super()._text_scale(step)

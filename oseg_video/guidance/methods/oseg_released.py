@@ -10,7 +10,7 @@ from oseg_video.guidance.methods.base import BlockGuidance, guidance_method
 from oseg_video.guidance.methods.oseg import mix_setting
 from oseg_video.guidance.perturbations import Change, ReleasedQueries, SkipBlock
 from oseg_video.guidance.plan import Branch, Step, StepPlan
-from oseg_video.guidance.scales import shown
+from oseg_video.guidance.scales import in_float32, shown
 from oseg_video.settings import setting
 from oseg_video.settings.kinds import SWITCH, Blocks
 
@@ -60,7 +60,7 @@ class OSEGReleased(BlockGuidance):
         scale = self._text_scale(step)
         away = "C~" if self.skip_conditional else "C"
         formula = f"C + {shown(scale, less=1)} (C - 0.98 a U~) + {perturbed_scale:g} (C - 0.98 a {away})"
-        rule = partial(combine.oseg_released, guidance_scale=scale, scale=perturbed_scale)
+        rule = partial(combine.oseg_released, guidance_scale=in_float32(scale), scale=perturbed_scale)
         return self._with_rule(branches, formula, rule, step)
 
 

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from oseg_video import media
-from oseg_video.comparison.page import page_data
+from oseg_video.comparison.page import Gap, page_data
 from oseg_video.evaluation import observe, rows
 from oseg_video.evaluation.clips import find_clips
 from oseg_video.evaluation.metrics.base import MetricValue
@@ -87,6 +87,38 @@ def test_methods_of_one_folder_come_from_the_manifests(tmp_path):
     assert list(methods) == ["cfg", "oseg"]
     assert [c.key for c in methods["cfg"]] == [c.key for c in methods["oseg"]]
     assert methods["cfg"][0].prompt and {c.seed for c in methods["cfg"]} == {0, 1}
+
+
+def test_what_a_clip_says_of_itself_counts_before_what_lies_beside_it(tmp_path):
+    inside = write(tmp_path / "a.mp4", "mp4")
+    write_manifest(inside, prompts=["a red circle"], seeds=[1], guidance="cfg")
+    text = inside.with_suffix(".json").read_text()
+    write_clip(inside, noise(), 8, format="mp4", comment=text)
+    write_clip(tmp_path / "b.mp4", noise(seed=1), 8, format="mp4", comment="of another program")
+    for name in ("a", "b"):  # as a GIF of that name leaves it
+        write_manifest(tmp_path / f"{name}.mp4", prompts=["a blue square"], seeds=[2], guidance="oseg")
+    found = {clip.name: (clip.method, clip.prompt, clip.seed) for clip in find_clips([tmp_path]).clips}
+    assert found == {"a.mp4": ("cfg", "a red circle", 1), "b.mp4": ("oseg", "a blue square", 2)}
+    (tmp_path / "a.json").unlink()
+    assert find_clips([inside]).clips[0].prompt == "a red circle"
+
+
+def test_the_content_of_an_image_and_not_its_name_makes_a_pair(tmp_path):
+    for index, (guidance, image, digest) in enumerate(
+        [("cfg", "start.png", "aa"), ("stg", "../start.png", "aa"), ("oseg", "start.png", "bb")]
+    ):
+        clip = write(tmp_path / f"{index}.gif", "gif", seed=index)
+        write_manifest(clip, prompts=[], seeds=[0], guidance=guidance, image=image)
+        manifest = json.loads(clip.with_suffix(".json").read_text())
+        manifest["image"] = {"file": image, "sha256": digest}
+        clip.with_suffix(".json").write_text(json.dumps(manifest))
+    clips = find_clips([tmp_path]).clips
+    key = {clip.method: clip.key for clip in clips}
+    assert key["cfg"] == key["stg"] != key["oseg"]
+    gaps = [Gap(None, "../start.png", 0, "pag", "why"), Gap(None, "other.png", 0, "pag", "why")]
+    rows = page_data(tmp_path, clips, [*key, "pag"], gaps)["rows"]
+    assert [sorted(row["clips"]) for row in rows] == [["cfg", "pag", "stg"], ["oseg"], ["pag"]]
+    assert [row["text"] for row in rows] == ["start.png", "start.png", "other.png"]
 
 
 def test_settings_that_vary_tell_clips_of_one_guidance_apart(tmp_path):

@@ -1,6 +1,8 @@
 """The driver of a sweep: what it hands out, what it records, and what it does when things go wrong."""
 
+import errno
 import json
+import os
 import sys
 from collections import deque
 from pathlib import Path
@@ -9,12 +11,14 @@ import fsspec
 import pytest
 
 from oseg_video.cli import main
+from oseg_video.files import atomic_path
 from oseg_video.jobs.loading.memory import NotEnoughMemoryError
 from oseg_video.parallel.group import ParallelError
 from oseg_video.sweeps.engines.local import InProcess
 from oseg_video.sweeps.records import record
 from oseg_video.sweeps.run import run_sweep, survey
-from oseg_video.sweeps.stores import open_store
+from oseg_video.sweeps.stores import StoreError, open_store
+from oseg_video.sweeps.stores.folder import Folder
 from oseg_video.sweeps.table import SweepError
 from oseg_video.sweeps.validity import is_whole
 from oseg_video.sweeps.worker import Outcome, Task, Worker
@@ -157,6 +161,48 @@ def test_a_failed_item_is_recorded_and_the_rest_goes_on(tmp_path, location, pain
     monkeypatch.setattr(painter, "make_clip", paint)
     retried = in_process(items, location, retry_failed=True)
     assert (retried.done, retried.made, retried.failed) == (8, 2, ())
+
+
+@pytest.mark.parametrize("fault", ["disk", "store"])
+def test_clips_that_cannot_be_written_end_the_sweep_and_stay_pending(
+    tmp_path, location, painter, monkeypatch, fault
+):
+    paint, publish = painter.make_clip, Folder.publish
+
+    def full(self, job, plan, image):
+        if len(painter.painted) >= 2:
+            painter.painted.append(plan)
+            with atomic_path(plan.path):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return paint(self, job, plan, image)
+
+    def out_of_reach(self, key, clip):
+        if len(painter.painted) > 2:
+            raise StoreError("cannot write to s3://clips: no route")
+        return publish(self, key, clip)
+
+    if fault == "disk":
+        monkeypatch.setattr(painter, "make_clip", full)
+    else:
+        monkeypatch.setattr(Folder, "publish", out_of_reach)
+    items = table(tmp_path)
+    said = "No space left on device" if fault == "disk" else "no route"
+    with pytest.raises(SweepError, match=f"{said}; finished clips are kept, and the same command goes on"):
+        in_process(items, location)
+    assert len(painter.painted) == 4, "it went on for nothing"
+    monkeypatch.setattr(painter, "make_clip", paint)
+    monkeypatch.setattr(Folder, "publish", publish)
+    again = in_process(items, location)
+    assert (again.done, again.made, again.failed) == (8, 6, ())
+
+
+def test_a_clip_that_could_not_be_written_once_costs_nothing(tmp_path, location, painter):
+    summary, _ = scripted(
+        table(tmp_path),
+        location,
+        lambda task, tries: "not written" if tries == 1 and task.item.seed else None,
+    )
+    assert summary.done == summary.made == 8
 
 
 def test_an_item_that_kills_its_workers_fails_and_the_rest_goes_on(tmp_path, location, painter):
