@@ -81,6 +81,30 @@ def check_place(path: Path, *, folder: bool = False, overwrite: bool = True) -> 
             )
 
 
+def check_file(path: Path, *, overwrite: bool) -> None:
+    """`check_place` of a file, whose folder must be there and take it. Raises FileError."""
+    path = Path(path)
+    check_place(path, overwrite=overwrite)
+    if not path.absolute().parent.is_dir():
+        raise FileError(f"cannot write {path}: there is no folder {path.parent}")
+    check_writable(path.absolute().parent)
+
+
+def check_writable(folder: Path) -> None:
+    """Try a folder, or the nearest above it that exists. Raises FileError.
+
+    Permissions alone do not tell (root, read-only mounts).
+    """
+    nearest = folder.absolute()
+    while not nearest.exists() and nearest.parent != nearest:
+        nearest = nearest.parent
+    try:
+        with tempfile.TemporaryFile(dir=nearest):
+            pass
+    except OSError as error:
+        raise FileError(f"cannot write to {folder}: {error.strerror}") from None
+
+
 def is_ours(path: Path) -> bool:
     """Whether this program has made a file, or a folder of frames with nothing else in it.
 

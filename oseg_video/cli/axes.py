@@ -118,9 +118,9 @@ def worker_options(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def with_flags(recipe: Recipe, options: argparse.Namespace) -> Recipe:
-    """The recipe as the flags change it. Raises OsegVideoError."""
-    return recipe.changed(**_given(options, recipe.methods), limit=options.limit)
+def with_flags(recipe: Recipe, options: argparse.Namespace, limit: int | None) -> Recipe:
+    """The recipe as the flags change it; limit: as of `--limit`. Raises OsegVideoError."""
+    return recipe.changed(**_given(options, recipe.methods), limit=limit)
 
 
 def from_flags(options: argparse.Namespace) -> SweepRecipe:

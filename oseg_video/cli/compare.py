@@ -95,7 +95,8 @@ def _run(options: argparse.Namespace) -> int:
         from oseg_video.comparison.explain import explain_comparison
 
         with tempfile.TemporaryDirectory(prefix="oseg-video-") as images:
-            console.say(explain_comparison(_recipe(options, Path(images))))
+            recipe = _recipe(options, Path(images))
+            console.say(explain_comparison(recipe, _metric_options(options, recipe)))
         return 0
     if options.out is None:
         raise UsageError("the following arguments are required: --out")
@@ -178,9 +179,10 @@ def _recipe(options: argparse.Namespace, images: Path) -> ComparisonRecipe:
             path,
             real=Path(options.reference) if options.reference else None,
             images=images,
-            first_only=options.limit,
+            limit=options.limit,
         )
-        recipe = dataclasses.replace(recipe, sweep=with_flags(recipe.sweep, options))
+        limit = None if recipe.limited else options.limit
+        recipe = dataclasses.replace(recipe, sweep=with_flags(recipe.sweep, options, limit))
     baseline = recipe.baseline if recipe.baseline in recipe.sweep.methods else None
     return dataclasses.replace(
         recipe, metrics=options.metrics or recipe.metrics, baseline=options.baseline or baseline

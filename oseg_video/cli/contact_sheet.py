@@ -8,14 +8,13 @@ from pathlib import Path
 from oseg_video import console
 from oseg_video.cli.parsing import (
     Commands,
-    UsageError,
     add_command,
     add_debug_flag,
     names,
     require_there,
     whole_number,
 )
-from oseg_video.files import check_place
+from oseg_video.files import check_file
 
 _EXAMPLES = """examples:
   oseg-video contact-sheet outputs/comparison --out sheet.pdf
@@ -57,9 +56,7 @@ def _run(options: Namespace) -> int:
     from oseg_video.evaluation.clips import find_clips
 
     out = Path(options.out)
-    check_place(out, overwrite=options.overwrite)
-    if not out.absolute().parent.is_dir():
-        raise UsageError(f"cannot write {out}: there is no folder {out.parent}")
+    check_file(out, overwrite=options.overwrite)
     found = find_clips([Path(folder) for folder in options.folders])
     drawn, there, broken = write_contact_sheet(
         found,

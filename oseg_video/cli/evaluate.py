@@ -19,7 +19,7 @@ from oseg_video.cli.parsing import (
     names,
     require_there,
 )
-from oseg_video.files import check_place, write_text
+from oseg_video.files import check_file, write_text
 
 if TYPE_CHECKING:
     from oseg_video.evaluation.metrics.base import MetricOptions
@@ -137,7 +137,8 @@ def _run(options: Namespace) -> int:
     from oseg_video.evaluation.tables import FORMATS, format_of
 
     outputs = {Path(out): format_of(Path(out)) for out in options.out}
-    _check_outputs(options, outputs)
+    for path in outputs:
+        check_file(path, overwrite=options.overwrite)
     if options.format not in FORMATS:
         raise UsageError(f"--format must be one of {', '.join(FORMATS)}, got {options.format!r}")
     announce_loading()
@@ -177,13 +178,6 @@ def _verdict(evaluation: Evaluation) -> int:
     for name, reason in evaluation.left_out.items():
         console.logger.info("not measured: %s: %s", name, reason)
     return 0 if evaluation.complete else 1
-
-
-def _check_outputs(options: Namespace, outputs: dict[Path, str]) -> None:
-    for path in outputs:
-        check_place(path, overwrite=options.overwrite)
-        if not path.absolute().parent.is_dir():
-            raise UsageError(f"cannot write {path}: there is no folder {path.parent}")
 
 
 def read_weights(texts: Sequence[str]) -> dict[str, str]:

@@ -71,6 +71,8 @@ def _add_parallel_flags(parser: Parser) -> None:
 
 
 def _run(options: Namespace) -> int:
+    if options.explain and options.json:
+        raise UsageError("--json has no effect with --explain")
     job = job_of(options)
     ranks = rank_count(options, free="auto")
     if not is_rank():

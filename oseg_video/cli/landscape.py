@@ -7,10 +7,10 @@ from pathlib import Path
 
 from oseg_video.cli.output import announce_loading
 from oseg_video.cli.parsing import Commands, UsageError, add_command, add_quiet_flags, numbers
-from oseg_video.cli.probe import LEFT_OUT, blocks
-from oseg_video.cli.settings import add_config_flag, add_setting_flags, job_of
+from oseg_video.cli.probe import LEFT_OUT, blocks, job_to_probe
+from oseg_video.cli.settings import add_config_flag, add_setting_flags
 from oseg_video.config import known_keys
-from oseg_video.files import atomic_path, check_place
+from oseg_video.files import atomic_path, check_file
 
 _EXAMPLES = """examples:
   oseg-video landscape --prompt "a red circle moving left on a white background" --block 3 --out landscape.png
@@ -66,11 +66,10 @@ def _run(options: argparse.Namespace) -> int:
     out = Path(options.out)
     if out.suffix.lower() not in _SUFFIXES:
         raise UsageError(f"--out must end in {', '.join(_SUFFIXES)}, got {options.out!r}")
-    check_place(out, overwrite=options.overwrite)
-    if not out.absolute().parent.is_dir():
-        raise UsageError(f"cannot write {out}: there is no folder {out.parent}")
-    options.setting_blocks = "0"  # it is --block that counts, whatever the recipe's
-    job = job_of(options)
+    check_file(out, overwrite=options.overwrite)
+    job = job_to_probe(options)
+    if len(job.prompts) > 1:
+        raise UsageError(f"one prompt is drawn, got {len(job.prompts)}")
     announce_loading()
     from oseg_video.probing.drawing import draw
     from oseg_video.probing.job import landscape_job

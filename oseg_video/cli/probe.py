@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from copy import copy
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,12 +21,13 @@ from oseg_video.cli.parsing import (
 from oseg_video.cli.ranks import is_rank, ran_on_ranks, rank_count
 from oseg_video.cli.settings import add_config_flag, add_setting_flags, job_of
 from oseg_video.config import known_keys
-from oseg_video.files import check_place, write_text
+from oseg_video.files import check_place, check_writable, write_text
 from oseg_video.parallel.degrees import started_as
 from oseg_video.settings.kinds import BLOCKS
 from oseg_video.types import SettingError
 
 if TYPE_CHECKING:
+    from oseg_video.config import GenerateJob
     from oseg_video.probing.result import ProbeResult
 
 _EXAMPLES = """examples:
@@ -36,7 +38,7 @@ For each block: attention as it is and with smoothed queries, and what the metho
 block alone does to the prediction, at a few noise levels of the sampling. The page shows blocks side by side.
 """
 FILES = ("probe.json", "probe.html")
-LEFT_OUT = ("blocks", "out", "format")
+LEFT_OUT = ("blocks", "out", "format", "refresh", "cache")
 """Settings of a clip that a probe has no use for, or has a flag of its own for."""
 
 
@@ -89,8 +91,7 @@ def register(commands: Commands) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    options.setting_blocks = "0"  # the probe goes through all of them, whatever the recipe's
-    job = job_of(options)
+    job = job_to_probe(options)
     rank_count(options, free="")
     out = Path(folder_flag(options.out))
     if not is_rank():
@@ -121,9 +122,32 @@ def _run(options: argparse.Namespace) -> int:
     return 0
 
 
+def job_to_probe(options: argparse.Namespace) -> GenerateJob:
+    """The job of the flags; whatever blocks its recipe names, the command has a flag of its own for them.
+
+    Raises OsegVideoError, also for what no probe looks at: a method that perturbs no block, a second seed.
+    """
+    without = copy(options)
+    options.setting_blocks = "0"
+    try:
+        job = job_of(options)
+    except SettingError as error:
+        try:
+            method = job_of(without).guidance.name
+        except SettingError:
+            raise error from None
+        raise UsageError(
+            f"guidance {method} perturbs no block; probe with one that does, such as oseg"
+        ) from None
+    if len(job.seeds) > 1:
+        raise UsageError(f"one seed is probed, got {' '.join(map(str, job.seeds))}")
+    return job
+
+
 def _check_folder(out: Path) -> None:
     for name in FILES:
         check_place(out / name)
+    check_writable(out)
 
 
 def _write(result: ProbeResult, out: Path) -> Path:

@@ -59,7 +59,7 @@ def _run(options: argparse.Namespace) -> int:
     check_dry_run_flags(options)
     from oseg_video.sweeps.recipe import read_sweep
 
-    recipe = with_flags(read_sweep(find_recipe(options.recipe, "sweeps", "tables")), options)
+    recipe = with_flags(read_sweep(find_recipe(options.recipe, "sweeps", "tables")), options, options.limit)
     if place := options.out or recipe.out:
         options.out = folder_flag(place)
     announce_loading()

@@ -114,5 +114,5 @@ def _recipe(options: argparse.Namespace) -> TuneRecipe:
     """What the recipe says and the flags change."""
     from oseg_video.tuning.recipe import read_tune
 
-    recipe = with_flags(read_tune(find_recipe(options.recipe, "tune")), options)
+    recipe = with_flags(read_tune(find_recipe(options.recipe, "tune")), options, options.limit)
     return dataclasses.replace(recipe, clips=options.clips or recipe.clips)

@@ -23,7 +23,7 @@ from typing import Any
 from oseg_video import console
 from oseg_video.comparison.page import Gap, write_page
 from oseg_video.comparison.planned import check_metrics, default_metrics, planned_clips
-from oseg_video.comparison.recipe import label
+from oseg_video.comparison.recipe import label, require_baseline
 from oseg_video.evaluation.clips import FoundClips, find_clips
 from oseg_video.evaluation.evaluate import evaluate
 from oseg_video.evaluation.metrics.base import MetricOptions
@@ -143,11 +143,8 @@ def _of_models(variations: Sequence[Variation]) -> Sequence[Variation]:
 
 def _baselines(recipe: SweepRecipe, baseline: str | None) -> dict[str, str]:
     """Of every model, label of a method -> label of the method that it is compared with."""
-    first, *others = recipe.methods
-    if baseline is not None and (baseline not in recipe.methods or not others):
-        names = ", ".join(recipe.methods)
-        raise CompareError(f"the baseline must be one of several methods, here {names}; got {baseline!r}")
-    base = baseline or first
+    require_baseline(recipe, baseline)
+    base = baseline or next(iter(recipe.methods))
     return {
         label(recipe, model, method): label(recipe, model, base)
         for model in recipe.models

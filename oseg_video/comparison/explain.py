@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from oseg_video.comparison.recipe import ComparisonRecipe, label
+from oseg_video.comparison.recipe import ComparisonRecipe, label, require_baseline
 from oseg_video.evaluation.metrics.base import MetricOptions, check_options, known_metrics
 from oseg_video.jobs.counted import CountedJob, count_job
 from oseg_video.sweeps.table import Variation, plan_variations
 
 
-def explain_comparison(recipe: ComparisonRecipe) -> str:
+def explain_comparison(recipe: ComparisonRecipe, options: MetricOptions) -> str:
     """Text for the reader: methods with rule and passes, metrics with what they need, reported values.
 
     Reads the models' configurations only, or counts the families' full size where the hub is not reached.
     Raises OsegVideoError for what cannot be made.
     """
+    require_baseline(recipe.sweep, recipe.baseline)
     if recipe.metrics is not None:
-        check_options(recipe.metrics, MetricOptions())
+        check_options(recipe.metrics, options)
     counted = [(one, count_job(one.job)) for one in plan_variations(recipe.sweep)]
     total = sum(one.count for one, _ in counted)
     fewest, most = (sum(one.count * job.passes[end] for one, job in counted) for end in (0, 1))

@@ -43,6 +43,8 @@ class ComparisonRecipe:
     reported: Reported | None = None
     starts_from_real: bool = False
     """Whether the images are first frames of real clips."""
+    limited: bool = False
+    """Whether `limit` has chosen among several of them, and has no more to say."""
 
 
 def read_comparison(
@@ -51,25 +53,22 @@ def read_comparison(
     real: Path | None = None,
     images: Path,
     limit: int | None = None,
-    first_only: int | None = None,
 ) -> ComparisonRecipe:
     """The comparison of a YAML file; a sweep's file is one, too.
 
     real: folder of the real clips whose first frames it may ask for; these are written into `images`.
-    limit: of the prompts only the first so many; of a single one, of the seeds. first_only: of the first
-    frames only so many, for a caller that limits the prompts afterwards.
+    limit: of the first frames only so many. Of other prompts and of seeds the caller makes fewer, when it has
+    changed them.
 
     Raises ConfigError naming the file and the key.
     """
     content = dict(load_yaml(path))
     prompts = content.get("prompts")
-    starts_from_real = False
+    starts_from_real = limited = False
     if isinstance(prompts, dict) and {*prompts} == {"first_frames"}:
         starts_from_real = True
         listed = read_prompts(path.parent / str(prompts["first_frames"]))
-        names = listed[: first_only or limit]
-        if len(listed) > 1:
-            limit = None  # of the seeds all, although one name may be left
+        names, limited = listed[:limit], len(listed) > 1
         if real is None or not real.is_dir():
             raise ConfigError(
                 f"{path.name} starts from first frames of real clips: --reference must be their folder, "
@@ -82,12 +81,20 @@ def read_comparison(
     sweep = sweep_of(content, path)
     labels = [label(sweep, model, method) for model in sweep.models for method in sweep.methods]
     return ComparisonRecipe(
-        sweep=sweep.changed(limit=limit),
+        sweep=sweep,
         metrics=_metrics(content, path),
         baseline=_baseline(content, sweep, path),
         reported=_reported(content["reported"], labels, path) if "reported" in content else None,
         starts_from_real=starts_from_real,
+        limited=limited,
     )
+
+
+def require_baseline(recipe: SweepRecipe, baseline: str | None) -> None:
+    """Raises ConfigError for a baseline that is none of several methods."""
+    if baseline is not None and (baseline not in recipe.methods or len(recipe.methods) == 1):
+        names = ", ".join(recipe.methods)
+        raise ConfigError(f"the baseline must be one of several methods, here {names}; got {baseline!r}")
 
 
 def label(recipe: SweepRecipe, model: str, method: str) -> str:
@@ -106,7 +113,7 @@ def _metrics(content: Mapping[Any, Any], path: Path) -> tuple[str, ...] | None:
 
 def _baseline(content: Mapping[Any, Any], sweep: SweepRecipe, path: Path) -> str | None:
     baseline = content.get("baseline")
-    if baseline is not None and baseline not in sweep.methods:
+    if baseline is not None and not (isinstance(baseline, str) and baseline in sweep.methods):
         raise ConfigError(
             f"{path.name}: baseline must be one of the methods {', '.join(sweep.methods)}, got {baseline!r}"
         )

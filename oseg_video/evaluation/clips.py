@@ -261,16 +261,23 @@ def _told_apart(clips: list[ClipFile]) -> list[ClipFile]:
     return [clip for group in by_method(clips).values() for clip in _labelled(group)]
 
 
+def varying_settings(clips: Sequence[ClipFile]) -> dict[str, list[str]]:
+    """The settings in which clips of one method differ, and their values; prompt, image and seed left aside.
+
+    Nothing of clips without manifests.
+    """
+    if not all(clip.settings for clip in clips):
+        return {}
+    names = dict.fromkeys(name for clip in clips for name in clip.settings)
+    values = {name: sorted({_plain(clip.settings.get(name)) for clip in clips}) for name in names}
+    same = ("prompts", "seeds", "image", "guidance")
+    return {name: found for name, found in values.items() if name not in same and len(found) > 1}
+
+
 def _labelled(group: list[ClipFile]) -> list[ClipFile]:
-    if len({clip.key for clip in group}) == len(group) or not all(clip.settings for clip in group):
+    if len({clip.key for clip in group}) == len(group):
         return group
-    names = dict.fromkeys(name for clip in group for name in clip.settings)
-    varying = [
-        name
-        for name in names
-        if name not in ("prompts", "seeds", "image", "guidance")
-        and len({json.dumps(clip.settings.get(name)) for clip in group}) > 1
-    ]
+    varying = list(varying_settings(group))
     if not varying:
         return group
     return [replace(clip, method=f"{clip.method} ({_shown(clip.settings, varying)})") for clip in group]

@@ -13,7 +13,7 @@ import torch
 
 from oseg_video import console
 from oseg_video.evaluation.alone import alone_in
-from oseg_video.evaluation.clips import ClipFile, FoundClips, find_clips
+from oseg_video.evaluation.clips import ClipFile, FoundClips, find_clips, varying_settings
 from oseg_video.evaluation.errors import EvaluationError
 from oseg_video.evaluation.metrics.base import (
     Metric,
@@ -64,6 +64,10 @@ def evaluate(
             f"out of GPU memory with --batch {options.batch}; try a smaller one, or --device cpu"
         ) from None
     return run.evaluation()
+
+
+_MAY_VARY = ("height", "width", "frames", "fps", "out", "format", "device", "offload", "vae_tiling")
+"""Settings that clips of one row may differ in: what the files say themselves, and what shows nothing."""
 
 
 class _Run:
@@ -238,13 +242,21 @@ def _check_pairable(method: str, clips: Sequence[ClipFile]) -> None:
 
 
 def _mixed_clips(found: FoundClips) -> list[str]:
-    """A warning for each way in which clips that are compared differ in shape."""
+    """A warning for each way in which clips that are compared differ in shape, and those of one row in what
+    they were made with."""
     facts = _facts(found.clips)
     kinds = {"numbers of frames": "frames", "sizes": "sizes", "frame rates": "fps"}
-    return [
+    shapes = [
         f"the clips have different {what}: {', '.join(map(str, facts[name]))}"
         for what, name in kinds.items()
         if len(facts[name]) > 1
+    ]
+    mixed = {method: varying_settings(clips) for method, clips in found.methods.items()}
+    return shapes + [
+        f"{method} mixes clips of different {name}: {', '.join(values)}"
+        for method, settings in mixed.items()
+        for name, values in settings.items()
+        if name not in _MAY_VARY
     ]
 
 

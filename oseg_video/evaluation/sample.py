@@ -34,7 +34,7 @@ class Sample:
         rows = self.seen.rows
         index, values = self._about(wanted)
         clips = [self.seen.clips[place] for place in index.tolist()]
-        groups, units = independent(clips)
+        groups, units = independent([self.metric.group(clip) for clip in clips], clips)
         value = self.metric.compute(wanted.name, rows, index)
         interval = self._interval(wanted, value, index, groups)
         details = dict(self.metric.details(wanted.name, rows, index))
@@ -68,7 +68,8 @@ class Sample:
                 f"{wanted.name} is defined for {wanted.clips} clips; {len(keys)} have a pair"
             )
         ours, others = (torch.tensor([places[key] for key in keys]) for places in (mine, theirs))
-        groups, _ = independent([self.seen.clips[place] for place in ours.tolist()])
+        clips = [self.seen.clips[place] for place in ours.tolist()]
+        groups, _ = independent([self.metric.group(clip) for clip in clips], clips)
         value = self.metric.compute(wanted.name, self.seen.rows, ours) - self.metric.compute(
             wanted.name, base.seen.rows, others
         )
@@ -143,9 +144,13 @@ class Sample:
         return {self.seen.clips[place].key: place for place in index.tolist()}
 
 
-def independent(clips: Sequence[ClipFile]) -> tuple[list[Hashable], str]:
-    """What to resample: prompts where there are several, otherwise clips; a group per clip, and the word."""
-    starts = [clip.start for clip in clips]
-    if len(set(starts)) > 1:
-        return list(starts), "prompts" if any(clip.settings for clip in clips) else "clips"
+def independent(groups: Sequence[Hashable], clips: Sequence[ClipFile]) -> tuple[list[Hashable], str]:
+    """What to resample: prompts where there are several, otherwise clips; a group per clip, and the word.
+
+    groups: equal for clips of one prompt.
+    """
+    count = len(set(groups))
+    if count > 1:
+        known = count < len(groups) or any(clip.settings for clip in clips)
+        return list(groups), "prompts" if known else "clips"
     return list(range(len(clips))), "clips of one prompt"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import tempfile
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from pathlib import Path
 
 from oseg_video.config import GenerateJob
 from oseg_video.config.manifest import manifest_path
-from oseg_video.files import check_place, expanded
+from oseg_video.files import check_place, check_writable, expanded
 from oseg_video.types import OsegVideoError
 
 _STEM_LETTERS = 60
@@ -118,19 +117,7 @@ def check_outputs(plans: Sequence[ClipPlan], *, overwrite: bool) -> None:
         check_place(plan.path, folder=plan.format == "png")
         check_place(plan.manifest)
     for folder in {plan.path.parent for plan in plans}:
-        _check_writable(folder)
-
-
-def _check_writable(folder: Path) -> None:
-    """Try the nearest folder that exists: permissions alone do not tell (root, read-only mounts)."""
-    nearest = folder.absolute()
-    while not nearest.exists() and nearest.parent != nearest:
-        nearest = nearest.parent
-    try:
-        with tempfile.TemporaryFile(dir=nearest):
-            pass
-    except OSError as error:
-        raise OutputError(f"cannot write to {folder}: {error.strerror}") from None
+        check_writable(folder)
 
 
 def _folded(name: str) -> str:

@@ -10,6 +10,7 @@ import torch
 
 from oseg_video import console
 from oseg_video.jobs.counted import idle_reason
+from oseg_video.jobs.loading.errors import LoadError
 from oseg_video.jobs.loading.hub import HubError
 from oseg_video.jobs.loading.pipeline import find_model
 from oseg_video.jobs.model import check_device
@@ -128,6 +129,12 @@ def estimate_variations(
     else:
         with contextlib.closing(open_store(place)) as store:
             records, _ = survey(items, store)
+        to_do = {one.item for one in records if one.state != "done"}
+        try:
+            if not cluster:
+                _require_fit_devices([item for item in items if item.key in to_do])
+        except LoadError as error:
+            console.logger.warning(f"warning: this machine cannot make them: {error}")
     return estimate(variations, records, seconds_per_pass=seconds_per_pass, retry_failed=retry_failed)
 
 

@@ -227,6 +227,17 @@ def test_clips_of_different_lengths_and_sizes_are_told(tmp_path):
     )
 
 
+def test_clips_of_one_row_that_were_made_differently_are_told(tmp_path, capsys):
+    for seed, steps in ((0, 2), (1, 12)):
+        write_drawn(tmp_path / "mixed", 1, guidance="cfg", steps=steps, scale=2.0)
+        manifest = json.loads((tmp_path / "mixed" / f"cfg-000-{steps}-2.0.json").read_text())
+        manifest["job"]["seeds"] = [seed]
+        (tmp_path / "mixed" / f"cfg-000-{steps}-2.0.json").write_text(json.dumps(manifest))
+    write_drawn(tmp_path / "mixed", 2, guidance="oseg", steps=2)
+    evaluation = evaluate([tmp_path / "mixed"], ["frame_difference"])
+    assert evaluation.warnings == ("cfg mixes clips of different steps: 12, 2",)
+
+
 # Clips and values that have to be left out
 
 
@@ -531,6 +542,7 @@ def test_mistakes_are_one_line(tmp_path, capsys):
     for extra, message in (
         (["--out", "a.xls"], "results are written as .json, .csv, .md, .tex, not a.xls"),
         (["--out", tmp_path / "missing" / "a.json"], "there is no folder"),
+        (["--out", "/proc/a.json"], "cannot write to /proc: No such file or directory"),
         (["--format", "xml"], "--format must be one of json, csv, markdown, latex, got 'xml'"),
         (["--batch", "0"], "--batch: must be a whole number of at least 1, got 0"),
         (["--weights", "is:c3d"], "--weights must be METRIC=PATH, got 'is:c3d'"),
@@ -545,6 +557,9 @@ def test_mistakes_are_one_line(tmp_path, capsys):
     ):
         assert message in refused(capsys, *fine, *extra)
     assert "no such folder" in refused(capsys, tmp_path / "no", "--metrics", "frame_difference")
+    drawn = [tmp_path, "--metrics", "fvd:two", "--quiet"]
+    assert "fvd:two reads no --weights" in refused(capsys, *drawn, "--weights", "fvd:two=x")
+    assert "cannot write to /proc: " in refused(capsys, *drawn, "--save-reference", "/proc/a.safetensors")
 
 
 def test_metrics_are_listed_with_what_they_are(capsys):

@@ -375,7 +375,14 @@ def test_the_command_writes_a_page_and_a_table(capsys: pytest.CaptureFixture, tm
         (["--blocks", "77"], "no block 77: this mochi model has 6 blocks"),
         (["--noise-levels", "a"], "must be numbers with commas between them, got 'a'"),
         (["--noise-levels", "7"], r"noise_levels must be in \[0, 1\], got 7"),
-        (["--guidance", "cfg"], "it belongs to oseg, oseg-released, pag, "),
+        (["--guidance", "cfg"], "guidance cfg perturbs no block; probe with one that does, such as oseg"),
+        (
+            ["--guidance", "sag", "--model", "sdxl"],
+            "guidance sag perturbs no block; probe with one that does",
+        ),
+        (["--guidance", "oseg", "--steps", "x"], "steps"),
+        (["--seed", "1", "2"], "one seed is probed, got 1 2"),
+        (["--cache", "0.1"], "unknown argument .--cache. of probe"),
         (["--out", "{file}"], "cannot write into .*: it is a file"),
         (["--parallel", "branch=2"], "needs 2 ranks"),
     ],
@@ -399,6 +406,13 @@ def test_a_mistake_is_one_line(
         (["probe", "--noise-levels", "7"], "noise_levels must be in [0, 1], got 7.0"),
         (["probe", "--noise-levels", "nan"], "noise_levels must be in [0, 1], got nan"),
         (["probe", "--sigmas", "0"], "sigmas must be above 0, got 0"),
+        (["probe", "--out", "/proc/x"], "cannot write to /proc/x: No such file or directory"),
+        (["landscape", "--block", "3", "--prompt", "y"], "one prompt is drawn, got 2"),
+        (["landscape", "--block", "3", "--seed", "1", "2"], "one seed is probed, got 1 2"),
+        (
+            ["landscape", "--block", "3", "--out", "/proc/x.png"],
+            "cannot write to /proc: No such file or directory",
+        ),
         (["landscape", "--block", "3", "--noise-level", "-1"], "noise_level must be in [0, 1], got -1.0"),
         (["landscape", "--block", "3", "--sigmas", "nan"], "sigmas must be above 0, got nan"),
     ],
@@ -412,7 +426,7 @@ def test_what_no_model_can_be_asked_is_refused_before_one_is_loaded(
 ) -> None:
     monkeypatch.setattr("oseg_video.probing.job.LoadedModel", lambda *_, **__: pytest.fail("loaded"))
     out = tmp_path / "out.png"
-    assert main([*flags, "--prompt", "x", "--out", str(out)]) == 2
+    assert main([*flags[:1], "--prompt", "x", "--out", str(out), *flags[1:]]) == 2
     assert capsys.readouterr().err == f"oseg-video: error: {message}\n"
 
 

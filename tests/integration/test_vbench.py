@@ -381,6 +381,8 @@ def test_the_standard_suite_has_all_dimensions_and_totals(tmp_path, calls):
     per_clip = metric.per_clip("vbench_standard:imaging_quality", seen.rows)
     assert per_clip.isfinite().sum() == 5, "one of the prompts has this dimension"
     assert {call["mode"] for call in calls()} == {"vbench_standard"}
+    # Without manifests a file's name tells the prompt, over which an interval is.
+    assert len({metric.group(clip) for clip in clips}) == len({e["prompt_en"] for e in SUITE}) < len(clips)
 
 
 def test_clips_of_the_suite_by_manifest_and_of_two_methods(tmp_path):

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module
@@ -126,6 +126,10 @@ class Metric(ABC):
     def per_clip(self, name: str, rows: Tensor) -> Tensor | None:
         """The value of every single clip, float [N], or None for a value of whole sets only."""
         return None
+
+    def group(self, clip: ClipFile) -> Hashable:
+        """Equal for clips that are not independent of each other: those of one prompt."""
+        return clip.start
 
     def details(self, name: str, rows: Tensor, index: Tensor) -> Mapping[str, Any]:
         """For `MetricResult.details`; arguments as of `compute`."""

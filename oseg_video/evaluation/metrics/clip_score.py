@@ -13,6 +13,7 @@ from torch import Tensor
 from oseg_video.evaluation.clips import ClipFile
 from oseg_video.evaluation.errors import EvaluationError
 from oseg_video.evaluation.features.stills import middle_frame
+from oseg_video.evaluation.features.weights import file_sha256
 from oseg_video.evaluation.metrics.base import MetricOptions, MetricValue, register_metrics
 from oseg_video.evaluation.observe import Look, MeanMetric
 from oseg_video.media import Frame
@@ -36,6 +37,7 @@ class CLIPScore(MeanMetric):
         self.row_protocol = {
             "metric": self.name,
             "model": given,
+            "weights": _weights_of(self.model, given),
             "network": f"CLIP, {config.num_hidden_layers} layers of {config.hidden_size}",
             "definition": "max(cosine, 0); times 2.5 in arXiv 2104.08718, times 100 in torchmetrics",
             "image": "the middle frame of a clip, as the model's own processor resizes it",
@@ -74,6 +76,14 @@ class _Scored(Look):
     def seen(self) -> Tensor:
         score = self._metric.score(self._frame.seen()[0], self._clip.prompt or "")
         return torch.tensor([score], dtype=torch.float64)
+
+
+def _weights_of(model: Any, given: str) -> str:
+    """What tells the weights apart: the commit of a hub repository, SHA-256 of the files of a folder."""
+    if commit := getattr(model.config, "_commit_hash", None):
+        return str(commit)
+    files = sorted(file for file in Path(given).iterdir() if file.suffix in (".safetensors", ".bin"))
+    return ", ".join(map(file_sha256, files))
 
 
 def _load(metric: str, given: str) -> tuple[Any, Any]:

@@ -31,6 +31,7 @@ from oseg_video.evaluation.features.reference import (
 from oseg_video.evaluation.metrics.base import MetricOptions, MetricValue, register_metrics
 from oseg_video.evaluation.observe import ClipMetric, Look
 from oseg_video.evaluation.rows import RowStore
+from oseg_video.files import check_file
 
 SHIPPED = Path(__file__).with_name(f"embedded_reference{SUFFIX}")
 """Statistics of the drawn clips that `fvd:embedded` and `fvd:two` compare with where no reference is given.
@@ -193,8 +194,8 @@ class FrechetVideoDistance(ClipMetric):
             raise EvaluationError(f"no such reference: {given}")
         if save is not None and save.suffix != SUFFIX:
             raise EvaluationError(f"statistics are saved as {SUFFIX} files, not {save}")
-        if save is not None and not save.absolute().parent.is_dir():
-            raise EvaluationError(f"cannot write {save}: there is no folder {save.parent}")
+        if save is not None:
+            check_file(save, overwrite=True)
         replace = save is not None and (self.options.overwrite or self._saved_before())
         if save is not None and not replace and self.name in saved_names(save):
             raise EvaluationError(f"{save} has statistics of {self.name} already; --overwrite replaces them")
@@ -210,6 +211,7 @@ for _name, _protocol in PROTOCOLS.items():
     register_metrics(
         {_name: _protocol.summary},
         partial(FrechetVideoDistance),  # a builder each: two protocols do not share what they look at
-        reads=("reference", "save_reference", "weights", "trust_weights", "device", "batch"),
+        reads=("reference", "save_reference", "device", "batch")
+        + (("weights", "trust_weights") if _protocol.task is None else ()),
         needs_reference=_protocol.task is None,
     )

@@ -11,7 +11,7 @@ score. Both are 0 where the dimension does not look at the clip.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -193,6 +193,10 @@ class StandardVBench(_VBenchMetric):
     def refuses(self, clip: ClipFile) -> str | None:
         """Formats and lengths of clips of the suite; others do not count anyway."""
         return None if self.suite.prompt_of(clip) is None else file_fault(clip, self.dimensions)
+
+    def group(self, clip: ClipFile) -> Hashable:
+        """By the prompt of the suite, which a file's name may tell."""
+        return self.suite.prompt_of(clip) or super().group(clip)
 
     def check(self, clips: Sequence[ClipFile]) -> list[str]:
         """Whether every prompt has its clips, and what they are."""

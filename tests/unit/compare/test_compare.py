@@ -9,6 +9,7 @@ import pytest
 from oseg_video.cli import main
 from oseg_video.comparison import compare as module
 from oseg_video.comparison.compare import CompareError, compare
+from oseg_video.config import ConfigError
 from oseg_video.evaluation.clips import FoundClips
 from oseg_video.evaluation.metrics.base import EvaluationError, MetricOptions
 from oseg_video.files import FileError
@@ -160,8 +161,8 @@ def test_a_clip_that_fails_costs_only_the_values_that_need_it(tmp_path, monkeypa
     [
         ({}, {"metrics": ["alignment:embedded"]}, EvaluationError, "alignment:embedded needs clips of .* 64"),
         ({}, {"metrics": ["frame_diference"]}, EvaluationError, "did you mean 'frame_difference'"),
-        ({}, {"baseline": "stg"}, CompareError, "here oseg, cfg; got 'stg'"),
-        ({"methods": ("cfg",)}, {"baseline": "cfg"}, CompareError, "one of several methods"),
+        ({}, {"baseline": "stg"}, ConfigError, "here oseg, cfg; got 'stg'"),
+        ({"methods": ("cfg",)}, {"baseline": "cfg"}, ConfigError, "one of several methods"),
         (
             {},
             {"options": MetricOptions(reference=Path("."))},

@@ -56,7 +56,6 @@ def test_a_sweep_is_a_comparison_and_the_other_way_round(tmp_path):
     assert recipe.sweep == plain.sweep == read_sweep(path)
     assert (recipe.metrics, recipe.baseline) == (("frame_difference",), "oseg")
     assert recipe.reported == Reported(source="a paper", values=VALUES)
-    assert read(path, limit=2).sweep.subjects == plain.sweep.subjects[:2]
 
 
 @pytest.mark.parametrize(
@@ -64,6 +63,7 @@ def test_a_sweep_is_a_comparison_and_the_other_way_round(tmp_path):
     [
         ({"metrics": "frame_difference"}, "metrics must be a list of names, got 'frame_difference'"),
         ({"baseline": "stg"}, "baseline must be one of the methods cfg, oseg, got 'stg'"),
+        ({"baseline": ["cfg"]}, r"baseline must be one of the methods cfg, oseg, got \['cfg'\]"),
         ({"metrisc": ["x"]}, "unknown key 'metrisc'; did you mean 'metrics'"),
         ({"reported": {"values": {}}}, r"reported must have a source \(text\) and values"),
         ({"published": {}}, "published is called reported now"),
@@ -173,6 +173,19 @@ def test_clips_start_from_first_frames_of_real_clips(tmp_path, real):
             assert image.size == (32, 32) and abs(image.getpixel((16, 16))[1] - level) <= 2
     assert len(read(path, real=real, limit=1).sweep.subjects) == 1
     assert not list(tmp_path.rglob("images/**/.*"))
+
+
+def test_a_limit_of_first_frames_leaves_the_seeds(tmp_path, real, monkeypatch):
+    made = []
+    monkeypatch.setattr(
+        "oseg_video.comparison.explain.explain_comparison", lambda recipe, options: str(made.append(recipe))
+    )
+    path = write(tmp_path, prompts={"first_frames": "list.txt"}, seeds=[3, 4])
+    command = ["compare", str(path), "--explain", "--reference", str(real), "--limit", "1"]
+    assert main(command) == 0
+    (tmp_path / "list.txt").write_text("b/two.mp4\n")
+    assert main(command) == 0
+    assert [(len(one.sweep.subjects), one.sweep.seeds) for one in made] == [(1, (3, 4)), (1, (3,))]
 
 
 def test_real_clips_that_only_start_clips_are_no_reference_of_a_metric(tmp_path, real, capsys):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import colorsys
 import hashlib
+import shutil
 import sys
 import types
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.testing import assert_close
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor
@@ -330,6 +332,25 @@ def test_clip_score_is_the_cosine_of_image_and_prompt(tmp_path: Path, clip_folde
     cosines = ((image * text).sum(1) / image.norm(dim=1) / text.norm()).clamp(min=0)
     assert result.value == pytest.approx(float(cosines.mean()), abs=1e-5)
     assert 0 <= result.value <= 1 and len(set(result.per_clip.values())) > 1
+
+
+def test_clip_scores_of_other_weights_are_not_gone_on_with(tmp_path: Path, clip_folder: Path) -> None:
+    name, weights = "clip_score:vit-b-32", tmp_path / "weights"
+    shutil.copytree(clip_folder, weights)
+    write_images(tmp_path / "images", range(2), "cfg")
+
+    def value() -> float:
+        options = MetricOptions(weights={name: str(weights)})
+        done = evaluate([tmp_path / "images"], [name], options=options, work=tmp_path / "work")
+        return done.results["cfg"][0].value
+
+    before = value()
+    file = weights / "model.safetensors"
+    changed = {key: x + 0.1 if "projection" in key else x for key, x in load_file(file).items()}
+    save_file(changed, file, metadata={"format": "pt"})
+    assert value() != before
+    shutil.copytree(clip_folder, weights, dirs_exist_ok=True)
+    assert value() == before
 
 
 def test_clip_score_needs_a_prompt_and_weights(tmp_path: Path, clip_folder: Path) -> None:

@@ -33,6 +33,8 @@ def test_what_no_clip_could_have_is_refused_once_for_all(capsys, tmp_path):
     )
     assert not list((tmp_path / "out").glob("index*"))
     assert main(["sweep", str(path), "--dry-run"]) == 0  # for a machine that has one
+    said = "warning: this machine cannot make them: --offload model needs a GPU"
+    assert said in capsys.readouterr().err
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
