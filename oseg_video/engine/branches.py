@@ -3,43 +3,35 @@
 import math
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import replace
-from functools import partial
+from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from oseg_video.adapters.base import AttentionSite, Condition, ModelAdapter, VideoTokens
+from oseg_video.adapters.base import Condition, ModelAdapter
 from oseg_video.adapters.blocks import BlockAddress
-from oseg_video.adapters.denoiser import NOTHING_CUT, JointText, TextAttention
+from oseg_video.adapters.denoiser import NOTHING_CUT, JointText
+from oseg_video.engine.actions import BlockActions
 from oseg_video.engine.errors import GuidanceError, SilentGuidanceError
 from oseg_video.engine.patching import swapped_class
 from oseg_video.engine.patching.attention import spread_attention
 from oseg_video.engine.patching.gates import BlockPlan, gated, taken
-from oseg_video.engine.patching.observing import ObservedAttention
-from oseg_video.engine.patching.sites import ChangedQueries, CombinedRows, ReplacedAttention
-from oseg_video.engine.patching.text import TwoTexts
 from oseg_video.engine.reading import InputChanges
 from oseg_video.engine.report import PassRecord
 from oseg_video.engine.reuse import Prefix, Written
-from oseg_video.engine.sharding import BlockStack, handed_on, named_inputs
+from oseg_video.engine.sharding import BlockStack
 from oseg_video.engine.step_cache import StepCache
 from oseg_video.guidance.attended import Noise
 from oseg_video.guidance.perturbations import (
-    BlurAttended,
     ExtrapolateAttention,
     IsolateStreams,
-    ObserveAttention,
-    QueryTransform,
-    ReplaceAttention,
     SkipBlock,
 )
-from oseg_video.guidance.plan import Branch, Perturbation, Stream
+from oseg_video.guidance.plan import Branch, Perturbation
 from oseg_video.guidance.reuse import EXACT, PLAIN, USE_OURS, Reuse, no_chain
 from oseg_video.parallel.mesh import ONE_RANK
 from oseg_video.parallel.sequence import SequenceGroup, SpreadSequence
-from oseg_video.types import Denoiser, TokenGrid
+from oseg_video.types import Denoiser
 
 
 class Pass(NamedTuple):
@@ -134,6 +126,7 @@ class BranchRunner:
         self._here = threading.local()
         self._stack = BlockStack(adapter, denoiser)
         self._first_block = adapter.blocks(denoiser)[0]
+        self._actions = BlockActions(adapter, denoiser, self._resolve, self._beside, self._fired)
 
     @property
     def unit_count(self) -> int:
@@ -214,7 +207,7 @@ class BranchRunner:
             if current.perturbation is None:
                 plan.actions = changes.readings(current.names, inputs)
             elif current.perturbation.source is None:
-                plan.actions = self._actions(current.perturbation, inputs, plan.spread, negative)
+                plan.actions = self._actions.of(current.perturbation, inputs, plan.spread, negative)
             else:
                 inputs, read = changes.changed(current.perturbation, inputs, predictions)
                 plan.fired += read
@@ -342,142 +335,6 @@ class BranchRunner:
             raise GuidanceError(f"{tokens.video} video tokens cannot be shared by {ranks} ranks")
         return SpreadSequence(self._sequence, tokens.video, tokens.text_first)
 
-    def _actions(
-        self,
-        perturbation: Perturbation,
-        arguments: Mapping[str, Any],
-        spread: SpreadSequence | None,
-        negative: Mapping[str, Any] | None,
-    ) -> dict[str, Callable[..., Any]]:
-        """What the gates of the perturbed blocks do in place of the block."""
-        change = perturbation.change
-        assert not isinstance(change, BlurAttended)
-        addresses = self._resolve(perturbation)
-        streams = self._streams(perturbation)
-        if isinstance(change, SkipBlock):
-            return {address.path: partial(self._skip_block, address, streams) for address in addresses}
-        texts = self._adapter.text_attention
-        if isinstance(change, ExtrapolateAttention) and not isinstance(texts, JointText):
-            assert negative is not None
-            tokens_of = [(one, negative[one.text].shape[1]) for one in texts]
-            act = partial(self._attend_to_both, change, tokens_of)
-            return {path: partial(act, path) for path in (*self._beside, *(one.path for one in addresses))}
-        if isinstance(change, IsolateStreams):
-            return {address.path: partial(self._isolate, address) for address in addresses}
-        # All sites of one stage and kind see the same tokens.
-        tokens: dict[str, dict[Stream, VideoTokens]] = {}
-        for address in addresses:
-            if address.group not in tokens:
-                found = {
-                    one: self._adapter.tokens(self._denoiser, arguments, address, one) for one in streams
-                }
-                tokens[address.group] = {
-                    one: replace(those, spread=spread) if one == "video" else those
-                    for one, those in found.items()
-                }
-        if isinstance(change, ExtrapolateAttention):
-            rows = partial(self._attend_in_rows, change)
-            return {one.path: partial(rows, tokens[one.group], one) for one in addresses}
-        return {
-            address.path: partial(self._change_attention, change, tokens[address.group], address)
-            for address in addresses
-        }
-
-    def _streams(self, perturbation: Perturbation) -> tuple[Stream, ...]:
-        """The model's streams that are perturbed."""
-        return tuple(one for one in self._adapter.streams if one in perturbation.streams)
-
-    def _skip_block(
-        self,
-        address: BlockAddress,
-        streams: tuple[Stream, ...],
-        block: nn.Module,
-        *args: Any,
-        **kwargs: Any,
-    ) -> Any:
-        """The block's inputs for its outputs, of these streams."""
-        self._fired(address.path)
-        outputs = handed_on(self._adapter.block_outputs, args, kwargs)
-        if streams != self._adapter.streams:
-            # Then each output is a stream.
-            ran = zip(self._adapter.streams, outputs, block(*args, **kwargs), strict=True)
-            return tuple(skipped if one in streams else made for one, skipped, made in ran)
-        return outputs
-
-    def _isolate(self, address: BlockAddress, block: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        """The block without attention from one stream to the other."""
-        assert self._adapter.audio is not None  # checked before
-        self._fired(address.path)
-        return block(**{**named_inputs(block, args, kwargs), **self._adapter.audio.isolated})
-
-    def _attend_to_both(
-        self,
-        change: ExtrapolateAttention,
-        texts: Sequence[tuple[TextAttention, int]],
-        path: str,
-        block: nn.Module,
-        *args: Any,
-        **kwargs: Any,
-    ) -> Any:
-        """The block; its cross-attention attends to its own text and the negative one behind that apart.
-
-        texts: the cross-attentions, and how many tokens each one's negative text has.
-        """
-        with ExitStack() as stack:
-            for one, tokens in texts:
-                name, attention = f"{path}.{one.attribute}", getattr(block, one.attribute)
-                both = TwoTexts(name, attention, tokens, change, self._fired)
-                stack.enter_context(both.installed())
-            return block(*args, **kwargs)
-
-    def _attend_in_rows(
-        self,
-        change: ExtrapolateAttention,
-        tokens: Mapping[Stream, VideoTokens],
-        address: BlockAddress,
-        block: nn.Module,
-        *args: Any,
-        **kwargs: Any,
-    ) -> Any:
-        """The block with each text in a row of its own, and the same video in both."""
-        texts = self._adapter.text_attention
-        assert isinstance(texts, JointText)
-        if texts.of_text:
-            args, kwargs = (), texts.of_first(named_inputs(block, args, kwargs))
-        return self._change_attention(change, tokens, address, block, *args, **kwargs)
-
-    def _change_attention(
-        self,
-        change: QueryTransform | ReplaceAttention | ObserveAttention | ExtrapolateAttention,
-        tokens: Mapping[Stream, VideoTokens],
-        address: BlockAddress,
-        block: nn.Module,
-        *args: Any,
-        **kwargs: Any,
-    ) -> Any:
-        with ExitStack() as hooks:
-            for stream, those in tokens.items():
-                site = self._adapter.stream_site(block, address, stream)
-                hooks.enter_context(self._changed_site(change, site, those, address))
-            return block(*args, **kwargs)
-
-    def _changed_site(
-        self,
-        change: QueryTransform | ReplaceAttention | ObserveAttention | ExtrapolateAttention,
-        site: AttentionSite,
-        tokens: VideoTokens,
-        address: BlockAddress,
-    ) -> AbstractContextManager[Any]:
-        if isinstance(change, ReplaceAttention):
-            return ReplacedAttention(site, change.source, tokens, self._fired).installed()
-        if isinstance(change, ExtrapolateAttention):
-            return CombinedRows(site, tokens, change, self._fired).installed()
-        if isinstance(change, ObserveAttention):
-            see = partial(change.see, address.index)
-            return ObservedAttention(site, tokens, change.transforms, see, self._fired).installed()
-        apply = partial(_apply, change, tokens.grid)
-        return ChangedQueries(site, tokens, apply, self._fired).installed(change.site)
-
     def _fired(self, name: str) -> None:
         plan = self._current_plan()
         assert plan is not None
@@ -495,7 +352,7 @@ class BranchRunner:
 
     def _require_fired(self, perturbation: Perturbation, plan: BlockPlan) -> None:
         whole = isinstance(perturbation.change, SkipBlock | IsolateStreams)
-        expected = 1 if whole or perturbation.source else len(self._streams(perturbation))
+        expected = 1 if whole or perturbation.source else len(self._actions.streams(perturbation))
         for address in self._resolve(perturbation):
             own = {one for one in plan.fired if one == address.path or one.startswith(f"{address.path}.")}
             if len(own) < expected:
@@ -503,7 +360,3 @@ class BranchRunner:
                     f"block {address.index} ({address.path}) was to be perturbed, but its attention site "
                     f"never fired; fused projections or a foreign attention processor may bypass it"
                 )
-
-
-def _apply(transform: QueryTransform, grid: TokenGrid, query: Tensor, key: Tensor) -> Tensor:
-    return transform(query, key, grid)
