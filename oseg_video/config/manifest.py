@@ -149,10 +149,11 @@ def read_manifest(path: Path) -> Manifest:
     path = Path(path)
     if not path.exists():
         raise ManifestError(f"no such file: {path}")
-    found = _text_inside(path) or _text_beside(path)
+    beside = path.with_name(f"{path.stem if path.is_file() else path.name}.json")
+    found = _text_inside(path) or _text_of(beside)
     if found is None:
         raise ManifestError(
-            f"{path} holds no manifest of oseg-video, and there is no {_beside(path).name} beside it"
+            f"{path} holds no manifest of oseg-video, and there is no {beside.name} beside it"
         )
     text, source = found
     manifest = parse_manifest(text, source)
@@ -166,10 +167,12 @@ def find_manifest(path: Path) -> Manifest | None:
 
     None if there is none of ours, or none that can be read.
     """
-    for find in (_text_inside, _text_beside):
-        with contextlib.suppress(ManifestError):
-            if found := find(path):
-                return parse_manifest(*found)
+    with contextlib.suppress(ManifestError):
+        if found := _text_inside(path):
+            return parse_manifest(*found)
+    with contextlib.suppress(ManifestError):
+        if found := _text_of(manifest_path(path)):
+            return parse_manifest(*found)
     return None
 
 
@@ -277,14 +280,10 @@ def _text_inside(path: Path) -> tuple[str, str] | None:
         return (comment, str(path)) if comment else None
 
 
-def _text_beside(path: Path) -> tuple[str, str] | None:
-    beside = _beside(path)
-    with _reading(path):
-        return (beside.read_text(encoding="utf-8"), str(beside)) if beside.is_file() else None
-
-
-def _beside(path: Path) -> Path:
-    return path.with_name(f"{path.stem if path.is_file() else path.name}.json")
+def _text_of(file: Path) -> tuple[str, str] | None:
+    """What a file beside a clip says, if it is there, and its name. Raises ManifestError."""
+    with _reading(file):
+        return (file.read_text(encoding="utf-8"), str(file)) if file.is_file() else None
 
 
 @contextlib.contextmanager

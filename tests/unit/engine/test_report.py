@@ -1,5 +1,7 @@
 """What a report shows of itself."""
 
+import json
+
 from oseg_video.engine.report import GuidanceReport, PassRecord, StepRecord
 
 
@@ -32,3 +34,10 @@ def test_notebooks_get_the_table_with_names_escaped() -> None:
     assert shown.startswith("<p>GuidanceReport(oseg&lt;: 4 steps") and "<td>blocks.3.attn1</td>" in shown
     assert shown.count("<tr>") == 4
     assert "<tr><th>steps</th><th>branches</th><th>blocks run</th><th>perturbed at</th></tr>" in shown
+
+
+def test_as_a_dictionary_it_is_what_json_gives_back() -> None:
+    found = report().to_dict()
+    assert json.loads(json.dumps(found)) == found
+    assert [kind["steps"] for kind in found["step_kinds"]] == [3, 1]
+    assert found["step_kinds"][0]["passes"][1]["fired"] == ["blocks.3.attn1"]

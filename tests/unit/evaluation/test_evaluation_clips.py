@@ -90,9 +90,9 @@ def test_methods_of_one_folder_come_from_the_manifests(tmp_path):
 
 
 def test_what_a_clip_says_of_itself_counts_before_what_lies_beside_it(tmp_path):
-    inside = write(tmp_path / "a.mp4", "mp4")
-    write_manifest(inside, prompts=["a red circle"], seeds=[1], guidance="cfg")
-    text = inside.with_suffix(".json").read_text()
+    inside, other = tmp_path / "a.mp4", tmp_path / "text"
+    write_manifest(other, prompts=["a red circle"], seeds=[1], guidance="cfg")
+    text = (tmp_path / "text.json").read_text()
     write_clip(inside, noise(), 8, format="mp4", comment=text)
     write_clip(tmp_path / "b.mp4", noise(seed=1), 8, format="mp4", comment="of another program")
     for name in ("a", "b"):  # as a GIF of that name leaves it
