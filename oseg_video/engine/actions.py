@@ -67,7 +67,7 @@ class BlockActions:
         change = perturbation.change
         assert not isinstance(change, BlurAttended)
         addresses = self._resolve(perturbation)
-        streams = self.streams(perturbation)
+        streams = perturbed_streams(self._adapter, perturbation)
         if isinstance(change, SkipBlock):
             return {address.path: partial(self._skip_block, address, streams) for address in addresses}
         texts = self._adapter.text_attention
@@ -96,10 +96,6 @@ class BlockActions:
             address.path: partial(self._change_attention, change, tokens[address.group], address)
             for address in addresses
         }
-
-    def streams(self, perturbation: Perturbation) -> tuple[Stream, ...]:
-        """The model's streams that are perturbed."""
-        return tuple(one for one in self._adapter.streams if one in perturbation.streams)
 
     def _skip_block(
         self,
@@ -191,6 +187,11 @@ class BlockActions:
             return ObservedAttention(site, tokens, change.transforms, see, self._fired).installed()
         apply = partial(_apply, change, tokens.grid)
         return ChangedQueries(site, tokens, apply, self._fired).installed(change.site)
+
+
+def perturbed_streams(adapter: ModelAdapter, perturbation: Perturbation) -> tuple[Stream, ...]:
+    """The model's streams that are perturbed."""
+    return tuple(one for one in adapter.streams if one in perturbation.streams)
 
 
 def _apply(transform: QueryTransform, grid: TokenGrid, query: Tensor, key: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 from oseg_video.adapters.base import Condition, ModelAdapter
 from oseg_video.adapters.blocks import BlockAddress
 from oseg_video.adapters.denoiser import NOTHING_CUT, JointText
-from oseg_video.engine.actions import BlockActions
+from oseg_video.engine.actions import BlockActions, perturbed_streams
 from oseg_video.engine.errors import GuidanceError, SilentGuidanceError
 from oseg_video.engine.patching import swapped_class
 from oseg_video.engine.patching.attention import spread_attention
@@ -126,7 +126,6 @@ class BranchRunner:
         self._here = threading.local()
         self._stack = BlockStack(adapter, denoiser)
         self._first_block = adapter.blocks(denoiser)[0]
-        self._actions = BlockActions(adapter, denoiser, self._resolve, self._beside, self._fired)
 
     @property
     def unit_count(self) -> int:
@@ -193,6 +192,7 @@ class BranchRunner:
         rows = _Rows(conditions, len(arguments[denoiser_call.sample]) // len(conditions))
         prefixes = _Prefixes(passes, rows, self._prefix)
         changes = InputChanges(self._adapter, self._denoiser, branches, self._resolve, noise)
+        actions = BlockActions(self._adapter, self._denoiser, self._resolve, self._beside, self._fired)
         predictions: dict[str, Tensor] = {}
         records = []
         for current in passes:
@@ -207,7 +207,7 @@ class BranchRunner:
             if current.perturbation is None:
                 plan.actions = changes.readings(current.names, inputs)
             elif current.perturbation.source is None:
-                plan.actions = self._actions.of(current.perturbation, inputs, plan.spread, negative)
+                plan.actions = actions.of(current.perturbation, inputs, plan.spread, negative)
             else:
                 inputs, read = changes.changed(current.perturbation, inputs, predictions)
                 plan.fired += read
@@ -352,7 +352,7 @@ class BranchRunner:
 
     def _require_fired(self, perturbation: Perturbation, plan: BlockPlan) -> None:
         whole = isinstance(perturbation.change, SkipBlock | IsolateStreams)
-        expected = 1 if whole or perturbation.source else len(self._actions.streams(perturbation))
+        expected = 1 if whole or perturbation.source else len(perturbed_streams(self._adapter, perturbation))
         for address in self._resolve(perturbation):
             own = {one for one in plan.fired if one == address.path or one.startswith(f"{address.path}.")}
             if len(own) < expected:

@@ -160,10 +160,10 @@ def test_table_4_starts_from_clips_of_ucf_101(tmp_path):
 
 def test_the_toy_tables_shortened(tmp_path):
     for name, values in (("table3", 6), ("table4", 4)):
-        recipe = read(f"{name}-embedded", tmp_path, limit=10)
+        recipe = read(f"{name}-embedded", tmp_path)
         assert list(recipe.sweep.methods) == ["cfg", "stg", "oseg"]
         settings = {**recipe.sweep.settings, "steps": 2, "device": "cpu"}
-        quick = dataclasses.replace(recipe.sweep, settings=settings)
+        quick = dataclasses.replace(recipe.sweep, settings=settings).changed(limit=10)
         done = compare(quick, tmp_path / "out", recipe.metrics, baseline=recipe.baseline)
         # The second table is about the clips of the first.
         assert done.complete and done.summary.made == (30 if name == "table3" else 0)
@@ -206,9 +206,9 @@ def test_the_ablation_of_sigma_is_about_four_of_them(tmp_path, capsys):
 
 def test_the_toy_tables_of_images_shortened(tmp_path):
     for name, values in (("table1", 3), ("table2", 7), ("ablation-sigma", 7)):
-        recipe = read(f"{name}-embedded", tmp_path, limit=5)
+        recipe = read(f"{name}-embedded", tmp_path)
         settings = {**recipe.sweep.settings, "steps": 2, "device": "cpu"}
-        quick = dataclasses.replace(recipe.sweep, settings=settings)
+        quick = dataclasses.replace(recipe.sweep, settings=settings).changed(limit=5)
         done = compare(quick, tmp_path / name, recipe.metrics, baseline=recipe.baseline)
         assert done.complete and done.summary.made == 5 * len(quick.methods)
         results = json.loads((tmp_path / name / "results.json").read_text())

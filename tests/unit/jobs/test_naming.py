@@ -161,13 +161,13 @@ def test_overwrite_never_replaces_a_manifest_of_something_else(tmp_path):
 
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(OutputError, match="cannot write"):
+    with pytest.raises(FileError, match="cannot write"):
         check_outputs(plan_clips(make_job(tmp_path / "file" / "a.mp4")), overwrite=False)
     with pytest.raises(OutputError, match="cannot write"):
         check_outputs(plan_clips(make_job(tmp_path / ("x" * 300) / "a.mp4")), overwrite=False)
     if os.geteuid():
         tmp_path.chmod(0o500)
-        with pytest.raises(OutputError, match="Permission denied"):
+        with pytest.raises(FileError, match="Permission denied"):
             check_outputs(plan_clips(make_job(tmp_path / "a.mp4")), overwrite=False)
 
 

@@ -90,7 +90,10 @@ def test_every_stage_has_its_table() -> None:
     assert gained.splitlines()[2:] == ["| none |  |  |", "| oseg |  | **+0.100 [+0.050, +0.150]** |"]
     assert gains.splitlines()[0] == "| score minus no guidance | block 0 | block 1 |"
     assert "| entropy | +0.50 | 0.25 | 10 | 1 of 2 methods |" in correlations
-    assert "| CFG | uncond=2 | 1.50 | **+0.100" in reuse and "| 0.25 [0.20, 0.30] |" in reuse
+    assert (
+        "| CFG | uncond=2 | 1.50 | 0.500 [0.400, 0.600] | **+0.100" in reuse
+        and "| 0.25 [0.20, 0.30] |" in reuse
+    )
     assert all(
         {line.count("|") for line in one.splitlines()} == {one.splitlines()[0].count("|")}
         for one in (*of_two, winners_of_one)
