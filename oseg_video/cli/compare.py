@@ -27,6 +27,7 @@ from oseg_video.cli.parsing import (
     names,
     whole_number,
 )
+from oseg_video.cli.settings import flag_settings
 from oseg_video.config import find_recipe
 
 if TYPE_CHECKING:
@@ -96,6 +97,7 @@ def _run(options: argparse.Namespace) -> int:
 
         with tempfile.TemporaryDirectory(prefix="oseg-video-") as images:
             recipe = _recipe(options, Path(images))
+            options.setting_device = "cpu"  # of metrics, which nothing runs here
             console.say(explain_comparison(recipe, _metric_options(options, recipe)))
         return 0
     if options.out is None:
@@ -181,7 +183,8 @@ def _recipe(options: argparse.Namespace, images: Path) -> ComparisonRecipe:
             images=images,
             limit=options.limit,
         )
-        limit = None if recipe.limited else options.limit
+        replaced = {"prompts", "image"} & {*flag_settings(options)}
+        limit = options.limit if replaced or not recipe.limited else None
         recipe = dataclasses.replace(recipe, sweep=with_flags(recipe.sweep, options, limit))
     baseline = recipe.baseline if recipe.baseline in recipe.sweep.methods else None
     return dataclasses.replace(

@@ -125,7 +125,7 @@ def _run(options: argparse.Namespace) -> int:
 def job_to_probe(options: argparse.Namespace) -> GenerateJob:
     """The job of the flags; whatever blocks its recipe names, the command has a flag of its own for them.
 
-    Raises OsegVideoError, also for what no probe looks at: a method that perturbs no block, a second seed.
+    Raises OsegVideoError, also for a method that perturbs no single block, and for a second seed.
     """
     without = copy(options)
     options.setting_blocks = "0"
@@ -137,7 +137,7 @@ def job_to_probe(options: argparse.Namespace) -> GenerateJob:
         except SettingError:
             raise error from None
         raise UsageError(
-            f"guidance {method} perturbs no block; probe with one that does, such as oseg"
+            f"guidance {method} perturbs no single block; probe with one that does, such as oseg"
         ) from None
     if len(job.seeds) > 1:
         raise UsageError(f"one seed is probed, got {' '.join(map(str, job.seeds))}")

@@ -134,8 +134,8 @@ class _Layout:
 
     def _words(self, clip: ClipFile) -> str:
         """The prompt broken into lines that fit, and the seed."""
-        image = Path(clip.settings.get("image") or clip.start).name
-        text = clip.prompt if clip.prompt is not None else image
+        image = clip.settings.get("image")
+        text = clip.prompt if clip.prompt is not None else Path(image).name if image else clip.start
         wide = self.font.getlength("n")
         most = max(1, self.height // self.line - 1)
         width = max(4, int((self.label - 2 * self.gap) / wide))

@@ -7,6 +7,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
 from torch import Tensor
+from torch._dynamo.eval_frame import OptimizedModule
 
 from oseg_video.adapters.base import Condition, ModelAdapter
 from oseg_video.adapters.blocks import BlockAddress
@@ -151,7 +152,7 @@ class BranchRunner:
     def compiled(self) -> bool:
         """Whether a block is compiled, which hides its attention."""
         blocks = (self._denoiser.get_submodule(one.path) for one in self._adapter.blocks(self._denoiser))
-        return any(block._compiled_call_impl is not None for block in blocks)
+        return any(isinstance(one, OptimizedModule) or one._compiled_call_impl is not None for one in blocks)
 
     def _current_plan(self) -> BlockPlan | None:
         return getattr(self._here, "plan", None)

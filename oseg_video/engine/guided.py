@@ -320,7 +320,8 @@ class _Session:
         if not all(branch.conditions <= conditions for branch in plan.branches.values()):
             scales = {one: self._guidance.of_stream(one).largest_guidance_scale for one in STREAMS}
             scale, other = scales["video"], scales["audio"]
-            said = f"audio_guidance_scale={other}" if scale == 1 != other else f"guidance_scale={scale}"
+            audio = scale in (None, 1) and other not in (None, 1)
+            said = f"audio_guidance_scale={other}" if audio else f"guidance_scale={scale}"
             needs = f"{name} with {said} needs the unconditional branch, "
             if all(branch.condition in conditions for branch in plan.branches.values()):
                 needs = f"{name} needs the text of the unconditional branch, which it does not run, "

@@ -122,9 +122,10 @@ def find_clips(folders: Sequence[Path]) -> FoundClips:
             f"no clip that can be read in {', '.join(map(str, folders))}"
             + (f" ({len(bad)} cannot be: {next(iter(bad.values()))})" if bad else "")
         )
-    clips = _named_apart(clips)
+    clips = _named_apart(_images_apart(clips))
     order = {method: position for position, method in enumerate(dict.fromkeys(c.method for c in clips))}
-    clips.sort(key=lambda clip: (order[clip.method], clip.key, clip.name))
+    # By the names of images, not by what they hold.
+    clips.sort(key=lambda clip: (order[clip.method], _asked(clip) or clip.start, clip.key, clip.name))
     return FoundClips(tuple(clips), broken, left_out)
 
 
@@ -198,6 +199,20 @@ def _content(path: Path) -> str:
     return digest.hexdigest()
 
 
+def _images_apart(clips: Sequence[ClipFile]) -> list[ClipFile]:
+    """Files of equal images are two requests, and go by their names, where one method has clips of both."""
+    named: dict[tuple[str, tuple[str, int]], set[str]] = {}
+    for clip in clips:
+        named.setdefault((clip.method, clip.key), set()).add(_asked(clip))
+    twice = {start for (_, (start, _)), images in named.items() if len(images) > 1}
+    return [replace(clip, start=_asked(clip)) if clip.start in twice else clip for clip in clips]
+
+
+def _asked(clip: ClipFile) -> str:
+    """Prompt and name of the image, as the manifest has them; empty without one."""
+    return "\n".join(str(one) for one in (clip.prompt, clip.settings.get("image")) if one is not None)
+
+
 def _named_apart(clips: Sequence[ClipFile]) -> list[ClipFile]:
     """b.mp4 and b.avi of one method are two requests, so their suffixes count, in the other methods too."""
     counts = Counter((clip.method, clip.start) for clip in clips if not clip.settings)
@@ -262,22 +277,19 @@ def _told_apart(clips: list[ClipFile]) -> list[ClipFile]:
 
 
 def varying_settings(clips: Sequence[ClipFile]) -> dict[str, list[str]]:
-    """The settings in which clips of one method differ, and their values; prompt, image and seed left aside.
-
-    Nothing of clips without manifests.
-    """
+    """The settings in which clips differ, and their values; none where a clip has no manifest."""
     if not all(clip.settings for clip in clips):
         return {}
     names = dict.fromkeys(name for clip in clips for name in clip.settings)
     values = {name: sorted({_plain(clip.settings.get(name)) for clip in clips}) for name in names}
-    same = ("prompts", "seeds", "image", "guidance")
-    return {name: found for name, found in values.items() if name not in same and len(found) > 1}
+    return {name: found for name, found in values.items() if len(found) > 1}
 
 
 def _labelled(group: list[ClipFile]) -> list[ClipFile]:
     if len({clip.key for clip in group}) == len(group):
         return group
-    varying = list(varying_settings(group))
+    request = ("prompts", "seeds", "image", "guidance")
+    varying = [name for name in varying_settings(group) if name not in request]
     if not varying:
         return group
     return [replace(clip, method=f"{clip.method} ({_shown(clip.settings, varying)})") for clip in group]

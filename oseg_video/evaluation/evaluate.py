@@ -66,8 +66,14 @@ def evaluate(
     return run.evaluation()
 
 
-_MAY_VARY = ("height", "width", "frames", "fps", "out", "format", "device", "offload", "vae_tiling")
-"""Settings that clips of one row may differ in: what the files say themselves, and what shows nothing."""
+_MAY_VARY = (
+    *("height", "width", "frames", "fps"),
+    *("out", "format", "device", "offload", "vae_tiling"),
+    *("prompts", "negative_prompt", "image", "seeds"),
+)
+"""Settings that clips of one row may differ in: what the files say themselves, what shows nothing, and the
+request."""
+_MOST_VALUES = 5
 
 
 class _Run:
@@ -253,7 +259,8 @@ def _mixed_clips(found: FoundClips) -> list[str]:
     ]
     mixed = {method: varying_settings(clips) for method, clips in found.methods.items()}
     return shapes + [
-        f"{method} mixes clips of different {name}: {', '.join(values)}"
+        f"{method} mixes clips of different {name}: {', '.join(values[:_MOST_VALUES])}"
+        + (f" and {len(values) - _MOST_VALUES} more" if len(values) > _MOST_VALUES else "")
         for method, settings in mixed.items()
         for name, values in settings.items()
         if name not in _MAY_VARY

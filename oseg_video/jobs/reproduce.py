@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,7 +48,7 @@ def reproduce(
     image = adapter_for_class(str(manifest.model.get("pipeline"))).makes_images
     out = out or str(reproduced_path(file, image=image))
     job = dataclasses.replace(
-        job, out=out, device=device or job.device, image=_image(job.image, file.absolute().parent)
+        job, out=out, device=device or job.device, image=_image(manifest, job.image, file.absolute().parent)
     )
     with _threads(manifest.machine.get("threads")):
         (result,) = generate(job, overwrite=overwrite)
@@ -64,10 +65,17 @@ def reproduce(
     )
 
 
-def _image(image: str | None, folder: Path) -> str | None:
-    """Where the image is, which was named from the folder of its time: it may lie beside the clip as well."""
-    places = [Path(image), folder / image, folder / Path(image).name] if image else []
-    return str(next((place for place in places if place.is_file()), image)) if image else None
+def _image(manifest: Manifest, image: str | None, folder: Path) -> str | None:
+    """Where the image is, which was named from the folder of its time: it may lie beside the clip as well.
+
+    Of several files the one with the content that the manifest names, or else the first.
+    """
+    if image is None:
+        return None
+    there = [one for one in (Path(image), folder / image, folder / Path(image).name) if one.is_file()]
+    known = (manifest.image or {}).get("sha256")
+    same = (one for one in there if hashlib.sha256(one.read_bytes()).hexdigest() == known)
+    return str(next(same, there[0] if there else image))
 
 
 def _sound(manifest: Manifest) -> Mapping[str, Any]:

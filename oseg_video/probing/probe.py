@@ -116,7 +116,7 @@ def perturbing(method: Guidance) -> BlockGuidance:
     """The method, if a probe can perturb one block as it does. Raises SettingError."""
     if not isinstance(method, BlockGuidance) or isinstance(method.change, BlurAttended):
         raise SettingError(
-            f"guidance {method.name} perturbs no block; probe with one that does, such as oseg"
+            f"guidance {method.name} perturbs no single block; probe with one that does, such as oseg"
         )
     return method
 

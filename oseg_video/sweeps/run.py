@@ -100,7 +100,12 @@ class _Run:
         """What this run has claimed, by key."""
         self._losses: Counter[str] = Counter()
         self._losses_in_a_row = 0
-        self._not_written_in_a_row = 0
+        self._unwritten: Counter[str] = Counter()
+        """How often an item was made and could not be written."""
+        self._writes = True
+        """Whether the last clip that was made could be written."""
+        self._again: set[str] = set()
+        """Items that came back to be tried again."""
         self._offloaded: set[tuple[Any, ...]] = set()
         """Models and sizes that ran out of memory."""
 
@@ -133,7 +138,7 @@ class _Run:
                 if not self._claim(item):
                     elsewhere.append(item)
                 elif settled := self._settled_meanwhile(item):
-                    ours = item.key in self._losses  # held since, so a worker that was lost had finished it
+                    ours = item.key in self._again  # held since, so it was finished before something failed
                     self._release(item)
                     yield settled, ours
                 else:
@@ -145,6 +150,8 @@ class _Run:
                         self._write(made)
                         self._release(item)
                         yield made, True
+                    elif outcome.state == "not written":
+                        todo.append(item)  # by then it shows whether it is its own fault
                     else:
                         todo.appendleft(item)
             elif elsewhere and not todo:
@@ -197,10 +204,11 @@ class _Run:
         """What to write about a task; None if it is to be tried again. Raises SweepError."""
         task = self._tasks[outcome.key]
         self._losses_in_a_row = self._losses_in_a_row + 1 if outcome.state == "lost" else 0
-        self._not_written_in_a_row = self._not_written_in_a_row + 1 if outcome.state == "not written" else 0
+        self._again.add(outcome.key)
         if outcome.state == "done":
             retried = ("made with offload model, after the GPU's memory ran out",) if task.offload else ()
             notes = (*outcome.results["notes"], *retried)
+            self._writes = True
             return record(task.item, "done", **{**outcome.results, "notes": notes})
         if outcome.state == "lost":
             if self._losses_in_a_row >= _MOST_LOSSES_IN_A_ROW * self._engine.size:
@@ -212,11 +220,14 @@ class _Run:
             if self._losses[outcome.key] < _MOST_LOSSES:
                 return None
         if outcome.state == "not written":
-            if self._not_written_in_a_row > self._engine.size:  # making more would be for nothing
+            self._unwritten[outcome.key] += 1
+            if not self._writes:  # making more would be for nothing
                 raise SweepError(
                     f"{outcome.results['reason']}; finished clips are kept, and the same command goes on"
                 )
-            return None
+            self._writes = False
+            if self._unwritten[outcome.key] == 1:
+                return None
         if outcome.state == "out of memory" and not task.offload and task.item.job.offload == "none":
             self._offloaded.add(_size(task.item))
             return None

@@ -147,21 +147,25 @@ def test_two_ranks_make_the_clip_of_one(two_ranks: Ranks, case: str, method_name
     check(two_ranks, case, method_name, AXES[axis])
 
 
-def refused_when_compiled(degrees: Degrees, inside: bool) -> str:
+def refused_when_compiled(degrees: Degrees, when: str) -> str:
     case = BY_NAME["wan"]
     pipe = case.build()
-    if not inside:
+    if when == "before":
         pipe.transformer.compile_repeated_blocks(backend="eager")
+    elif when == "a block":
+        pipe.transformer.blocks[1] = torch.compile(pipe.transformer.blocks[1], backend="eager")
     with pytest.raises(GuidanceError) as error, guided(pipe, method("cfg", case), mesh=mesh(degrees)):
         pipe.transformer.compile_repeated_blocks(backend="eager")
         case.run(pipe)
     return str(error.value)
 
 
-@pytest.mark.parametrize("inside", [False, True], ids=["before", "inside"])
-@pytest.mark.parametrize("axis", ["ulysses", "ring"])
-def test_compiled_blocks_cannot_share_tokens(two_ranks: Ranks, axis: str, inside: bool) -> None:
-    assert set(two_ranks.run(refused_when_compiled, AXES[axis], inside)) == {
+@pytest.mark.parametrize(
+    ("axis", "when"),
+    [("ulysses", "before"), ("ring", "before"), ("ulysses", "inside"), ("ulysses", "a block")],
+)
+def test_compiled_blocks_cannot_share_tokens(two_ranks: Ranks, axis: str, when: str) -> None:
+    assert set(two_ranks.run(refused_when_compiled, AXES[axis], when)) == {
         "compiled blocks cannot share their tokens over ranks (ulysses, ring)"
     }
 

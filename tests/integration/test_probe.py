@@ -322,8 +322,8 @@ def test_what_cannot_be_probed_is_refused() -> None:
     pipe = MOCHI.build()
 
     refused: dict[str, dict[str, Any]] = {
-        "guidance cfg perturbs no block; probe with one that does": {"guidance": CFG()},
-        "guidance sag perturbs no block; probe with one that does": {"guidance": SAG()},
+        "guidance cfg perturbs no single block; probe with one that does": {"guidance": CFG()},
+        "guidance sag perturbs no single block; probe with one that does": {"guidance": SAG()},
         r"noise_levels must be in \[0, 1\], got 2": {"noise_levels": (2,)},
         "noise_levels must name at least one": {"noise_levels": ()},
         "sigmas must be above 0, got 0": {"sigmas": (0,)},
@@ -375,10 +375,13 @@ def test_the_command_writes_a_page_and_a_table(capsys: pytest.CaptureFixture, tm
         (["--blocks", "77"], "no block 77: this mochi model has 6 blocks"),
         (["--noise-levels", "a"], "must be numbers with commas between them, got 'a'"),
         (["--noise-levels", "7"], r"noise_levels must be in \[0, 1\], got 7"),
-        (["--guidance", "cfg"], "guidance cfg perturbs no block; probe with one that does, such as oseg"),
+        (
+            ["--guidance", "cfg"],
+            "guidance cfg perturbs no single block; probe with one that does, such as oseg",
+        ),
         (
             ["--guidance", "sag", "--model", "sdxl"],
-            "guidance sag perturbs no block; probe with one that does",
+            "guidance sag perturbs no single block; probe with one that does",
         ),
         (["--guidance", "oseg", "--steps", "x"], "steps"),
         (["--seed", "1", "2"], "one seed is probed, got 1 2"),

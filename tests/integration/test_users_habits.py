@@ -101,7 +101,7 @@ def test_a_hook_on_a_block_that_is_set_inside_runs_and_stays(case: Case, pipe: A
 
 
 @over(WAN)
-def test_offload_and_lora_that_are_set_up_inside_work_inside_and_after(case: Case, pipe: Any) -> None:
+def test_offload_and_compilation_that_are_set_up_inside_work_inside_and_after(case: Case, pipe: Any) -> None:
     before = case.run(pipe)
     with guided(pipe, SEG(guidance_scale=SCALE, blocks=(2,))):
         plain = case.run(pipe)

@@ -16,6 +16,7 @@ from torch import nn
 from oseg_video.adapters.base import ModelAdapter
 from oseg_video.adapters.denoiser import BlockInputs
 from oseg_video.engine.errors import GuidanceError
+from oseg_video.engine.patching.calls import real
 from oseg_video.parallel.sequence import SpreadSequence
 from oseg_video.types import Denoiser
 
@@ -107,6 +108,7 @@ _TAKEN: WeakSet[Denoiser] = WeakSet()
 @contextmanager
 def taken(denoiser: Denoiser) -> Iterator[None]:
     """Be the only one who puts gates into `denoiser`, while this is open. Raises GuidanceError."""
+    denoiser = real(denoiser)
     if denoiser in _TAKEN:
         raise GuidanceError(
             "the denoiser is guided already, in another pipeline; leave the first guided() before the next"

@@ -121,6 +121,20 @@ def test_the_content_of_an_image_and_not_its_name_makes_a_pair(tmp_path):
     assert [row["text"] for row in rows] == ["start.png", "start.png", "other.png"]
 
 
+def test_equal_images_of_two_names_are_two_requests_in_the_order_of_their_names(tmp_path):
+    for guidance, seed in (("cfg", 0), ("oseg", 10)):
+        for index, digest in enumerate(("cc", "aa", "aa")):
+            clip = write(tmp_path / f"{guidance}-{index}.gif", "gif", seed=seed + index)
+            write_manifest(clip, prompts=[], seeds=[0], guidance=guidance, image=f"{index}.png")
+            manifest = json.loads(clip.with_suffix(".json").read_text())
+            manifest["image"] = {"file": f"{index}.png", "sha256": digest}
+            clip.with_suffix(".json").write_text(json.dumps(manifest))
+    methods = find_clips([tmp_path]).methods
+    assert [clip.settings["image"] for clip in methods["cfg"]] == ["0.png", "1.png", "2.png"]
+    assert [clip.key for clip in methods["cfg"]] == [clip.key for clip in methods["oseg"]]
+    assert len({clip.key for clip in methods["cfg"]}) == 3
+
+
 def test_settings_that_vary_tell_clips_of_one_guidance_apart(tmp_path):
     for scale, blocks in ((1.0, [2]), (2.0, [2, 3])):
         write_drawn(tmp_path, 2, guidance="oseg", scale=scale, blocks=blocks, steps=20)

@@ -189,7 +189,7 @@ def test_clips_that_cannot_be_written_end_the_sweep_and_stay_pending(
     said = "No space left on device" if fault == "disk" else "no route"
     with pytest.raises(SweepError, match=f"{said}; finished clips are kept, and the same command goes on"):
         in_process(items, location)
-    assert len(painter.painted) == 4, "it went on for nothing"
+    assert len(painter.painted) == 4, "it went on for nothing"  # two that count, and two more
     monkeypatch.setattr(painter, "make_clip", paint)
     monkeypatch.setattr(Folder, "publish", publish)
     again = in_process(items, location)
