@@ -63,7 +63,13 @@ def main() -> int:
     parser.add_argument("--methods", type=Path, default=FOLDER / "methods.yaml")
     parser.add_argument("--model", type=Path, help="folder of the pipeline, instead of the shipped one")
     parser.add_argument("--regimes", type=int, nargs="*", default=[8, 25], help="other numbers of steps")
-    parser.add_argument("--other", type=Path, nargs="*", default=[], help="other weights, for regimes")
+    parser.add_argument(
+        "--other",
+        type=Path,
+        nargs="*",
+        default=[],
+        help="folders of other weights, for regimes and blocks-other",
+    )
     parser.add_argument(
         "--groups",
         type=int,
@@ -158,6 +164,14 @@ def _regimes(study: Study, results: dict[str, Any], arguments: argparse.Namespac
     return table
 
 
+def _blocks_of_others(study: Study, results: dict[str, Any], arguments: argparse.Namespace) -> dict[str, Any]:
+    """Whether what says the block on one network does so on others, with the settings of the search."""
+    found = _found(results, "alone")
+    others = {model.name: _bench(arguments, TWO_SHAPES, model) for model in arguments.other}
+    fewer = _fewer(study, arguments)
+    return {name: gain_of_blocks(replace(fewer, bench=bench), found) for name, bench in others.items()}
+
+
 STAGES: dict[str, Callable[[Study, dict[str, Any], argparse.Namespace], Any]] = {
     "search": lambda study, results, arguments: search_methods(study),
     "test": lambda study, results, arguments: test_winners(study, _found(results)),
@@ -166,6 +180,7 @@ STAGES: dict[str, Callable[[Study, dict[str, Any], argparse.Namespace], Any]] = 
     "blocks": lambda study, results, arguments: gain_of_blocks(
         _fewer(study, arguments), _found(results, "alone")
     ),
+    "blocks-other": _blocks_of_others,
     "one-shape": lambda study, results, arguments: one_shape(study),
     "one-shape-reuse": lambda study, results, arguments: one_shape_reuse(study),
     "reuse": lambda study, results, arguments: cost_of_reuse(

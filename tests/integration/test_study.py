@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from oseg_video.embedded.tasks import TWO_SHAPES
+
 ROOT = Path(__file__).parents[2]
 METHODS = """
 arms: 2
@@ -47,6 +49,8 @@ def run(folder: Path, *stages: str, groups: int = 3) -> dict:
         "3",
         "--groups",
         groups,
+        "--other",
+        TWO_SHAPES.model,
     ]
     command = [
         sys.executable,
@@ -65,7 +69,17 @@ def run(folder: Path, *stages: str, groups: int = 3) -> dict:
 
 def test_every_stage_runs_and_a_second_time_makes_no_clip_again(tmp_path: Path) -> None:
     (tmp_path / "methods.yaml").write_text(METHODS)
-    stages = ("search", "test", "inside", "regimes", "blocks", "reuse", "one-shape", "one-shape-reuse")
+    stages = (
+        "search",
+        "test",
+        "inside",
+        "regimes",
+        "blocks",
+        "blocks-other",
+        "reuse",
+        "one-shape",
+        "one-shape-reuse",
+    )
     first = run(tmp_path, "search", "test", groups=1)
     assert [row["label"] for row in first["test"]["found"]] == ["none", "cfg"]
     found = run(tmp_path, *stages)
@@ -87,6 +101,8 @@ def test_every_stage_runs_and_a_second_time_makes_no_clip_again(tmp_path: Path) 
     on_one = [row["reuse"] for row in found["one-shape-reuse"]["found"]]
     assert on_one[:4] == ["none", "uncond=2", "uncond=0.5", "cache=0.1"]
     assert {*found["blocks"]["found"]["probe"]["oseg"]} >= {"effect: change"}
+    other = found["blocks-other"]["found"][TWO_SHAPES.model.name]  # the same network, from other files
+    assert other["gains"] == found["blocks"]["found"]["gains"] and {*other} == {*found["blocks"]["found"]}
     made = {path: path.stat().st_mtime_ns for path in (tmp_path / "rows").iterdir()}
     again = run(tmp_path, "search", "test")
     assert again["test"]["found"] == found["test"]["found"]

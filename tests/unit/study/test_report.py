@@ -60,6 +60,13 @@ def results() -> dict:
             "probe": {"oseg": {"entropy": [1.0, 2.0]}, "stg": {"entropy": [1.0, 2.0]}},
             "spearman over methods and blocks": {"entropy": {"rho": 0.5, "p": 0.25, "points": 10}},
         },
+        "blocks-other": {
+            "a second network": {
+                "gains": {"oseg": [{**CHANGES, "score": [0.2, 0.1, 0.3]}, CHANGES]},
+                "probe": {"oseg": {"entropy": [2.0, 1.0]}},
+                "spearman over methods and blocks": {"entropy": {"rho": 1.0, "p": 0.01, "points": 2}},
+            }
+        },
         "reuse": [
             {"label": "CFG", "reuse": "none", "passes": 2.0, "values": VALUES},
             {
@@ -77,7 +84,11 @@ def results() -> dict:
 def test_every_stage_has_its_table() -> None:
     *of_two, said, winners_of_one, _ = tables(results())
     assert said.startswith("The model of one shape") and winners_of_one.count("| oseg with text |") == 1
-    winners, differences, inside, regimes, gained, gains, correlations, reuse = of_two
+    *of_two, heading, other_gains, other_correlations, reuse = of_two
+    assert heading == "The same on a second network:"
+    assert "| oseg | **+0.200 [+0.100, +0.300]** |" in other_gains
+    assert "| entropy | +1.00 | 0.01 | 2 | 1 of 1 methods |" in other_correlations
+    winners, differences, inside, regimes, gained, gains, correlations = of_two
     assert "| oseg with text | block 2, scale 1, text 3, sigma inf | 1.60 | 0.500 [0.400, 0.600] |" in winners
     assert "| none | " in winners and "| none |" not in differences
     assert "| oseg | no guidance | **+0.100 [+0.050, +0.150]** | +0.100 [-0.050, +0.250] |" in differences
@@ -96,7 +107,7 @@ def test_every_stage_has_its_table() -> None:
     )
     assert all(
         {line.count("|") for line in one.splitlines()} == {one.splitlines()[0].count("|")}
-        for one in (*of_two, winners_of_one)
+        for one in (*of_two, other_gains, other_correlations, reuse, winners_of_one)
     )
 
 
