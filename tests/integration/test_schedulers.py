@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from oseg_video import STG, guided
+from oseg_video.engine.position import noise_level
 from tests.integration.families import COGVIDEOX, SCALE, SDXL, Case, over, quiet
 
 GUIDANCE = STG(guidance_scale=SCALE, blocks=(2,), interval=(0.5, 1.0))
@@ -46,6 +47,17 @@ def level_at(scheduler: Any, timestep: float) -> float:
     kept = scheduler.alphas_cumprod.double().numpy()
     log_sigma = np.interp(timestep, np.arange(len(kept)), np.log((1 - kept) / kept) / 2)
     return 1 / (1 + math.exp(-log_sigma))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler", "LTXEulerAncestralRFScheduler"),
+)
+def test_the_noise_level_of_flow_matching_is_its_sigma(name: str) -> None:
+    scheduler = getattr(diffusers, name)()
+    scheduler.set_timesteps(4)
+    levels = [noise_level(scheduler, index) for index in range(4)]
+    assert levels == pytest.approx(scheduler.sigmas[:4].tolist()) and levels[0] == 1
 
 
 def run(case: Case, pipe: Any, **arguments: Any) -> tuple[Any, list[float]]:
