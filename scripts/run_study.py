@@ -68,7 +68,7 @@ def main() -> int:
         type=Path,
         nargs="*",
         default=[],
-        help="folders of other weights, for regimes and blocks-other",
+        help="folders of other weights, for regimes, blocks-other and search-other",
     )
     parser.add_argument(
         "--groups",
@@ -155,21 +155,34 @@ def _fewer(study: Study, arguments: argparse.Namespace) -> Study:
 def _regimes(study: Study, results: dict[str, Any], arguments: argparse.Namespace) -> dict[str, Any]:
     """The winners with fewer and more steps, and on other weights, with the settings of the search."""
     study, found = _fewer(study, arguments), without_variants(_found(results))
-    table = {
-        f"{steps} steps": test_winners(replace(study, steps=steps), found) for steps in arguments.regimes
-    }
-    for model in arguments.other:
-        other = replace(study, bench=_bench(arguments, TWO_SHAPES, model))
-        table[model.name] = test_winners(other, found)
+    steps = {f"{one} steps": replace(study, steps=one) for one in arguments.regimes}
+    regimes = steps | _others(study, arguments)
+    return {name: test_winners(one, found) for name, one in regimes.items()}
+
+
+def _others(study: Study, arguments: argparse.Namespace) -> dict[str, Study]:
+    """The study of each of the other weights."""
+    benches = {model.name: _bench(arguments, TWO_SHAPES, model) for model in arguments.other}
+    return {name: replace(study, bench=bench) for name, bench in benches.items()}
+
+
+def _search_on_others(study: Study, results: dict[str, Any], arguments: argparse.Namespace) -> dict[str, Any]:
+    """Search and test on other weights, without the variants of OSEG in the test."""
+    table = {}
+    for name, other in _others(study, arguments).items():
+        found = _plain(search_methods(other))
+        table[name] = {
+            "search": found,
+            "test": test_winners(_fewer(other, arguments), without_variants(found)),
+        }
     return table
 
 
 def _blocks_of_others(study: Study, results: dict[str, Any], arguments: argparse.Namespace) -> dict[str, Any]:
     """Whether what says the block on one network does so on others, with the settings of the search."""
     found = _found(results, "alone")
-    others = {model.name: _bench(arguments, TWO_SHAPES, model) for model in arguments.other}
-    fewer = _fewer(study, arguments)
-    return {name: gain_of_blocks(replace(fewer, bench=bench), found) for name, bench in others.items()}
+    others = _others(_fewer(study, arguments), arguments)
+    return {name: gain_of_blocks(other, found) for name, other in others.items()}
 
 
 STAGES: dict[str, Callable[[Study, dict[str, Any], argparse.Namespace], Any]] = {
@@ -181,6 +194,7 @@ STAGES: dict[str, Callable[[Study, dict[str, Any], argparse.Namespace], Any]] = 
         _fewer(study, arguments), _found(results, "alone")
     ),
     "blocks-other": _blocks_of_others,
+    "search-other": _search_on_others,
     "one-shape": lambda study, results, arguments: one_shape(study),
     "one-shape-reuse": lambda study, results, arguments: one_shape_reuse(study),
     "reuse": lambda study, results, arguments: cost_of_reuse(

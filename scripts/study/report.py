@@ -150,6 +150,11 @@ def _blocks_of_others(found: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
         yield from chain([f"The same on {name}:"], _blocks(one))
 
 
+def _winners_on_others(found: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    for name, one in found.items():
+        yield from chain([f"Searched and tested on {name}:"], _winners(one["test"]))
+
+
 def _picked(found: Mapping[str, Any], quantity: str) -> str:
     """For how many methods the block with the largest gain is the one with the most of a quantity."""
     best = {
@@ -197,6 +202,7 @@ _TABLES: dict[str, Callable[[Any], Iterator[str]]] = {
     "regimes": _regimes,
     "blocks": _blocks,
     "blocks-other": _blocks_of_others,
+    "search-other": _winners_on_others,
     "reuse": _reuse,
     "one-shape": _on_one_shape(_winners),
     "one-shape-reuse": _on_one_shape(_reuse),

@@ -76,6 +76,7 @@ def test_every_stage_runs_and_a_second_time_makes_no_clip_again(tmp_path: Path) 
         "regimes",
         "blocks",
         "blocks-other",
+        "search-other",
         "reuse",
         "one-shape",
         "one-shape-reuse",
@@ -89,6 +90,7 @@ def test_every_stage_runs_and_a_second_time_makes_no_clip_again(tmp_path: Path) 
     assert [*found] == ["made_by", *stages]
     labels = ["none", "cfg", "pag", "seg", "stg", "oseg", "stg", "oseg", "oseg frame"]
     assert [row["label"] for row in found["test"]["found"]] == labels
+    labels_without_variants = labels[:-1]
     assert [row.get("minus") for row in found["test"]["found"]] == [None, *["none"] * 5, *["cfg"] * 3]
     passes = {row["label"]: row["values"]["passes"] for row in found["test"]["found"][:6]}
     assert passes == {"none": 1, "cfg": 2, "pag": 1.8, "seg": 1.6, "stg": 2, "oseg": 1.2}
@@ -103,6 +105,9 @@ def test_every_stage_runs_and_a_second_time_makes_no_clip_again(tmp_path: Path) 
     assert {*found["blocks"]["found"]["probe"]["oseg"]} >= {"effect: change"}
     other = found["blocks-other"]["found"][TWO_SHAPES.model.name]  # the same network, from other files
     assert other["gains"] == found["blocks"]["found"]["gains"] and {*other} == {*found["blocks"]["found"]}
+    searched = found["search-other"]["found"][TWO_SHAPES.model.name]
+    assert searched["search"] == found["search"]["found"]
+    assert [row["label"] for row in searched["test"]] == labels_without_variants
     made = {path: path.stat().st_mtime_ns for path in (tmp_path / "rows").iterdir()}
     again = run(tmp_path, "search", "test")
     assert again["test"]["found"] == found["test"]["found"]

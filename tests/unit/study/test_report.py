@@ -67,6 +67,7 @@ def results() -> dict:
                 "spearman over methods and blocks": {"entropy": {"rho": 1.0, "p": 0.01, "points": 2}},
             }
         },
+        "search-other": {"a second network": {"search": {}, "test": [none]}},
         "reuse": [
             {"label": "CFG", "reuse": "none", "passes": 2.0, "values": VALUES},
             {
@@ -84,7 +85,8 @@ def results() -> dict:
 def test_every_stage_has_its_table() -> None:
     *of_two, said, winners_of_one, _ = tables(results())
     assert said.startswith("The model of one shape") and winners_of_one.count("| oseg with text |") == 1
-    *of_two, heading, other_gains, other_correlations, reuse = of_two
+    *of_two, heading, other_gains, other_correlations, searched, other_winners, _, reuse = of_two
+    assert searched == "Searched and tested on a second network:" and "| none |" in other_winners
     assert heading == "The same on a second network:"
     assert "| oseg | **+0.200 [+0.100, +0.300]** |" in other_gains
     assert "| entropy | +1.00 | 0.01 | 2 | 1 of 1 methods |" in other_correlations
