@@ -127,18 +127,20 @@ def job_to_probe(options: argparse.Namespace) -> GenerateJob:
 
     Raises OsegVideoError, also for a method that perturbs no single block, and for a second seed.
     """
+    from oseg_video.probing.method import perturbing
+
     without = copy(options)
     options.setting_blocks = "0"
     try:
         job = job_of(options)
-    except SettingError as error:
+    except SettingError as error:  # it may be about a method that has no blocks
         try:
-            method = job_of(without).guidance.name
+            other = job_of(without)
         except SettingError:
             raise error from None
-        raise UsageError(
-            f"guidance {method} perturbs no single block; probe with one that does, such as oseg"
-        ) from None
+        perturbing(other.guidance)
+        raise
+    perturbing(job.guidance)
     if len(job.seeds) > 1:
         raise UsageError(f"one seed is probed, got {' '.join(map(str, job.seeds))}")
     return job

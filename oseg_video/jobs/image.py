@@ -60,9 +60,14 @@ def load_image(path: Path, height: int, width: int) -> StartImage:
     if resized != (width, height):
         done.append(f"centre-cropped to {width} x {height}")
     fitted = ImageOps.fit(rgb, (width, height), method=Image.Resampling.LANCZOS)
+    said = f"{rgb.width} x {rgb.height} {', '.join(done) or 'taken as it is'}"
+    return StartImage(fitted, image_sha256(path), said)
+
+
+def image_sha256(path: Path) -> str:
+    """Of a file's bytes, as a manifest has it."""
     with open(path, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return StartImage(fitted, digest, f"{rgb.width} x {rgb.height} {', '.join(done) or 'taken as it is'}")
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_image(path: Path, frames: torch.Tensor, comment: str) -> None:

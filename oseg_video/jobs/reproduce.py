@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 from oseg_video.adapters import adapter_for_class
 from oseg_video.config.manifest import Manifest, read_manifest
 from oseg_video.jobs.generate import generate
+from oseg_video.jobs.image import image_sha256
 from oseg_video.jobs.model import ClipResult
 
 
@@ -74,7 +74,7 @@ def _image(manifest: Manifest, image: str | None, folder: Path) -> str | None:
         return None
     there = [one for one in (Path(image), folder / image, folder / Path(image).name) if one.is_file()]
     known = (manifest.image or {}).get("sha256")
-    same = (one for one in there if hashlib.sha256(one.read_bytes()).hexdigest() == known)
+    same = (one for one in there if image_sha256(one) == known)
     return str(next(same, there[0] if there else image))
 
 

@@ -16,7 +16,8 @@ from oseg_video.jobs.model import LoadedModel, naming_lack_of_memory
 from oseg_video.jobs.ranks import Ranks, check_compiled, make_mesh
 from oseg_video.parallel.degrees import Degrees
 from oseg_video.probing.landscape import Landscape, landscape
-from oseg_video.probing.probe import check_probe, perturbing, probe
+from oseg_video.probing.method import perturbing
+from oseg_video.probing.probe import check_probe, probe
 from oseg_video.probing.result import ProbeResult
 
 

@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
-from oseg_video.guidance.methods import Guidance, TextGuidance
-from oseg_video.guidance.perturbations import Change, ObserveAttention
+from oseg_video.guidance.methods import BlockGuidance, Guidance, TextGuidance
+from oseg_video.guidance.perturbations import BlurAttended, Change, ObserveAttention
 from oseg_video.guidance.plan import Branch, Perturbation, Step, StepPlan, Stream
 from oseg_video.settings.kinds import Blocks
+from oseg_video.types import SettingError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,6 +22,15 @@ _STREAM: tuple[Stream, ...] = ("video",)
 
 class ProbeDone(Exception):
     """All noise levels are probed: the rest of the sampling is of no use."""
+
+
+def perturbing(method: Guidance) -> BlockGuidance:
+    """The method, if a probe can perturb one block as it does. Raises SettingError."""
+    if not isinstance(method, BlockGuidance) or isinstance(method.change, BlurAttended):
+        raise SettingError(
+            f"guidance {method.name} perturbs no single block; probe with one that does, such as oseg"
+        )
+    return method
 
 
 @dataclass(frozen=True)

@@ -13,14 +13,14 @@ from oseg_video import console
 from oseg_video.adapters import adapter_for
 from oseg_video.engine.errors import GuidanceError
 from oseg_video.engine.guided import guided
-from oseg_video.guidance.methods import BlockGuidance, Guidance, TextGuidance
+from oseg_video.guidance.methods import BlockGuidance, TextGuidance
 from oseg_video.guidance.methods.cfg import CFG
 from oseg_video.guidance.methods.oseg import OSEG
 from oseg_video.guidance.methods.seg import SEG
-from oseg_video.guidance.perturbations import AttentionView, BlurAttended, ObserveAttention, QueryTransform
+from oseg_video.guidance.perturbations import AttentionView, ObserveAttention, QueryTransform
 from oseg_video.jobs.guided import named_method
 from oseg_video.parallel.mesh import ONE_RANK, Mesh
-from oseg_video.probing.method import Effect, ProbeDone, Probing
+from oseg_video.probing.method import Effect, ProbeDone, Probing, perturbing
 from oseg_video.probing.quantities import NAMES, row_quantities, spectral_norm
 from oseg_video.probing.result import AS_IT_IS, AttentionRow, EffectRow, ProbeResult
 from oseg_video.types import Pipeline, SettingError
@@ -110,15 +110,6 @@ def run_probing(
         except ProbeDone:
             if hasattr(pipe, "maybe_free_model_hooks"):  # what the end of a call does
                 pipe.maybe_free_model_hooks()
-
-
-def perturbing(method: Guidance) -> BlockGuidance:
-    """The method, if a probe can perturb one block as it does. Raises SettingError."""
-    if not isinstance(method, BlockGuidance) or isinstance(method.change, BlurAttended):
-        raise SettingError(
-            f"guidance {method.name} perturbs no single block; probe with one that does, such as oseg"
-        )
-    return method
 
 
 def check_probe(

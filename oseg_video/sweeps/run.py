@@ -100,8 +100,8 @@ class _Run:
         """What this run has claimed, by key."""
         self._losses: Counter[str] = Counter()
         self._losses_in_a_row = 0
-        self._unwritten: Counter[str] = Counter()
-        """How often an item was made and could not be written."""
+        self._unwritten: set[str] = set()
+        """Items that were made and could not be written."""
         self._writes = True
         """Whether the last clip that was made could be written."""
         self._again: set[str] = set()
@@ -220,13 +220,13 @@ class _Run:
             if self._losses[outcome.key] < _MOST_LOSSES:
                 return None
         if outcome.state == "not written":
-            self._unwritten[outcome.key] += 1
             if not self._writes:  # making more would be for nothing
                 raise SweepError(
                     f"{outcome.results['reason']}; finished clips are kept, and the same command goes on"
                 )
             self._writes = False
-            if self._unwritten[outcome.key] == 1:
+            if outcome.key not in self._unwritten:
+                self._unwritten.add(outcome.key)
                 return None
         if outcome.state == "out of memory" and not task.offload and task.item.job.offload == "none":
             self._offloaded.add(_size(task.item))

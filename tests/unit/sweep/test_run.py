@@ -205,6 +205,42 @@ def test_a_clip_that_could_not_be_written_once_costs_nothing(tmp_path, location,
     assert summary.done == summary.made == 8
 
 
+def test_a_clip_that_could_not_be_written_comes_again_after_the_others(tmp_path, location, painter):
+    items = table(tmp_path)
+    summary, engine = scripted(
+        items, location, lambda task, tries: "not written" if tries == 1 and task.item == items[2] else None
+    )
+    assert summary.done == summary.made == 8
+    assert engine.given[-1].item == items[2]
+
+
+def test_a_clip_that_alone_cannot_be_written_fails_and_the_rest_goes_on(tmp_path, location, painter):
+    items = table(tmp_path)
+    summary, engine = scripted(
+        items, location, lambda task, tries: "not written" if task.item == items[0] else None
+    )
+    assert [one.item for one in summary.failed] == [items[0].key] and summary.done == 7
+    assert [task.item for task in engine.given].count(items[0]) == 2
+
+
+def test_a_clip_that_was_written_before_something_failed_is_one_of_this_run(
+    tmp_path, location, painter, monkeypatch
+):
+    publish, failed = Folder.publish, []
+
+    def out_of_reach_afterwards(self, key, clip):
+        kept = publish(self, key, clip)
+        if not failed:
+            failed.append(key)
+            raise StoreError("cannot read s3://clips: no route")
+        return kept
+
+    monkeypatch.setattr(Folder, "publish", out_of_reach_afterwards)
+    seen = []
+    summary = in_process(table(tmp_path), location, on_record=seen.append)
+    assert failed and summary.done == summary.made == len(seen) == 8 == len(painter.painted)
+
+
 def test_an_item_that_kills_its_workers_fails_and_the_rest_goes_on(tmp_path, location, painter):
     items = table(tmp_path)
     poison = items[2]
