@@ -28,6 +28,7 @@ from study.bench import Bench
 from study.questions import (
     GROUPS,
     Study,
+    compared_in_regimes,
     cost_of_reuse,
     gain_of_blocks,
     one_shape,
@@ -37,7 +38,6 @@ from study.questions import (
     test_winners,
     what_does_the_work,
     with_text,
-    without_variants,
 )
 from study.report import write_report
 from study.statistics import Statistics
@@ -153,8 +153,8 @@ def _fewer(study: Study, arguments: argparse.Namespace) -> Study:
 
 
 def _regimes(study: Study, results: dict[str, Any], arguments: argparse.Namespace) -> dict[str, Any]:
-    """The winners with fewer and more steps, and on other weights, with the settings of the search."""
-    study, found = _fewer(study, arguments), without_variants(_found(results))
+    """`compared_in_regimes` with fewer and more steps, and on other weights."""
+    study, found = _fewer(study, arguments), compared_in_regimes(_found(results, "with text"))
     steps = {f"{one} steps": replace(study, steps=one) for one in arguments.regimes}
     regimes = steps | _others(study, arguments)
     return {name: test_winners(one, found) for name, one in regimes.items()}
@@ -167,14 +167,11 @@ def _others(study: Study, arguments: argparse.Namespace) -> dict[str, Study]:
 
 
 def _search_on_others(study: Study, results: dict[str, Any], arguments: argparse.Namespace) -> dict[str, Any]:
-    """Search and test on other weights, without the variants of OSEG in the test."""
+    """Search and test on other weights."""
     table = {}
     for name, other in _others(study, arguments).items():
         found = _plain(search_methods(other))
-        table[name] = {
-            "search": found,
-            "test": test_winners(_fewer(other, arguments), without_variants(found)),
-        }
+        table[name] = {"search": found, "test": test_winners(_fewer(other, arguments), found)}
     return table
 
 

@@ -90,12 +90,15 @@ def _searched(study: Study, methods: Mapping[str, Any], baseline: Mapping[str, A
     return search_all(study.bench, arms, baseline, setting, study.budget, statistics)
 
 
-def without_variants(found: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """What was found, of OSEG only as it is: none of "oseg U~", "oseg kappa 1" and the like."""
-    return {
-        group: {label: one for label, one in methods.items() if not label.startswith("oseg ")}
-        for group, methods in found.items()
-    }
+def compared_in_regimes(found: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """What was found of the block methods without text, and of OSEG with its best reference on top of text.
+
+    Text guidance is CFG at the scale that OSEG has on top of it, so that the two differ in nothing else.
+    """
+    alone = {label: found["alone"][label] for label in ("pag", "seg", "stg", "oseg", "oseg frame")}
+    oseg = found["with text"]["oseg frame"]
+    cfg = {"guidance": "cfg", "guidance_scale": oseg["guidance"]["guidance_scale"]}
+    return {"plain": {"cfg": {"guidance": cfg}}, "alone": alone, "with text": {"oseg frame": oseg}}
 
 
 def winners(found: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, str, Mapping[str, Any]]]:

@@ -108,7 +108,7 @@ def _inside(found: Mapping[str, Row]) -> Iterator[str]:
 
 
 def _regimes(found: Mapping[str, Sequence[Row]]) -> Iterator[str]:
-    """A column for each regime: shares all correct, and what they are more than without the method."""
+    """A column for each regime: shares all correct, and what is more than without the method."""
     labels = {_label(row): None for rows in found.values() for row in rows}
 
     def table(head: str, cell: Callable[[Row], str]) -> str:
@@ -118,10 +118,11 @@ def _regimes(found: Mapping[str, Sequence[Row]]) -> Iterator[str]:
         )
 
     yield table("all correct", lambda row: _interval(row["values"]["all"], 3))
-    yield table(
-        "all correct, minus no guidance (with text: CFG)",
-        lambda row: _change(row["differences"]["all"]) if "differences" in row else "",
-    )
+    for name in ("all", "score"):
+        yield table(
+            f"{_NAMES[name]}, minus no guidance (with text: CFG at that text scale)",
+            lambda row, name=name: _change(row["differences"][name]) if "differences" in row else "",
+        )
 
 
 def _blocks(found: Mapping[str, Any]) -> Iterator[str]:

@@ -78,6 +78,7 @@ PARTS: dict[str, tuple[str, Callable[[Any], None], dict[str, Any]]] = {
     "hunyuan15": ("hunyuan15", of_latents, {}),
     "sdxl": ("sdxl", of_images, {}),
     "sdxl, slices": ("sdxl", slices, {"prompt": ["a red circle", "a square", "no"]}),
+    "sd15": ("sd15", of_images, {}),
     "svd": ("svd", nothing, {"decode_chunk_size": 1}),
     "svd, odd": ("svd", nothing, {"decode_chunk_size": 2}),
 }

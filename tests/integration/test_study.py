@@ -21,6 +21,7 @@ alone:
   seg: {guidance: seg, blocks: [2], seg_scale: 1, blur_sigma: .inf}
   stg: {guidance: stg, blocks: [0], stg_scale: 0.5}
   oseg: {guidance: oseg, blocks: [4], oseg_scale: 1, blur_sigma: 1}
+  oseg frame: {guidance: oseg, blocks: [4], oseg_scale: 1, blur_sigma: 1, reference: frame}
 with text:
   stg: {guidance: stg, blocks: [3], stg_scale: 0.5}
   oseg: {guidance: oseg, blocks: [3], oseg_scale: 0.5, blur_sigma: 5, perturb: cond}
@@ -88,10 +89,9 @@ def test_every_stage_runs_and_a_second_time_makes_no_clip_again(tmp_path: Path) 
     kept = [{key: value for key, value in row.items() if key != "oseg minus it"} for row in plain]
     assert kept == first["test"]["found"]
     assert [*found] == ["made_by", *stages]
-    labels = ["none", "cfg", "pag", "seg", "stg", "oseg", "stg", "oseg", "oseg frame"]
+    labels = ["none", "cfg", "pag", "seg", "stg", "oseg", "oseg frame", "stg", "oseg", "oseg frame"]
     assert [row["label"] for row in found["test"]["found"]] == labels
-    labels_without_variants = labels[:-1]
-    assert [row.get("minus") for row in found["test"]["found"]] == [None, *["none"] * 5, *["cfg"] * 3]
+    assert [row.get("minus") for row in found["test"]["found"]] == [None, *["none"] * 6, *["cfg"] * 3]
     passes = {row["label"]: row["values"]["passes"] for row in found["test"]["found"][:6]}
     assert passes == {"none": 1, "cfg": 2, "pag": 1.8, "seg": 1.6, "stg": 2, "oseg": 1.2}
     for row in found["reuse"]["found"]:
@@ -107,7 +107,11 @@ def test_every_stage_runs_and_a_second_time_makes_no_clip_again(tmp_path: Path) 
     assert other["gains"] == found["blocks"]["found"]["gains"] and {*other} == {*found["blocks"]["found"]}
     searched = found["search-other"]["found"][TWO_SHAPES.model.name]
     assert searched["search"] == found["search"]["found"]
-    assert [row["label"] for row in searched["test"]] == labels_without_variants
+    assert [row["label"] for row in searched["test"]] == labels
+    assert [*found["regimes"]["found"]] == ["3 steps", TWO_SHAPES.model.name]
+    for rows in found["regimes"]["found"].values():
+        assert [row["label"] for row in rows] == [*labels[:7], "oseg frame"]
+        assert rows[1]["guidance"]["guidance_scale"] == rows[-1]["guidance"]["guidance_scale"]
     made = {path: path.stat().st_mtime_ns for path in (tmp_path / "rows").iterdir()}
     again = run(tmp_path, "search", "test")
     assert again["test"]["found"] == found["test"]["found"]

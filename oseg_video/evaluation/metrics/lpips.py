@@ -28,6 +28,7 @@ from oseg_video.evaluation.metrics.base import (
     register_metrics,
 )
 from oseg_video.evaluation.observe import unfit_methods, watch
+from oseg_video.evaluation.rows import RowStore, file_state
 from oseg_video.types import OsegVideoError
 
 UNGUIDED = "none"
@@ -55,7 +56,7 @@ class DistanceToUnguided(Metric):
                     f"--weights {self.name}=FILE.pth"
                 ) from None
         self.network = network.eval().to(options.device)
-        self.device = options.device
+        self.options = options
         protocol = {
             "metric": self.name,
             "network": f"{NETWORKS[self.name]}, linear layers of lpips 0.1",
@@ -73,7 +74,8 @@ class DistanceToUnguided(Metric):
     @torch.no_grad()
     def observe(self, clips: Sequence[ClipFile]) -> Observations:
         unguided = {_request(clip): clip for clip in clips if _guidance(clip) == UNGUIDED}
-        found: list[tuple[ClipFile, float]] = []
+        store = RowStore(self.options.work, self.values[0].protocol)
+        found: list[tuple[ClipFile, str]] = []
         skipped: dict[str, str] = {}
         for clip in console.bar(clips, self.name):
             reference = unguided.get(_request(clip))
@@ -82,10 +84,14 @@ class DistanceToUnguided(Metric):
                     raise EvaluationError(
                         f"{self.name}: {clip.name} has no unguided clip of its prompt and seed"
                     )
-                found.append((clip, 0.0 if reference is clip else self._distance(clip, reference)))
+                state = f"{file_state(clip.path)}|{file_state(reference.path)}"
+                if state not in store:
+                    distance = 0.0 if reference is clip else self._distance(clip, reference)
+                    store.append([state], torch.tensor([[distance]]))
+                found.append((clip, state))
             except OsegVideoError as error:
                 skipped[clip.name] = str(error)
-        rows = torch.tensor([[value] for _, value in found], dtype=torch.float64).reshape(-1, 1)
+        rows = store.take([state for _, state in found])
         unfit = unfit_methods(self, clips, skipped)
         return Observations(tuple(clip for clip, _ in found), rows, skipped, unfit)
 
@@ -106,7 +112,7 @@ class DistanceToUnguided(Metric):
         (seen,) = watch(clip, [middle_frame(clip)])
         if isinstance(seen, OsegVideoError):
             raise seen
-        return seen.to(self.device).float() / 127.5 - 1
+        return seen.to(self.options.device).float() / 127.5 - 1
 
 
 def _guidance(clip: ClipFile) -> str:

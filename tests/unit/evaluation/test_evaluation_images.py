@@ -21,7 +21,7 @@ from torch.testing import assert_close
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor
 
 from oseg_video.comparison.planned import check_metrics
-from oseg_video.evaluation.clips import find_clips, find_images
+from oseg_video.evaluation.clips import ClipFile, find_clips, find_images
 from oseg_video.evaluation.errors import EvaluationError
 from oseg_video.evaluation.evaluate import evaluate
 from oseg_video.evaluation.features.frechet import Moments, frechet_distance
@@ -29,6 +29,7 @@ from oseg_video.evaluation.features.stills import clean_resize
 from oseg_video.evaluation.metrics import precision_recall
 from oseg_video.evaluation.metrics.base import MetricOptions
 from oseg_video.evaluation.metrics.colours import contrast, saturation
+from oseg_video.evaluation.metrics.lpips import DistanceToUnguided
 from oseg_video.evaluation.metrics.precision_recall import radii, within
 from tests.drawn import write_manifest
 from tests.tiny.unet import _tokenizer
@@ -273,6 +274,33 @@ def test_lpips_is_the_distance_to_the_unguided_image_of_the_seed(tmp_path: Path)
     assert vgg.value == pytest.approx(sum(apart) / 3, rel=1e-5) and alex.value == pytest.approx(2 * vgg.value)
     assert own.value == 0 and vgg.clips == 3
     assert found.skipped == {"seg-3.png": "lpips:alex: seg-3.png has no unguided clip of its prompt and seed"}
+
+
+@pytest.mark.usefixtures("lpips")
+def test_lpips_goes_on_where_it_was_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images, work = tmp_path / "images", tmp_path / "work"
+    for method, shift in (("none", 0), ("seg", 10)):
+        write_images(images, range(3), method, shift=shift)
+    seen: list[str] = []
+    stop_at = 2
+    distance = DistanceToUnguided._distance
+
+    def until_stopped(self: DistanceToUnguided, clip: ClipFile, other: ClipFile) -> float:
+        if len(seen) == stop_at:
+            raise KeyboardInterrupt
+        seen.append(clip.name)
+        return distance(self, clip, other)
+
+    monkeypatch.setattr(DistanceToUnguided, "_distance", until_stopped)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate([images], ["lpips:vgg"], work=work)
+    stop_at = 4
+    write_images(images, range(1), "none", shift=5)  # made anew meanwhile: its distance is measured again
+    found = evaluate([images], ["lpips:vgg"], work=work)
+    assert seen == ["seg-0.png", "seg-1.png", "seg-0.png", "seg-2.png"]
+    shifts = ((0, 5), (1, 0), (2, 0))
+    apart = [np.abs(pixels(s + by).astype(float) - pixels(s + 10)).mean() / 127.5 for s, by in shifts]
+    assert found.results["seg"][0].value == pytest.approx(sum(apart) / 3, rel=1e-5)
 
 
 @pytest.mark.usefixtures("lpips")

@@ -90,7 +90,7 @@ def test_every_stage_has_its_table() -> None:
     assert heading == "The same on a second network:"
     assert "| oseg | **+0.200 [+0.100, +0.300]** |" in other_gains
     assert "| entropy | +1.00 | 0.01 | 2 | 1 of 1 methods |" in other_correlations
-    winners, differences, inside, regimes, gained, gains, correlations = of_two
+    winners, differences, inside, regimes, gained, better, gains, correlations = of_two
     assert "| oseg with text | block 2, scale 1, text 3, sigma inf | 1.60 | 0.500 [0.400, 0.600] |" in winners
     assert "| none | " in winners and "| none |" not in differences
     assert "| oseg | no guidance | **+0.100 [+0.050, +0.150]** | +0.100 [-0.050, +0.250] |" in differences
@@ -101,6 +101,7 @@ def test_every_stage_has_its_table() -> None:
         "| oseg |  | 0.500 [0.400, 0.600] |",
     ]
     assert gained.splitlines()[2:] == ["| none |  |  |", "| oseg |  | **+0.100 [+0.050, +0.150]** |"]
+    assert better.splitlines()[2:] == ["| none |  |  |", "| oseg |  | +0.100 [-0.050, +0.250] |"]
     assert gains.splitlines()[0] == "| score minus no guidance | block 0 | block 1 |"
     assert "| entropy | +0.50 | 0.25 | 10 | 1 of 2 methods |" in correlations
     assert (
