@@ -119,7 +119,9 @@ def __getattr__(name: str) -> Any:
     if name in _HOME:
         return getattr(import_module(_HOME[name]), name)
     if name[:1].isupper():  # a method, also one of another package
-        return getattr(import_module("oseg_video.guidance.methods"), name)
+        methods = import_module("oseg_video.guidance.methods")
+        if hasattr(methods, name):
+            return getattr(methods, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -134,7 +134,7 @@ def _legend(one: Series, colour: str, top: float) -> str:
 def _axis(values: Sequence[float]) -> list[float]:
     """Round values around all of `values`, 1, 2 or 5 times a power of 10 apart."""
     low, high = min(values), max(values)
-    if low == high:
+    if high - low <= 1e-9 * max(abs(low), abs(high)):  # but for rounding the same
         low, high = low - (abs(low) or 1) / 2, high + (abs(high) or 1) / 2
     rough = (high - low) / 5
     power = 10.0 ** math.floor(math.log10(rough))

@@ -40,7 +40,7 @@ def main() -> None:
     prompts, clips = [], {}
     for name, guidance in methods_shown(test["found"]).items():
         setting = Setting(guidance=guidance, steps=test["made with"]["steps"], seed=TEST_SEED)
-        prompts = [bench.caption(setting, place) for place in places]
+        prompts = bench.captions(setting.seed, places)
         clips[name] = bench.clips(setting, places)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     compose(prompts, clips).save(arguments.out, optimize=True)

@@ -3,9 +3,10 @@
     python scripts/run_study.py --run-dir runs/study
     python scripts/run_study.py --write-readme     # the stored results into scripts/study/README.md
 
-Stages: search, test, inside, regimes, blocks, reuse on the model of two shapes; one-shape, one-shape-reuse on
-the other. Every stage goes on where it was stopped; results join `scripts/study/results.json` and replace
-those of the same stage. Clips are sampled in batches, with bfloat16 autocast unless told otherwise.
+Stages: search, test, inside, regimes, blocks, reuse on the model of two shapes, search-other and blocks-other
+on --other weights of it; one-shape, one-shape-reuse on the other model. Every stage goes on where it was
+stopped; results join `scripts/study/results.json` and replace those of the same stage, of other weights those
+of the same name. Clips are sampled in batches, with bfloat16 autocast unless told otherwise.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import argparse
 import dataclasses
 import platform
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
@@ -27,6 +28,7 @@ from study import controls  # noqa: F401  (registers the method)
 from study.bench import Bench
 from study.questions import (
     GROUPS,
+    TEST_SEED,
     Study,
     compared_in_regimes,
     cost_of_reuse,
@@ -57,7 +59,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--stage", nargs="+", choices=STAGES, default=list(STAGES))
+    parser.add_argument("--stage", nargs="+", choices=STAGES, help="all; those of others with --other")
     parser.add_argument("--run-dir", type=Path, default=Path("runs/study"), help="rows of clips")
     parser.add_argument("--out", type=Path, default=FOLDER / "results.json")
     parser.add_argument("--methods", type=Path, default=FOLDER / "methods.yaml")
@@ -93,33 +95,58 @@ def main() -> int:
         return 0
     if not arguments.float32 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         parser.error("this CPU has no instructions for bfloat16, which would take days: add --float32")
+    stages = arguments.stage or [name for name in STAGES if arguments.other or name not in OF_OTHERS]
+    if not arguments.other and (nothing := [name for name in stages if name in OF_OTHERS]):
+        parser.error(f"--stage {nothing[0]} needs the folder of other weights: --other DIR")
     torch.set_num_threads(arguments.threads)
-    results = read_stored(arguments.out)
     study_of = cache(partial(_study, arguments))
-    for stage in arguments.stage:
+    for stage in stages:
         study = study_of(ONE_SHAPE if stage.startswith("one-shape") else TWO_SHAPES)
-        results[stage] = {
+        found = _plain(STAGES[stage](study, read_stored(arguments.out), arguments))
+        others = _others(study, arguments) if stage in (*OF_OTHERS, "regimes") else {}
+        made = {
             "made with": {
                 "model": study.bench.digest,
+                "other weights": {name: other.bench.digest for name, other in others.items()},
                 "steps": study.steps,
                 "clips": {"search": arguments.budget, "test": arguments.clips, "fewer": arguments.fewer},
                 "precision": "float32" if arguments.float32 else "bfloat16 autocast",
                 "machine": f"{platform.machine()}, {arguments.threads} threads",
             },
             "versions": evaluation_versions(),
-            "found": _plain(STAGES[stage](study, results, arguments)),
+            "found": found,
         }
-        store(arguments.out, "run_study", results)
+        # Read again: another run may have stored its stage meanwhile.
+        stored = read_stored(arguments.out)
+        store(arguments.out, "run_study", {**stored, stage: _joined(stored.get(stage), made, others)})
     return 0
+
+
+def _joined(
+    before: Mapping[str, Any] | None, made: dict[str, Any], others: Mapping[str, Study]
+) -> dict[str, Any]:
+    """What a stage found, and of other weights also what it found before."""
+    known: dict[str, str] = before["made with"]["other weights"] if before else {}
+    for name in known.keys() - others.keys():
+        assert before is not None
+        made["made with"]["other weights"][name] = known[name]
+        made["found"][name] = before["found"][name]
+    return made
 
 
 def _study(arguments: argparse.Namespace, task: Task) -> Study:
     name = next(name for name, plan in PROTOCOLS.items() if plan.task is task)
     reference = load_reference(SHIPPED, name, FrechetVideoDistance([name], MetricOptions()).real_protocol)
     two = task is TWO_SHAPES
+    bench = _bench(arguments, task, arguments.model if two else None)
     return Study(
-        bench=_bench(arguments, task, arguments.model if two else None),
-        statistics=Statistics(arguments.clips, reference.moments, arguments.resamples),
+        bench=bench,
+        statistics=Statistics(
+            arguments.clips,
+            bench.captions(TEST_SEED, range(arguments.clips)),
+            reference.moments,
+            arguments.resamples,
+        ),
         recipe=_recipe(arguments),
         steps=arguments.steps if two else arguments.one_shape_steps,
         budget=arguments.budget,
@@ -198,6 +225,9 @@ STAGES: dict[str, Callable[[Study, dict[str, Any], argparse.Namespace], Any]] = 
         study, with_text(_found(results, "with text")), policies
     ),
 }
+
+OF_OTHERS = ("blocks-other", "search-other")
+"""Stages that are about other weights alone."""
 
 
 def _plain(value: Any) -> Any:

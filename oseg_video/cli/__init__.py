@@ -167,6 +167,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         setting = name.removeprefix("--").replace("-", "_")
         if setting in RENAMED:
             raise UsageError(f"{name} is no argument any more: {RENAMED[setting]}")
+        if name in flags:
+            raise UsageError(f"{name} stands before {options.command}; flags come after the command")
         see = f"see {PROGRAM} {options.command} --help"
         hint = f"; {known_or_nearest(name, flags, see)}" if name.startswith("--") else ""
         raise UsageError(f"unknown argument {unknown[0]!r} of {options.command}{hint}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from pathlib import Path
 
 from oseg_video.cli.output import announce_loading, print_clip
 from oseg_video.cli.parsing import (
@@ -18,6 +17,7 @@ from oseg_video.cli.parsing import (
 from oseg_video.cli.ranks import is_rank, ran_on_ranks, rank_count
 from oseg_video.cli.settings import add_config_flag, add_setting_flags, job_of
 from oseg_video.config import GenerateJob
+from oseg_video.files import expanded
 
 EXAMPLES = """examples:
   oseg-video generate --prompt "a blue square moving up on a black background" --out a.mp4
@@ -102,7 +102,7 @@ def _check_files(job: GenerateJob, *, overwrite: bool) -> None:
     """What of the checks before any work needs no library: they take seconds to import."""
     from oseg_video.jobs.outputs import check_outputs, plan_clips
 
-    if job.image is not None and not Path(job.image).exists():
+    if job.image is not None and not expanded(job.image).exists():
         raise UsageError(f"cannot read {job.image}: No such file or directory")
     if not job.out.lower().endswith(".png"):  # a file or a folder of frames, as the model has it
         check_outputs(plan_clips(job), overwrite=overwrite)

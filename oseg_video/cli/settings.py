@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Collection
-from pathlib import Path
 from typing import Any
 
 from oseg_video.adapters import all_adapters
@@ -12,6 +11,7 @@ from oseg_video.cli.output import announce_loading
 from oseg_video.config import GenerateJob, known_keys, resolve_job
 from oseg_video.config.keys import JOB
 from oseg_video.config.prompts import read_prompts
+from oseg_video.files import expanded
 from oseg_video.settings.kinds import SWITCH, TEXTS
 
 _GROUPS = {
@@ -46,8 +46,7 @@ def add_setting_flags(parser: argparse.ArgumentParser, names: Collection[str] | 
             if setting.kind is TEXTS:
                 options["action"] = "append"
             elif name == "seeds":
-                options["nargs"] = "+"
-                options["metavar"] = "N"
+                options["action"], options["nargs"], options["metavar"] = "extend", "+", "N"
         groups[key.group].add_argument(setting.flag_of(name), *setting.aliases, **options)
     groups["clip"].add_argument("--prompts", metavar="FILE", help="one prompt a line; # begins a comment")
 
@@ -85,7 +84,7 @@ def flag_settings(options: argparse.Namespace) -> dict[str, Any]:
         else:
             given[name] = setting.plain(setting.read_text(flag, text))
     if options.prompts is not None:
-        given["prompts"] = given.get("prompts", []) + read_prompts(Path(options.prompts))
+        given["prompts"] = given.get("prompts", []) + read_prompts(expanded(options.prompts))
     return given
 
 

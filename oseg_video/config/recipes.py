@@ -29,8 +29,16 @@ from oseg_video.config.keys import (
 )
 from oseg_video.config.strict_yaml import ConfigError, load_yaml
 from oseg_video.console import UNSAFE
-from oseg_video.guidance.flat import METHOD, RENAMED, guidance_from_flat, guidance_keys, method_named
+from oseg_video.guidance.flat import (
+    METHOD,
+    RENAMED,
+    guidance_from_flat,
+    guidance_keys,
+    method_named,
+    own_text_settings,
+)
 from oseg_video.guidance.methods import METHODS, Guidance
+from oseg_video.guidance.methods.base import text_methods
 from oseg_video.settings import settings_of as declared_settings
 from oseg_video.settings.schedule import Schedule
 from oseg_video.settings.suggest import known_or_nearest
@@ -64,16 +72,22 @@ class Recipe:
         """What holds for every method, with what is extended."""
         return {**(self.extended.settings if self.extended else {}), **self.own}
 
-    def of(self, method: str | None, weights: str = "") -> dict[str, Any]:
-        """The settings with a method and with weights, neither of which need have a section."""
-        below = self.extended.of(method, weights) if self.extended else {}
-        return {**below, **self.said(method, weights)}
+    def of(self, method: str | None, weights: str = "", text: str | None = None) -> dict[str, Any]:
+        """The settings with a method, with weights, and with a text guidance in the method.
 
-    def said(self, method: str | None, weights: str = "") -> dict[str, Any]:
+        None of them need have a section. The text guidance's says what is that guidance's alone.
+        """
+        below = self.extended.of(method, weights, text) if self.extended else {}
+        return {**below, **self.said(method, weights, text)}
+
+    def said(self, method: str | None, weights: str = "", text: str | None = None) -> dict[str, Any]:
         """Those of them that the file itself says."""
         taken = guidance_keys(METHODS[method]) if method in METHODS else set()
         shared = {key: value for key, value in self.methods.get("cfg", {}).items() if key in taken}
-        special = self.weights[weights].of(method) if weights in self.weights else {}
+        if text in text_methods() and "text" in taken:
+            own = own_text_settings(text_methods()[text])
+            shared |= {key: value for key, value in self.methods.get(text, {}).items() if key in own}
+        special = self.weights[weights].of(method, text=text) if weights in self.weights else {}
         return {**self.own, **shared, **self.methods.get(method or "", {}), **special}
 
 
@@ -123,11 +137,8 @@ def shipped_recipe(name: str) -> dict[str, Any] | None:
     path = recipe_path(name)
     if path is not None:
         return read_recipe(path)
-    for path in recipe_folder().glob("*.yaml"):
-        method = name.removeprefix(f"{path.stem}-")
-        if method != name and method in load_yaml(path).get(SECTIONS, {}):
-            return {**_read(path, ()).of(method), METHOD: method}
-    return None
+    found = _of_family(name)
+    return {**found.of(found.own[METHOD]), METHOD: found.own[METHOD]} if found else None
 
 
 def find_recipe(name: str, *folders: str) -> Path:
@@ -187,13 +198,14 @@ def resolve_job(
     given = {**mine.settings, **flags}
     for name, value in given.items():
         read_setting(name, value)
-    weights = weights_name(given.get("model", ""), image=given.get("image") is not None)
+    weights = weights_name(given.get("model", JOB["model"].default), image=given.get("image") is not None)
     family = family_of(given.get("model", JOB["model"].default), given.get("revision"))
     path = recipe_path(family)
     recipe = _read(path, ()) if path else Recipe({}, {})
     method = given.get(METHOD) or recipe.settings.get(METHOD) or DEFAULT_METHOD
-    below = {**recipe.of(method, weights), **mine.of(method, weights)}
-    said = {**mine.said(method, weights), **flags}
+    text = flags.get("text") or {**recipe.of(method, weights), **mine.of(method, weights)}.get("text")
+    below = {**recipe.of(method, weights, text), **mine.of(method, weights, text)}
+    said = {**mine.said(method, weights, text), **flags}
     keys = {**below, **flags, **_without_text({**below, **flags}, said, method), METHOD: method}
     return _without_the_useless(job_from_plain(keys), {*said})
 
@@ -226,12 +238,13 @@ def _without_text(given: Mapping[str, Any], said: Mapping[str, Any], method: str
 
 def _without_the_useless(job: GenerateJob, written: set[str]) -> GenerateJob:
     """The job without what a recipe says and it has no use for; `written` is what the user says."""
-    scale = job.guidance.largest_guidance_scale
     dropped = {name for adapter in all_adapters() for name in adapter.image_settings if job.image is None}
-    if scale is not None and scale <= 1:
-        dropped |= {"negative_prompt", *(name for adapter in all_adapters() for name in adapter.own_scales)}
-    elif isinstance(getattr(job.guidance, "guidance_scale", None), Schedule):
+    by_schedule = isinstance(getattr(job.guidance, "guidance_scale", None), Schedule)
+    by_text = job.guidance.guides_by_text
+    if by_schedule or not by_text or not job.guidance.follows_pipeline:
         dropped |= {name for adapter in all_adapters() for name in adapter.own_scales}
+    if not by_text:
+        dropped.add("negative_prompt")
     dropped -= written
     own = {name: value for name, value in job.own.items() if name not in dropped}
     negative = None if "negative_prompt" in dropped else job.negative_prompt
@@ -249,14 +262,21 @@ def _named(config: Path | str) -> Recipe:
     file = recipe_path(name)
     if file is not None and name not in families:
         return _read(file, ())
-    for family in families:
-        recipe, method = _read(recipe_folder() / f"{family}.yaml", ()), name.removeprefix(f"{family}-")
-        if name == family or method in recipe.methods:
-            own = {"model": recipe.settings.get("model", family)}
-            own |= {METHOD: method} if method in recipe.methods else {}
-            return Recipe(own, {}, extended=recipe)
+    found = Recipe({}, {}, extended=_read(file, ())) if file is not None else _of_family(name)
+    if found is not None:
+        family = next(one for one in families if name == one or name.startswith(f"{one}-"))
+        return dataclasses.replace(found, own={"model": found.settings.get("model", family), **found.own})
     hint = known_or_nearest(name, recipe_names()) if name == str(config) else "and no recipe of that name"
     raise ConfigError(f"cannot read {config}: No such file or directory; {hint}")
+
+
+def _of_family(name: str) -> Recipe | None:
+    """What `mochi-stg` names: the recipe of the family with the method, or None."""
+    for family in _families():
+        recipe, method = _read(recipe_folder() / f"{family}.yaml", ()), name.removeprefix(f"{family}-")
+        if method != name and method in recipe.methods:
+            return Recipe({METHOD: method}, {}, extended=recipe)
+    return None
 
 
 def _families() -> list[str]:
@@ -274,7 +294,8 @@ def recipe(family: str, method: str = DEFAULT_METHOD, weights: str = "", **setti
     path = recipe_path(family)
     if path is None or not load_yaml(path).get(SECTIONS):
         raise SettingError(f"no recipe for a family {family!r}; {known_or_nearest(family, _families())}")
-    keys = _read(path, ()).of(method, weights_name(weights))
+    shipped, named = _read(path, ()), weights_name(weights)
+    keys = shipped.of(method, named, shipped.of(method, named).get("text"))
     guidance = {key: value for key, value in keys.items() if known_keys()[key].group == "guidance"}
     found = guidance_from_flat(method, guidance)
     known_settings = declared_settings(found)
@@ -313,10 +334,18 @@ def _recipe_of(content: Mapping[Any, Any], path: Path, chain: tuple[Path, ...]) 
     apart = (*NOTES, "extends", SECTIONS, WEIGHTS)
     own = {_known(path, key, value): value for key, value in content.items() if key not in apart}
     weights = {
-        name: _recipe_of(section, path, chain)
+        name: _recipe_of(_of_weights(section, path), path, chain)
         for name, section in _sections(path, WEIGHTS, content.get(WEIGHTS, {})).items()
     }
     return Recipe(own, _methods(path, content.get(SECTIONS, {})), weights, extended)
+
+
+def _of_weights(section: dict[str, Any], path: Path) -> dict[str, Any]:
+    """A section, which says nothing that decides which sections count."""
+    for key in section:
+        if key in (METHOD, "model", "image", "extends", WEIGHTS):
+            raise ConfigError(f"{path.name}: {key} cannot stand under {WEIGHTS}, which it decides about")
+    return section
 
 
 def _known(path: Path, key: Any, value: Any) -> str:
@@ -368,5 +397,4 @@ def _extended(path: Path, name: Any, chain: tuple[Path, ...]) -> Recipe:
         return _read(file, chain)
     if shipped in RENAMED_RECIPES:
         raise ConfigError(f"{path.name}: {name} is called {RENAMED_RECIPES[shipped]}.yaml now")
-    settings = shipped_recipe(shipped)
-    return _read(beside, chain) if settings is None else Recipe(settings, {})
+    return _of_family(shipped) or _read(beside, chain)

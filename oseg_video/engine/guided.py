@@ -77,7 +77,7 @@ def guided(
     report = GuidanceReport(guidance.name, next(iter(runners.values())).unit_count)
     session = _Session(pipe, adapter, guidance, reuse, report, mesh)
     with ExitStack() as stack:
-        stack.enter_context(intercepted_calls(pipe, session.sample))
+        stack.enter_context(intercepted_calls(pipe, session.sample, session.arrived))
         stack.enter_context(inputs_of_first_rank(pipe, mesh.clip))
         stack.enter_context(spread_decoding(pipe, mesh.clip, adapter.decodes_by))
         for name, denoiser in denoisers.items():
@@ -85,7 +85,8 @@ def guided(
             signature = denoiser_signature(wrapped[name], denoiser, adapter.denoiser_call.sample)
             refused = ("enable_cache",) if target.runner.intervenes else ()
             predict = partial(session.predict, target)
-            stack.enter_context(intercepted_denoiser(pipe, name, signature, predict, refused))
+            twin = stack.enter_context(intercepted_denoiser(pipe, name, signature, predict, refused))
+            session.twins[name] = twin
         for runner in runners.values():
             stack.enter_context(runner.active())
         yield report
@@ -179,6 +180,13 @@ class _Session:
         self._report = report
         self._mesh = mesh
         self._call: _RunningCall | None = None
+        self.twins: dict[str, Denoiser] = {}
+        """What the pipeline holds in place of its denoisers, by attribute."""
+
+    def arrived(self, arguments: Mapping[str, Any]) -> None:
+        """A subclass's call has gone on to its base with these arguments."""
+        if self._call is not None:
+            self._call.arguments = arguments
 
     def sample(
         self, as_made: Callable[..., Any], arguments: Mapping[str, Any], given: Mapping[str, Any]
@@ -186,6 +194,12 @@ class _Session:
         """One call of the pipeline, without what it would guide by itself."""
         if self._call is not None:
             raise GuidanceError("the pipeline was called again while a call of it is running")
+        for name, twin in self.twins.items():
+            if vars(self._pipe).get(name) is not twin:
+                raise GuidanceError(
+                    f"the pipeline's {name} was exchanged or wrapped inside guided(), and would run without "
+                    f"guidance; do so before"
+                )
         off = {name: value for name, value in self._switched_off(given).items() if name in arguments}
         sampler = Sampler(self._pipe, windows=self._adapter.samples_windows(self._pipe))
         call = self._call = _RunningCall(
@@ -236,6 +250,8 @@ class _Session:
         output = step.answer(call)
         self._call.open_step = None if step.complete else step
         if step.complete:
+            if step.step.index == step.step.count - 1:
+                self._call.forget()
             place = step.step.index, step.step.noise_level
             self._report.steps.append(StepRecord(*place, tuple(step.records), step.work.estimated))
         return output
@@ -243,11 +259,17 @@ class _Session:
     def _begin_step(self, current: "_RunningCall", call: _DenoiserCall) -> OpenStep:
         """The step that begins with this denoiser call."""
         position = current.sampler.next_step(call.arguments.get("timestep"))
-        if position.index == 0:
-            current.begin_run()
+        if position.index == 0 or call.sample.shape != current.shape:
+            current.begin_run(call.sample.shape)
         self._require_same_sample(position.index, call.sample)
         sampling, arguments = self._adapter.sampling, current.arguments
         calls = sampling.calls(uncond=sampling.runs_uncond(self._pipe, arguments))
+        rows, conditions = len(call.sample), len(calls[0])
+        if rows == 0 or rows % conditions:
+            raise GuidanceError(
+                f"the pipeline called its denoiser with {rows} rows, which are no {conditions} equal parts "
+                f"({', '.join(calls[0])}); its arguments say otherwise"
+            )
         if self._reuse.cache and "cond" not in calls[0]:
             raise GuidanceError(
                 "a step cache decides by the conditional prediction, which this pipeline asks for too late"
@@ -356,6 +378,8 @@ class _RunningCall:
     """Of the sampling run in progress."""
     memory: dict[Stream, dict[str, Tensor]]
     """That of the method, in the sampling run in progress."""
+    shape: torch.Size | None = None
+    """Of what the denoiser takes."""
 
     def __init__(
         self, arguments: Mapping[str, Any], sampler: Sampler, keep: Callable[[], KeptPredictions]
@@ -369,10 +393,15 @@ class _RunningCall:
         self.had_text = False
         """Whether an unconditional branch has run."""
 
-    def begin_run(self) -> None:
-        """A sampling run begins: the only one, or that of the next window of a long clip."""
+    def begin_run(self, shape: torch.Size) -> None:
+        """A sampling run begins: the only one, a long clip's next window, or with latents of a new size."""
+        self.shape = shape
         self.kept = self._keep()
         self.memory = {stream: {} for stream in STREAMS}
+
+    def forget(self) -> None:
+        """What was kept is not needed after the last step, and the VAE needs the room."""
+        self.kept = self._keep()
 
 
 def _check_arguments(guidance: Guidance, reuse: Reuse, mesh: Mesh) -> None:

@@ -16,6 +16,9 @@ from oseg_video.evaluation.errors import EvaluationError
 from oseg_video.evaluation.folders import find_image_paths, find_paths
 from oseg_video.media import MediaError, frame_files, probe_clip
 
+SHOWN_NOWHERE = ("out", "format", "device", "offload", "vae_tiling")
+"""Settings that say nothing of what a clip shows."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ClipFile:
@@ -44,6 +47,8 @@ class ClipFile:
     of the image, of the manifest; without one its path in the folder, without suffix where that is enough."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """The job in the manifest; empty without one."""
+    weights: str | None = None
+    """What tells the model's weights from others of its name: commit or fingerprint, from the manifest."""
     sound: bool = False
     """Whether the file has sound, as its manifest says."""
     reader: str = ""
@@ -53,6 +58,11 @@ class ClipFile:
     def key(self) -> tuple[str, int]:
         """Equal for clips of different methods made from the same prompt, image and seed."""
         return self.start, -1 if self.seed is None else self.seed
+
+    @property
+    def made_with(self) -> Mapping[str, Any]:
+        """All that the manifest says the clip was made with; empty without one."""
+        return {**self.settings, "weights": self.weights} if self.settings else {}
 
     @property
     def kind(self) -> str:
@@ -257,9 +267,15 @@ def _clip_file(path: Path, name: str, inner: str, method: str) -> ClipFile:
         seed=seed,
         start="\n".join(known) if known else bare,  # an empty prompt is one
         settings=job,
+        weights=_weights(manifest.model if manifest else {}),
         sound=manifest is not None and "sound" in manifest.clip and path.suffix.lower() == ".mp4",
         reader=shape.reader,
     )
+
+
+def _weights(model: Mapping[str, Any]) -> str | None:
+    said = model.get("commit") or model.get("sha256")
+    return said[:12] if isinstance(said, str) else None
 
 
 def _guidance(clip: ClipFile) -> str:
@@ -280,8 +296,8 @@ def varying_settings(clips: Sequence[ClipFile]) -> dict[str, list[str]]:
     """The settings in which clips differ, and their values; none where a clip has no manifest."""
     if not all(clip.settings for clip in clips):
         return {}
-    names = dict.fromkeys(name for clip in clips for name in clip.settings)
-    values = {name: sorted({_plain(clip.settings.get(name)) for clip in clips}) for name in names}
+    names = dict.fromkeys(name for clip in clips for name in clip.made_with)
+    values = {name: sorted({_plain(clip.made_with.get(name)) for clip in clips}) for name in names}
     return {name: found for name, found in values.items() if len(found) > 1}
 
 
@@ -290,9 +306,11 @@ def _labelled(group: list[ClipFile]) -> list[ClipFile]:
         return group
     request = ("prompts", "seeds", "image", "guidance")
     varying = [name for name in varying_settings(group) if name not in request]
+    # Each clip may have a file of its own in `out`.
+    varying = [name for name in varying if name not in SHOWN_NOWHERE] or varying
     if not varying:
         return group
-    return [replace(clip, method=f"{clip.method} ({_shown(clip.settings, varying)})") for clip in group]
+    return [replace(clip, method=f"{clip.method} ({_shown(clip.made_with, varying)})") for clip in group]
 
 
 def _shown(settings: Mapping[str, Any], names: Sequence[str]) -> str:

@@ -13,7 +13,7 @@ import torch
 
 from oseg_video import console
 from oseg_video.evaluation.alone import alone_in
-from oseg_video.evaluation.clips import ClipFile, FoundClips, find_clips, varying_settings
+from oseg_video.evaluation.clips import SHOWN_NOWHERE, ClipFile, FoundClips, find_clips, varying_settings
 from oseg_video.evaluation.errors import EvaluationError
 from oseg_video.evaluation.metrics.base import (
     Metric,
@@ -68,7 +68,7 @@ def evaluate(
 
 _MAY_VARY = (
     *("height", "width", "frames", "fps"),
-    *("out", "format", "device", "offload", "vae_tiling"),
+    *SHOWN_NOWHERE,
     *("prompts", "negative_prompt", "image", "seeds"),
 )
 """Settings that clips of one row may differ in: what the files say themselves, what shows nothing, and the

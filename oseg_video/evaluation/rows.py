@@ -91,12 +91,21 @@ class RowStore:
         lines = self._names.read_bytes().split(b"\n")[:-1] if self._names.exists() else []
         size = self._numbers.stat().st_size if self._numbers.exists() else 0
         for number, line in enumerate(lines):
-            self._width, state = json.loads(line)
-            if (number + 1) * self._width * 8 > size:  # the machine stopped, and not only the process
+            whole = _read_line(line)
+            if whole is None or (number + 1) * whole[0] * 8 > size:  # the machine stopped
                 lines = lines[:number]
                 break
+            self._width, state = whole
             self._add(state)
         with open(self._names, "ab") as names:
             names.truncate(sum(len(line) + 1 for line in lines))
         with open(self._numbers, "ab") as numbers:
             numbers.truncate(self._count * self._width * 8)
+
+
+def _read_line(line: bytes) -> tuple[int, str] | None:
+    try:
+        width, state = json.loads(line)
+    except ValueError:  # of JSON, or of UTF-8
+        return None
+    return width, state

@@ -8,7 +8,7 @@ from collections.abc import Hashable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from oseg_video.evaluation.bootstrap import interval_of, resampled, share, share_difference
+from oseg_video.evaluation.bootstrap import interval_of, resampled, share_difference, share_over
 from oseg_video.evaluation.clips import ClipFile
 from oseg_video.evaluation.errors import EvaluationError
 from oseg_video.evaluation.metrics.base import Metric, MetricResult, MetricValue, Observations
@@ -75,13 +75,13 @@ class Sample:
         )
         interval = None
         if len(set(groups)) > 1 and wanted.share:
-            found = share_difference(*(self._by_group(wanted, places, groups) for places in (ours, others)))
-            # Prompts with more clips than others move the value.
-            interval = (value + found.low - found.value, value + found.high - found.value)
+            own, other = (self._hits(wanted, places) for places in (ours, others))
+            interval = share_difference(own, other, groups)[1:]
         elif len(set(groups)) > 1:
             with contextlib.suppress(EvaluationError):
                 pairs = zip(self.draws(wanted, ours, groups), base.draws(wanted, others, groups), strict=True)
-                interval = interval_of(value, [a - b for a, b in pairs], len(set(groups)))[1:]
+                draws, biased = [a - b for a, b in pairs], self._biased(wanted)
+                interval = interval_of(value, draws, len(set(groups)), biased=biased)[1:]
         return Difference(
             name=wanted.name,
             method=self.method,
@@ -119,21 +119,23 @@ class Sample:
         if units < 2:
             return None
         if wanted.share:
-            return share(value * units, units)[1:]
+            return share_over(self._hits(wanted, index), groups)[1:]
         try:
-            _, low, high = interval_of(value, self.draws(wanted, index, groups), units)
+            draws = self.draws(wanted, index, groups)
+            _, low, high = interval_of(value, draws, units, biased=self._biased(wanted))
             return max(low, wanted.least), min(high, wanted.most)
         except EvaluationError:  # some resamples have no value, e.g. no clip that shows the object asked for
             return None
 
-    def _by_group(self, wanted: MetricValue, index: Tensor, groups: Sequence[Hashable]) -> list[float]:
-        """The mean over the clips of each group, of a value that a single clip has."""
+    def _biased(self, wanted: MetricValue) -> bool:
+        return self.metric.per_clip(wanted.name, self.seen.rows) is None
+
+    def _hits(self, wanted: MetricValue, index: Tensor) -> list[float]:
+        """Of each clip 0 or 1."""
         every = self.metric.per_clip(wanted.name, self.seen.rows)
         assert every is not None
-        values: dict[Hashable, list[float]] = {}
-        for group, one in zip(groups, every[index].tolist(), strict=True):
-            values.setdefault(group, []).append(one)
-        return [sum(some) / len(some) for some in values.values()]
+        hits: list[float] = every[index].tolist()
+        return hits
 
     def _check_fit(self) -> None:
         if self.method in self.seen.unfit:

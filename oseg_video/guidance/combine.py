@@ -184,7 +184,7 @@ def push_away(prediction: Tensor, *, cond: Tensor, perturbed: Tensor, scale: Sca
 def oseg_released(
     *,
     cond: Tensor,
-    uncond_perturbed: Tensor,
+    uncond_perturbed: Tensor | None = None,
     cond_perturbed: Tensor | None = None,
     guidance_scale: Scale,
     scale: Scale,
@@ -194,10 +194,12 @@ def oseg_released(
 
     `a_X = projection_scale(C, X)` per sample, s = `shrink` (saqibnazmus/OSEG, the Mochi and HunyuanVideo
     pipelines). Without `cond_perturbed` C~ is C itself, as in the Mochi pipeline, which leaves that branch
-    unperturbed. On the first step the released code returns `0.1 C` instead; that is the caller's to do.
-    Raises ShapeError for predictions of unequal shape.
+    unperturbed. `uncond_perturbed` may be left out at a guidance scale of 1, where it counts for nothing. On
+    the first step the released code returns `0.1 C` instead; that is the caller's to do. Raises ShapeError
+    for predictions of unequal shape.
     """
     cond_perturbed = cond if cond_perturbed is None else cond_perturbed
+    uncond_perturbed = cond if uncond_perturbed is None else uncond_perturbed
     check_same_shape(cond=cond, uncond_perturbed=uncond_perturbed, cond_perturbed=cond_perturbed)
     cond, uncond, perturbed = upcast(cond), upcast(uncond_perturbed), upcast(cond_perturbed)
     from_uncond = cond - shrink * projection_scale(cond, uncond) * uncond

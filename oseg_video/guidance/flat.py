@@ -67,6 +67,9 @@ def flat_settings() -> dict[str, FlatSetting]:
         defaults.setdefault(key, {})[method] = default
     with_text = tuple(name for name, method in METHODS.items() if "text" in settings_of(method))
     through = _text_keys()
+    for name in with_text:
+        if twice := through & settings_of(METHODS[name]).keys():
+            raise RuntimeError(f"{name} has a setting of the name of a text guidance's: {min(twice)}")
     return {
         key: FlatSetting(
             _as_names(setting),

@@ -172,4 +172,6 @@ class Calendar:
 
     def _is_due(self, name: str, branch: Branch, step: Step) -> bool:
         every = self._reuse.every(branch)
-        return step.index < every * step.count if every < 1 else self._waited[name] + 1 >= every
+        if every < 1:
+            return step.index / step.count < every  # as an interval ends
+        return self._waited[name] + 1 >= every

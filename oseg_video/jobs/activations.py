@@ -33,7 +33,7 @@ from oseg_video.jobs.on_meta import FusedAttention, runnable_on_meta
 from oseg_video.jobs.step_kinds import pipeline_scales, runs_uncond, step_kinds
 from oseg_video.parallel.degrees import Degrees
 from oseg_video.parallel.mesh import Mesh
-from oseg_video.types import Denoiser
+from oseg_video.types import Denoiser, ShapeError
 
 _ONE_RANK = Degrees()
 _NOISE = Noise(0.5, "epsilon")  # any will do to count
@@ -90,6 +90,7 @@ def job_activations(
     """`activation_bytes` of a job's clip, in the step that takes most; 0 where they cannot be counted.
 
     denoiser: on the meta device; its weights are in `dtype` from then on. read: what reads the model's files.
+    Raises ShapeError for a method that does not fit the model's sizes.
     """
     scales = pipeline_scales(adapter, job, read)
     steps = [plan.branches for _, _, plan in step_kinds(job.guidance, job.steps, scales)]
@@ -104,6 +105,8 @@ def job_activations(
             degrees=degrees,
             branch_rank=branch_rank,
         )
+    except ShapeError:  # a setting that the model's sizes do not allow
+        raise
     except Exception as error:  # a model that asks for values may run all the same
         logger.info(f"activations are not counted: {one_line(str(error))}")
         return 0

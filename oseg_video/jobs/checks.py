@@ -136,14 +136,14 @@ def _check_text(job: GenerateJob, adapter: ModelAdapter) -> None:
 def _check_empty_prompts(job: GenerateJob) -> None:
     """Text guidance needs a text: a prompt, or one to move away from."""
     empty = [not prompt.strip() for prompt in job.prompts]
-    scale = job.guidance.largest_guidance_scale
-    if job.negative_prompt is not None or not any(empty) or (scale is not None and scale <= 1):
+    if job.negative_prompt is not None or not any(empty) or not job.guidance.guides_by_text:
         return
     if not all(empty):
         raise SettingError(
             "some prompts are empty, where nothing guides by text, and others are not; make them in two "
             "runs, or give guidance_scale 1 or a negative_prompt"
         )
+    scale = job.guidance.largest_guidance_scale
     given = "the pipeline's own guidance_scale" if scale is None else f"guidance_scale {scale:g}"
     raise SettingError(
         f"{given}: an empty prompt is no text to guide by; leave it out, or give it 1, or a negative_prompt"
@@ -181,7 +181,8 @@ def _check_negative_prompt(job: GenerateJob, source: ModelSource, settings: dict
     if scale is None and argument:
         pipeline = source.adapter.pipeline_class(source.pipeline_for(image=job.image is not None))
         scale = inspect.signature(pipeline.__call__).parameters[argument].default
-    if scale is not None and scale <= 1:
+    heard = job.guidance.of_stream("audio").largest_guidance_scale
+    if scale is not None and scale <= 1 and (heard is None or heard <= 1):
         raise SettingError(
             f"negative_prompt has no effect without text guidance; guidance_scale is {scale:g}, not above 1"
         )

@@ -43,7 +43,7 @@ def generate(
     with ranks.joined(job.device, timeout), nullcontext() if ranks.rank == 0 else quietly():
         source = check_job(job)
         plans = plan_clips(job, images=source.adapter.makes_images)
-        if ranks.rank == 0:
+        if ranks.local_rank == 0:  # each machine may have a disk of its own
             check_outputs(plans, overwrite=overwrite)
         ranks.meet()  # or a fast rank's first clip would be there already
         if source.adapter.audio is not None and (kinds := {one.format for one in plans} - {"mp4"}):

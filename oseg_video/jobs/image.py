@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from oseg_video.files import atomic_path
+from oseg_video.files import atomic_path, expanded
 from oseg_video.types import OsegVideoError
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def load_image(path: Path, height: int, width: int) -> StartImage:
     """
     from PIL import Image, ImageOps
 
-    path = Path(path)
+    path = expanded(path)
     upright, turned = _read(path)
     done = ["turned upright"] if turned else []
     if upright.mode == "F":

@@ -20,7 +20,7 @@ from oseg_video.config import GenerateJob
 from oseg_video.config.manifest import Manifest, new_manifest
 from oseg_video.engine.guided import guided
 from oseg_video.engine.patching import replaced
-from oseg_video.files import write_text
+from oseg_video.files import atomic_path
 from oseg_video.guidance.methods import Guidance
 from oseg_video.jobs.activations import decoding_activations, job_activations
 from oseg_video.jobs.checks import clip_settings
@@ -221,9 +221,9 @@ class LoadedModel:
         try:
             yield self._adapter.pipeline_arguments(self._adapter.configure(self.pipe, given))
         finally:
-            for name, component in components.items():
-                if getattr(self.pipe, name) is not component:
-                    setattr(self.pipe, name, component)
+            for name, component in self.pipe.components.items():
+                if component is not components[name]:
+                    setattr(self.pipe, name, components[name])
 
 
 def machine(device: torch.device) -> dict[str, Any]:
@@ -294,9 +294,11 @@ def _write(
         plan.path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise GenerateError(f"cannot make the folder {plan.path.parent}: {error.strerror}") from None
-    if plan.format == "image":
-        write_image(plan.path, frames, manifest.comment)
-    else:
-        assert fps is not None
-        write_clip(plan.path, frames, fps, format=plan.format, comment=manifest.comment, sound=sound)
-    write_text(plan.manifest, manifest.text)
+    # The manifest first, and into its place after the clip: beside an old one, a clip would pass for another.
+    with atomic_path(plan.manifest) as prepared:
+        prepared.write_text(manifest.text, encoding="utf-8")
+        if plan.format == "image":
+            write_image(plan.path, frames, manifest.comment)
+        else:
+            assert fps is not None
+            write_clip(plan.path, frames, fps, format=plan.format, comment=manifest.comment, sound=sound)

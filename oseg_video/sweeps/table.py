@@ -1,4 +1,8 @@
-"""The table of a sweep: one item a clip, named by a hash of all that determines the clip."""
+"""The table of a sweep: one item a clip, named by a hash of all that determines the clip.
+
+A setting at its default is not in the hash, so that a new setting makes no clip anew; who changes a default
+of a method of their own gives the sweep another folder.
+"""
 
 from __future__ import annotations
 

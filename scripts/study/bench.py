@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -129,7 +129,7 @@ class Bench:
         for first in tqdm(batches, desc=label, unit="batch", file=sys.stderr, disable=not batches):
             made = self._made(setting, range(first, min(first + BATCH, clips)))
             there = there.and_then(made) if there else made
-            partial = path.with_suffix(".partial")
+            partial = path.with_suffix(f".{os.getpid()}.partial")  # another run may make the same rows
             torch.save(there.tensors, partial)
             os.replace(partial, path)
         assert there is not None
@@ -159,9 +159,9 @@ class Bench:
     def _judge(self) -> Judge:
         return self.task.load_judge()
 
-    def caption(self, setting: Setting, index: int) -> str:
-        """The prompt of a clip."""
-        return self.task.caption(self._wanted(setting, index))
+    def captions(self, seed: int, places: Iterable[int]) -> list[str]:
+        """The prompts of clips."""
+        return [self.task.caption(self._wanted(seed, place)) for place in places]
 
     def clips(self, setting: Setting, indices: Sequence[int]) -> Tensor:
         """Clips of a setting by their place, 8-bit values in 0 ... 1: float32 [B, F, C, H, W]."""
@@ -172,7 +172,7 @@ class Bench:
         clips_BFCHW = self._decoded(latents)
         seen = self._judge.judge(clips_BFCHW)
         right = [
-            self.task.agreement(self._wanted(setting, index), one)
+            self.task.agreement(self._wanted(setting.seed, index), one)
             for index, one in zip(indices, seen, strict=True)
         ]
         with torch.no_grad():
@@ -186,8 +186,8 @@ class Bench:
             passes=torch.full((len(indices),), passes),
         )
 
-    def _wanted(self, setting: Setting, index: int) -> Any:
-        return self.task.sample_attributes(setting.seed, index // CLIPS_PER_PROMPT)
+    def _wanted(self, seed: int, index: int) -> Any:
+        return self.task.sample_attributes(seed, index // CLIPS_PER_PROMPT)
 
     @torch.no_grad()
     def _sampled(self, setting: Setting, indices: Sequence[int]) -> tuple[Tensor, float]:
@@ -200,7 +200,7 @@ class Bench:
             guided(self.pipe, guidance, reuse=setting.reuse) as report,
         ):
             latents = self.pipe(
-                prompt=[self.caption(setting, index) for index in indices],
+                prompt=self.captions(setting.seed, indices),
                 num_inference_steps=setting.steps,
                 # Above 1 the pipeline runs its unconditional branch; the scale is the guidance's own.
                 guidance_scale=1.0 if guidance.largest_guidance_scale == 1 else 2.0,

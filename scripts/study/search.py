@@ -62,6 +62,7 @@ def search_all(
     setting: steps and seed. budget: clips of each method, the baseline's among them.
     """
     every = {arm.name: arm.settings for arms in methods.values() for arm in arms}
+    statistics = replace(statistics, captions=bench.captions(setting.seed, range(budget)))
 
     def scores(name: str, clips: int) -> Tensor:
         guidance = every.get(name, baseline)

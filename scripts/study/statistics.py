@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from oseg_video.evaluation.bootstrap import Interval95, interval_of, resampled
+from oseg_video.evaluation.bootstrap import Interval95, interval_of, resampled, share_difference, share_over
 from oseg_video.evaluation.features.frechet import Moments, frechet_distance, moments_of_rows
 from study.bench import CLIPS_PER_PROMPT, Rows
 
@@ -36,9 +36,11 @@ def quartile_clips(rows: Rows, other: Rows) -> list[int]:
 
 @dataclass(frozen=True)
 class Statistics:
-    """Over clips that are paired by their place: two of each prompt, one after the other."""
+    """Over clips that are paired by their place: two of each caption that was drawn, one after the other."""
 
     clips: int
+    captions: Sequence[str]
+    """Of the clips; some are drawn twice, and their clips are not independent."""
     reference: Moments
     """Of drawn clips."""
     resamples: int = 200
@@ -47,7 +49,7 @@ class Statistics:
     def mean(self, values: Tensor) -> Interval95:
         """Of one value a clip."""
         draws = [float(values[index].mean()) for index in self._resamples(MEANS_RESAMPLES)]
-        return interval_of(float(values.mean()), draws, self._groups)
+        return interval_of(float(values.mean()), draws, len(set(self._prompts)))
 
     def frechet(self, rows: Rows) -> Interval95:
         """Distance to drawn clips."""
@@ -60,7 +62,7 @@ class Statistics:
     def values(self, rows: Rows) -> dict[str, Any]:
         """All values of an arm."""
         return {
-            **{name: self.mean(rows.part(name)) for name in _shares(rows)},
+            **{name: share_over(rows.part(name).tolist(), self._prompts) for name in _shares(rows)},
             "score": self.mean(score(rows)),
             "frechet": self.frechet(rows),
             "flicker": self.mean(rows.flicker.double()),
@@ -71,7 +73,10 @@ class Statistics:
     def differences(self, rows: Rows, other: Rows) -> dict[str, Interval95]:
         """All paired differences, `rows` minus `other`."""
         return {
-            **{name: self.mean(rows.part(name) - other.part(name)) for name in _shares(rows)},
+            **{
+                name: share_difference(rows.part(name).tolist(), other.part(name).tolist(), self._prompts)
+                for name in _shares(rows)
+            },
             "score": self.mean(score(rows) - score(other)),
             "frechet": self.frechet_minus(rows, other),
             "flicker": self.mean((rows.flicker - other.flicker).double()),
@@ -85,19 +90,16 @@ class Statistics:
         return self.mean((own - paired).norm(dim=1) / apart)
 
     @cached_property
-    def _prompts(self) -> list[int]:
-        return [index // CLIPS_PER_PROMPT for index in range(self.clips)]
-
-    @property
-    def _groups(self) -> int:
-        return len(set(self._prompts))
+    def _prompts(self) -> Sequence[str]:
+        return self.captions[: self.clips]
 
     def _resamples(self, count: int) -> list[Tensor]:
         return list(resampled(self._prompts, count))
 
     def _of_sets(self, statistic: Callable[[Tensor], float]) -> Interval95:
         draws = [statistic(index) for index in self._resamples(self.resamples)]
-        return interval_of(statistic(torch.arange(self.clips)), draws, self._groups)
+        value = statistic(torch.arange(self.clips))
+        return interval_of(value, draws, len(set(self._prompts)), biased=True)
 
     def _distance(self, rows: Rows, index: Tensor) -> float:
         return frechet_distance(moments_of_rows(rows.features.float(), index), self.reference)

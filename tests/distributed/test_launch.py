@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+import socket
 import stat
 import tempfile
 import time
@@ -82,6 +83,31 @@ def test_a_mistake_is_said_once(tmp_path: Path) -> None:
     assert code == 2
     assert re.fullmatch(r"oseg-video: error: frames[^\n]*\n", error), error
     assert not out.exists()
+
+
+def test_a_clip_on_another_machine_is_kept_like_one_on_the_first(tmp_path: Path) -> None:
+    """Each rank is the first of its machine, with a folder of its own; only the second one's has the clip."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    fixed = ("generate", "--prompt", PROMPT, "--device", "cpu", "--steps", "2", "--parallel", "ulysses=2")
+    there = tmp_path / "1.mp4"
+    there.write_bytes(b"a clip")
+    ranks = [
+        Command(
+            *(*fixed, "--out", str(tmp_path / f"{rank}.mp4")),
+            environment={
+                **{"RANK": str(rank), "LOCAL_RANK": "0", "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"},
+                **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "GLOO_SOCKET_IFNAME": "lo"},
+            },
+        )
+        for rank in range(2)
+    ]
+    with ranks[0], ranks[1]:
+        assert [rank.wait(timeout=300) for rank in ranks] == [2, 2]
+        assert f"{there} exists already; --overwrite replaces it" in ranks[1].err
+        assert "Traceback" not in ranks[0].err + ranks[1].err
+    assert there.read_bytes() == b"a clip" and not (tmp_path / "0.mp4").exists()
 
 
 @pytest.mark.parametrize(

@@ -80,6 +80,17 @@ def test_a_rank_hears_of_the_other(tmp_path: Path, behaviour: str, expected: Any
     assert watch_two(tmp_path, behaviour) == expected
 
 
+def test_it_beats_at_once_and_then_once_a_period() -> None:
+    store = dist.HashStore()
+    watch = Watch(store, 1, 2, lambda *_: None, period=0.2)
+    began = time.monotonic()
+    watch.start()
+    time.sleep(0.5)
+    beats = int(store.get("oseg_video/beat/1"))
+    assert 1 <= beats <= 1 + (time.monotonic() - began) / 0.2
+    watch.stop()
+
+
 def _absent(_: None) -> str:
     # Not over all ranks: that would be the pool's own group, and break it.
     mesh = Mesh.of(Degrees(branch=2, ulysses=2), timeout=2)

@@ -228,14 +228,28 @@ def test_clips_of_different_lengths_and_sizes_are_told(tmp_path):
 
 
 def test_clips_of_one_row_that_were_made_differently_are_told(tmp_path, capsys):
+    changed = []
     for seed, steps in ((0, 2), (1, 12)):
         write_drawn(tmp_path / "mixed", 1, guidance="cfg", steps=steps, scale=2.0)
-        manifest = json.loads((tmp_path / "mixed" / f"cfg-000-{steps}-2.0.json").read_text())
+        path = tmp_path / "mixed" / f"cfg-000-{steps}-2.0.json"
+        manifest = json.loads(path.read_text())
         manifest["job"]["seeds"] = [seed]
-        (tmp_path / "mixed" / f"cfg-000-{steps}-2.0.json").write_text(json.dumps(manifest))
+        path.write_text(json.dumps(manifest))
+        changed.append(path)
     write_drawn(tmp_path / "mixed", 2, guidance="oseg", steps=2)
     evaluation = evaluate([tmp_path / "mixed"], ["frame_difference"])
     assert evaluation.warnings == ("cfg mixes clips of different steps: 12, 2",)
+    for weights, path in zip(("a" * 64, "b" * 64), changed, strict=True):
+        manifest = json.loads(path.read_text())
+        manifest["model"]["sha256"] = weights
+        manifest["job"]["steps"] = 2
+        path.write_text(json.dumps(manifest))
+    evaluation = evaluate([tmp_path / "mixed"], ["frame_difference"])
+    assert evaluation.warnings == (f"cfg mixes clips of different weights: {'a' * 12}, {'b' * 12}",)
+    manifest["job"]["seeds"] = [0]  # the same request to both: two rows
+    path.write_text(json.dumps(manifest))
+    evaluation = evaluate([tmp_path / "mixed"], ["frame_difference"])
+    assert {f"cfg (weights={one * 12})" for one in "ab"} <= {*evaluation.methods} and not evaluation.warnings
 
 
 # Clips and values that have to be left out

@@ -115,6 +115,23 @@ def test_an_unknown_block_is_one_line(capsys: pytest.CaptureFixture[str]) -> Non
     assert "no block 9: this mochi model has 6 blocks, 0 to 5" in capsys.readouterr().err
 
 
+def test_a_reference_of_more_directions_than_a_head_has_is_refused(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    arguments = [
+        "generate",
+        "--prompt",
+        "x",
+        "--explain",
+        "--guidance",
+        "oseg",
+        "--reference",
+        "principal:65",
+    ]
+    assert main(arguments) == 2
+    assert "reference principal:65 needs a head dim of at least 65, got 32" in capsys.readouterr().err
+
+
 def test_ranks_and_why_they_work_so(capsys: pytest.CaptureFixture[str]) -> None:
     (line,) = [text for text in explained(capsys, "--gpus", "4").splitlines() if text.startswith("ranks")]
     assert re.fullmatch(r"ranks      4, [a-z]+=\d.*: .+", line)

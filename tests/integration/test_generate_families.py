@@ -258,6 +258,9 @@ def test_sound_is_in_the_file_and_its_digest_in_the_manifest(capsys, tmp_path, f
     out = tmp_path / "a.mp4"
     flags = ["--guidance=cfg", "--guidance-scale=3", "--audio-guidance-scale=5"]
     run(capsys, call(folders, "ltx2", *flags, out=out))
+    of_the_sound = ["--guidance-scale=1", "--audio-guidance-scale=5", "--negative-prompt=noise"]
+    run(capsys, call(folders, "ltx2", "--guidance=cfg", *of_the_sound, out=tmp_path / "noise.mp4"))
+    loaded.pop()
     (pipe,) = loaded
     output = pipe(
         "a red circle",

@@ -6,7 +6,10 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+
+import pytest
 
 from oseg_video.embedded.tasks import TWO_SHAPES
 
@@ -29,7 +32,7 @@ with text:
 """
 
 
-def run(folder: Path, *stages: str, groups: int = 3) -> dict:
+def run(folder: Path, *stages: str, groups: int = 3, others: Sequence[Path] = (TWO_SHAPES.model,)) -> dict:
     out = folder / "results.json"
     arguments = ["--methods", folder / "methods.yaml", "--run-dir", folder / "rows", "--out", out]
     arguments += [
@@ -51,7 +54,7 @@ def run(folder: Path, *stages: str, groups: int = 3) -> dict:
         "--groups",
         groups,
         "--other",
-        TWO_SHAPES.model,
+        *others,
     ]
     command = [
         sys.executable,
@@ -64,7 +67,8 @@ def run(folder: Path, *stages: str, groups: int = 3) -> dict:
     ]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr
+    if done.returncode:
+        raise SystemExit(done.stderr)
     return json.loads(out.read_text())
 
 
@@ -107,7 +111,7 @@ def test_every_stage_runs_and_a_second_time_makes_no_clip_again(tmp_path: Path) 
     assert other["gains"] == found["blocks"]["found"]["gains"] and {*other} == {*found["blocks"]["found"]}
     searched = found["search-other"]["found"][TWO_SHAPES.model.name]
     assert searched["search"] == found["search"]["found"]
-    assert [row["label"] for row in searched["test"]] == labels
+    assert [row["label"] for row in searched["test"]] == [row["label"] for row in found["test"]["found"]]
     assert [*found["regimes"]["found"]] == ["3 steps", TWO_SHAPES.model.name]
     for rows in found["regimes"]["found"].values():
         assert [row["label"] for row in rows] == [*labels[:7], "oseg frame"]
@@ -116,3 +120,9 @@ def test_every_stage_runs_and_a_second_time_makes_no_clip_again(tmp_path: Path) 
     again = run(tmp_path, "search", "test")
     assert again["test"]["found"] == found["test"]["found"]
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "rows").iterdir()} == made
+    # Without other weights, what was found of them stays.
+    fewer = run(tmp_path, "regimes", others=())["regimes"]
+    assert {*fewer["found"]} == {*found["regimes"]["found"]}
+    assert fewer["made with"]["other weights"] == found["regimes"]["made with"]["other weights"] != {}
+    with pytest.raises(SystemExit, match="--stage search-other needs the folder of other weights: --oth"):
+        run(tmp_path, "search-other", others=())

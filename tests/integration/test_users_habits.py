@@ -4,22 +4,33 @@ from __future__ import annotations
 
 import copy
 import gc
+import inspect
 import logging
 import threading
 import weakref
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
 import accelerate
 import pytest
 import torch
-from diffusers import MochiPipeline, StableDiffusionXLPipeline, WanPipeline
+from diffusers import (
+    CogVideoXPipeline,
+    HunyuanVideoPipeline,
+    MochiPipeline,
+    StableDiffusionXLPipeline,
+    WanPipeline,
+)
 from diffusers.callbacks import SDXLCFGCutoffCallback
 from torch import Tensor, nn
+from torch._dynamo import eval_frame
 from torch.testing import assert_close
 
 from oseg_video import APG, CFG, OSEG, SEG, STG, CFGZeroStar, GuidanceError, Reuse, guided
 from oseg_video.adapters import UnsupportedPipelineError, adapter_for
+from oseg_video.engine.estimates import KeptPredictions
+from oseg_video.engine.patching.sites import eager
 from oseg_video.settings.schedule import Schedule
 from oseg_video.types import SettingError
 from tests.integration.checks import ACROSS_BATCHES, state_of
@@ -495,6 +506,155 @@ def test_a_subclass_of_a_supported_pipeline_is_guided(case: Case, own: type, pip
     with guided(mine, OSEG(blocks=(2,))):
         assert torch.equal(case.run(mine, **({"note": "for myself"} if own is OwnMochi else {})), expected)
     assert type(mine) is own and adapter_for(mine) is adapter_for(pipe)
+
+
+class NinefoldWan(WanPipeline):
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return super().__call__(*args, **{**kwargs, "guidance_scale": 9.0})
+
+
+class NegativeHunyuan(HunyuanVideoPipeline):
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return super().__call__(*args, **{**kwargs, "true_cfg_scale": 4.0, "negative_prompt": "no"})
+
+
+class CondCogVideoX(CogVideoXPipeline):
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return super().__call__(*args, **{**kwargs, "guidance_scale": 1.0})
+
+
+@pytest.mark.parametrize(
+    ("case", "own", "same"),
+    [
+        (WAN, NinefoldWan, {"guidance_scale": 9.0}),
+        (HUNYUAN, NegativeHunyuan, {"true_cfg_scale": 4.0, "negative_prompt": "no"}),
+        (COGVIDEOX, CondCogVideoX, {"guidance_scale": 1.0}),
+    ],
+    ids=("wan", "hunyuan", "cogvideox"),
+)
+def test_what_a_subclass_makes_of_its_arguments_counts(case: Case, own: Any, same: Any, pipe: Any) -> None:
+    mine = own(**pipe.components)
+    mine.set_progress_bar_config(disable=True)
+    method = STG(guidance_scale=None, blocks=(2,))
+    with guided(pipe, method):
+        expected = case.run(pipe, **same)
+    with guided(mine, method):
+        assert torch.equal(case.run(mine), expected)
+
+
+@over(MOCHI, SDXL)
+def test_a_guided_pipeline_has_the_signature_of_its_call(case: Case, pipe: Any) -> None:
+    expected = inspect.signature(pipe.__call__)
+    with guided(pipe, PERTURBED):
+        assert inspect.signature(pipe.__call__) == expected
+        case.run(pipe)
+
+
+# -- a denoiser that is exchanged, wrapped, or offloaded inside
+
+
+@pytest.mark.parametrize("wrap", [copy.deepcopy, torch.compile], ids=("exchanged", "compiled"))
+@over(MOCHI)
+def test_a_denoiser_that_is_exchanged_inside_is_refused(case: Case, pipe: Any, wrap: Any) -> None:
+    """It would run without guidance, and nobody would notice."""
+    with guided(pipe, PERTURBED):
+        case.run(pipe)
+        pipe.transformer = pipe.transformer.to(torch.float32)  # the same one
+        case.run(pipe)
+        pipe.transformer = wrap(pipe.transformer)
+        with pytest.raises(GuidanceError, match=r"transformer was exchanged or wrapped inside guided\(\)"):
+            case.run(pipe)
+
+
+@pytest.mark.parametrize("inside", (False, True), ids=("after", "inside"))
+@over(WAN)
+def test_group_offload_knows_the_denoiser_itself(case: Case, pipe: Any, inside: bool) -> None:
+    """diffusers compares the module that it is called for with the one that it was switched on at."""
+    denoiser = pipe.transformer
+    to_cpu = {"onload_device": torch.device("cpu"), "offload_device": torch.device("cpu")}
+    with guided(pipe, PERTURBED):
+        expected = case.run(pipe)
+        if inside:
+            pipe.transformer.enable_group_offload(**to_cpu, offload_type="leaf_level")
+            assert torch.equal(case.run(pipe), expected)
+    if not inside:
+        denoiser.enable_group_offload(**to_cpu, offload_type="leaf_level")
+    registry = denoiser._diffusers_hook
+    group = registry.get_hook("group_offloading").group
+    assert registry._module_ref is denoiser is group.onload_leader
+    loads: list[None] = []
+    load = group.onload_
+    group.onload_ = lambda: (loads.append(None), load())
+    case.run(pipe)
+    assert loads
+
+
+def test_threads_that_run_eager_leave_the_compiler_as_it_was() -> None:
+    """They leave in another order than they came."""
+    with ExitStack() as first, ExitStack() as second:
+        first.enter_context(eager())
+        second.enter_context(eager())
+        first.close()
+        assert eval_frame._stance.stance == "force_eager"
+        second.close()
+        assert eval_frame._stance.stance == "default"
+
+
+# -- latents of another size, fewer tokens, the room of what was kept
+
+
+@pytest.mark.parametrize("reuse", [Reuse(refresh={"uncond": 3}), Reuse(cache=0.5)], ids=("refresh", "cache"))
+@over(MOCHI)
+def test_nothing_is_kept_of_latents_of_another_size(case: Case, pipe: Any, reuse: Reuse) -> None:
+    def enlarge(_: Any, index: int, __: Any, given: dict[str, Tensor]) -> dict[str, Tensor]:
+        latents = given["latents"]
+        return {"latents": latents.repeat_interleave(2, -2) if index == 0 else latents}
+
+    with guided(pipe, APG(guidance_scale=SCALE, momentum=-0.5), reuse=reuse) as report:
+        clip = case.run(pipe, callback_on_step_end=enlarge, callback_on_step_end_tensor_inputs=["latents"])
+    assert clip.shape[-2] == 2 * case.run(pipe).shape[-2]
+    assert not report.steps[0].estimated and not report.steps[1].estimated
+
+
+@over(SDXL)
+def test_an_attention_over_fewer_tokens_is_refused(case: Case, pipe: Any) -> None:
+    attention = next(one for name, one in pipe.unet.named_modules() if name.endswith("attn1"))
+    forward = attention.forward
+
+    def on_every_second(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return forward(hidden_states[:, ::2], *args, **kwargs).repeat_interleave(2, 1)
+
+    attention.forward = on_every_second
+    case.run(pipe)
+    with (
+        guided(pipe, OSEG(blocks="all")),
+        pytest.raises(GuidanceError, match=r"an attention sees .* what merges tokens, or leaves some out"),
+    ):
+        case.run(pipe)
+
+
+@over(WAN)
+def test_what_was_kept_is_gone_when_the_clip_is_decoded(
+    case: Case, pipe: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: list[weakref.ref[KeptPredictions]] = []
+
+    def keep(*args: Any) -> KeptPredictions:
+        made = KeptPredictions(*args)
+        kept.append(weakref.ref(made))
+        return made
+
+    monkeypatch.setattr("oseg_video.engine.guided.KeptPredictions", keep)
+    decode, alive = pipe.vae.decode, []
+
+    def decode_seeing(*args: Any, **kwargs: Any) -> Any:
+        alive.append([one() is not None and bool(one()._differences) for one in kept])
+        return decode(*args, **kwargs)
+
+    pipe.vae.decode = decode_seeing
+    with guided(pipe, CFG(guidance_scale=SCALE), reuse=Reuse(refresh={"uncond": 2})):
+        case.run(pipe, output_type="pt")
+    assert len(kept) == 2 and alive == [[False, False]]
 
 
 # -- one expert in both places

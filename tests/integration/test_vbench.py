@@ -510,6 +510,15 @@ def test_a_second_run_leaves_the_answers_of_the_first_alone(tmp_path):
     assert KeptAnswers(tmp_path, {}).find("one") == 1
 
 
+def test_answers_are_found_beside_what_a_power_cut_left(tmp_path):
+    KeptAnswers(tmp_path, {}).add("one", 1)
+    with open(tmp_path / "vbench.jsonl", "ab") as file:
+        file.write(b"\0" * 9 + b"\n")
+    after = KeptAnswers(tmp_path, {})
+    after.add("two", 2)
+    assert [KeptAnswers(tmp_path, {}).find(question) for question in ("one", "two")] == [1, 2]
+
+
 def test_a_share_of_clips_in_which_no_object_is_found(tmp_path):
     clips = make_suite(tmp_path / "suite")
     for clip in of("color", clips):

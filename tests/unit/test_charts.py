@@ -62,6 +62,11 @@ def test_an_interval_for_each_point_or_none() -> None:
         drawn(Series("one", [(0, 1), (1, 2)], intervals=[(0, 1)]))
 
 
+def test_values_that_only_rounding_tells_apart_have_an_axis() -> None:
+    root = drawn(Series(name="a", points=[(1.0, 0.1 + 0.2), (2.0, 0.3)]))
+    assert len(circles(root)) == 2 and len(labels(root, "end")) > 1
+
+
 def test_points_that_are_no_numbers_are_left_out() -> None:
     assert len(circles(drawn(Series("one", [(0, 1), (1, math.nan), (math.inf, 2)])))) == 1
     with pytest.raises(ValueError, match="at least one point"):

@@ -1,6 +1,7 @@
 """Calls of a pipeline, and its calls of its denoiser, handed to someone else for the time being."""
 
 import copy
+import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -47,10 +48,13 @@ class MadeCall:
 def intercepted_calls(
     pipe: Pipeline,
     answer: Callable[[Callable[..., Any], Mapping[str, Any], Mapping[str, Any]], Any],
+    arrived: Callable[[Mapping[str, Any]], None],
 ) -> Iterator[None]:
     """Send calls of this one pipeline through `answer(the call, arguments with defaults, those given)`.
 
-    The call is that which was made; keyword arguments add to what it was given.
+    The call is that which was made; keyword arguments add to what it was given. A subclass may change the
+    arguments before it goes on to its base by `super().__call__`: `arrived` is told what arrives there, with
+    defaults.
 
     The instance gets a subclass of its class for the time being, because `__call__` is looked up on the
     class. (`torch.nn.utils.parametrize` swaps classes in the same way.) Copies, pickles and `components` of
@@ -59,11 +63,12 @@ def intercepted_calls(
     original = type(pipe)
     if getattr(original, "_guided", False):
         raise GuidanceError("this pipeline is guided already; leave the first guided() before the next")
-    calls = [vars(one)["__call__"] for one in original.__mro__ if "__call__" in vars(one)]
-    signatures = [_without_self(one) for one in calls]
+    owners = [one for one in original.__mro__ if "__call__" in vars(one)]
+    signatures = [_without_self(vars(one)["__call__"]) for one in owners]
     # A class is freed late, as it is part of a circle. What it refers to must not keep a model in memory.
-    answers = [answer]
+    answers, listeners = [answer], [arrived]
 
+    @functools.wraps(original.__call__)
     def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
         as_made = partial(original.__call__, self, *args, **kwargs)
         named = [_named(signatures, args, kwargs, defaults=defaults) for defaults in (True, False)]
@@ -85,12 +90,24 @@ def intercepted_calls(
     if hasattr(original, "components"):
         namespace["components"] = property(lambda self: _unpatched(original.components.__get__(self)))
     metaclass: Any = type(original)
-    guided_class = metaclass(original.__name__, (original,), namespace)
+    bases = [original]
+    if len(owners) > 1:
+        base = owners[-1]
+
+        def listening(self: Any, *args: Any, **kwargs: Any) -> Any:
+            listeners[0](_named(signatures[-1:], args, kwargs, defaults=True))
+            return base.__call__(self, *args, **kwargs)
+
+        # After all subclasses in the order of methods, and before the base.
+        own = {"__call__": listening, "__module__": base.__module__}
+        bases.append(metaclass(base.__name__, (base,), own))
+    guided_class = metaclass(original.__name__, tuple(bases), namespace)
     try:
         with swapped_class(pipe, guided_class):
             yield
     finally:
         answers.clear()
+        listeners.clear()
 
 
 @contextmanager
@@ -100,13 +117,13 @@ def intercepted_denoiser(
     signature: inspect.Signature,
     answer: Callable[[MadeCall], Any],
     refused: tuple[str, ...] = (),
-) -> Iterator[None]:
-    """Send this one pipeline's calls of its denoiser through `answer`.
+) -> Iterator[Denoiser]:
+    """Send this one pipeline's calls of its denoiser through `answer`; what it holds instead meanwhile.
 
     The pipeline gets a twin of the denoiser for the time being: an object of a subclass over the very same
-    attributes. Whoever else holds the denoiser (another pipeline, maybe in another thread) holds the real
-    one, which runs as ever; and what a user or an offload hook sets on either stays. `refused` names the
-    methods that must not be called meanwhile.
+    attributes, which has its methods called on the real one. Whoever else holds the denoiser (another
+    pipeline, maybe in another thread) holds the real one, which runs as ever; and what a user or an offload
+    hook sets on either stays. `refused` names the methods that must not be called meanwhile.
     """
     denoiser = getattr(pipe, attribute)
     original: Any = type(denoiser)
@@ -121,9 +138,25 @@ def intercepted_denoiser(
             f"{name}() cannot be called inside guided() where blocks are perturbed, reused or shared"
         )
 
+    def through_twin(self: Any, name: str) -> Any:
+        value = original.__getattribute__(self, name)
+        if name.startswith("_") or not inspect.ismethod(value):
+            return value
+        # diffusers' hooks compare the module that they are called for with the one that they were made for.
+        real: Denoiser = self._real
+        method = getattr(real, name)
+
+        @functools.wraps(method)
+        def of_the_real(*args: Any, **kwargs: Any) -> Any:
+            result = method(*args, **kwargs)
+            return self if result is real else result  # as of to(), which may be assigned
+
+        return of_the_real
+
     namespace: dict[str, Any] = {name: partial(refuse, name) for name in refused if hasattr(denoiser, name)}
     namespace |= {
         "__call__": __call__,
+        "__getattribute__": through_twin,
         "__new__": lambda _, *args, **kwargs: original(*args, **kwargs),
         "__deepcopy__": lambda self, memo: copy.deepcopy(self._real, memo),
         "__reduce_ex__": lambda self, protocol: self._real.__reduce_ex__(protocol),
@@ -138,7 +171,7 @@ def intercepted_denoiser(
     # Past diffusers' own `__setattr__`, which would write it into the pipeline's configuration.
     vars(pipe)[attribute] = twin
     try:
-        yield
+        yield twin
     finally:
         answers.clear()
         if vars(pipe).get(attribute) is twin:

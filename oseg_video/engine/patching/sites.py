@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from oseg_video.adapters.denoiser import AttentionSite, Layout, VideoTokens
+from oseg_video.engine.errors import GuidanceError
 
 _PIECES = 24
 """A change of one of so many takes less than half of the room of all queries."""
@@ -208,11 +209,26 @@ def in_this_thread(hook: Callable[..., Any]) -> Callable[..., Any]:
     return hook_of_this_thread
 
 
+_STANCE = threading.Lock()
+_eager: list[Any] = []
+"""What set the process's stance, once for each that is inside `eager` at the moment."""
+
+
 @contextmanager
 def eager() -> Iterator[None]:
-    """Nothing runs compiled."""
-    with torch.compiler.set_stance("force_eager"):
+    """Nothing runs compiled, in any thread: torch has one stance for the process.
+
+    The last that leaves restores it: threads leave in another order than they came.
+    """
+    with _STANCE:
+        _eager.append(_eager[0] if _eager else torch.compiler.set_stance("force_eager"))
+    try:
         yield
+    finally:
+        with _STANCE:
+            stance = _eager.pop()
+            if not _eager:
+                stance.__exit__(None, None, None)
 
 
 def _split_heads(x_BSC: Tensor, heads: int) -> Tensor:
@@ -262,6 +278,11 @@ def in_pieces(change: QueryChange, query: Tensor, key: Tensor, span: slice, toke
     Heads, [B, N, S, D], are changed a few at a time, as is every batch row and, [B, S, C], every token: a
     change in float32 needs several times the room of what it changes.
     """
+    if span.stop > query.shape[tokens]:
+        raise GuidanceError(
+            f"an attention sees {query.shape[tokens]} tokens, where those of the clip end at {span.stop}; "
+            f"what merges tokens, or leaves some out, cannot be used with a perturbation"
+        )
     changed = torch.empty_like(query)
     outside = [slice(0, span.start), slice(span.stop, query.shape[tokens])]
     for part in outside:

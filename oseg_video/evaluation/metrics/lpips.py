@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from oseg_video import console
-from oseg_video.evaluation.clips import ClipFile
+from oseg_video.evaluation.clips import SHOWN_NOWHERE, ClipFile, varying_settings
 from oseg_video.evaluation.errors import EvaluationError
 from oseg_video.evaluation.features.stills import library, middle_frame
 from oseg_video.evaluation.features.weights import file_sha256
@@ -73,17 +73,16 @@ class DistanceToUnguided(Metric):
 
     @torch.no_grad()
     def observe(self, clips: Sequence[ClipFile]) -> Observations:
-        unguided = {_request(clip): clip for clip in clips if _guidance(clip) == UNGUIDED}
+        unguided: dict[tuple[str, str, int], list[ClipFile]] = {}
+        for clip in clips:
+            if _guidance(clip) == UNGUIDED:
+                unguided.setdefault(_request(clip), []).append(clip)
         store = RowStore(self.options.work, self.values[0].protocol)
         found: list[tuple[ClipFile, str]] = []
         skipped: dict[str, str] = {}
         for clip in console.bar(clips, self.name):
-            reference = unguided.get(_request(clip))
             try:
-                if reference is None:
-                    raise EvaluationError(
-                        f"{self.name}: {clip.name} has no unguided clip of its prompt and seed"
-                    )
+                reference = self._reference(clip, unguided.get(_request(clip), []))
                 state = f"{file_state(clip.path)}|{file_state(reference.path)}"
                 if state not in store:
                     distance = 0.0 if reference is clip else self._distance(clip, reference)
@@ -100,6 +99,24 @@ class DistanceToUnguided(Metric):
 
     def per_clip(self, name: str, rows: Tensor) -> Tensor | None:
         return rows[:, 0]
+
+    def _reference(self, clip: ClipFile, unguided: Sequence[ClipFile]) -> ClipFile:
+        """The unguided clip of a request; of several, the one that was made as the clip was."""
+        varying = [name for name in varying_settings(unguided) if name not in SHOWN_NOWHERE]
+        same = [
+            one
+            for one in unguided
+            if all(one.made_with.get(name) == clip.made_with.get(name) for name in varying)
+        ]
+        if len(same) == 1:
+            return same[0]
+        prefix = f"{self.name}: {clip.name} has"
+        if not unguided:
+            raise EvaluationError(f"{prefix} no unguided clip of its prompt and seed")
+        raise EvaluationError(
+            f"{prefix} {len(unguided)} unguided clips of its prompt and seed, {len(same)} of them with its "
+            f"{', '.join(varying) or 'settings'}"
+        )
 
     def _distance(self, clip: ClipFile, other: ClipFile) -> float:
         first, second = (self._image(one) for one in (clip, other))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import threading
@@ -45,7 +46,12 @@ class KeptAnswers:
         lines = self._path.read_bytes().split(b"\n")[:-1]
         with open(self._path, "ab") as file:  # a run that was killed may have left half a line
             file.truncate(sum(len(line) + 1 for line in lines))
-        return dict(map(json.loads, lines))
+        answers = {}
+        for line in lines:
+            with contextlib.suppress(ValueError):  # a power cut leaves zeros where there was to be text
+                key, answer = json.loads(line)
+                answers[key] = answer
+        return answers
 
     def _key(self, question: Any) -> str:
         text = json.dumps([self._versions, question], sort_keys=True)

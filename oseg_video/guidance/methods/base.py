@@ -82,6 +82,12 @@ class Guidance:
         raise NotImplementedError
 
     @property
+    def guides_by_text(self) -> bool:
+        """Whether a stream may be guided by text: its scale is above 1, or the pipeline's own."""
+        scales = [self.of_stream(stream).largest_guidance_scale for stream in STREAMS]
+        return any(scale is None or scale > 1 for scale in scales)
+
+    @property
     def levels(self) -> tuple[float, ...]:
         """The noise levels, from 1 down, at which some setting takes another value."""
         values = [getattr(self, name) for name in settings_of(self)]

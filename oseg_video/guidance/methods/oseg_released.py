@@ -10,7 +10,7 @@ from oseg_video.guidance.methods.base import BlockGuidance, guidance_method
 from oseg_video.guidance.methods.oseg import mix_setting
 from oseg_video.guidance.perturbations import Change, ReleasedQueries, SkipBlock
 from oseg_video.guidance.plan import Branch, Step, StepPlan
-from oseg_video.guidance.scales import in_float32, shown
+from oseg_video.guidance.scales import in_float32, is_off, shown
 from oseg_video.settings import setting
 from oseg_video.settings.kinds import SWITCH, Blocks
 
@@ -51,13 +51,12 @@ class OSEGReleased(BlockGuidance):
         if step.index == 0:
             # The released code replaces the first step's guided prediction by this.
             return StepPlan({"cond": Branch("cond")}, "0.1 C", _tenth_of_cond)
-        branches = {
-            "cond": Branch("cond"),
-            "uncond_perturbed": Branch("uncond", self._perturbation(blocks)),
-        }
+        scale = self._text_scale(step)
+        branches = {"cond": Branch("cond")}
+        if not is_off(scale):
+            branches["uncond_perturbed"] = Branch("uncond", self._perturbation(blocks))
         if self.skip_conditional and perturbed_scale != 0:
             branches["cond_perturbed"] = Branch("cond", self._perturbation(blocks, SkipBlock()))
-        scale = self._text_scale(step)
         away = "C~" if self.skip_conditional else "C"
         formula = f"C + {shown(scale, less=1)} (C - 0.98 a U~) + {perturbed_scale:g} (C - 0.98 a {away})"
         rule = partial(combine.oseg_released, guidance_scale=in_float32(scale), scale=perturbed_scale)

@@ -12,6 +12,7 @@ from typing import Any
 import psutil
 
 from oseg_video.jobs.quiet import quiet_libraries
+from oseg_video.plugins import load_plugins
 from oseg_video.sweeps.engines.places import plan_places
 from oseg_video.sweeps.engines.processes import WorkerProcesses
 from oseg_video.sweeps.stores import open_store
@@ -121,6 +122,7 @@ class _Actor:
         """folder: the driver's working directory, from which models and images may be named."""
         if os.path.isdir(folder):
             os.chdir(folder)
+        load_plugins()
         # Ray has made the GPUs of this actor the only ones, numbered from 0.
         self._ranks = WorkerProcesses(location, gpus, threads) if len(gpus) > 1 else None
         with quiet_libraries():

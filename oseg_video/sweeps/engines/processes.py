@@ -14,6 +14,7 @@ from typing import Any
 from oseg_video.jobs.launch import FOLDER_PREFIX, start_rank
 from oseg_video.jobs.quiet import quiet_libraries
 from oseg_video.jobs.ranks import Ranks
+from oseg_video.plugins import load_plugins
 from oseg_video.sweeps.stores import open_store
 from oseg_video.sweeps.worker import Outcome, Task, Worker
 
@@ -143,6 +144,7 @@ class WorkerProcesses:
 def _work(connection: Connection, location: str, gpu: int | None, threads: int) -> int:
     """A process: tasks in, outcomes out."""
     device = "cpu" if gpu is None else f"cuda:{gpu}"
+    load_plugins()
     with quiet_libraries():
         import torch
 

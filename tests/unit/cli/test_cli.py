@@ -126,12 +126,13 @@ def test_help_names_every_setting():
 
 def test_flags_become_settings():
     given = settings(
-        *("--prompt", "a", "--prompt", "b", "--seed", "1", "2", "--blocks", "1,3", "--blur-sigma", "2,inf"),
+        *("--prompt", "a", "--prompt", "b", "--seed", "1", "2", "--seed", "3"),
+        *("--blocks", "1,3", "--blur-sigma", "2,inf"),
         *("--interval", "0.1,0.9", "--vae-tiling", "--no-compile", "--mix", "1", "--guidance", "seg"),
     )
     assert given == {
         "prompts": ["a", "b"],
-        "seeds": [1, 2],
+        "seeds": [1, 2, 3],
         "blocks": [1, 3],
         "blur_sigma": [2.0, "inf"],
         "interval": [0.1, 0.9],
@@ -200,6 +201,7 @@ def test_prompts_from_a_file(tmp_path):
             ["generate", *PROMPT, "--xyzzy=3"],
             "unknown argument '--xyzzy=3' of generate; see oseg-video generate",
         ),
+        (["--quiet", "generate", *PROMPT], "--quiet stands before generate; flags come after the command"),
         (["generate", *PROMPT, "stray"], "unknown argument 'stray' of generate"),
         (["generate", *PROMPT, "--rule", "published"], "that of the released code is guidance oseg-released"),
         (["generate", *PROMPT, "--published-skip"], "it is skip_conditional of guidance oseg-released now"),

@@ -436,6 +436,46 @@ def test_weights_go_over_what_they_extend_and_under_what_extends_them(tmp_path):
     assert (settings["steps"], settings["flow_shift"], settings["guidance_scale"]) == (3, 2.0, 4)
 
 
+def test_a_recipe_of_family_and_method_is_extended_with_all_that_the_family_has(tmp_path):
+    weights = {"model": "Wan-AI/Wan2.1-T2V-14B-Diffusers"}
+    extending = write_yaml(tmp_path, "extends: wan-stg\nsteps: 3\n")
+    by_name = resolve({**weights, "steps": 3}, "wan-stg", family="wan")
+    assert resolve(weights, extending, family="wan") == by_name
+    assert (by_name.height, by_name.own["flow_shift"], by_name.guidance.name) == (720, 5.0, "stg")
+    # Another method takes its place, with none of its settings.
+    assert resolve({**weights, "guidance": "seg"}, extending, family="wan").guidance.name == "seg"
+
+
+def test_a_text_guidance_in_a_method_has_what_the_recipe_says_of_it(tmp_path):
+    seg = resolve({"guidance": "seg", "text": "cfg-zero"}, family="sd15").guidance
+    assert (seg.text.zero_steps, CFGZeroStar().zero_steps) == (0, 1)
+    stg = resolve({"guidance": "stg", "text": "apg"}, family="wan").guidance
+    apg = resolve({"guidance": "apg"}, family="wan").guidance
+    own = ("eta", "momentum", "norm_threshold")
+    assert [getattr(stg.text, name) for name in own] == [getattr(apg, name) for name in own]
+    path = write_yaml(tmp_path, "methods:\n  apg: {eta: 0.25, guidance_scale: 9}\n  stg: {text: apg}\n")
+    mine = resolve({"guidance": "stg", "momentum": -0.1, "blocks": [1]}, path).guidance
+    assert (mine.text.eta, mine.text.momentum) == (0.25, -0.1) and mine.guidance_scale != 9
+
+
+def test_the_scale_of_a_second_expert_is_left_out_with_a_method_of_its_own_scale():
+    weights = {"model": "Wan-AI/Wan2.2-T2V-A14B-Diffusers"}
+    assert resolve({**weights, "guidance": "cfg"}, family="wan").own["guidance_scale_2"] == 3.0
+    assert "guidance_scale_2" not in resolve({**weights, "guidance": "nag"}, family="wan").own
+
+
+@pytest.mark.parametrize("key", ["guidance: nag", "model: mochi", "image: a.png", "weights: {b: {steps: 7}}"])
+def test_what_decides_about_weights_does_not_stand_under_them(tmp_path, key):
+    path = write_yaml(tmp_path, f"weights:\n  tiny-1.0: {{{key}}}\n")
+    with pytest.raises(ConfigError, match=f"{key.split(':')[0]} cannot stand under weights"):
+        resolve({}, path)
+
+
+def test_the_default_model_has_its_weights_section_too(tmp_path):
+    path = write_yaml(tmp_path, "weights:\n  embedded: {steps: 7}\n")
+    assert resolve({}, path).steps == resolve({"model": "embedded"}, path).steps == 7
+
+
 @pytest.mark.parametrize(
     ("model", "image", "steps"),
     [

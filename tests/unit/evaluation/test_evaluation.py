@@ -10,7 +10,14 @@ import torch
 from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
-from oseg_video.evaluation.bootstrap import bootstrap, interval_of, resampled, share, share_difference
+from oseg_video.evaluation.bootstrap import (
+    bootstrap,
+    interval_of,
+    resampled,
+    share,
+    share_difference,
+    share_over,
+)
 from oseg_video.evaluation.features.frechet import Moments, frechet_distance, moments_of_rows
 from oseg_video.types import OsegVideoError
 
@@ -147,10 +154,10 @@ def test_a_paired_interval_is_narrower_than_an_unpaired_one() -> None:
 
 
 def test_the_share_of_all_right_clips_keeps_its_uncertainty() -> None:
-    interval = share(100, 100)
+    interval = share(1, 100)
     assert interval.value == interval.high == 1
     assert interval.low == pytest.approx(1 / (1 + 1.959964**2 / 100))  # closed form at a rate of 1
-    half = share(50, 100)
+    half = share(0.5, 100)
     assert half.high - 0.5 == pytest.approx(0.5 - half.low) and half.low == pytest.approx(0.4038, abs=1e-4)
 
 
@@ -166,7 +173,10 @@ def test_the_difference_of_paired_shares_against_its_closed_form() -> None:
         ours = [1.0] * (both + first) + [0.0] * (second + neither)
         theirs = [1.0] * both + [0.0] * first + [1.0] * second + [0.0] * neither
         count = len(ours)
-        (p, p_low, p_high), (q, q_low, q_high) = share(both + first, count), share(both + second, count)
+        (p, p_low, p_high), (q, q_low, q_high) = (
+            share((both + first) / count, count),
+            share((both + second) / count, count),
+        )
         product = both * neither - first * second
         corrected = product if product <= 0 else max(product - count / 2, 0)
         margins = (both + first) * (second + neither) * (both + second) * (first + neither)
@@ -191,11 +201,59 @@ def test_the_difference_of_paired_shares_covers_the_truth() -> None:
         assert 930 <= held
 
 
+def test_clips_of_a_prompt_count_as_many_as_they_are_worth() -> None:
+    generator = torch.Generator().manual_seed(7)
+    prompts = [place // 4 for place in range(800)]
+
+    def width(hits: torch.Tensor) -> float:
+        found = share_over(hits.double().tolist(), prompts)
+        assert found.value == pytest.approx(float(hits.double().mean()))
+        return found.high - found.low
+
+    apart = torch.rand(800, generator=generator) < 0.3
+    alike = (torch.rand(200, generator=generator) < 0.3).repeat_interleave(4)
+    assert width(apart) == pytest.approx(2 * 1.96 * (0.3 * 0.7 / 800) ** 0.5, rel=0.1)
+    assert width(alike) == pytest.approx(2 * 1.96 * (0.3 * 0.7 / 200) ** 0.5, rel=0.1)
+    ones = torch.ones(800, dtype=torch.bool)  # says nothing of how alike they are: one a prompt
+    assert share_over(ones.double().tolist(), prompts) == share(1, 200)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("prompts", "clips", "rate"), [(6, 5, 0.5), (40, 2, 0.9), (60, 4, 0.3)])
+def test_shares_over_prompts_cover_the_truth(prompts: int, clips: int, rate: float) -> None:
+    """Chances differ between prompts, by a Beta distribution, and methods share the prompt's."""
+    generator = torch.Generator().manual_seed(8)
+    groups = [place // clips for place in range(prompts * clips)]
+    held = of_difference = 0
+    chances = torch.distributions.Beta(4 * rate, 4 * (1 - rate))
+    torch.manual_seed(8)
+    for _ in range(1000):
+        chance = chances.sample((prompts,)).repeat_interleave(clips)
+        ours, theirs = ((torch.rand(len(groups), generator=generator) < chance).double() for _ in range(2))
+        found = share_over(ours.tolist(), groups)
+        held += found.low <= rate <= found.high
+        difference = share_difference(ours.tolist(), theirs.tolist(), groups)
+        of_difference += difference.low <= 0 <= difference.high
+    assert 930 <= held and 930 <= of_difference
+
+
+def test_a_mean_that_one_clip_moves_may_be_nothing() -> None:
+    """Centred on its own draws, chance would decide on which side of 0 the interval ends."""
+    for place in range(20):
+        values = torch.zeros(200).double()
+        values[10 * place] = 1
+        interval = bootstrap(lambda rows, v=values: float(v[rows].mean()), 200)
+        assert interval.low < 0 < interval.high
+
+
 def test_an_interval_of_a_biased_statistic_still_holds_its_value() -> None:
     features = torch.randn(60, 8, generator=torch.Generator().manual_seed(4)).double()
     reference = Moments.of(torch.randn(500, 8, generator=torch.Generator().manual_seed(5)))
     interval = bootstrap(
-        lambda rows: frechet_distance(Moments.of(features[rows]), reference), 60, resamples=100
+        lambda rows: frechet_distance(Moments.of(features[rows]), reference),
+        60,
+        resamples=100,
+        biased=True,
     )
     assert interval.low < interval.value < interval.high
 

@@ -304,6 +304,31 @@ def test_lpips_goes_on_where_it_was_stopped(tmp_path: Path, monkeypatch: pytest.
 
 
 @pytest.mark.usefixtures("lpips")
+def test_lpips_compares_with_the_unguided_image_of_the_same_steps(tmp_path: Path) -> None:
+    for steps, shift in ((8, 0), (20, 5)):
+        for guidance, more in (("none", 0), ("seg", 10)):
+            write_images(tmp_path / str(steps), range(2), guidance, shift=shift + more)
+            for path in (tmp_path / str(steps)).glob(f"{guidance}-*.png"):
+                seed = int(path.stem.partition("-")[2])
+                asked = {"prompts": ["a red circle"], "seeds": [seed], "out": str(path)}
+                write_manifest(path, guidance=guidance, steps=steps, **asked)
+    found = values(tmp_path, ["lpips:vgg"])
+    for steps, shift in ((8, 0), (20, 5)):
+        apart = [
+            np.abs(pixels(s + shift).astype(float) - pixels(s + shift + 10)).mean() / 127.5 for s in (0, 1)
+        ]
+        (value,) = (one for name, (one,) in found.results.items() if name.startswith(f"seg (steps={steps}"))
+        assert value.value == pytest.approx(sum(apart) / 2, rel=1e-5)
+    for path in tmp_path.rglob("none-0.json"):  # nothing tells them apart any more
+        path.unlink()
+    other = tmp_path / "20" / "none-1.json"
+    other.write_text(other.read_text().replace('"steps": 20', '"steps": 8'))
+    found = values(tmp_path, ["lpips:vgg"])
+    said = "has 2 unguided clips of its prompt and seed, 2 of them with its settings"
+    assert any(said in line for line in found.skipped.values())
+
+
+@pytest.mark.usefixtures("lpips")
 def test_lpips_needs_unguided_images(tmp_path: Path) -> None:
     write_images(tmp_path, range(2), "seg")
     there_are_none = "compares with clips of guidance 'none'; there are none"

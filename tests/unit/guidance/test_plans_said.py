@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -61,3 +63,9 @@ def test_the_released_code_then_perturbs_one_branch_or_both(skip: bool) -> None:
     assert plan.formula == f"C + 2 (C - 0.98 a U~) + 0.5 (C - 0.98 a {'C~' if skip else 'C'})"
     given = {name: torch.randn(2, 3, 4) for name in changes}
     assert torch.equal(plan.rule(**given), combine.oseg_released(**given, guidance_scale=3.0, scale=0.5))
+    alone = replace(method, guidance_scale=1.0).plan(step(1.0))
+    assert [*alone.branches] == [name for name in changes if name != "uncond_perturbed"]
+    assert torch.equal(
+        alone.rule(**{name: given[name] for name in alone.branches}),
+        combine.oseg_released(**given, guidance_scale=1.0, scale=0.5),
+    )

@@ -44,7 +44,8 @@ def rows(right: torch.Tensor, seed: int = 0) -> Rows:
 
 def statistics(clips: int) -> Statistics:
     generator = torch.Generator().manual_seed(9)
-    return Statistics(clips, Moments.of(torch.randn(500, 4, generator=generator)))
+    captions = [f"caption {place // 2}" for place in range(clips)]
+    return Statistics(clips, captions, Moments.of(torch.randn(500, 4, generator=generator)))
 
 
 class PlantedBench:
@@ -52,6 +53,9 @@ class PlantedBench:
 
     def __init__(self, best: dict) -> None:
         self.best, self.asked = best, {}
+
+    def captions(self, seed: int, places: range) -> list[str]:
+        return [f"caption {place // 2} of {seed}" for place in places]
 
     def rows(self, setting: Setting, clips: int, label: str) -> Rows:
         self.asked[label] = max(clips, self.asked.get(label, 0))
@@ -86,6 +90,29 @@ def test_differences_are_paired_and_intervals_are_over_prompts() -> None:
     # 200 prompts, not 400 clips: sqrt(p (1 - p) / 200) on each side, times 1.96.
     assert value.high - value.low == pytest.approx(2 * 1.96 * (0.25 / 200) ** 0.5, rel=0.2)
     assert counted.differences(less, less)["frechet"] == (0, 0, 0)
+
+
+def test_one_clip_more_than_the_other_is_no_difference_for_sure() -> None:
+    """A bootstrap's interval of a share would have no width, or leave 0 out by chance."""
+    none = torch.zeros(200, dtype=torch.bool)
+    one = none.clone()
+    one[7] = True
+    for more, less in ((one, none), (none, one), (none, none)):
+        found = statistics(200).differences(rows(more), rows(less))
+        assert found["all"].low < 0 < found["all"].high
+        assert found["score"].low <= 0 <= found["score"].high
+
+
+def test_clips_of_a_caption_that_was_drawn_twice_count_together() -> None:
+    values = torch.randn(50, generator=torch.Generator().manual_seed(2)).double().repeat_interleave(4)
+    once = statistics(200)
+    twice = replace(once, captions=[f"caption {place // 4}" for place in range(200)])
+
+    def width(counted: Statistics) -> float:
+        found = counted.mean(values)
+        return found.high - found.low
+
+    assert width(twice) == pytest.approx(2**0.5 * width(once), rel=0.1)
 
 
 def test_a_distance_is_a_share_of_that_between_the_clips_of_a_prompt() -> None:
