@@ -259,8 +259,6 @@ class _Session:
     def _begin_step(self, current: "_RunningCall", call: _DenoiserCall) -> OpenStep:
         """The step that begins with this denoiser call."""
         position = current.sampler.next_step(call.arguments.get("timestep"))
-        if position.index == 0 or call.sample.shape != current.shape:
-            current.begin_run(call.sample.shape)
         self._require_same_sample(position.index, call.sample)
         sampling, arguments = self._adapter.sampling, current.arguments
         calls = sampling.calls(uncond=sampling.runs_uncond(self._pipe, arguments))
@@ -276,6 +274,8 @@ class _Session:
             )
         every = tuple(condition for one in calls for condition in one)
         latents = call.latents(calls[0])
+        if position.index == 0 or latents[0].shape != current.shape:
+            current.begin_run(latents[0].shape)
         steps = {
             stream: Step(
                 index=position.index,
@@ -379,7 +379,7 @@ class _RunningCall:
     memory: dict[Stream, dict[str, Tensor]]
     """That of the method, in the sampling run in progress."""
     shape: torch.Size | None = None
-    """Of what the denoiser takes."""
+    """Of the latents of one condition."""
 
     def __init__(
         self, arguments: Mapping[str, Any], sampler: Sampler, keep: Callable[[], KeptPredictions]
