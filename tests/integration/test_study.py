@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from study.bench import Bench
 
 from oseg_video.embedded.tasks import TWO_SHAPES
 
@@ -114,7 +115,8 @@ def test_every_stage_runs_and_a_second_time_makes_no_clip_again(tmp_path: Path) 
     assert [row["label"] for row in searched["test"]] == [row["label"] for row in found["test"]["found"]]
     assert [*found["regimes"]["found"]] == ["3 steps", TWO_SHAPES.model.name]
     for rows in found["regimes"]["found"].values():
-        assert [row["label"] for row in rows] == [*labels[:7], "oseg frame"]
+        alone = ["pag", "seg", "stg", "oseg", "oseg frame"]
+        assert [row["label"] for row in rows] == ["none", "cfg", *alone, "oseg frame"]
         assert rows[1]["guidance"]["guidance_scale"] == rows[-1]["guidance"]["guidance_scale"]
     made = {path: path.stat().st_mtime_ns for path in (tmp_path / "rows").iterdir()}
     again = run(tmp_path, "search", "test")
@@ -126,3 +128,25 @@ def test_every_stage_runs_and_a_second_time_makes_no_clip_again(tmp_path: Path) 
     assert fewer["made with"]["other weights"] == found["regimes"]["made with"]["other weights"] != {}
     with pytest.raises(SystemExit, match="--stage search-other needs the folder of other weights: --oth"):
         run(tmp_path, "search-other", others=())
+
+
+@pytest.mark.parametrize(
+    ("kept", "step", "name"), [("second-5500", 5500, "a second network"), ("two-16000", 16000, "step 16,000")]
+)
+def test_the_weights_that_are_kept_are_those_of_the_results(
+    tmp_path: Path, kept: str, step: int, name: str
+) -> None:
+    """As the README exports them for `--other`."""
+    weights = ROOT / "scripts" / "study" / "checkpoints" / f"{kept}.safetensors"
+    few = ("--clips", "2", "--scales", "1", "--threads", "1")
+    command = (sys.executable, ROOT / "scripts" / "train_two.py", "--stage", "export", "--kept", weights)
+    done = subprocess.run(
+        list(map(str, (*command, "--run-dir", tmp_path, *few))),
+        capture_output=True,
+        text=True,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    digest = Bench(TWO_SHAPES, tmp_path / "rows", model=tmp_path / f"export-{step}").digest
+    results = json.loads((ROOT / "scripts" / "study" / "results.json").read_text())
+    assert results["regimes"]["made with"]["other weights"][name] == digest

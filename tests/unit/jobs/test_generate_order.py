@@ -26,7 +26,7 @@ def test_no_rank_makes_a_clip_before_the_first_has_looked_at_what_is_there(
         size = 2
 
         def __init__(self) -> None:
-            self.rank = rank
+            self.rank = self.local_rank = rank
 
         @classmethod
         def started(cls) -> OneOfTwo:
