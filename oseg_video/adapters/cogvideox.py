@@ -50,6 +50,7 @@ class CogVideoXAdapter(JointAttentionAdapter):
         )
     }
     own_scales = ("use_dynamic_cfg",)
+    shown_scale = "the one that use_dynamic_cfg moves in every step"
     size_multiple = 16
     frame_multiple = 4
     denoiser_class = "CogVideoXTransformer3DModel"

@@ -73,6 +73,8 @@ class FamilySettings:
     own_scales: ClassVar[tuple[str, ...]] = ()
     """Those of `own_settings` that are scales of text or image: the pipeline applies them, and the guidance
     takes the pipeline's scale."""
+    shown_scale: ClassVar[str] = ""
+    """Which of the pipeline's scales `--explain` plans with, where they are several."""
     image_settings: ClassVar[tuple[str, ...]] = ()
     """Those of `own_settings` that say what to do with the image that a clip starts from."""
     text: ClassVar[TextUse] = "needed"

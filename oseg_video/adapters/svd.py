@@ -79,6 +79,7 @@ class SVDAdapter(UNetAdapter):
         ),
     }
     own_scales = ("min_guidance_scale", "max_guidance_scale")
+    shown_scale = "that of the last frame, to which it grows from min_guidance_scale"
     sampling = _Ramp("give it a max_guidance_scale above 1", latents_take_prediction_dtype=True)
     denoiser_call = DenoiserCall(
         rows=("sample", "encoder_hidden_states", "added_time_ids"),

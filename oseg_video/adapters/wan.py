@@ -93,6 +93,7 @@ class WanAdapter(ModelAdapter):
         ),
     }
     own_scales = ("guidance_scale_2",)
+    shown_scale = "that of the first expert; steps of the second follow guidance_scale_2"
     # As the model cards load them.
     dtypes: ClassVar[Mapping[str, str]] = {"vae": "float32", "image_encoder": "float32"}
     denoiser_attributes = ("transformer", "transformer_2")

@@ -39,7 +39,7 @@ def explain(job: GenerateJob, ranks: int = 1, parallel: str = AUTO) -> str:
     lines = [
         f"model      {job.model} ({adapter.family}, {len(adapter.blocks(denoiser))} blocks{note})",
         f"clip       {job.frames} frames of {job.height} x {job.width} pixels, {job.steps} steps",
-        *_settings(job),
+        *_settings(job, adapter),
         f"device     {describe_device(job.device)}",
         f"guidance   {job.guidance.name}",
     ]
@@ -83,12 +83,14 @@ def _one_denoiser(counted: CountedJob) -> str:
     return "one denoiser" if len(counted.adapter.denoiser_attributes) > 1 else "the denoiser"
 
 
-def _settings(job: GenerateJob) -> Iterator[str]:
+def _settings(job: GenerateJob, adapter: ModelAdapter) -> Iterator[str]:
     """What the pipeline is called with besides, of which a recipe may say more than the user."""
     if job.negative_prompt is not None:
         yield f"negative   {job.negative_prompt!r}"
     if own := job_to_nested(job)["own"]:
         yield f"settings   {', '.join(f'{name} {value}' for name, value in own.items())}"
+    if adapter.shown_scale and adapter.scales_set(job.own):
+        yield f"scale      {adapter.shown_scale}"
 
 
 def _describe(kind: StepKind, counted: CountedJob) -> Iterator[str]:

@@ -189,5 +189,9 @@ def test_settings_of_the_family_and_the_negative_prompt_are_named(
     monkeypatch.setattr(hub, "find_commit", unreached)
     text = explained(capsys, "--model", "wan", "--guidance", "cfg", "--negative-prompt", "a boat")
     assert "\nnegative   'a boat'\nsettings   flow_shift 3.0\n" in text
+    text = explained(
+        capsys, "--model", "cogvideox", "--guidance", "stg", "--blocks", "1", "--use-dynamic-cfg"
+    )
+    assert "\nscale      the one that use_dynamic_cfg moves in every step\n" in text
     text = explained(capsys, "--model", "hunyuan", "--guidance", "cfg", "--flow-shift", "5")
     assert "\nsettings   embedded_guidance_scale 6.0, flow_shift 5.0\n" in text and "negative" not in text
