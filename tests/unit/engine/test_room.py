@@ -7,9 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers.models.attention_processor import Attention
 from torch import Tensor
+from torch.testing import assert_close
 
-from oseg_video.engine.patching.sites import in_pieces
+from oseg_video.adapters.denoiser import AttentionSite, VideoTokens
+from oseg_video.engine.patching.sites import ChangedQueries, in_pieces
 from oseg_video.guidance.perturbations import BlurOrthogonalQueries, BlurQueries, ReleasedQueries
 from oseg_video.jobs.activations import LiveBytes
 from oseg_video.types import TokenGrid
@@ -47,6 +50,29 @@ def test_pieces_are_the_whole(name: str, shape: tuple[int, int]) -> None:
     assert torch.equal(changed[:, :, span], CHANGES[name](query[:, :, span], key[:, :, span], GRID))
     assert torch.equal(changed[:, :, :TEXT], query[:, :, :TEXT])
     assert changed.stride() == query.stride()
+
+
+@pytest.mark.parametrize("norm", [None, "rms_norm"])
+@torch.no_grad()
+def test_the_released_codes_queries_are_changed_as_they_leave_their_projection(norm: str | None) -> None:
+    """Over all channels, not head by head, also where no norm follows (Stable Diffusion, SVD)."""
+    torch.manual_seed(0)
+    attention = Attention(query_dim=64, heads=2, dim_head=32, qk_norm=norm)
+    x_BSC, change, fired = torch.randn(2, GRID.tokens, 64), ReleasedQueries(0.67), list[str]()
+    changed = change(attention.to_q(x_BSC), attention.to_k(x_BSC), GRID)
+    stock = attention.to_q.forward
+    attention.to_q.forward = lambda _: changed
+    expected = attention(x_BSC)
+    attention.to_q.forward = stock
+    hooks = ChangedQueries(
+        AttentionSite("a", attention, "BNSD"),
+        VideoTokens(GRID),
+        lambda q, k: change(q, k, GRID),
+        fired.append,
+    )
+    with hooks.installed(change.site):
+        assert_close(attention(x_BSC), expected)
+    assert fired == ["a"] and not torch.allclose(attention(x_BSC), expected)
 
 
 def room(change: Any, query: Tensor, key: Tensor, span: slice, tokens: int) -> float:
