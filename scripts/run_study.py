@@ -126,11 +126,10 @@ def _joined(
     before: Mapping[str, Any] | None, made: dict[str, Any], others: Mapping[str, Study]
 ) -> dict[str, Any]:
     """What a stage found, and of other weights also what it found before."""
-    known: dict[str, str] = before["made with"]["other weights"] if before else {}
-    for name in known.keys() - others.keys():
-        assert before is not None
-        made["made with"]["other weights"][name] = known[name]
-        made["found"][name] = before["found"][name]
+    if before is not None:
+        for name in before["made with"]["other weights"].keys() - others.keys():
+            made["made with"]["other weights"][name] = before["made with"]["other weights"][name]
+            made["found"][name] = before["found"][name]
     return made
 
 

@@ -137,8 +137,8 @@ def shipped_recipe(name: str) -> dict[str, Any] | None:
     path = recipe_path(name)
     if path is not None:
         return read_recipe(path)
-    found = _of_family(name)
-    return {**found.of(found.own[METHOD]), METHOD: found.own[METHOD]} if found else None
+    _, found = _of_family(name)
+    return {**found.of(found.own[METHOD]), **found.own} if found else None
 
 
 def find_recipe(name: str, *folders: str) -> Path:
@@ -258,25 +258,23 @@ def _named(config: Path | str) -> Recipe:
         return _read(path, ())
     if name in RENAMED_RECIPES:
         raise ConfigError(f"{name} is called {RENAMED_RECIPES[name]} now")
-    families = _families()
     file = recipe_path(name)
-    if file is not None and name not in families:
+    if file is not None and name not in _families():
         return _read(file, ())
-    found = Recipe({}, {}, extended=_read(file, ())) if file is not None else _of_family(name)
+    family, found = _of_family(name)
     if found is not None:
-        family = next(one for one in families if name == one or name.startswith(f"{one}-"))
         return dataclasses.replace(found, own={"model": found.settings.get("model", family), **found.own})
     hint = known_or_nearest(name, recipe_names()) if name == str(config) else "and no recipe of that name"
     raise ConfigError(f"cannot read {config}: No such file or directory; {hint}")
 
 
-def _of_family(name: str) -> Recipe | None:
-    """What `mochi-stg` names: the recipe of the family with the method, or None."""
+def _of_family(name: str) -> tuple[str, Recipe | None]:
+    """What `mochi` and `mochi-stg` name: the family, and its recipe, with the method if one is named."""
     for family in _families():
         recipe, method = _read(recipe_folder() / f"{family}.yaml", ()), name.removeprefix(f"{family}-")
-        if method != name and method in recipe.methods:
-            return Recipe({METHOD: method}, {}, extended=recipe)
-    return None
+        if name == family or method in recipe.methods:
+            return family, Recipe({} if name == family else {METHOD: method}, {}, extended=recipe)
+    return "", None
 
 
 def _families() -> list[str]:
@@ -397,4 +395,4 @@ def _extended(path: Path, name: Any, chain: tuple[Path, ...]) -> Recipe:
         return _read(file, chain)
     if shipped in RENAMED_RECIPES:
         raise ConfigError(f"{path.name}: {name} is called {RENAMED_RECIPES[shipped]}.yaml now")
-    return _of_family(shipped) or _read(beside, chain)
+    return _of_family(shipped)[1] or _read(beside, chain)

@@ -60,6 +60,11 @@ class ClipFile:
         return self.start, -1 if self.seed is None else self.seed
 
     @property
+    def guidance(self) -> str:
+        """The method of the manifest, or else the row."""
+        return str(self.settings.get("guidance", self.method))
+
+    @property
     def made_with(self) -> Mapping[str, Any]:
         """All that the manifest says the clip was made with; empty without one."""
         return {**self.settings, "weights": self.weights} if self.settings else {}
@@ -121,7 +126,7 @@ def find_clips(folders: Sequence[Path]) -> FoundClips:
             continue
         try:
             clip = _clip_file(path, name, inner, label)
-            clips.append(clip if len(folders) > 1 else replace(clip, method=_guidance(clip)))
+            clips.append(clip if len(folders) > 1 else replace(clip, method=clip.guidance))
         except MediaError as error:
             broken[name] = str(error)
     clips, copies = _without_copies(_told_apart(clips))
@@ -276,10 +281,6 @@ def _clip_file(path: Path, name: str, inner: str, method: str) -> ClipFile:
 def _weights(model: Mapping[str, Any]) -> str | None:
     said = model.get("commit") or model.get("sha256")
     return said[:12] if isinstance(said, str) else None
-
-
-def _guidance(clip: ClipFile) -> str:
-    return str(clip.settings.get("guidance", clip.method))
 
 
 def _first(job: Mapping[str, Any], name: str, kind: type) -> Any:

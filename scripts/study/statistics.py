@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -49,7 +48,7 @@ class Statistics:
     def mean(self, values: Tensor) -> Interval95:
         """Of one value a clip."""
         draws = [float(values[index].mean()) for index in self._resamples(MEANS_RESAMPLES)]
-        return interval_of(float(values.mean()), draws, len(set(self._prompts)))
+        return interval_of(float(values.mean()), draws, self._groups)
 
     def frechet(self, rows: Rows) -> Interval95:
         """Distance to drawn clips."""
@@ -89,17 +88,20 @@ class Statistics:
         apart = (paired[::CLIPS_PER_PROMPT] - paired[1::CLIPS_PER_PROMPT]).norm(dim=1).mean()
         return self.mean((own - paired).norm(dim=1) / apart)
 
-    @cached_property
+    @property
     def _prompts(self) -> Sequence[str]:
         return self.captions[: self.clips]
+
+    @property
+    def _groups(self) -> int:
+        return len(set(self._prompts))
 
     def _resamples(self, count: int) -> list[Tensor]:
         return list(resampled(self._prompts, count))
 
     def _of_sets(self, statistic: Callable[[Tensor], float]) -> Interval95:
         draws = [statistic(index) for index in self._resamples(self.resamples)]
-        value = statistic(torch.arange(self.clips))
-        return interval_of(value, draws, len(set(self._prompts)), biased=True)
+        return interval_of(statistic(torch.arange(self.clips)), draws, self._groups, biased=True)
 
     def _distance(self, rows: Rows, index: Tensor) -> float:
         return frechet_distance(moments_of_rows(rows.features.float(), index), self.reference)

@@ -67,7 +67,7 @@ class DistanceToUnguided(Metric):
         self.values = (MetricValue(name=self.name, better="lower", protocol=protocol, least=0.0),)
 
     def check_together(self, clips: Sequence[ClipFile]) -> Sequence[str]:
-        if all(_guidance(clip) != UNGUIDED for clip in clips):
+        if all(clip.guidance != UNGUIDED for clip in clips):
             raise EvaluationError(f"{self.name} compares with clips of guidance {UNGUIDED!r}; there are none")
         return ()
 
@@ -75,7 +75,7 @@ class DistanceToUnguided(Metric):
     def observe(self, clips: Sequence[ClipFile]) -> Observations:
         unguided: dict[tuple[str, str, int], list[ClipFile]] = {}
         for clip in clips:
-            if _guidance(clip) == UNGUIDED:
+            if clip.guidance == UNGUIDED:
                 unguided.setdefault(_request(clip), []).append(clip)
         store = RowStore(self.options.work, self.values[0].protocol)
         found: list[tuple[ClipFile, str]] = []
@@ -130,10 +130,6 @@ class DistanceToUnguided(Metric):
         if isinstance(seen, OsegVideoError):
             raise seen
         return seen.to(self.options.device).float() / 127.5 - 1
-
-
-def _guidance(clip: ClipFile) -> str:
-    return str(clip.settings.get("guidance", clip.method))
 
 
 def _request(clip: ClipFile) -> tuple[str, str, int]:

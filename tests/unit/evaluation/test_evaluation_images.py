@@ -287,12 +287,12 @@ def test_lpips_goes_on_where_it_was_stopped(tmp_path: Path, monkeypatch: pytest.
 
     def until_stopped(self: DistanceToUnguided, clip: ClipFile, other: ClipFile) -> float:
         if len(seen) == stop_at:
-            raise KeyboardInterrupt
+            raise RuntimeError("stopped")
         seen.append(clip.name)
         return distance(self, clip, other)
 
     monkeypatch.setattr(DistanceToUnguided, "_distance", until_stopped)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(RuntimeError, match="stopped"):
         evaluate([images], ["lpips:vgg"], work=work)
     stop_at = 4
     write_images(images, range(1), "none", shift=5)  # made anew meanwhile: its distance is measured again
